@@ -1,0 +1,171 @@
+"""The nouns: tables of prompts, samples, scores, drops and rows, the models, and the pool that holds them.
+
+Ids, scores and marks are in memory; texts, messages and token ids ("heavy" columns) stay in the Parquet files that a pool
+only names. Nothing here knows how a table was made or where a run lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+IDS = pl.List(pl.Int32)
+NAMES = pl.List(pl.String)
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    # meta is a JSON object; answer is the gold answer; id is a content hash plus an occurrence number for repeats.
+    "prompts": {"id": pl.String, "source": pl.String, "answer": pl.String, "messages": MESSAGES, "meta": pl.String},
+    # asked is what the teacher saw; prompt is what the student sees. logprob is the sum over the completion's tokens.
+    "samples": {
+        "id": pl.String,
+        "prompt": pl.String,
+        "stream": pl.String,
+        "number": pl.Int32,
+        "parents": NAMES,
+        "model": pl.String,
+        "finish": pl.String,
+        "seed": pl.Int64,
+        "logprob": pl.Float64,
+        "chars": pl.Int32,
+        "tokens": pl.Int32,
+        "u": pl.Float64,
+        "asked": MESSAGES,
+        "text": pl.String,
+        "token_ids": IDS,
+    },
+    # value is null where the sample could not be scored, and why says so; never a quiet zero.
+    "scores": {
+        "sample": pl.String,
+        "name": pl.String,
+        "draw": pl.Int32,
+        "versus": pl.String,
+        "value": pl.Float64,
+        "weight": pl.Float64,
+        "why": pl.String,
+    },
+    # id names a sample (stream = its stream) or a prompt (stream is null).
+    "drops": {"id": pl.String, "stream": pl.String, "step": pl.String, "reason": pl.String},
+    # One training row. messages is the student's view; *_ids are the sampled token ids, null for text nobody sampled
+    # (a gold answer); *_ended says that the completion ended by itself, so an end-of-sequence token is there to learn.
+    "rows": {
+        "id": pl.String,
+        "kind": pl.String,
+        "stream": pl.String,
+        "role": pl.String,
+        "weight": pl.Float64,
+        "samples": NAMES,
+        "messages": MESSAGES,
+        "chosen": pl.String,
+        "chosen_ids": IDS,
+        "chosen_ended": pl.Boolean,
+        "rejected": pl.String,
+        "rejected_ids": IDS,
+        "rejected_ended": pl.Boolean,
+    },
+}
+KEYS = {
+    "prompts": ("id",),
+    "samples": ("id",),
+    "scores": ("sample", "name", "draw", "versus"),
+    "drops": ("id", "step"),
+    "rows": ("id",),
+}
+HEAVY = {
+    "prompts": ("messages", "meta"),
+    "samples": ("asked", "text", "token_ids"),
+    "scores": (),
+    "drops": (),
+    "rows": ("messages", "chosen", "chosen_ids", "rejected", "rejected_ids"),
+}
+
+
+def empty(table: str) -> pl.DataFrame:
+    """A table of no rows with every column, heavy ones included."""
+    return pl.DataFrame(schema=SCHEMAS[table])
+
+
+def shape(table: str, rows: Any) -> pl.DataFrame:
+    """Rows (a frame or a list of dicts) as `table`: its columns in order, its types; missing columns become null."""
+    frame = rows if isinstance(rows, pl.DataFrame) else pl.DataFrame(rows, schema_overrides=SCHEMAS[table], strict=False)
+    missing = [pl.lit(None, kind).alias(name) for name, kind in SCHEMAS[table].items() if name not in frame.columns]
+    return frame.with_columns(missing).select(pl.col(name).cast(kind) for name, kind in SCHEMAS[table].items())
+
+
+def light(table: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` without the columns that stay on disk."""
+    return frame.drop([column for column in HEAVY[table] if column in frame.columns])
+
+
+@dataclass(frozen=True)
+class Model:
+    """Weights of one role. `path` is relative to the run folder in a pool, absolute where a backend is asked."""
+
+    role: str
+    path: str
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.role}@{self.digest[:12]}"
+
+    def at(self, root: Path) -> Model:
+        return replace(self, path=str(root / self.path))
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a round knows so far: light tables, the files that hold their heavy columns, models by name, metrics.
+
+    `+` concatenates; a model or metric of the right side replaces that of the left.
+    """
+
+    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    models: Mapping[str, Model] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> pl.DataFrame:
+        if name not in SCHEMAS:
+            raise AttributeError(name)
+        return self.tables[name] if name in self.tables else light(name, empty(name))
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """The whole table with its heavy columns, read from disk only where a caller asks for them."""
+        paths = self.files.get(table, ())
+        return pl.scan_parquet(list(paths)) if paths else empty(table).lazy()
+
+    def __add__(self, more: Pool) -> Pool:
+        names = [name for name in SCHEMAS if name in self.tables or name in more.tables]
+        return Pool(
+            {name: pl.concat([getattr(self, name), getattr(more, name)]) for name in names},
+            {name: (*self.files.get(name, ()), *more.files.get(name, ())) for name in SCHEMAS},
+            {**self.models, **more.models},
+            {**self.metrics, **more.metrics},
+        )
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a step adds. A table is a list of frames (heavy columns included) or of files a worker already wrote.
+
+    `models` maps a role to a finished folder under the run's tmp/; `notes` stand outside every digest.
+    """
+
+    tables: Mapping[str, list[pl.DataFrame | Path]] = field(default_factory=dict)
+    models: Mapping[str, Path] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A user's function: `file.py:name`, the file as found, and the digest of its code."""
+
+    name: str
+    path: Path
+    digest: str
+    params: Mapping[str, Any] = field(default_factory=dict)
