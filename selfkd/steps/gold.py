@@ -1,0 +1,50 @@
+"""gold: each prompt's gold answer as a sample in a stream of its own, to be chosen, mixed in or trained on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import polars as pl
+from pydantic import Field
+
+from selfkd import digest, tables
+from selfkd.backend.base import Context
+from selfkd.steps.step import Step
+from selfkd.types import Addition, Pool, shape
+
+
+class Gold(Step):
+    """One sample per live prompt that has a gold answer; `text` may say it in full (a worked solution from meta)."""
+
+    verb: ClassVar[str] = "gold"
+    short: ClassVar[str | None] = "text"
+
+    text: str = Field("{{ prompt.answer }}", description="Template of the answer's text: inline Jinja or a .j2 file.")
+    as_: str = Field("gold", alias="as", description="Name of the stream.")
+
+    def templates(self) -> list[str]:
+        return [self.text]
+
+    def run(self, pool: Pool, context: Context) -> Addition:
+        render = context.template(self.text)
+        prompts = tables.with_heavy(tables.live_prompts(pool), pool, ["messages", "meta"], "prompts")
+        rows = []
+        for prompt in prompts.filter(pl.col("answer").is_not_null()).iter_rows(named=True):
+            text = render(prompt, [{"role": "user", "content": ""}], of=None)[-1]["content"].strip()
+            key = (context.index, self.name, prompt["id"])
+            rows.append(
+                {
+                    "id": digest.of("gold", *key)[:16],
+                    "prompt": prompt["id"],
+                    "stream": self.as_,
+                    "number": 0,
+                    "parents": [],
+                    "model": "gold",
+                    "finish": "stop",
+                    "chars": len(text),
+                    "u": digest.uniform(context.seed("tie"), *key),
+                    "asked": prompt["messages"],
+                    "text": text,
+                }
+            )
+        return Addition({"samples": [shape("samples", rows)]})

@@ -1,0 +1,73 @@
+"""measure: sample and score held-out prompts, outside the pool: nothing measured can be trained on."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import polars as pl
+from pydantic import Field
+
+from selfkd import tables
+from selfkd.backend.base import Context
+from selfkd.steps.sample import Sample
+from selfkd.steps.score import Score
+from selfkd.steps.step import Step
+from selfkd.types import Addition, Pool, light
+
+
+class Measure(Step):
+    """Answer the prompts of a split with the current model and score the answers. Greedy by default."""
+
+    verb: ClassVar[str] = "measure"
+    short: ClassVar[str | None] = "reward"
+    outside: ClassVar[bool] = True
+
+    reward: str | tuple[str, ...] = Field(description="file.py:function, or several; the first is the one that tables show.")
+    split: str = Field("dev", description="Which prompts. `test` is measured at round 0 and after the last round by itself.")
+    model: str = Field("policy", description="Who answers: role@when.")
+    n: int = Field(1, ge=1, description="Answers per prompt.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus, where temperature is above 0.")
+    max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
+    template: str | None = Field(None, description="What the model sees in place of the last user message.")
+    limit: int | None = Field(None, ge=1, description="Only the first so many prompts of the split.")
+    params: dict[str, Any] = Field({}, description="Fixed arguments of the reward functions.")
+    max_failed: float = Field(0.01, ge=0, le=1, description="Share of answers that may stay unscored.")
+    timeout: float = Field(10.0, gt=0, description="Seconds one answer may take to be scored.")
+
+    def functions(self) -> list[str]:
+        return [self.reward] if isinstance(self.reward, str) else list(self.reward)
+
+    def templates(self) -> list[str]:
+        return [self.template] if self.template else []
+
+    def run(self, pool: Pool, context: Context) -> Addition:
+        held = context.split(self.split)
+        if self.limit:
+            held = Pool({"prompts": held.prompts.head(self.limit)}, held.files)
+        held = held + Pool(models=pool.models)
+        asked = Sample(
+            name=self.name, model=self.model, n=self.n, temperature=self.temperature, top_p=self.top_p,
+            max_tokens=self.max_tokens, template=self.template, as_=self.split,
+        ).run(held, context)  # fmt: skip
+        files = asked.tables["samples"]
+        samples = pl.concat([light("samples", pl.read_parquet(path)) for path in files])
+        held = held + Pool({"samples": samples}, {"samples": tuple(files)})
+        scored = Score(
+            name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout
+        ).run(held, context)  # fmt: skip
+        held = held + Pool({"scores": pl.concat([pl.read_parquet(path) for path in scored.tables["scores"]])})
+        return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held))
+
+    def _summary(self, held: Pool) -> dict[str, Any]:
+        """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is."""
+        view = tables.with_scores(held.samples, held)
+        found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
+        found["chars"] = float(view["chars"].mean() or 0)  # type: ignore[arg-type]
+        found["cut"] = float((view["finish"] == "length").mean() or 0)
+        for reference in self.functions():
+            name = reference.rsplit(":", 1)[1]
+            column = view.group_by("prompt").agg(pl.col(name).mean())[name] if name in view.columns else pl.Series([], dtype=pl.Float64)
+            found[name] = float(column.mean()) if column.count() else None  # type: ignore[arg-type]
+            found[f"{name}_interval"] = tables.interval(column.drop_nulls().sort().to_list())
+        return {f"{self.split}/{name}": value for name, value in found.items()}

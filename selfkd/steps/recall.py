@@ -1,0 +1,45 @@
+"""recall: what earlier rounds of this chain made. The kept samples by default; never reference log-probabilities."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import polars as pl
+from pydantic import Field
+
+from selfkd import tables
+from selfkd.backend.base import Context
+from selfkd.steps.step import Step
+from selfkd.types import Addition, Pool, shape
+
+
+class Recall(Step):
+    """Add the kept samples of earlier rounds, with their prompts and scores; later rounds win where ids repeat."""
+
+    verb: ClassVar[str] = "recall"
+    short: ClassVar[str | None] = "rounds"
+
+    rounds: int | None = Field(None, ge=1, description="How many rounds back (1 = the last one); default: all of them.")
+    of: str | None = Field(None, description="Only samples of this stream.")
+    kept: bool = Field(True, description="Only samples that their own round kept; false brings the dropped ones back too.")
+    as_: str | None = Field(None, alias="as", description="Stream for the recalled samples; default: the stream they had.")
+
+    def run(self, pool: Pool, context: Context) -> Addition:
+        """A copy, so that a round stands on its own when older rounds are pruned."""
+        have, prompts = set(pool.samples["id"]), set(pool.prompts["id"])
+        parts: dict[str, list[Any]] = {"prompts": [], "samples": [], "scores": []}
+        for _, earlier in context.earlier(self.rounds):
+            chosen = tables.live(earlier, self.of) if self.kept else _stream(earlier.samples, self.of)
+            chosen = chosen.filter(~pl.col("id").is_in(list(have)))
+            have |= set(chosen["id"])
+            samples = earlier.scan("samples").filter(pl.col("id").is_in(chosen["id"].implode())).collect()
+            parts["samples"].append(shape("samples", samples.with_columns(stream=pl.lit(self.as_)) if self.as_ else samples))
+            parts["scores"].append(earlier.scores.join(chosen.select(sample="id"), on="sample", how="semi"))
+            missing = set(chosen["prompt"]) - prompts
+            prompts |= missing
+            parts["prompts"].append(earlier.scan("prompts").filter(pl.col("id").is_in(sorted(missing))).collect())
+        return Addition({name: [pl.concat(frames)] for name, frames in parts.items() if frames})
+
+
+def _stream(samples: pl.DataFrame, stream: str | None) -> pl.DataFrame:
+    return samples if stream is None else samples.filter(pl.col("stream") == stream)

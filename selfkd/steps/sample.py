@@ -1,0 +1,88 @@
+"""sample: ask a model for answers. The teacher is the same model, told more: a template here, never new code."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import polars as pl
+from pydantic import Field
+
+from selfkd import digest, tables
+from selfkd.backend.base import REQUESTS, Context, Sampling
+from selfkd.steps.step import Step
+from selfkd.types import Addition, Pool
+
+
+class Sample(Step):
+    """Ask `model` for `n` answers to every live prompt (or about every live sample of the stream `of`)."""
+
+    verb: ClassVar[str] = "sample"
+    short: ClassVar[str | None] = "n"
+
+    model: str = Field("policy", description="Who answers: role@when, such as policy, policy@base, policy@start.")
+    n: int = Field(1, ge=1, description="Answers per prompt.")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this much probability.")
+    top_k: int = Field(0, ge=0, description="Keep only this many most likely tokens; 0 keeps all.")
+    max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; a cut one has finish = 'length'.")
+    stop: tuple[str, ...] = Field((), description="Strings that end an answer; they are not part of it.")
+    template: str | None = Field(None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja.")
+    system: str | None = Field(None, description="A system message that only the teacher sees.")
+    where: str | None = Field(None, description="Ask only about prompts (or, with `of`, samples) for which this expression holds.")
+    of: str | None = Field(None, description="Ask about each live sample of this stream instead of each prompt; it becomes the parent.")
+    as_: str = Field("sample", alias="as", description="Name of the stream that the answers form.")
+    vllm: dict[str, Any] = Field({}, description="Other fields of vLLM's SamplingParams, passed through.")
+
+    def templates(self) -> list[str]:
+        return [self.template] if self.template else []
+
+    def expressions(self) -> list[tuple[str, str, str]]:
+        return [("where", self.where, "samples" if self.of else "prompts")] if self.where else []
+
+    def run(self, pool: Pool, context: Context) -> Addition:
+        sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop, self.vllm)
+        files = context.ask(context.model(self.model), self.requests(pool, context), sampling, self.as_)
+        return Addition({"samples": list(files)})
+
+    def requests(self, pool: Pool, context: Context) -> pl.DataFrame:
+        """The sorted request list: one row per answer wanted, seeded by names only (round, step, prompt, number)."""
+        rows = []
+        for about in self._about(pool, context):
+            parents = [about["of"]["id"]] if about["of"] else []
+            for number in range(self.n):
+                key = (context.index, self.name, about["prompt"], parents, number)
+                rows.append(
+                    {
+                        "id": digest.of("sample", *key)[:16],
+                        "prompt": about["prompt"],
+                        "number": number,
+                        "parents": parents,
+                        "seed": context.seed("sample", about["prompt"], parents, number, 0),
+                        "u": digest.uniform(context.seed("tie"), *key),
+                        "asked": about["asked"],
+                    }
+                )
+        return pl.DataFrame(rows, schema={**REQUESTS, "parents": pl.List(pl.String)}).sort("prompt", "parents", "number")
+
+    def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
+        """What is asked about, and with which messages: one entry per prompt or per parent sample."""
+        prompts = tables.with_heavy(tables.prompt_view(pool), pool, ["messages", "meta"], "prompts")
+        parents: list[dict[str, Any] | None] = [None] * prompts.height
+        if self.of:
+            view = tables.sample_view(pool, self.of, self.where)
+            chosen = view.filter(tables.expression(self.where, view.columns, self.name)) if self.where else view
+            chosen = tables.with_heavy(chosen, pool, [name for name in ("text",) if name not in chosen.columns])
+            parents = list(chosen.iter_rows(named=True))
+            prompts = chosen.select(id="prompt").join(prompts, on="id", how="left", maintain_order="left")
+        elif self.where:
+            prompts = prompts.filter(tables.expression(self.where, prompts.columns, self.name))
+            parents = [None] * prompts.height
+        render = context.template(self.template) if self.template else None
+        rows = zip(prompts.iter_rows(named=True), parents, strict=True)
+        return [{"prompt": row["id"], "of": of, "asked": self._asked(row, of, render)} for row, of in rows]
+
+    def _asked(self, prompt: dict[str, Any], of: dict[str, Any] | None, render: Any) -> list[dict[str, str]]:
+        messages = list(prompt["messages"])
+        if self.system:
+            messages = [{"role": "system", "content": self.system}, *(m for m in messages if m["role"] != "system")]
+        return render(prompt, messages, of=of) if render else messages

@@ -1,0 +1,153 @@
+"""score: run reward functions over samples, or take a model's log-probability. A failure is a null with a reason, never a zero."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from selfkd import tables
+from selfkd.backend.base import Context
+from selfkd.errors import RewardError
+from selfkd.steps.step import Step
+from selfkd.types import Addition, Function, Pool, shape
+
+SLICE = 50_000  # samples whose texts are in memory at once
+BATCH = 512  # samples per call of a worker
+FIRST = 32  # if all of the first ones fail, the reward is broken: stop at once
+
+
+class Score(Step):
+    """Add one score per reward to the live samples that do not have it yet."""
+
+    verb: ClassVar[str] = "score"
+    short: ClassVar[str | None] = "reward"
+
+    reward: str | tuple[str, ...] | None = Field(None, description="file.py:function, or several of them.")
+    logprob: str | None = Field(None, description="Score by the log-probability under this model (role@when), summed over tokens.")
+    of: str | None = Field(None, description="Only samples of this stream.")
+    as_: str | None = Field(None, alias="as", description="Name of the score; default: the function's name, or 'logprob_of'.")
+    params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
+    max_failed: float = Field(0.01, ge=0, le=1, description="Share of samples that may stay unscored before the round stops.")
+    timeout: float = Field(10.0, gt=0, description="Seconds one sample (or one prompt's group) may take.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Score:
+        if bool(self.reward) == bool(self.logprob):
+            raise ValueError("give either 'reward' or 'logprob'")
+        if self.as_ and len(self.functions()) > 1:
+            raise ValueError("'as' names one score, but there are several rewards")
+        return self
+
+    def functions(self) -> list[str]:
+        return [] if self.reward is None else [self.reward] if isinstance(self.reward, str) else list(self.reward)
+
+    def scores(self) -> list[str]:
+        if self.logprob:
+            return [self.as_ or "logprob_of"]
+        return [self.as_] if self.as_ else [reference.rsplit(":", 1)[1] for reference in self.functions()]
+
+    def run(self, pool: Pool, context: Context) -> Addition:
+        parts: list[Any] = []
+        if self.logprob:
+            parts.append(self._by_model(pool, context))
+        for reference, name in zip(self.functions(), self.scores(), strict=False):
+            function = context.function(reference, self.params)
+            parts += [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
+        return Addition({"scores": parts})
+
+    def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
+        done = pool.scores.filter(pl.col("name") == name).select(id="sample")
+        return tables.live(pool, self.of).join(done, on="id", how="anti").sort("prompt", "id")
+
+    def _by_model(self, pool: Pool, context: Context) -> pl.DataFrame:
+        samples = tables.with_heavy(self._unscored(pool, self.scores()[0]), pool, ["text", "token_ids"])
+        messages = tables.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
+        rows = samples.join(messages, on="prompt", how="left", maintain_order="left")
+        found = context.logprobs(context.model(self.logprob or ""), rows)
+        return shape("scores", [{"sample": i, "name": self.scores()[0], "value": v, "draw": 0, "weight": 1.0} for i, v, _ in found])
+
+    def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
+        todo = self._unscored(pool, name)
+        done = failed = 0
+        for part in _whole_groups(todo, SLICE):
+            rows = rows_for_reward(part, pool)
+            outcomes: list[tuple[float | None, str]] = []
+            for batch in context.map(function, _batches(rows, BATCH), self.timeout):
+                outcomes += batch
+                failed += sum(value is None and why != "abstained" for value, why in batch)
+                done += len(batch)
+                self._check(done, failed, todo.height, outcomes, context)
+                context.progress(done, todo.height, "samples")
+            yield shape("scores", _score_rows(part["id"].to_list(), name, outcomes))
+
+    def _check(self, done: int, failed: int, total: int, outcomes: list[tuple[float | None, str]], context: Context) -> None:
+        """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
+        broken = done >= min(FIRST, total) and failed == done and failed > 0
+        if broken or failed > self.max_failed * total:
+            why = next(why for value, why in outcomes if value is None and why != "abstained")
+            raise RewardError(
+                f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
+                f"round-{context.index:03d}/{self.name}",
+                "Mend the reward and repeat the command with --amend: nothing is generated again.",
+            )
+
+
+def rows_for_reward(samples: pl.DataFrame, pool: Pool) -> list[dict[str, Any]]:
+    """What a reward may ask for, one dict per sample: group, prompt, messages, completion, answer, meta, sample, token_ids."""
+    view = tables.with_heavy(samples, pool, ["text", "token_ids"])
+    prompts = pool.scan("prompts").filter(pl.col("id").is_in(samples["prompt"].unique().implode())).collect()
+    known = {row["id"]: _prompt_fields(row) for row in prompts.iter_rows(named=True)}
+    light = samples.columns
+    return [
+        {
+            **known[row["prompt"]],
+            "completion": row["text"],
+            "sample": {name: row[name] for name in light},
+            "token_ids": row["token_ids"],
+        }
+        for row in view.iter_rows(named=True)
+    ]
+
+
+def _prompt_fields(row: dict[str, Any]) -> dict[str, Any]:
+    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
+    return {
+        "group": row["id"],
+        "prompt": asked[-1] if asked else "",
+        "messages": row["messages"],
+        "answer": row["answer"],
+        "meta": json.loads(row["meta"] or "{}"),
+    }
+
+
+def _whole_groups(frame: pl.DataFrame, size: int) -> Iterator[pl.DataFrame]:
+    """Slices of about `size` rows that never cut a prompt's group in two; `frame` is sorted by prompt."""
+    start = 0
+    prompts = frame["prompt"]
+    while start < frame.height:
+        end = min(frame.height, start + size)
+        while end < frame.height and prompts[end] == prompts[end - 1]:
+            end += 1
+        yield frame[start:end]
+        start = end
+
+
+def _batches(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    start = 0
+    while start < len(rows):
+        end = min(len(rows), start + size)
+        while end < len(rows) and rows[end]["group"] == rows[end - 1]["group"]:
+            end += 1
+        yield rows[start:end]
+        start = end
+
+
+def _score_rows(ids: list[str], name: str, outcomes: list[tuple[float | None, str]]) -> pl.DataFrame:
+    values, whys = zip(*outcomes, strict=True) if outcomes else ((), ())
+    frame = pl.DataFrame({"sample": ids, "value": values, "why": whys}, schema={"sample": pl.String, "value": pl.Float64, "why": pl.String})
+    why = pl.when(pl.col("why") == "").then(None).otherwise(pl.col("why"))
+    return frame.with_columns(why.alias("why"), name=pl.lit(name), draw=pl.lit(0), weight=pl.lit(1.0))

@@ -1,0 +1,66 @@
+"""select: mark what is not used further, with the reason. Nothing is deleted; the funnel is a count."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import polars as pl
+from pydantic import Field
+
+from selfkd import tables
+from selfkd.backend.base import Context
+from selfkd.steps.step import Step
+from selfkd.types import Addition, Pool, shape
+
+
+class Select(Step):
+    """Filter, drop repeats, cap per prompt, then cap in all: in this order, on the live samples (or prompts)."""
+
+    verb: ClassVar[str] = "select"
+    short: ClassVar[str | None] = "where"
+
+    of: str | None = Field(None, description="A stream, or 'prompts'; default: all live samples.")
+    where: str | None = Field(None, description="Keep rows for which this holds; a null drops with the reason 'unscored'.")
+    dedup: str | None = Field(None, description="Keep one row per value of this expression within a prompt (such as `text`).")
+    per_prompt: int | None = Field(None, ge=1, description="Keep at most this many samples of each prompt.")
+    limit: int | None = Field(None, ge=1, description="Keep at most this many rows in all.")
+    by: str | None = Field(None, description="Which to prefer under a cap: the greatest value of this expression; ties by hash.")
+
+    def expressions(self) -> list[tuple[str, str, str]]:
+        table = "prompts" if self.of == "prompts" else "samples"
+        return [(field, text, table) for field in ("where", "dedup", "by") if (text := getattr(self, field))]
+
+    def run(self, pool: Pool, context: Context) -> Addition:
+        rows = self._view(pool)
+        order = tables.expression(self.by, rows.columns, self.name) if self.by else pl.lit(0.0)
+        rows = rows.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True)
+        dropped = []
+        for reason, keep in self._tests(rows.columns):
+            kept = rows.with_columns(keep.alias("_keep"))
+            out = kept.filter(~pl.col("_keep").fill_null(False))
+            why = pl.when(pl.col("_keep").is_null()).then(pl.lit("unscored")).otherwise(pl.lit(reason))
+            dropped.append(out.select("id", "stream", step=pl.lit(self.name), reason=why))
+            rows = kept.filter(pl.col("_keep").fill_null(False)).drop("_keep")
+        drops = pl.concat(dropped) if dropped else pl.DataFrame(schema={"id": pl.String})
+        return Addition({"drops": [shape("drops", drops.sort("id"))]})
+
+    def _view(self, pool: Pool) -> pl.DataFrame:
+        if self.of != "prompts":
+            return tables.sample_view(pool, self.of, self.where, self.dedup, self.by)
+        prompts = tables.prompt_view(pool)
+        order = pl.col("id").alias("u")  # a content hash: as good as random, and the same everywhere
+        return prompts.with_columns(order, stream=pl.lit(None, pl.String), prompt=pl.lit("all"))
+
+    def _tests(self, columns: list[str]) -> list[tuple[str, pl.Expr]]:
+        """(reason, expression that keeps a row), in the order they apply; rows are sorted by preference."""
+        found: list[tuple[str, pl.Expr]] = []
+        if self.where:
+            found.append((f"not {self.where}", tables.expression(self.where, columns, self.name)))
+        if self.dedup:
+            value = tables.expression(self.dedup, columns, self.name)
+            found.append(("repeat", pl.struct(pl.col("prompt"), value.alias("_value")).is_first_distinct()))
+        if self.per_prompt:
+            found.append((f"more than {self.per_prompt} per prompt", pl.col("prompt").cum_count().over("prompt") <= self.per_prompt))
+        if self.limit:
+            found.append((f"over the limit of {self.limit}", pl.int_range(pl.len()) < self.limit))
+        return found
