@@ -81,23 +81,32 @@ def _buffers(series: pl.Series) -> Iterator[bytes]:
 
 def code(path: Path, root: Path | None = None) -> str:
     """Digest of a Python file's syntax tree and of the local modules it imports: comments do not count, helpers do."""
-    trees: dict[str, str] = {}
-    _collect(path.resolve(), (root or path.parent).resolve(), trees)
-    return of("code", trees)
+    return of("code", {name: _tree(source) for name, source in sources(path, root).items()})
 
 
-def _collect(path: Path, root: Path, trees: dict[str, str]) -> None:
+def sources(path: Path, root: Path | None = None) -> dict[str, Path]:
+    """{name relative to `root`: file} of a Python file and of every local module it imports, directly or not."""
+    found: dict[str, Path] = {}
+    _collect(path.resolve(), (root or path.parent).resolve(), found)
+    return found
+
+
+def _tree(path: Path) -> str:
+    tree = ast.parse(path.read_text("utf-8"), filename=str(path))
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+
+
+def _collect(path: Path, root: Path, found: dict[str, Path]) -> None:
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
-    if name in trees:
+    if name in found:
         return
-    tree = ast.parse(path.read_text("utf-8"))
-    trees[name] = hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
-    for module in _imports(tree):
+    found[name] = path
+    for module in _imports(ast.parse(path.read_text("utf-8"), filename=str(path))):
         for folder in (path.parent, root):
             local = folder.joinpath(*module.split("."))
-            for found in (local.with_suffix(".py"), local / "__init__.py"):
-                if found.is_file():
-                    _collect(found, root, trees)
+            for candidate in (local.with_suffix(".py"), local / "__init__.py"):
+                if candidate.is_file():
+                    _collect(candidate, root, found)
 
 
 def _without_docstrings(tree: ast.AST) -> ast.AST:
@@ -166,3 +175,13 @@ def _span(handle: Any, length: int) -> str:
         state.update(block)
         length -= len(block)
     return state.hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with its own digest under "self", so that a flipped bit in a JSON file is found by reading it alone."""
+    body = {key: value for key, value in record.items() if key != "self"}
+    return {**body, "self": of("self", body)}
+
+
+def intact(record: Mapping[str, Any]) -> bool:
+    return sealed(record)["self"] == record.get("self")

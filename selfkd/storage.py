@@ -40,7 +40,9 @@ def _do(action: str, path: Path, operation: Callable[[], Result]) -> Result:
         result = operation()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageError("the disk is full", str(path), "Free some space and repeat the command: nothing is lost.") from error
+            raise StorageError(
+                "the disk is full", str(path), "Free some space and repeat the command: nothing is lost."
+            ) from error
         raise
     hook("after", action, path)
     return result

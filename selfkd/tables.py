@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import polars as pl
-from polars.exceptions import ColumnNotFoundError, SQLInterfaceError, SQLSyntaxError
 
 from selfkd.errors import RecipeError
 from selfkd.types import HEAVY, Pool
@@ -17,11 +17,9 @@ from selfkd.types import HEAVY, Pool
 
 def expression(text: str, known: Sequence[str], where: str = "") -> pl.Expr:
     """`text` as a Polars SQL expression over the columns `known`; RecipeError names a column that is not there."""
-    from difflib import get_close_matches
-
     try:
         parsed = pl.sql_expr(text)
-    except (SQLInterfaceError, SQLSyntaxError, pl.exceptions.PolarsError) as error:
+    except pl.exceptions.PolarsError as error:
         raise RecipeError(f"cannot read the expression '{text}': {error}", where) from error
     unknown = [name for name in parsed.meta.root_names() if name not in known]
     if unknown:

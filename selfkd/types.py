@@ -160,6 +160,11 @@ class Addition:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
+    def whole(self, table: str) -> pl.DataFrame:
+        """A table of this addition in memory, with every column."""
+        parts = [part if isinstance(part, pl.DataFrame) else pl.read_parquet(part) for part in self.tables.get(table, [])]
+        return pl.concat(parts) if parts else empty(table)
+
 
 @dataclass(frozen=True)
 class Function:

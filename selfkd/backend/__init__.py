@@ -1,0 +1,29 @@
+"""Machines behind one protocol (`base.Backend`); which one is a word in the machine's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfkd.backend.base import Backend, Machine, numerics
+from selfkd.errors import UsageError
+
+
+def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -> Backend:
+    """The backend `machine.backend`: `fake`, `local` or `ray`. `numerics` are the run's, or None to fix them now.
+
+    Nothing heavy is imported before a backend is chosen, and the fake one imports nothing heavy at all.
+    """
+    if machine.backend == "ray":
+        from selfkd.backend.ray import RayBackend
+
+        return RayBackend(machine, numerics, log)
+    if machine.backend == "local":
+        from selfkd.backend.local import LocalBackend
+
+        return LocalBackend(machine, numerics, log)
+    if machine.backend == "fake":
+        from selfkd.backend.fake import Fake
+
+        return Fake(numerics)
+    raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")

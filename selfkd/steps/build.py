@@ -24,14 +24,24 @@ class Build(Step):
 
     kind: Literal["sft", "pair"] = Field("sft", description="sft: prompt and completion; pair: prompt, chosen and rejected.")
     of: str | None = Field(None, description="Only samples of this stream (sft).")
-    where: str | None = Field(None, description="Keep only samples (sft) or pairs (columns chosen_* and rejected_*) for which this holds.")
+    where: str | None = Field(
+        None, description="Keep only samples (sft) or pairs (columns chosen_* and rejected_*) for which this holds."
+    )
     chosen: str | None = Field(None, description="Which samples may be chosen: an expression, or the name of a stream (pair).")
-    rejected: str | None = Field(None, description="Which samples may be rejected: an expression, or the name of a stream (pair).")
+    rejected: str | None = Field(
+        None, description="Which samples may be rejected: an expression, or the name of a stream (pair)."
+    )
     by: str | None = Field(None, description="Try samples in falling order of this expression; ties by hash (pair).")
-    match: Literal["cycle", "product"] = Field("cycle", description="cycle: walk both lists side by side, starting over at the end; product: all with all.")
+    match: Literal["cycle", "product"] = Field(
+        "cycle", description="cycle: walk both lists side by side, starting over at the end; product: all with all."
+    )
     per_prompt: int = Field(1, ge=1, description="Most pairs per prompt.")
-    weight: str | None = Field(None, description="Weight of a row in the loss: an expression over the sample (sft) or the pair.")
-    view: str | tuple[str, ...] | None = Field(None, description="What the student sees in place of the last user message; a list makes one row each.")
+    weight: str | None = Field(
+        None, description="Weight of a row in the loss: an expression over the sample (sft) or the pair."
+    )
+    view: str | tuple[str, ...] | None = Field(
+        None, description="What the student sees in place of the last user message; a list makes one row each."
+    )
     role: str = Field("policy", description="Which model the rows are for.")
     as_: str = Field("rows", alias="as", description="Name of the stream of rows.")
 
@@ -68,9 +78,12 @@ class Build(Step):
         view = tables.sample_view(pool, self.of, *texts)
         order = tables.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
         view = view.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True).drop("_by")
-        sides = [_ranked(view.filter(self._side(text, view)), side) for side, text in (("chosen", self.chosen), ("rejected", self.rejected))]
-        pairs = _combine(*sides, self.match, self.per_prompt)
-        wide = pairs.join(_prefixed(view, "chosen"), on="chosen", how="left").join(_prefixed(view, "rejected"), on="rejected", how="left")
+        chosen = _ranked(view.filter(self._side(self.chosen, view)), "chosen")
+        rejected = _ranked(view.filter(self._side(self.rejected, view)), "rejected")
+        pairs = _combine(chosen, rejected, self.match, self.per_prompt)
+        wide = pairs.join(_prefixed(view, "chosen"), on="chosen", how="left").join(
+            _prefixed(view, "rejected"), on="rejected", how="left"
+        )
         wide = wide.sort("prompt", "_i")
         if self.where:
             wide = wide.filter(tables.expression(self.where, wide.columns, self.name))
@@ -84,7 +97,7 @@ class Build(Step):
         return tables.expression(text or "", view.columns, self.name)
 
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
-        views = [context.template(reference) for reference in self.templates()] or [None]
+        views: list[Any] = [context.template(reference) for reference in self.templates()] or [None]
         for start in range(0, pairs.height, SLICE):
             part = self._with_texts(pairs[start : start + SLICE], pool)
             for number, render in enumerate(views):
@@ -96,7 +109,9 @@ class Build(Step):
         for side in ("chosen", "rejected"):
             texts = pool.scan("samples").filter(pl.col("id").is_in(pairs[side].drop_nulls().implode()))
             names = {f"{side}_text": "text", f"{side}_ids": "token_ids"}
-            found = texts.select(pl.col("id").alias(side), (pl.col("finish") == "stop").alias(f"{side}_ended"), **names).collect()
+            found = texts.select(
+                pl.col("id").alias(side), (pl.col("finish") == "stop").alias(f"{side}_ended"), **names
+            ).collect()
             pairs = pairs.join(found, on=side, how="left", maintain_order="left")
         return pairs
 
@@ -105,7 +120,11 @@ class Build(Step):
         ids = [digest.of("row", self.name, number, *key)[:16] for key in keys]
         samples = pl.concat_list("chosen", "rejected").list.drop_nulls()
         frame = part.with_columns(
-            samples.alias("samples"), id=pl.Series(ids, dtype=pl.String), kind=pl.lit(self.kind), stream=pl.lit(self.as_), role=pl.lit(self.role)
+            samples.alias("samples"),
+            id=pl.Series(ids, dtype=pl.String),
+            kind=pl.lit(self.kind),
+            stream=pl.lit(self.as_),
+            role=pl.lit(self.role),
         )
         return shape("rows", frame.drop("chosen", "rejected").rename({"chosen_text": "chosen", "rejected_text": "rejected"}))
 
@@ -131,8 +150,14 @@ def _combine(chosen: pl.DataFrame, rejected: pl.DataFrame, match: str, most: int
         first, second, width = pl.col("_chosen"), pl.col("_rejected"), pl.col("_n_rejected")
         return pairs.with_columns((first * width + second).alias("_i")).sort("prompt", "_i").filter(_first(most))
     turns = pairs.select("prompt", "_n_chosen", "_n_rejected").unique().with_columns(_i=pl.int_ranges(0, pl.lit(most)))
-    turns = turns.explode("_i").with_columns(_chosen=pl.col("_i") % pl.col("_n_chosen"), _rejected=pl.col("_i") % pl.col("_n_rejected"))
-    kept = turns.select("prompt", "_i", "_chosen", "_rejected").join(pairs, on=["prompt", "_chosen", "_rejected"]).sort("prompt", "_i")
+    turns = turns.explode("_i").with_columns(
+        _chosen=pl.col("_i") % pl.col("_n_chosen"), _rejected=pl.col("_i") % pl.col("_n_rejected")
+    )
+    kept = (
+        turns.select("prompt", "_i", "_chosen", "_rejected")
+        .join(pairs, on=["prompt", "_chosen", "_rejected"])
+        .sort("prompt", "_i")
+    )
     return kept.unique(["chosen", "rejected"], keep="first", maintain_order=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import polars as pl
@@ -48,26 +49,28 @@ class Measure(Step):
         held = held + Pool(models=pool.models)
         asked = Sample(
             name=self.name, model=self.model, n=self.n, temperature=self.temperature, top_p=self.top_p,
-            max_tokens=self.max_tokens, template=self.template, as_=self.split,
+            max_tokens=self.max_tokens, template=self.template, **{"as": self.split},
         ).run(held, context)  # fmt: skip
-        files = asked.tables["samples"]
-        samples = pl.concat([light("samples", pl.read_parquet(path)) for path in files])
-        held = held + Pool({"samples": samples}, {"samples": tuple(files)})
+        files = tuple(part for part in asked.tables["samples"] if isinstance(part, Path))
+        held = held + Pool({"samples": light("samples", asked.whole("samples"))}, {"samples": files})
         scored = Score(
             name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout
         ).run(held, context)  # fmt: skip
-        held = held + Pool({"scores": pl.concat([pl.read_parquet(path) for path in scored.tables["scores"]])})
+        held = held + Pool({"scores": scored.whole("scores")})
         return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held))
 
     def _summary(self, held: Pool) -> dict[str, Any]:
         """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is."""
         view = tables.with_scores(held.samples, held)
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
-        found["chars"] = float(view["chars"].mean() or 0)  # type: ignore[arg-type]
-        found["cut"] = float((view["finish"] == "length").mean() or 0)
+        found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish") == "length").mean()).row(0)
         for reference in self.functions():
             name = reference.rsplit(":", 1)[1]
-            column = view.group_by("prompt").agg(pl.col(name).mean())[name] if name in view.columns else pl.Series([], dtype=pl.Float64)
-            found[name] = float(column.mean()) if column.count() else None  # type: ignore[arg-type]
+            column = (
+                view.group_by("prompt").agg(pl.col(name).mean())[name]
+                if name in view.columns
+                else pl.Series([], dtype=pl.Float64)
+            )
+            found[name] = column.sort().mean()
             found[f"{name}_interval"] = tables.interval(column.drop_nulls().sort().to_list())
         return {f"{self.split}/{name}": value for name, value in found.items()}

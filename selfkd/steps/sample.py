@@ -26,10 +26,16 @@ class Sample(Step):
     top_k: int = Field(0, ge=0, description="Keep only this many most likely tokens; 0 keeps all.")
     max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; a cut one has finish = 'length'.")
     stop: tuple[str, ...] = Field((), description="Strings that end an answer; they are not part of it.")
-    template: str | None = Field(None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja.")
+    template: str | None = Field(
+        None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja."
+    )
     system: str | None = Field(None, description="A system message that only the teacher sees.")
-    where: str | None = Field(None, description="Ask only about prompts (or, with `of`, samples) for which this expression holds.")
-    of: str | None = Field(None, description="Ask about each live sample of this stream instead of each prompt; it becomes the parent.")
+    where: str | None = Field(
+        None, description="Ask only about prompts (or, with `of`, samples) for which this expression holds."
+    )
+    of: str | None = Field(
+        None, description="Ask about each live sample of this stream instead of each prompt; it becomes the parent."
+    )
     as_: str = Field("sample", alias="as", description="Name of the stream that the answers form.")
     vllm: dict[str, Any] = Field({}, description="Other fields of vLLM's SamplingParams, passed through.")
 
@@ -62,7 +68,7 @@ class Sample(Step):
                         "asked": about["asked"],
                     }
                 )
-        return pl.DataFrame(rows, schema={**REQUESTS, "parents": pl.List(pl.String)}).sort("prompt", "parents", "number")
+        return pl.DataFrame(rows, schema=REQUESTS).sort("prompt", "parents", "number")
 
     def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
         """What is asked about, and with which messages: one entry per prompt or per parent sample."""

@@ -27,7 +27,9 @@ class Score(Step):
     short: ClassVar[str | None] = "reward"
 
     reward: str | tuple[str, ...] | None = Field(None, description="file.py:function, or several of them.")
-    logprob: str | None = Field(None, description="Score by the log-probability under this model (role@when), summed over tokens.")
+    logprob: str | None = Field(
+        None, description="Score by the log-probability under this model (role@when), summed over tokens."
+    )
     of: str | None = Field(None, description="Only samples of this stream.")
     as_: str | None = Field(None, alias="as", description="Name of the score; default: the function's name, or 'logprob_of'.")
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
@@ -68,7 +70,9 @@ class Score(Step):
         messages = tables.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
         rows = samples.join(messages, on="prompt", how="left", maintain_order="left")
         found = context.logprobs(context.model(self.logprob or ""), rows)
-        return shape("scores", [{"sample": i, "name": self.scores()[0], "value": v, "draw": 0, "weight": 1.0} for i, v, _ in found])
+        return shape(
+            "scores", [{"sample": i, "name": self.scores()[0], "value": v, "draw": 0, "weight": 1.0} for i, v, _ in found]
+        )
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
         todo = self._unscored(pool, name)
@@ -148,6 +152,8 @@ def _batches(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, A
 
 def _score_rows(ids: list[str], name: str, outcomes: list[tuple[float | None, str]]) -> pl.DataFrame:
     values, whys = zip(*outcomes, strict=True) if outcomes else ((), ())
-    frame = pl.DataFrame({"sample": ids, "value": values, "why": whys}, schema={"sample": pl.String, "value": pl.Float64, "why": pl.String})
+    frame = pl.DataFrame(
+        {"sample": ids, "value": values, "why": whys}, schema={"sample": pl.String, "value": pl.Float64, "why": pl.String}
+    )
     why = pl.when(pl.col("why") == "").then(None).otherwise(pl.col("why"))
     return frame.with_columns(why.alias("why"), name=pl.lit(name), draw=pl.lit(0), weight=pl.lit(1.0))

@@ -24,7 +24,9 @@ class Select(Step):
     dedup: str | None = Field(None, description="Keep one row per value of this expression within a prompt (such as `text`).")
     per_prompt: int | None = Field(None, ge=1, description="Keep at most this many samples of each prompt.")
     limit: int | None = Field(None, ge=1, description="Keep at most this many rows in all.")
-    by: str | None = Field(None, description="Which to prefer under a cap: the greatest value of this expression; ties by hash.")
+    by: str | None = Field(
+        None, description="Which to prefer under a cap: the greatest value of this expression; ties by hash."
+    )
 
     def expressions(self) -> list[tuple[str, str, str]]:
         table = "prompts" if self.of == "prompts" else "samples"
@@ -60,7 +62,9 @@ class Select(Step):
             value = tables.expression(self.dedup, columns, self.name)
             found.append(("repeat", pl.struct(pl.col("prompt"), value.alias("_value")).is_first_distinct()))
         if self.per_prompt:
-            found.append((f"more than {self.per_prompt} per prompt", pl.col("prompt").cum_count().over("prompt") <= self.per_prompt))
+            found.append(
+                (f"more than {self.per_prompt} per prompt", pl.col("prompt").cum_count().over("prompt") <= self.per_prompt)
+            )
         if self.limit:
             found.append((f"over the limit of {self.limit}", pl.int_range(pl.len()) < self.limit))
         return found

@@ -18,7 +18,9 @@ class Step(BaseModel):
     short: ClassVar[str | None] = None
     outside: ClassVar[bool] = False  # True: tables are stored with the step but stay out of the pool (measure)
 
-    name: str = Field("", description="Unique name of the step; enters seeds, commits and overrides. Default: the verb, then verb-2, …")
+    name: str = Field(
+        "", description="Unique name of the step; enters seeds, commits and overrides. Default: the verb, then verb-2, …"
+    )
 
     def run(self, pool: Pool, context: Context) -> Addition:
         """What this step adds to `pool`. Must be a pure function of the pool, its own words, and what `context` answers."""

@@ -21,14 +21,22 @@ class Train(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
 
-    loss: Literal["sft", "dpo"] = Field("sft", description="sft: negative log-likelihood of completions; dpo: a preference loss of TRL.")
+    loss: Literal["sft", "dpo"] = Field(
+        "sft", description="sft: negative log-likelihood of completions; dpo: a preference loss of TRL."
+    )
     role: str = Field("policy", description="Which model is trained.")
-    from_: str = Field("now", alias="from", description="Where training starts: base, warm, start, now, best, round-K, or role@when.")
+    from_: str = Field(
+        "now", alias="from", description="Where training starts: base, warm, start, now, best, round-K, or role@when."
+    )
     reference: str | None = Field(None, description="Reference model of a preference loss; default for dpo: start.")
     of: str = Field("rows", description="Which stream of rows.")
     beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo).")
-    nll: float = Field(0.0, ge=0, description="Add this multiple of the chosen answers' negative log-likelihood per token (dpo; IRPO uses 1).")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Compute: bf16 autocast over fp32 masters, or fp32 throughout.")
+    nll: float = Field(
+        0.0, ge=0, description="Add this multiple of the chosen answers' negative log-likelihood per token (dpo; IRPO uses 1)."
+    )
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Compute: bf16 autocast over fp32 masters, or fp32 throughout."
+    )
     min_rows: int = Field(1, ge=1, description="Stop before the trainer loads when there are fewer rows.")
     trl: dict[str, Any] = Field({}, description="Options of TRL's SFTConfig or DPOConfig, checked and passed through.")
 
@@ -39,22 +47,26 @@ class Train(Step):
         return self
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        made: list[Any] = []
+        made = Addition()
         rows = self._rows(pool)
         if rows.height == 0 and self.loss == "sft" and pool.rows.height == 0:
-            made = Build(name=self.name, as_=self.of, role=self.role).run(pool, context).tables["rows"]
-            rows = pl.concat([pl.read_parquet(path) for path in made])
+            made = Build(name=self.name, role=self.role, **{"as": self.of}).run(pool, context)
+            rows = made.whole("rows").sort("id")
         self._enough(rows, pool, context)
         spec = TrainSpec(
-            self.loss, context.seed("train"), self.beta, self.nll, context.recipe.context, precision=self.precision, trl=self.trl
+            self.loss,
+            context.seed("train"),
+            self.beta,
+            self.nll,
+            context.recipe.context,
+            precision=self.precision,
+            trl=self.trl,
         )
         start = context.model(self._of_role(self.from_))
         reference = context.model(self._of_role(self.reference or "start")) if self.loss == "dpo" else None
         trained = context.train(start, reference, rows, spec)
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
-        tables_made = {"drops": [shape("drops", drops)]} if drops else {}
-        if made:
-            tables_made["rows"] = made
+        tables_made = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
         shown = {f"{self.name}/{name}": value for name, value in trained.metrics.items() if not name.startswith("seconds")}
         return Addition(tables_made, {self.role: trained.folder}, {}, {"train": dict(trained.metrics), "shown": shown})
 

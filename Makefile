@@ -1,0 +1,45 @@
+# make demo   from nothing to a measured chain on this machine
+# make test   set-up, then the test suite       make check   format, lint and types too (what .ci/run runs)
+# make bench  the tables of docs/benchmarks.md
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+
+.PHONY: demo test check bench nightly docs clean
+
+demo: .venv/.engine
+	@$(BIN)/selfkd run quickstart
+
+test: .venv/.dev
+	$(BIN)/pytest -m "not gpu and not nightly"
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+nightly: .venv/.dev
+	$(BIN)/pytest -m "not gpu"
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/run.py
+
+docs: .venv/.dev
+	$(BIN)/python -m selfkd.reference > docs/recipes.md
+
+# The lock holds exact versions of everything, so nothing is resolved and what it leaves out stays out.
+.venv/.engine: locks/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "selfkd needs Python 3.11 or newer: make demo PYTHON=/path/to/python3.11")'
+	@echo "Setting up .venv (about 3.3 GB on disk, some minutes; only once) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) -r locks/cpu.txt || { echo "torch==2.13.0+cpu not found? Add the public PyTorch CPU index: see README, Install."; exit 1; }
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: .venv/.engine locks/dev.txt
+	@$(PIP) -r locks/dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,165 @@
+"""The Ray cluster of a run: the one that RAY_ADDRESS names, or a private one that nobody else can reach or outlive.
+
+A private cluster listens on loopback only, wants a token, has no dashboard and keeps its files in a short temporary folder
+(Unix sockets have at most 107 bytes). It holds no data of the run: rows and weights go through files. When its driver
+is killed, Ray's own processes go within about 4 s; `guardian.py` ends the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from selfkd.backend import guardian
+from selfkd.errors import BackendError
+
+STORE_BYTES = 200_000_000
+SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
+TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads it once
+PRIVATE = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
+    # Ray's own switch for "no other machine": without it Ray turns 127.0.0.1 into the address of the machine and listens there.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
+
+
+class Cluster:
+    """A connection to Ray; `close` ends a private cluster with all its processes and files, and only leaves a joined one."""
+
+    def __init__(self, log: Path, cpus: int, threads: int) -> None:
+        self.log, self.joined = log, bool(os.environ.get("RAY_ADDRESS"))
+        self.folder: Path | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
+        log.mkdir(parents=True, exist_ok=True)
+        with _own_signals():
+            self._join(threads) if self.joined else self._start(cpus, threads)
+
+    def gpus(self) -> int:
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def close(self) -> None:
+        import ray
+
+        with _own_signals():
+            ray.shutdown()
+        if self._guardian is not None:
+            with suppress(OSError):
+                self._guardian.communicate(b".", timeout=5)
+            self._guardian = None
+        if self.folder is not None:
+            self._keep_logs()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+    def _join(self, threads: int) -> None:
+        with _quiet_import(self.log) as ray:
+            try:
+                variables = {"OMP_NUM_THREADS": str(threads)}
+                ray.init(**_silent(), runtime_env={"env_vars": variables})
+            except Exception as error:
+                where, fix = os.environ["RAY_ADDRESS"], "Start that cluster, or unset RAY_ADDRESS to have a private one."
+                raise BackendError(f"cannot join the Ray cluster: {error}", where, fix) from error
+
+    def _start(self, cpus: int, threads: int) -> None:
+        self.folder = _short_folder()
+        # Left to the workers by inheritance: a runtime environment costs every worker 0.7 s and gets none of the prestarted ones.
+        with _environment({**PRIVATE, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
+            self._guardian = _watch(self.folder)
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=STORE_BYTES,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(self.folder),
+                    **_silent(),
+                )
+            except Exception as error:
+                fix = f"Ray's own log: {self.log / 'ray'}. `selfkd doctor` checks the machine; the backend `local` needs no Ray."
+                self.close()
+                raise BackendError(f"a private Ray cluster did not start: {error}", "ray", fix) from error
+
+    def _keep_logs(self) -> None:
+        """Ray's logs move to the run; the rest of its folder is sockets."""
+        assert self.folder is not None
+        for session in self.folder.glob("session_*_*"):
+            with suppress(OSError, shutil.Error):
+                shutil.copytree(session / "logs", self.log / "ray", dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The exception that was raised over there, with its own type; Ray hands over a copy wrapped in its own."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def _silent() -> dict[str, Any]:
+    return {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+
+
+@contextmanager
+def _quiet_import(log: Path) -> Iterator[Any]:
+    """Ray, with its Python log going to a file instead of the terminal."""
+    import ray
+
+    logger = logging.getLogger("ray")
+    logger.handlers = [logging.FileHandler(log / "ray.log", delay=True)]
+    logger.propagate = False
+    yield ray
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for what is started meanwhile. The token must not stay: rewards and model-written code inherit the rest."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray puts its own handler on SIGTERM; the run's stays."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _short_folder() -> Path:
+    """A new folder for Ray's sockets: in the system's temporary folder if the names stay short enough there, else in /tmp."""
+    wanted = Path(tempfile.gettempdir())
+    short = len(str(wanted)) + SOCKET_ROOM + len("/selfkd-12345678") < 107
+    return Path(tempfile.mkdtemp(prefix="selfkd-", dir=wanted if short else "/tmp"))
+
+
+def _watch(folder: Path) -> subprocess.Popen[bytes] | None:
+    """Start the guardian, in a session of its own: Ctrl-C at the terminal must not reach it."""
+    if not Path("/proc/self/stat").exists():
+        return None
+    command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), str(folder)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)

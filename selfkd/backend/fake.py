@@ -1,0 +1,101 @@
+"""A model is a function. The fake backend does what the real ones do, on the same files, in milliseconds: for tests and dry runs.
+
+Its weights are one JSON file {"skill", "history"}: training raises the skill and chains a hash of what was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd import digest
+from selfkd.backend.base import Chunk, Completion, Reply, Sampling, Trained, TrainSpec, write_chunk
+from selfkd.types import KEYS, Model
+
+Answer = Callable[[list[dict[str, str]], int, float], str]
+SUM = re.compile(r"(-?\d+) *([-+]) *(\d+)")
+
+
+def adder(messages: list[dict[str, str]], seed: int, skill: float) -> str:
+    """Solves the last `a + b` or `a - b` it sees with probability `skill`, else is off by one to nine; says how sure it is not."""
+    found = SUM.findall(messages[-1]["content"])
+    first, sign, second = found[-1] if found else ("1", "+", str(len(messages[-1]["content"]) % 7))
+    result = int(first) + int(second) if sign == "+" else int(first) - int(second)
+    right = digest.uniform("skill", seed) < skill
+    return f"{first} {sign} {second} is easy.\nAnswer: {result if right else result + 1 + seed % 9}"
+
+
+class Fake:
+    """`answer(messages, seed, skill)` is the model; `hook(call)` runs before every call, and may raise to stand for a crash."""
+
+    name = "fake"
+
+    def __init__(
+        self, numerics: Mapping[str, Any], answer: Answer = adder, hook: Callable[[str], None] = lambda call: None
+    ) -> None:
+        self._numerics, self.answer, self.hook = dict(numerics), answer, hook
+        self.reverse = False
+        self.progress: Callable[[dict[str, Any]], None] = lambda said: None
+
+    def numerics(self) -> dict[str, Any]:
+        return self._numerics
+
+    def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+        self.hook("load")
+        _write(out, {"skill": 0.3, "history": digest.of("root", dither)})
+        return {"source": str(source)}
+
+    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling) -> Iterator[Reply]:
+        weights = _read(model)
+        for chunk in reversed(chunks) if self.reverse else chunks:
+            self.hook("generate")
+            began = time.monotonic()
+            completions = [self._complete(row, weights["skill"], sampling) for row in chunk.requests.iter_rows(named=True)]
+            path = write_chunk(chunk, model, completions)
+            tokens = sum(len(completion.token_ids) for completion in completions)
+            yield Reply(chunk.key, path, digest.weights(Path(model.path)), tokens, time.monotonic() - began)
+
+    def _complete(self, row: Mapping[str, Any], skill: float, sampling: Sampling) -> Completion:
+        seed = digest.seed(row["asked"][-1]["content"]) if sampling.temperature == 0 else row["seed"]
+        text = self.answer(row["asked"], seed, skill)
+        ids = list(text.encode()[: sampling.max_tokens])
+        cut = len(ids) < len(text.encode())
+        return Completion(text[: sampling.max_tokens], ids if cut else [*ids, 0], "length" if cut else "stop", -0.1 * len(ids))
+
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+        self.hook("logprobs")
+        for row in rows.iter_rows(named=True):
+            yield row["id"], -digest.uniform(model.digest, row["text"]) * len(row["text"]), len(row["text"])
+
+    def train(self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path) -> Trained:
+        self.hook("train")
+        frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")
+        weights = _read(start)
+        history = digest.of(
+            weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest
+        )
+        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history})
+        metrics = {"steps": frame.height, "rows": frame.height, "loss_first": 1.0, "loss_last": 0.5, "seconds": 0.0}
+        return Trained(out, metrics, {})
+
+    def swap_notes(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def _read(model: Model) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((Path(model.path) / "weights.json").read_text())
+    return loaded
+
+
+def _write(out: Path, weights: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "weights.json").write_text(json.dumps(weights))
