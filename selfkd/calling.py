@@ -20,16 +20,25 @@ worker starts fast.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dis
-import importlib.util
+import fcntl
+import importlib
 import inspect
 import json
 import math
+import mmap
 import numbers
 import os
+import pickle
 import random
 import re
+import resource
+import signal
+import struct
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +53,8 @@ SINGULAR = {"prompt": "prompt", "completion": "completion", "answer": "answer", 
 PLURAL = {f"{name}s": name for name in SINGULAR} | {"completion_ids": "token_ids"}
 CONTRACT = (*SINGULAR, *PLURAL)
 WHY_CHARS = 300
+LENGTH = struct.Struct("<Q")  # stands before each message of the pipes
+PART_SECONDS = 0.2  # a worker hands over what it has this often, so a crash repeats little
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # differs from process to process; a reason is part of a digest
 
 
@@ -99,9 +110,9 @@ class Reward:
             returned = self.call(**arguments)
             if inspect.isawaitable(returned):
                 returned = loop().run_until_complete(awaited(returned))
+            return each(returned, len(rows)) if self.grouped else [valued(returned)]
         except (Exception, SystemExit) as error:  # sys.exit() is the function's own doing
             return [(None, brief(error))] * len(rows)
-        return each(returned, len(rows)) if self.grouped else [valued(returned)]
 
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         metas = [json.loads(row["meta"]) if isinstance(row.get("meta"), str) else row.get("meta") or {} for row in rows]
@@ -191,11 +202,11 @@ def loaded(path: Path) -> ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)
     name = f"selfkd_file_{path.stem}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification and specification.loader
-    module = importlib.util.module_from_spec(specification)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
-    specification.loader.exec_module(module)
+    # Not through importlib: its cache cannot tell apart two versions of one length written within one second.
+    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     return module
 
 
@@ -311,3 +322,73 @@ def brief(error: BaseException) -> str:
 
 def plain(value: Any) -> str:
     return ADDRESS.sub("0x...", str(value))
+
+
+# ---------------------------------------------------------------------------------------------------- the worker itself
+
+
+def serve(lifeline: int, shared: int, memory: int) -> None:
+    """The life of a worker: load one function, then answer until the pipe closes."""
+    commands, replies = os.dup(0), os.dup(1)  # what the function prints goes nowhere; it cannot reach these two
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1):
+        os.dup2(null, standard)
+    die_with_parent(lifeline)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(ValueError):  # a lower limit is set already
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    counter = memoryview(mmap.mmap(shared, mmap.PAGESIZE)).cast("Q")
+    stream = os.fdopen(commands, "rb")
+    try:
+        reward = load(**read(stream))
+        write(replies, (reward.wants(), reward.grouped))
+    except BaseException as error:  # SystemExit too: whatever it was, the parent must hear it
+        write(replies, brief(error))
+        return
+    surroundings.watch()
+    while (message := read(stream)) is not None:
+        if isinstance(message, str):
+            write(replies, getattr(reward, message)())
+        else:
+            for part in parts(reward.results(message, counter)):
+                write(replies, part)
+        counter[0] = 0
+
+
+def parts(results: Iterator[tuple[int, float | None, str]]) -> Iterator[list[tuple[int, float | None, str]]]:
+    """Results in lists that are handed over while the next ones are being made."""
+    part, since = [], time.monotonic()
+    for result in results:
+        part.append(result)
+        if time.monotonic() - since > PART_SECONDS:
+            yield part
+            part, since = [], time.monotonic()
+    if part:
+        yield part
+
+
+def die_with_parent(lifeline: int) -> None:
+    """Ask the kernel for SIGKILL to our group when the parent's end closes, however the parent ends.
+
+    PR_SET_PDEATHSIG would not do: it fires when the *thread* that started us ends. Without F_SETSIG (macOS) a thread
+    waits for the end of file instead; a call that never lets go of the interpreter lock then outlives its parent.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+    else:
+        threading.Thread(target=lambda: os.read(lifeline, 1) or os._exit(0), daemon=True).start()
+
+
+def read(stream: Any) -> Any:
+    """The next message, None where the parent closed the pipe."""
+    head = stream.read(LENGTH.size)
+    return pickle.loads(stream.read(LENGTH.unpack(head)[0])) if len(head) == LENGTH.size else None
+
+
+def write(handle: int, message: Any) -> None:
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    view = memoryview(LENGTH.pack(len(data)) + data)
+    while view:
+        view = view[os.write(handle, view) :]

@@ -7,40 +7,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from selfkd.errors import RecipeError
-from selfkd.steps import VERBS, Step
+from selfkd.explain import explain
+from selfkd.steps import VERBS, Step, Train
+from selfkd.trl_fields import PASSED, check_trl
 from selfkd.yamlfile import Node, Problems, near, parse, plain
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 MOST_STEPS = 500
-GROUPS = {"repeat": ("times", "steps"), "each": ("as", "steps")}
+GROUPS = ("repeat", "each")
+LISTS = ("before", "steps", "after")
 # Options of TRL that are lists by nature: a list given for them is one value, not one per round.
-TRL_LISTS = ("loss_type", "loss_weights", "report_to", "label_names", "optim_target_modules", "stop_strings", "debug", "parallelism_config")
-MEANINGS = {
-    "string_type": "should be text, not {given}",
-    "int_type": "should be a whole number, not {given}",
-    "int_parsing": "should be a whole number, not {given}",
-    "int_from_float": "should be a whole number, not {given}",
-    "float_type": "should be a number, not {given}",
-    "float_parsing": "should be a number, not {given}",
-    "finite_number": "should be a finite number, not {given}",
-    "bool_type": "should be true or false, not {given}",
-    "bool_parsing": "should be true or false, not {given}",
-    "dict_type": "should be a mapping (name: value), not {given}",
-    "model_type": "should be a mapping (name: value), not {given}",
-    "tuple_type": "should be a list, not {given}",
-    "greater_than": "should be above {gt}, not {given}",
-    "greater_than_equal": "should be at least {ge}, not {given}",
-    "less_than": "should be below {lt}, not {given}",
-    "less_than_equal": "should be at most {le}, not {given}",
-    "literal_error": "should be {expected}, not {given}",
-}
+TRL_LISTS = frozenset(name for fields in PASSED.values() for name, (kinds, _) in fields.items() if "list" in kinds.split())
 
 
 @dataclass(frozen=True)
@@ -65,6 +49,8 @@ class Line:
 
     verb: str
     words: dict[str, Any]
+    where: str = field(default="", compare=False)
+    label: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -82,12 +68,6 @@ class Line:
 
 
 # ---- numbers that change from round to round ----
-
-
-@cache
-def names(cls: type[BaseModel]) -> tuple[str, ...]:
-    """The fields a person may write, by the names they write."""
-    return tuple(field.alias or name for name, field in cls.model_fields.items() if not field.exclude)
 
 
 @cache
@@ -110,7 +90,9 @@ def _entry(value: Any, index: int) -> Any:
 def variants(cls: type[Step], words: dict[str, Any]) -> int:
     """How many rounds differ: the longest per-round list."""
     options = words["trl"] if isinstance(words.get("trl"), dict) else {}
-    lists = [value for field, value in words.items() if field in numbers(cls)] + [v for k, v in options.items() if k not in TRL_LISTS]
+    lists = [value for field, value in words.items() if field in numbers(cls)] + [
+        v for k, v in options.items() if k not in TRL_LISTS
+    ]
     return max([1, *(len(value) for value in lists if isinstance(value, list))])
 
 
@@ -149,9 +131,13 @@ def _one(item: Node, label: str, problems: Problems) -> Iterator[Entry]:
     if len(verbs) > 1:
         problems.add(item.where, label, f"one verb per step, not {' and '.join(verbs)}: start each with its own '- '")
     elif verbs and strange:
-        problems.add(item.value[strange[0]].where, label, f"'{strange[0]}' stands beside '{verbs[0]}': indent it to be one of its fields")
+        problems.add(
+            item.value[strange[0]].where, label, f"'{strange[0]}' stands beside '{verbs[0]}': indent it to be one of its fields"
+        )
     elif strange:
-        problems.add(item.where, label, f"no verb '{strange[0]}'.{near(strange[0], [*VERBS, *GROUPS])} Verbs: {', '.join(VERBS)}")
+        problems.add(
+            item.where, label, f"no verb '{strange[0]}'.{near(strange[0], [*VERBS, *GROUPS])} Verbs: {', '.join(VERBS)}"
+        )
     else:
         words = _words(verbs[0], item.value[verbs[0]], f"{label}.{verbs[0]}", problems)
         yield Entry(verbs[0], words, f"{label}.{verbs[0]}", item.value[verbs[0]].where)
@@ -174,7 +160,13 @@ def _repeat(words: dict[str, Node], label: str, where: str, problems: Problems) 
     """`- repeat: {times: 3, steps: […]}`"""
     inner = words["repeat"].value if isinstance(words["repeat"].value, dict) else {}
     times = inner["times"].value if "times" in inner else None
-    if len(words) > 1 or set(inner) != {"times", "steps"} or not isinstance(times, int) or isinstance(times, bool) or not 1 <= times <= MOST_STEPS:
+    if (
+        len(words) > 1
+        or set(inner) != {"times", "steps"}
+        or not isinstance(times, int)
+        or isinstance(times, bool)
+        or not 1 <= times <= MOST_STEPS
+    ):
         problems.add(where, label, "write a repetition as `repeat: {times: 3, steps: [...]}`")
         return
     for _ in range(times):
@@ -186,8 +178,16 @@ def _each(words: dict[str, Node], label: str, where: str, problems: Problems) ->
     """`- {each: [a, b], as: style, steps: […]}`; `${style}` stands for a, then for b."""
     word = words["as"].value if "as" in words else "each"
     values = words["each"].value
-    if not (isinstance(word, str) and isinstance(values, list) and values and "steps" in words and set(words) <= {"each", "as", "steps"}):
-        problems.add(where, label, "write `each: [a, b]`, `as: word` and `steps: [...]` side by side; ${word} stands for a, then b")
+    if not (
+        isinstance(word, str)
+        and isinstance(values, list)
+        and values
+        and "steps" in words
+        and set(words) <= {"each", "as", "steps"}
+    ):
+        problems.add(
+            where, label, "write `each: [a, b]`, `as: word` and `steps: [...]` side by side; ${word} stands for a, then b"
+        )
         return
     for value in values:
         for entry in unroll(fill(words["steps"], word, value), f"{label}.steps", problems):
@@ -239,13 +239,17 @@ def _given(entry: Entry, problems: Problems) -> str:
 # ---- overrides ----
 
 
-def override(texts: Sequence[str], fields: dict[str, Node], allowed: Sequence[str], entries: list[Entry], problems: Problems) -> None:
+def override(
+    texts: Sequence[str], fields: dict[str, Node], allowed: Sequence[str], entries: list[Entry], problems: Problems
+) -> None:
     """Apply `key=value` words in order, in place: a recipe field, or a step by name (or by verb, if only one step has it)."""
     for text in texts:
         key, equals, value = text.partition("=")
         first, *rest = key.strip().split(".")
         if not equals or not first:
             problems.add(text, "", "an override is written key=value")
+        elif first in LISTS:
+            problems.add(text, "", "a list of steps is changed in the file; one step by its name: sample.n=4")
         elif first in allowed:
             fields[first] = _put(fields.get(first), rest, _value(value, text), text, problems)
         elif (at := _step(first, entries, allowed, text, problems)) is not None:
@@ -255,7 +259,11 @@ def override(texts: Sequence[str], fields: dict[str, Node], allowed: Sequence[st
 def _override_step(entry: Entry, rest: list[str], value: Node, text: str, problems: Problems) -> Entry:
     path = rest or [VERBS[entry.verb].short or ""]
     if path == ["name"] or path == [""]:
-        problems.add(text, entry.label, "names enter the seeds: give another one in the file" if rest else "name a field: step.field=value")
+        problems.add(
+            text,
+            entry.label,
+            "names enter the seeds: give another one in the file" if rest else "name a field: step.field=value",
+        )
         return entry
     return replace(entry, words={**entry.words, path[0]: _put(entry.words.get(path[0]), path[1:], value, text, problems)})
 
@@ -267,7 +275,9 @@ def _step(first: str, entries: Sequence[Entry], allowed: Sequence[str], text: st
         problems.add(text, "", f"'{first}' could be any of these steps: {', '.join(entries[at].name for at in found)}")
     elif not found:
         known = [*(entry.name for entry in entries), *allowed]
-        problems.add(text, "", f"no field or step '{first}'.{near(first, known)} Steps: {', '.join(entry.name for entry in entries)}")
+        problems.add(
+            text, "", f"no field or step '{first}'.{near(first, known)} Steps: {', '.join(entry.name for entry in entries)}"
+        )
     return found[0] if len(found) == 1 else None
 
 
@@ -301,58 +311,17 @@ def check(entry: Entry, problems: Problems) -> Line | None:
     words = {field: plain(node) for field, node in entry.words.items()}
     for index in range(1, variants(cls, words) + 1):
         try:
-            cls.model_validate(pick(cls, words, index))
+            step = cls.model_validate(pick(cls, words, index))
         except ValidationError as error:
             explain(error, cls, Node(entry.words, entry.where), entry.label, problems)
-    return Line(entry.verb, words) if len(problems.lines) == before else None
+        else:
+            _options(step, entry, problems)
+    return Line(entry.verb, words, entry.where, entry.label) if len(problems.lines) == before else None
 
 
-def explain(error: ValidationError, cls: type[BaseModel], node: Node, label: str, problems: Problems) -> None:
-    """pydantic's findings in plain words, each at its line; a field that is missing because it was misspelt is said once."""
-    found = error.errors()
-    misspelt = {str(item["loc"][-1]) for item in found if item["type"] == "extra_forbidden"}
-    told: set[tuple[Any, ...]] = set()
-    for item in found:
-        path, place, model = _walk(item["loc"], node, cls)
-        known = names(model)
-        if path in told or (item["type"] == "missing" and any(f"'{path[-1]}'" in near(word, known) for word in misspelt)):
-            continue
-        told.add(path)  # a union reports each of its branches: the first one is enough
-        *outer, field = path or ("",)
-        inside = ".".join([label, *map(str, outer)]) if label else ".".join(map(str, outer))
-        problems.add(place, inside, _say(item, str(field), known))
-
-
-def _walk(loc: Sequence[Any], node: Node, cls: type[BaseModel]) -> tuple[tuple[Any, ...], str, type[BaseModel]]:
-    """(path, where it stands, the model whose field it is); the parts of `loc` that name a union's branch are left out."""
-    path: list[Any] = []
-    owner: type[BaseModel] = cls
-    model: type[BaseModel] | None = cls
-    for part in loc:
-        here = isinstance(node.value, dict) and part in node.value
-        if model is None or not (here or part in names(model)):
-            break
-        path.append(part)
-        node, owner, model = (node.value[part] if here else node), model, _inner(model, part)
-    return tuple(path), node.where, owner
-
-
-def _inner(model: type[BaseModel], part: Any) -> type[BaseModel] | None:
-    """The model that the field holds, if it holds one."""
-    annotations = [field.annotation for name, field in model.model_fields.items() if part == (field.alias or name)]
-    kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-
-
-def _say(item: Any, field: str, known: Sequence[str]) -> str:
-    if item["type"] == "extra_forbidden":
-        return f"no field '{field}'.{near(field, known) or ' Fields: ' + ', '.join(known)}"
-    if item["type"] == "missing":
-        return f"'{field}' is missing"
-    if item["type"] == "value_error":
-        text = str(item["ctx"]["error"])
-        return f"'{field}' {text}" if field else text
-    given = item["input"] if not isinstance(item["input"], dict) else "a mapping"
-    shown = MEANINGS.get(item["type"], item["msg"]).format(given=repr(given) if isinstance(given, str) else given, **item.get("ctx", {}))
-    guess = near(given, re.findall(r"'([^']+)'", shown)[:-1]) if item["type"] == "literal_error" and isinstance(given, str) else ""
-    return f"'{field}' {shown}.{guess}" if guess else f"'{field}' {shown}"
+def _options(step: Step, entry: Entry, problems: Problems) -> None:
+    if not isinstance(step, Train):
+        return
+    for name, value in step.trl.items():
+        for problem in check_trl(step.loss, {name: value}):
+            problems.add(entry.words["trl"].value[name].where, entry.label, problem)

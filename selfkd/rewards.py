@@ -37,10 +37,10 @@ def builtin_folder() -> Path:
     return package / "share"
 
 
-def locate(name: str, folders: Iterable[Path], inside: str = "") -> Path:
-    """A file next to the recipe (`folders`), then in the working directory, then built in; `inside` is tried as a prefix."""
+def locate(name: str, folders: Iterable[Path], *inside: str) -> Path:
+    """A file next to the recipe (`folders`), then in the working directory, then built in; `inside` are tried as prefixes."""
     places = dict.fromkeys(folder.absolute() for folder in (*folders, Path.cwd(), builtin_folder()))
-    tried = [folder / prefix / name for folder in places for prefix in dict.fromkeys(("", inside))]
+    tried = [folder / prefix / name for folder in places for prefix in ("", *inside)]
     for path in tried:
         if path.is_file():
             return path
@@ -63,7 +63,8 @@ def find(reference: str, folders: Sequence[Path]) -> Function:
     path = locate(file, folders)
     known = names_in(parsed(path))
     if name not in known:
-        listed = f"Functions there: {', '.join(sorted(set(known)))}" if known else "There is no function in that file."
+        there = sorted({one for one in known if not one.isupper() and not one.startswith("_")})
+        listed = f"Functions there: {', '.join(there)}" if there else "There is no function in that file."
         raise UsageError(f"no function '{name}' in {path}.{did_you_mean(name, known)}", reference, listed)
     return Function(name, path, digest.code(path))
 

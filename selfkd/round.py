@@ -41,6 +41,14 @@ class Round:
 
     def __enter__(self) -> Round:
         self._lease.__enter__()
+        try:
+            self._begin()
+        except BaseException:
+            self._lease.__exit__()
+            raise
+        return self
+
+    def _begin(self) -> None:
         clean_tmp(self.run.folder)
         if self.run.begin_attempt():
             self.run.check_head()
@@ -49,7 +57,6 @@ class Round:
         self.before = sealed
         self.start = self.run.head()
         self.run.event("round", round=self.index, last=self.last)
-        return self
 
     def __exit__(self, *raised: Any) -> None:
         self._lease.__exit__(*raised)
@@ -319,10 +326,9 @@ class Round:
     def template(self, reference: str) -> Callable[..., list[dict[str, str]]]:
         template = self.run.template(reference)
 
-        def render(
-            prompt: dict[str, Any], messages: list[dict[str, str]], of: dict[str, Any] | None = None
-        ) -> list[dict[str, str]]:
-            return templates.ask(messages, template.render(prompt=prompt, of=of))
+        def render(prompt: dict[str, Any], messages: list[dict[str, str]], of: dict[str, Any] | None = None) -> list[dict[str, str]]:
+            seen = templates.view(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
+            return templates.ask(messages, template.render(prompt=seen, of=of))
 
         return render
 
@@ -423,7 +429,7 @@ class Round:
             for name, was in self.run.numerics["packages"].items()
             if now and now.get(name) != was
         ]
-        return "data: " + ", ".join(moved) if moved else "exact" if self.run.exact else "data"
+        return "data: " + ", ".join(moved) if moved else "exact" if self.run.numerics["exact"] else "data"
 
 
 def _light(name: str, paths: Iterable[Path]) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from selfkd import digest, prompts, rewards, storage, templates
-from selfkd.backend.base import NUMERIC, Backend, Machine, numerics
+from selfkd.backend.base import NUMERIC, Backend, Machine, has_gpu, numerics
 from selfkd.errors import ChainError, GuardError, SelfkdError, UsageError
 from selfkd.recipe import Recipe
 from selfkd.types import KEYS, Function, Model, Pool, light
@@ -187,7 +187,8 @@ def _create(recipe: Recipe, folder: Path, machine: Machine) -> None:
     storage.put(folder / "recipe.yaml", recipe.text.encode(), tmp)
     resolved = recipe.resolved()
     storage.put(folder / "recipe.resolved.yaml", recipe.resolved_text().encode(), tmp)
-    fixed = numerics(machine)
+    exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
+    fixed = {**numerics(machine), "exact": exact}
     files = [path for name in ("prompts", "code") for path in sorted((folder / name).rglob("*")) if path.is_file()]
     files += [folder / "recipe.yaml", folder / "recipe.resolved.yaml"]
     info = {
@@ -249,10 +250,10 @@ def _freeze_code(recipe: Recipe, folder: Path, tmp: Path) -> dict[str, dict[str,
             storage.put(home / name, source.read_bytes(), tmp)
         frozen[reference] = {"path": (home / function.path.name).relative_to(folder).as_posix(), "digest": function.digest}
     for reference in texts:
-        template = templates.load(reference, recipe.folders)
-        if template.path is not None:
-            path = folder / "code" / template.digest[:12] / template.path.name
-            storage.put(path, template.path.read_bytes(), tmp)
+        if not _inline(reference):
+            template = templates.load(reference, recipe.folders)
+            path = folder / "code" / template.digest[:12] / Path(template.name).name
+            storage.put(path, template.source.encode(), tmp)
             frozen[reference] = {"path": path.relative_to(folder).as_posix(), "digest": template.digest}
     return frozen
 
@@ -305,8 +306,12 @@ def _amend(recipe: Recipe, folder: Path, changed: list[str]) -> None:
 def _digests(recipe: Recipe) -> dict[str, str]:
     functions, texts = recipe.references()
     found = {reference: rewards.find(reference, recipe.folders).digest for reference in functions}
-    loaded = {reference: templates.load(reference, recipe.folders) for reference in texts}
-    return found | {reference: template.digest for reference, template in loaded.items() if template.path is not None}
+    return found | {text: templates.load(text, recipe.folders).digest for text in texts if not _inline(text)}
+
+
+def _inline(template: str) -> bool:
+    """Text in the recipe itself: it stands in the step's words, and needs no file."""
+    return any(mark in template for mark in templates.INLINE)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

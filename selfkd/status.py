@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Round:
-    """One sealed round. `kept` counts samples that no step dropped; None where the round made none."""
+    """One sealed round. `kept` counts samples that no step dropped, None where the round made none; `survived` is the share
+    of the update that the engine sees, and `unproved` says why a weight swap could not be told from no swap."""
 
     index: int
     accepted: bool
@@ -50,6 +52,7 @@ class Round:
     tokens: int
     seconds: Mapping[str, float]
     survived: float | None
+    unproved: str
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,13 @@ class Status:
 
     @property
     def split(self) -> str:
-        """The split that tables show: the one measured in most rounds, `dev` before `test`."""
-        counts: dict[str, int] = {}
-        for done in self.rounds:
-            for split in done.measured:
-                counts[split] = counts.get(split, 0) + 1
-        return min(counts, key=lambda split: (-counts[split], split), default="dev")
+        return main_split(self.rounds)
+
+
+def main_split(rounds: Sequence[Round]) -> str:
+    """The split that tables show: the one measured in most rounds, `dev` before `test`."""
+    counts = Counter(split for done in rounds for split in done.measured)
+    return min(counts, key=lambda split: (-counts[split], split), default="dev")
 
 
 def read(folder: Path) -> Status:
@@ -91,7 +95,9 @@ def read(folder: Path) -> Status:
 def run_json(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
-        raise UsageError("no run here (run.json is missing)", str(folder), "List the runs of a folder: selfkd status --runs runs")
+        raise UsageError(
+            "no run here (run.json is missing)", str(folder), "List the runs of a folder: selfkd status --runs runs"
+        )
     manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return manifest
 
@@ -129,34 +135,45 @@ def rounds(folder: Path) -> list[Round]:
     return found
 
 
-def _round(folder: Path, sealed: Mapping[str, Any], commits: Sequence[dict[str, Any]], base: dict[str, dict[str, float]]) -> Round:
+def _round(
+    folder: Path, sealed: Mapping[str, Any], commits: Sequence[dict[str, Any]], base: dict[str, dict[str, float]]
+) -> Round:
     notes = sealed.get("notes", {})
     stages = dict(notes.get("funnel", ()))
     seconds = {stage: 0.0 for stage in (*STAGES, "other")}
     for stage, spent in notes.get("seconds", {}).items():
         seconds[stage if stage in STAGES else "other"] += spent
-    swaps = [commit["notes"].get("swap", {}).get("survived") for commit in commits]
+    measured = {}
+    for commit in commits:
+        if commit["verb"] == "measure":
+            split = commit["identity"]["split"]
+            measured[split if split not in measured else f"{split} ({commit['step']})"] = _measured(folder, commit, base)
+    swaps = [swap for commit in reversed(commits) if (swap := commit["notes"].get("swap"))]
     return Round(
         sealed["round"],
         sealed["kept"],
         sealed.get("why", ""),
         sealed.get("stop", ""),
         sealed["digest"],
-        {commit["identity"]["split"]: _measured(folder, commit, base) for commit in commits if commit["verb"] == "measure"},
+        measured,
         stages.get("samples") or None,
         stages.get("kept") if stages.get("samples") else None,
         int(notes.get("tokens", 0)),
         seconds,
-        next((share for share in reversed(swaps) if share is not None), None),
+        next((swap["survived"] for swap in swaps if swap.get("survived") is not None), None),
+        next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
     )
 
 
 def _measured(folder: Path, commit: Mapping[str, Any], base: dict[str, dict[str, float]]) -> Measured:
-    """`base` collects the per-prompt scores of the first round that measured a split, and is compared with afterwards."""
+    """`base` collects the per-prompt scores of the first time a step measured, and everything later is compared with it.
+
+    `measure-warm` is `measure` again, after the steps that run before the first round.
+    """
     split, reward = commit["identity"]["split"], commit["identity"]["reward"]
     score = (reward if isinstance(reward, str) else reward[0]).rsplit(":", 1)[1]
     metrics, scores = commit["metrics"], prompt_means(folder, commit, score)
-    against = base.setdefault(split, scores)
+    against = base.setdefault(commit["step"].removesuffix("-warm"), scores)
     moved = None if against is scores else change(against, scores)
     return Measured(split, score, metrics.get(f"{split}/{score}"), metrics.get(f"{split}/{score}_interval"), moved)
 

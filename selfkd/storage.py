@@ -27,6 +27,7 @@ from selfkd.errors import BusyError, StorageError
 
 Result = TypeVar("Result")
 BEAT_SECONDS = 5.0
+_held: set[Path] = set()  # leases of this very process: one it began to take and never held is nobody's
 PATIENCE_SECONDS = 60.0  # longer than the directory caches of NFS (30 to 60 s by default)
 
 
@@ -172,6 +173,7 @@ class Lease:
                 )
             if put_json(self.folder / f"{newest + 1:06d}.json", _self(), self.tmp):
                 self.epoch = newest + 1
+                _held.add(self._path(self.epoch, ".json"))
                 self._beat = threading.Thread(target=self._beating, daemon=True)
                 self._beat.start()
                 return self
@@ -179,6 +181,7 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._beat.join()
+        _held.discard(self._path(self.epoch, ".json"))
         self._path(self.epoch, ".done").touch()
 
     def _path(self, epoch: int, suffix: str) -> Path:
@@ -199,7 +202,8 @@ class Lease:
             return False
         holder, me = json.loads(self._path(epoch, ".json").read_text()), _self()
         if (holder["host"], holder["boot"]) == (me["host"], me["boot"]):
-            return _started(holder["pid"]) == holder["started"]
+            mine = holder["pid"] == me["pid"]
+            return _started(holder["pid"]) == holder["started"] and (not mine or self._path(epoch, ".json") in _held)
         before = self._count(epoch)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:

@@ -51,8 +51,8 @@ class _Walk:
     def __init__(self, folder: Path, quick: bool) -> None:
         self.folder, self.quick, self.found = folder, quick, Findings()
         self.parent: str | None = None
-        self.gone: tuple[str, ...] = ()
         self.models: dict[str, str] = {}
+        self.blind = False  # a damaged commit hides which models there were
 
     def run(self) -> None:
         info = self.record("run.json")
@@ -63,9 +63,12 @@ class _Walk:
         for path in self.names("amendments/*.json"):
             if (amendment := self.record(path)) is not None:
                 self.files(amendment.get("files", {}), path)
-        self.gone = tuple(path for name in self.names("round-*/pruned.json") for path in self.tombstone(name))
-        self.found.pruned = [path for path in self.gone if not (self.folder / path).exists()]
+        gone = {name: self.tombstone(name) for name in self.names("round-*/pruned.json")}
+        self.found.pruned = [path for paths in gone.values() for path in paths if not (self.folder / path).exists()]
         self.rounds()
+        for name, paths in gone.items():
+            for path in () if self.blind else sorted(set(paths) - self.models.keys()):
+                self.problem(f"{name} was changed after it was written: no step committed {path}")
 
     def problem(self, text: str) -> None:
         self.found.problems.append(text)
@@ -139,7 +142,7 @@ class _Walk:
             commit = self.record(name)
             found.append(commit)
             if commit is None:
-                self.parent = None
+                self.parent, self.blind = None, True
                 continue
             self.found.steps += 1
             if (commit["round"], commit["number"], f"{number:02d}-{commit['step']}.json") != (index, number, Path(name).name):

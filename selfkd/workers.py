@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import fcntl
 import json
 import mmap
 import os
 import pickle
-import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from selfkd import calling
-from selfkd.calling import Result, Row
+from selfkd.calling import LENGTH, Result, Row
 from selfkd.errors import BackendError, UsageError
 
 if TYPE_CHECKING:
@@ -41,11 +37,9 @@ if TYPE_CHECKING:
 
 SECRET = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 LOAD_SECONDS = 120.0  # to import the file, and whatever it imports, on a busy machine
-PART_SECONDS = 0.2  # a worker hands over what it has this often, so a crash repeats little
 STARTS = 3  # workers in a row that may die before they begin a sample
 KEPT = 8  # idle workers kept for the next call: starting one costs 50 ms, importing sympy another second
-LENGTH = struct.Struct("<Q")
-START = "import sys; from selfkd.workers import serve; serve(*map(int, sys.argv[1:]))"
+START = "import sys; from selfkd.calling import serve; serve(*map(int, sys.argv[1:]))"
 
 
 class Target(NamedTuple):
@@ -66,9 +60,6 @@ class Lost(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-# ---------------------------------------------------------------------------------------------------- the parent's side
 
 
 def spread(
@@ -95,16 +86,16 @@ def spread(
 
 
 def ask(function: Function, question: str, timeout: float = 60.0) -> Any:
-    """One question to a worker that loaded the function: `doctests`. UsageError where it cannot be loaded or never answers."""
-    worker = hire(target(function, 4.0), lambda worker: None)
+    """One question (`doctests`) to a new worker. UsageError where the file cannot be loaded, or no answer comes in time."""
+    worker = Worker(target(function, 4.0))
     try:
+        worker.load()
         worker.send(question)
-        answer = worker.receive(timeout, start=timeout)
+        return worker.receive(timeout, start=timeout)
     except Lost as lost:
-        worker.close()
         raise UsageError(f"{function.name}: {question}: {lost.reason}", str(function.path)) from None
-    release(worker)
-    return answer
+    finally:
+        worker.close()
 
 
 def target(function: Function, memory_gb: float) -> Target:
@@ -332,75 +323,6 @@ def environment() -> dict[str, str]:
         | {
             "PYTHONPATH": os.pathsep.join(paths if home in paths else [*paths, home]),
             "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
         }
     )
-
-
-# ---------------------------------------------------------------------------------------------------- the worker's side
-
-
-def serve(lifeline: int, shared: int, memory: int) -> None:
-    """The life of a worker: load one function, then answer until the pipe closes."""
-    commands, replies = os.dup(0), os.dup(1)  # what the function prints goes nowhere; it cannot reach these two
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):
-        os.dup2(null, standard)
-    die_with_parent(lifeline)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    counter = memoryview(mmap.mmap(shared, mmap.PAGESIZE)).cast("Q")
-    stream = os.fdopen(commands, "rb")
-    try:
-        reward = calling.load(**read(stream))
-        write(replies, (reward.wants(), reward.grouped))
-    except BaseException as error:  # SystemExit too: whatever it was, the parent must hear it
-        write(replies, calling.brief(error))
-        return
-    calling.surroundings.watch()
-    while (message := read(stream)) is not None:
-        if isinstance(message, str):
-            write(replies, getattr(reward, message)())
-        else:
-            for part in parts(reward.results(message, counter)):
-                write(replies, part)
-        counter[0] = 0
-
-
-def parts(results: Iterator[tuple[int, float | None, str]]) -> Iterator[list[tuple[int, float | None, str]]]:
-    """Results in lists that are handed over while the next ones are being made."""
-    part, since = [], time.monotonic()
-    for result in results:
-        part.append(result)
-        if time.monotonic() - since > PART_SECONDS:
-            yield part
-            part, since = [], time.monotonic()
-    if part:
-        yield part
-
-
-def die_with_parent(lifeline: int) -> None:
-    """Ask the kernel for SIGKILL to our group when the parent's end closes, however the parent ends.
-
-    PR_SET_PDEATHSIG would not do: it fires when the *thread* that started us ends. Without F_SETSIG (macOS) a thread
-    waits for the end of file instead; a call that never lets go of the interpreter lock then outlives its parent.
-    """
-    if hasattr(fcntl, "F_SETSIG"):
-        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
-        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    else:
-        threading.Thread(target=lambda: os.read(lifeline, 1) or os._exit(0), daemon=True).start()
-
-
-def read(stream: Any) -> Any:
-    """The next message, None where the parent closed the pipe."""
-    head = stream.read(LENGTH.size)
-    return pickle.loads(stream.read(LENGTH.unpack(head)[0])) if len(head) == LENGTH.size else None
-
-
-def write(handle: int, message: Any) -> None:
-    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-    view = memoryview(LENGTH.pack(len(data)) + data)
-    while view:
-        view = view[os.write(handle, view) :]

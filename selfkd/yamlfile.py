@@ -30,11 +30,11 @@ WORDS = (
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own attribute)
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -54,7 +54,7 @@ class Node:
 
 
 class Problems:
-    """Every problem found, in order, none twice; `stop` raises them all as one RecipeError."""
+    """Every problem found, none twice; `stop` raises them all as one RecipeError, in the order of the lines they stand on."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -66,7 +66,13 @@ class Problems:
 
     def stop(self) -> None:
         if self.lines:
-            raise RecipeError("\n".join(self.lines))
+            raise RecipeError("\n".join(sorted(self.lines, key=_place)))
+
+
+def _place(line: str) -> tuple[bool, str, int]:
+    """Files first, by line; then what stands on the command line."""
+    found = re.match(r"(\S+):(\d+)  ", line)
+    return (False, found[1], int(found[2])) if found else (True, "", 0)
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -95,7 +101,11 @@ def parse(text: str, shown: str, problems: Problems, lines: bool = True) -> Node
         raise RecipeError(f"not valid YAML: {error.problem}{_tab(text, mark)}", where) from None
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", shown) from None
-    return _Reader(shown, problems, lines).node(tree, None, 0) if tree is not None else Node(None, f"{shown}:1" if lines else shown)
+    return (
+        _Reader(shown, problems, lines).node(tree, None, 0)
+        if tree is not None
+        else Node(None, f"{shown}:1" if lines else shown)
+    )
 
 
 def _tab(text: str, mark: Any) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from selfkd.backend.base import Backend, Machine, numerics
+from selfkd.backend import base
+from selfkd.backend.base import Backend, Machine
 from selfkd.errors import UsageError
 
 
@@ -25,5 +26,5 @@ def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -
     if machine.backend == "fake":
         from selfkd.backend.fake import Fake
 
-        return Fake(numerics)
+        return Fake(base.numerics(machine) if numerics is None else numerics)
     raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")

@@ -243,6 +243,12 @@ def free_cores(window: float = 0.25) -> int:
     return max(1, min(usable, round(idle)))
 
 
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is visible, asked without loading CUDA: a driver process must never hold a context."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
+    return Path("/dev/nvidia0").exists() and not hidden
+
+
 def _idle_ticks() -> int:
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return int(fields[4]) + int(fields[5])  # idle and waiting for the disk

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: the one that RAY_ADDRESS names, or a private one that nobody else can reach or outlive.
+"""The Ray cluster of a run: one that is there (RAY_ADDRESS names it, or this process uses it already), or a private one.
 
 A private cluster listens on loopback only, wants a token, has no dashboard and keeps its files in a short temporary folder
 (Unix sockets have at most 107 bytes). It holds no data of the run: rows and weights go through files. When its driver
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -28,8 +29,7 @@ STORE_BYTES = 200_000_000
 SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
 TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads it once
 PRIVATE = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": TOKEN,
+    "RAY_AUTH_TOKEN": TOKEN,  # Ray 2.60 then asks every client for it; RAY_AUTH_MODE would be read too early, at the import
     # Ray's own switch for "no other machine": without it Ray turns 127.0.0.1 into the address of the machine and listens there.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -38,15 +38,22 @@ PRIVATE = {
 
 
 class Cluster:
-    """A connection to Ray; `close` ends a private cluster with all its processes and files, and only leaves a joined one."""
+    """A connection to Ray. `close` ends a private cluster with all its processes and files; it leaves a joined one, and does
+    nothing to one that this process used before.
+    """
+
+    folder: Path | None
+    _guardian: subprocess.Popen[bytes] | None
 
     def __init__(self, log: Path, cpus: int, threads: int) -> None:
-        self.log, self.joined = log, bool(os.environ.get("RAY_ADDRESS"))
-        self.folder: Path | None = None
-        self._guardian: subprocess.Popen[bytes] | None = None
+        self.log, self.folder, self._guardian = log, None, None
         log.mkdir(parents=True, exist_ok=True)
+        self.used = "ray" in sys.modules and sys.modules["ray"].is_initialized()
         with _own_signals():
-            self._join(threads) if self.joined else self._start(cpus, threads)
+            if not self.used and os.environ.get("RAY_ADDRESS"):
+                self._join(threads)
+            elif not self.used:
+                self._start(cpus, threads)
 
     def gpus(self) -> int:
         import ray
@@ -56,6 +63,8 @@ class Cluster:
     def close(self) -> None:
         import ray
 
+        if self.used:
+            return
         with _own_signals():
             ray.shutdown()
         if self._guardian is not None:
@@ -78,7 +87,7 @@ class Cluster:
 
     def _start(self, cpus: int, threads: int) -> None:
         self.folder = _short_folder()
-        # Left to the workers by inheritance: a runtime environment costs every worker 0.7 s and gets none of the prestarted ones.
+        # Workers inherit this. A runtime environment would cost each of them 0.7 s, and the prestarted ones would be of no use.
         with _environment({**PRIVATE, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
             self._guardian = _watch(self.folder)
             try:
@@ -92,7 +101,9 @@ class Cluster:
                     **_silent(),
                 )
             except Exception as error:
-                fix = f"Ray's own log: {self.log / 'ray'}. `selfkd doctor` checks the machine; the backend `local` needs no Ray."
+                fix = (
+                    f"Ray's own log: {self.log / 'ray'}. `selfkd doctor` checks the machine; the backend `local` needs no Ray."
+                )
                 self.close()
                 raise BackendError(f"a private Ray cluster did not start: {error}", "ray", fix) from error
 
@@ -110,8 +121,15 @@ def unwrapped(error: BaseException) -> BaseException:
     return cause if isinstance(cause, BaseException) else error
 
 
+def first_line(error: BaseException) -> str:
+    """An error in one line: Ray's run to dozens, and say what matters first, or last where an actor could not be made."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    text = (lines[-1] if "creation task" in lines[0] else lines[0]) if lines else "no message"
+    return f"{type(error).__name__}: {text}"
+
+
 def _silent() -> dict[str, Any]:
-    return {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+    return {"log_to_driver": False, "logging_level": logging.WARNING}
 
 
 @contextmanager
@@ -128,13 +146,14 @@ def _quiet_import(log: Path) -> Iterator[Any]:
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Set variables for what is started meanwhile. The token must not stay: rewards and model-written code inherit the rest."""
-    before = {name: os.environ.get(name) for name in values}
+    before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE")}
+    os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.update(values)
     try:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from selfkd.types import Model
 ENGINE = "selfkd.backend.vllm:Engine"
 TRAINER = "selfkd.backend.trl:train_rank"
 LOADER = "selfkd.backend.load:load_model"
-HEAVY = {ENGINE: ("vllm",), TRAINER: ("trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")}  # seconds to import, so done early
+HEAVY = {ENGINE: ("vllm",), TRAINER: ("selfkd.backend.losses",)}  # seconds to import, so done early
 
 
 def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -66,7 +66,7 @@ def traced() -> Iterator[None]:
 
 
 class Beat:
-    """A number in a small file: tokens of the chunk in flight, written here and read by the driver while this process is busy."""
+    """Two numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +103,8 @@ class Generator:
         with traced():
             return preload(self._target)
 
-    def pid(self) -> int:
-        return os.getpid()
-
     def ensure(self, model: Model) -> tuple[str, dict[str, Any]]:
-        """Start the engine, wake it or swap its weights, so that it holds `model`; returns (weights held, notes of the swap)."""
+        """Start the engine, wake it or swap its weights, so that it holds `model`; returns (weights, notes of the swap)."""
         started, kind = time.perf_counter(), "start" if self._engine is None else "wake" if self._asleep else "swap"
         with traced():
             if self._engine is None:
@@ -141,10 +138,16 @@ class Generator:
             self._engine.close()
             self._engine = None
 
+    def holds(self, model: Model) -> bool:
+        return self._held() == model.digest
+
+    def _held(self) -> str:
+        return "" if self._engine is None or self._asleep else self._engine.weights
+
     def _must_hold(self, model: Model) -> None:
-        held = "" if self._engine is None or self._asleep else self._engine.weights
-        if held != model.digest:
-            raise WeightsError(f"the engine holds {held[:12] or 'no weights'}, and {model} was asked", "generator", REPORT)
+        if not self.holds(model):
+            what = f"the engine holds {self._held()[:12] or 'no weights'}, and {model} was asked"
+            raise WeightsError(what, "generator", REPORT)
 
 
 REPORT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."

@@ -3,9 +3,10 @@
     python -I guardian.py DRIVER_PID FOLDER
 
 Ray's own processes notice that their driver was killed, except two agents that try for 60 s to report it to a server that is
-gone too (measured with 2.60), and whatever an engine started itself. The guardian holds a pipe of the driver: a byte says that all is
-well, an end of file (or another parent, should a fork of the driver hold the pipe too) that the driver died. Then every process of that cluster is killed and `FOLDER` is taken away. It only touches
-descendants of the driver's children that have FOLDER in their command line, each known by pid and start time.
+gone too (measured with 2.60), and whatever an engine started itself. The guardian holds a pipe of the driver: a byte says that
+all is well; an end of file, or another parent (a fork of the driver may hold the pipe too), that the driver died. Then every
+process of that cluster is killed and FOLDER is taken away. It only touches processes that have an option --name=FOLDER/... (Ray
+gives all of its own one, and FOLDER is a name made up for this cluster) and what descends from them.
 """
 
 import os
@@ -36,7 +37,7 @@ def processes() -> dict[int, tuple[int, str]]:
 def belongs(pid: int, folder: str) -> bool:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as handle:
-            return folder.encode() in handle.read()
+            return f"={folder}".encode() in handle.read()
     except OSError:
         return False
 
@@ -56,7 +57,7 @@ def cluster(driver: int, folder: str, running: dict[int, tuple[int, str]]) -> se
 
 
 def end(members: dict[int, str]) -> None:
-    """Kill those that are still the processes they were."""
+    """Kill those that are still the processes they were: a pid alone may have been given to another one."""
     running = processes()
     for pid, started in members.items():
         if pid in running and running[pid][1] == started:
@@ -77,7 +78,8 @@ def main(driver: int, folder: str) -> None:
         members |= {pid: running[pid][1] for pid in cluster(driver, folder, running)}
     if not ready or not os.read(0, 1):
         time.sleep(GRACE_SECONDS)
-        end(members)
+        late = {pid: start for pid, (_, start) in processes().items() if belongs(pid, folder)}  # born while their driver died
+        end(members | late)
         shutil.rmtree(folder, ignore_errors=True)
 
 

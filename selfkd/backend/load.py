@@ -6,12 +6,14 @@ Never runs code that came with a model (no trust_remote_code, no pickle) and kno
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,30 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None) -> dict
     `dither` is a seed: values that lie on the bf16 grid move to a place drawn evenly from those that round to the same bf16
     value, so an engine in bf16 sees the published model unchanged, and small updates no longer vanish in its cast.
     """
-    folder, origin = _find(str(source["path"]), source.get("revision"))
-    model, tok = _open(folder)
+    with _quietly():
+        folder, origin = _find(str(source["path"]), source.get("revision"))
+        model, tok = _open(folder)
     notes = {**origin, "tensors": 0, "parameters": 0, "on_grid": 0.0, "dithered": 0.0, **_dither(model, dither)}
-    _save(model, tok, out)
+    with _quietly():
+        _save(model, tok, out)
     sequences = candidate_sequences(tok, [encode_prompt(tok, [{"role": "user", "content": text}]) for text in QUESTIONS])
     write_probe(out, sequences, token_logprobs(model, sequences), None, None)
     return notes
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the progress bars of transformers (its GGUF reader has one of its own): what matters arrives as an exception."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _find(path: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
@@ -61,7 +80,9 @@ def _find(path: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     if local.is_dir():
         return _checked(local), {"source": path, "revision": None}
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise UsageError("there is no such model folder", path, "Give an existing folder, a .gguf file or a hub id like Qwen/Qwen2.5-1.5B.")
+        raise UsageError(
+            "there is no such model folder", path, "Give an existing folder, a .gguf file or a hub id like Qwen/Qwen2.5-1.5B."
+        )
     return _fetch(path, revision)
 
 
@@ -93,7 +114,9 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
 def _checked(folder: Path) -> Path:
     config = folder / "config.json"
     if not config.is_file():
-        raise UsageError("the folder has no config.json, so it is not a Hugging Face model", str(folder), "Give the folder that has it.")
+        raise UsageError(
+            "the folder has no config.json, so it is not a Hugging Face model", str(folder), "Give the folder that has it."
+        )
     try:
         content = json.loads(config.read_text("utf-8"))
     except ValueError as error:
@@ -125,7 +148,9 @@ def _dequantised(file: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, An
     with file.open("rb") as handle:
         if handle.read(4) != b"GGUF":
             what = "the file is not a GGUF file (its first four bytes are not 'GGUF')"
-            raise UsageError(what, str(file), "Fetch it again; a web page or a git-lfs pointer may have been saved under its name.")
+            raise UsageError(
+                what, str(file), "Fetch it again; a web page or a git-lfs pointer may have been saved under its name."
+            )
     revision = digest.file(file)
     kept = cache() / "models" / revision
     if not kept.is_dir():
@@ -167,6 +192,7 @@ def _agree_on_special_tokens(tok: Any, config: Any) -> None:
         tok.eos_token = tok.convert_ids_to_tokens(ends[0])
     if tok.pad_token_id is None:
         tok.pad_token = tok.eos_token if config.pad_token_id is None else tok.convert_ids_to_tokens(config.pad_token_id)
+    tok.clean_up_tokenization_spaces = False  # ignored for these tokenizers, with a warning each time
 
 
 def _open(folder: Path) -> tuple[Any, Any]:
@@ -175,10 +201,18 @@ def _open(folder: Path) -> tuple[Any, Any]:
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         tok = AutoTokenizer.from_pretrained(str(folder), **options)
-        model = AutoModelForCausalLM.from_pretrained(str(folder), dtype="float32", use_safetensors=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype="float32", use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # safetensors, tokenizers and transformers each have kinds of their own
         reason = f"{type(error).__name__}: {str(error).strip()}"
-        raise UsageError(f"the model cannot be opened: {reason}", str(folder), "Check that its download is complete.") from error
+        raise UsageError(
+            f"the model cannot be opened: {reason}", str(folder), "Check that its download is complete."
+        ) from error
+    absent = sorted([*found["missing_keys"], *(str(entry) for entry in found["mismatched_keys"])])
+    if absent:  # transformers would fill them with random numbers and only warn
+        what = f"{len(absent)} tensors are missing or of another shape: {', '.join(absent[:5])}"
+        raise UsageError(what, str(folder), "Check that its download is complete and that it is a causal language model.")
     if tok.eos_token_id is None:
         _agree_on_special_tokens(tok, model.config)
     return model.eval(), tok

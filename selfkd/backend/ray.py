@@ -1,7 +1,8 @@
 """The Ray backend: generator actors that outlive rounds, our own dispatcher, and a trainer group beside them.
 
 An actor is never restarted by Ray: it would come back with the weights of its constructor. A dead one is replaced by a
-new one, which is given the current weights and proves them. Ray is imported when a backend is opened; torch, vLLM and TRL only in the actors.
+new one, which is given the current weights and proves them. Ray is imported when a backend is opened; torch, vLLM and TRL only
+in the actors.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import polars as pl
 
 from selfkd.backend import base
 from selfkd.backend.base import Chunk, Machine, Reply, Sampling, Trained, TrainSpec
-from selfkd.backend.cluster import Cluster, unwrapped
+from selfkd.backend.cluster import Cluster, first_line, unwrapped
 from selfkd.backend.generator import ENGINE, LOADER, TRAINER, Beat, Generator, must_match, redirect, resolve, traced
 from selfkd.backend.trainers import Group, Trainers
 from selfkd.errors import BackendError, SelfkdError
@@ -66,7 +67,11 @@ class Flight:
 
 
 class RayBackend:
-    """`progress`, if set, is called about four times a second with plain numbers: tokens of a generation, losses of a training."""
+    """`progress`, if set, is called about four times a second with plain numbers: tokens in flight, or losses of a training.
+
+    `ahead` starts the trainer's processes while engines answer for the first time: their imports (16 s of processor time, 13 s from
+    end to end on idle cores) are over when there is something to learn.
+    """
 
     name = "ray"
 
@@ -78,12 +83,13 @@ class RayBackend:
         engine: Target = ENGINE,
         trainer: Target = TRAINER,
         loader: Target = LOADER,
+        ahead: bool = True,
     ) -> None:
         if numerics is None:
             numerics = base.numerics(replace(machine, threads=machine.threads or base.free_cores()))
         self.machine, self.log = machine, log.absolute()
         self._numerics = dict(numerics)
-        self._engine, self._loader = engine, loader
+        self._engine, self._loader, self._ahead = engine, loader, ahead
         self.progress: Callable[[dict[str, Any]], None] = lambda numbers: None
         threads, ranks = self._numerics["threads"], self._numerics["trainers"]
         self._cluster = Cluster(self.log, cpus=threads * (machine.generators + ranks) + 4, threads=threads)
@@ -109,7 +115,9 @@ class RayBackend:
             self._hire()
         actor = self._actor(Errand, {"num_cpus": 1}).remote(self.log / "load.log")
         try:
-            return self._get(actor.run.remote(self._loader, dict(source), out, dither), "loading the model", self.log / "load.log")
+            return self._get(
+                actor.run.remote(self._loader, dict(source), out, dither), "loading the model", self.log / "load.log"
+            )
         finally:
             ray.kill(actor, no_restart=True)
 
@@ -224,7 +232,7 @@ class RayBackend:
         if isinstance(error, SelfkdError):
             raise error
         self._dismiss(flight.seat)
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        reason = first_line(error)
         what = flight.item.name if flight.item else "its start"
         self._words.warning("engine %s lost during %s: %s", flight.seat.log.stem, what, reason)
         lost = flight.item.lost if flight.item else self._failed_starts
@@ -290,7 +298,7 @@ class RayBackend:
         return SHARE[who] if self.machine.turns == "share" and self._numerics["tensor_parallel"] == 1 else parallel
 
     def _make_room(self) -> None:
-        """Before training on the same card: engines sleep; those that span several cards end, because Ray lends only whole ones."""
+        """Before training on the same card: engines sleep; those that span several cards end, for Ray lends only whole ones."""
         for seat in list(self._seats):
             if self._numerics["tensor_parallel"] > 1:
                 self._dismiss(seat)
@@ -299,11 +307,8 @@ class RayBackend:
                 self._get(seat.actor.sleep.remote(), "putting an engine to sleep", seat.log)
 
     def _prepare_training(self) -> None:
-        """Start the ranks while engines answer: their imports (10 s) are then over when there is something to learn.
-
-        Not where they would take memory of a card that the engines use.
-        """
-        if not (self._gpus and self.machine.turns == "share"):
+        """Start the ranks early, but not where they would take memory of a card that the engines use."""
+        if self._ahead and not (self._gpus and self.machine.turns == "share"):
             self._trainers.start()
 
     def _tell_generation(self, done: int, waiting: int) -> None:
@@ -358,7 +363,10 @@ def _too_many(flight: Flight, lost: list[str]) -> BackendError:
     reasons = "\n".join(f"engine lost: {reason}" for reason in lost)
     if flight.item:
         what = f"{flight.item.name} ended {len(lost)} engines"
-        advice = "Repeat the command: finished chunks are kept and only the rest is asked again. If the same chunk fails again, lower max_num_seqs\nor kv_cache_gb (memory), raise chunk_timeout (time), or find the prompt in the log."
+        advice = (
+            "Repeat the command: finished chunks are kept and only the rest is asked again. If this one fails again:\n"
+            "more memory (lower kv_cache_gb), more time (chunk_timeout of the machine), or find the prompt in the log."
+        )
     else:
         what = f"{len(lost)} engines in a row did not start"
         advice = "`selfkd doctor` checks versions and memory. Repeat the command when the cause is gone: nothing is lost."

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.base import Trained
-from selfkd.backend.cluster import unwrapped
+from selfkd.backend.cluster import first_line
 from selfkd.backend.generator import TRAINER, preload, redirect, resolve
 from selfkd.errors import BackendError, SelfkdError
 
@@ -143,8 +143,7 @@ def _fit(group: Group) -> None:
 def _first_failure(error: BaseException) -> str:
     """One sentence of why the group failed, from Ray Train's error of many lines."""
     failures = getattr(error, "worker_failures", None) or {}
-    lines = [f"rank {rank}: {str(failure).strip().splitlines()[0]}" for rank, failure in sorted(failures.items())]
-    return "; ".join(lines) or str(error).strip().splitlines()[0]
+    return "; ".join(f"rank {rank}: {first_line(failure)}" for rank, failure in sorted(failures.items())) or first_line(error)
 
 
 def _serve(conductor: Any, trainer: str | Callable[..., Any], log: Path) -> None:
@@ -154,16 +153,31 @@ def _serve(conductor: Any, trainer: str | Callable[..., Any], log: Path) -> None
 
     rank = train.get_context().get_world_rank()
     redirect(log / f"trainer-{rank}.log")
+    if train.get_context().get_world_size() == 1:
+        _leave_process_group()
     print(f"rank {rank}, process {os.getpid()}, imports took {preload(trainer):.1f} s")
     number = 1
     while True:
-        what, job = ray.get(conductor.take.remote(number), timeout=20 * PATIENCE)
+        try:
+            what, job = ray.get(conductor.take.remote(number), timeout=20 * PATIENCE)
+        except ray.exceptions.RayActorError:  # the driver ended the group
+            return
         if what == "close":
             return
         if what == "job":
             value, error = _update(resolve(trainer), job, rank)
             ray.get(conductor.finish.remote(rank, value, error), timeout=20 * PATIENCE)
             number += 1
+
+
+def _leave_process_group() -> None:
+    """A rank alone needs none: finding one, TRL's trainer would wrap the model for several ranks and hold its gradients twice."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 def _update(function: Callable[..., Any], job: tuple[Any, ...], rank: int) -> tuple[Any, BaseException | None]:
@@ -238,17 +252,17 @@ class Trainers:
         self._number += 1
         outcome = Outcome(died="it was interrupted")
         try:
+            lines = _tail(news, news.stat().st_size if news.exists() else 0)
             self._conductor.post.remote(self._number, (*arguments, news))
-            outcome = self._await(news, follow)
+            outcome = self._await(lines, follow)
             return outcome
         finally:
             if outcome.error is not None or outcome.died:
                 self.close()
 
-    def _await(self, news: Path, follow: Callable[[dict[str, Any]], None]) -> Outcome:
+    def _await(self, lines: Iterator[list[dict[str, Any]]], follow: Callable[[dict[str, Any]], None]) -> Outcome:
         import ray
 
-        lines = _tail(news)
         while True:
             asked = self._conductor.outcome.remote()
             while not ray.wait([asked], timeout=0.25)[0]:
@@ -257,16 +271,15 @@ class Trainers:
             try:
                 outcome = ray.get(asked, timeout=PATIENCE)
             except ray.exceptions.RayActorError as error:
-                outcome = Outcome(died=str(unwrapped(error)).strip().splitlines()[0])
+                outcome = Outcome(died=first_line(error))
             if outcome is not None:
                 for numbers in next(lines):
                     follow(numbers)
                 return outcome
 
 
-def _tail(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """At each `next`: the whole lines that were added to `path` since the last one."""
-    place = path.stat().st_size if path.exists() else 0
+def _tail(path: Path, place: int) -> Iterator[list[dict[str, Any]]]:
+    """At each `next`: the whole lines that were added to `path` since the last one, first those after byte `place`."""
     while True:
         text = ""
         if path.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import time
 import warnings
@@ -19,13 +20,14 @@ import numpy as np
 import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Reply, Sampling, write_chunk
-from selfkd.backend.probe import Probe, Verdict, judge, read_probe
+from selfkd.backend.probe import Probe, Scored, Verdict, judge, read_probe
 from selfkd.backend.tokens import encode_completion, encode_prompt, end_ids, tokenizer
 from selfkd.errors import BackendError, UsageError, WeightsError
 from selfkd.types import Model
 
 Progress = Callable[[int, int], None]
-BLOCK = 32  # KV block on CPU: vLLM's 128 would cache no prompt of under 128 tokens, and 32 is the least its kernels take
+REPORT_SECONDS = 1.0
+BLOCK = 32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
 BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
 CANARY = 2 * BLOCK + 1  # tokens of a prompt that a swap must make the engine forget
 QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -44,6 +46,7 @@ class Engine:
         self.llm: Any = _start(numerics, model, self.context)
         self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
         self._tok = tokenizer(model.path)
+        self._notes: dict[str, Any] = {}
         self._asleep = False
 
     def swap(self, model: Model, fresh: bool = False) -> dict[str, Any]:
@@ -53,24 +56,20 @@ class Engine:
         distance (from the trainer's log-probabilities), cached_tokens.
         """
         if model.digest == self.weights and not fresh:
-            return {"seconds": 0.0, "proved": True, "survived": None, "distance": None, "cached_tokens": 0}
+            return {**self._notes, "seconds": 0.0}
         started = time.perf_counter()
         probe = read_probe(Path(model.path))
-        before = None if self._asleep else self._score(probe)[0]
         held, self.weights = self.weights, ""
+        scores = None if self._asleep else self._score(probe)[0]  # also puts a prompt into the cache that must be forgotten
         self._reload(model)
         self._forget()
         after, cached = self._score(probe)
-        verdict = judge(probe, after, before if held and held == probe.parent else None, self.numerics["dtype"])
+        before = None if held == model.digest else scores
+        verdict = judge(probe, Scored(after, before, bool(held) and held == probe.parent), self.numerics["dtype"])
         _refuse(model, verdict, cached)
         self.weights, self.model, self._tok = model.digest, model, tokenizer(model.path)
-        return {
-            "seconds": round(time.perf_counter() - started, 3),
-            "proved": verdict.proved,
-            "survived": verdict.survived,
-            "distance": verdict.distance,
-            "cached_tokens": cached,
-        }
+        self._notes = {**verdict.notes(), "cached_tokens": cached, "seconds": round(time.perf_counter() - started, 3)}
+        return self._notes
 
     def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Progress | None = None) -> Reply:
         """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens(requests done, tokens)` about once a second.
@@ -127,7 +126,9 @@ class Engine:
 
     def _must_fit(self, name: str, length: int, room: int) -> None:
         if length + room > self.context:
-            what = f"prompt {name} has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
+            what = (
+                f"prompt {name} has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
+            )
             raise UsageError(what, "", "Shorten or drop the prompt, lower max_tokens, or raise max_model_len of the machine.")
 
     def _prompt(self, name: str, messages: Sequence[Mapping[str, str]], room: int) -> list[int]:
@@ -145,12 +146,16 @@ class Engine:
             self._asleep = False
         if missing:
             what = f"{len(missing)} tensors of the engine were not in the checkpoint: {', '.join(sorted(missing)[:5])}"
-            raise WeightsError(what, model.path, "The checkpoint is incomplete, or vLLM does not know this architecture's names.")
+            raise WeightsError(
+                what, model.path, "The checkpoint is incomplete, or vLLM does not know this architecture's names."
+            )
 
     def _forget(self) -> None:
         """Drop the prefix cache: a reload leaves it there, and answers would start from the old weights' keys and values."""
         if not self.llm.reset_prefix_cache():
-            raise BackendError("vLLM did not drop its prefix cache: requests are still running", "engine", "Restart the engine.")
+            raise BackendError(
+                "vLLM did not drop its prefix cache: requests are still running", "engine", "Restart the engine."
+            )
 
     def _score(self, probe: Probe) -> tuple[np.ndarray, int]:
         """The engine's log-probabilities on the probe, and how many tokens of a long prompt it took from its cache.
@@ -181,7 +186,7 @@ class Engine:
             for output in self.llm.llm_engine.step():
                 done, tokens = done + 1, tokens + len(output.outputs[0].token_ids)
                 yield output
-            if on_tokens and time.monotonic() - told >= 1.0:
+            if on_tokens and time.monotonic() - told >= REPORT_SECONDS:
                 told = time.monotonic()
                 on_tokens(done, tokens + self._tokens_in_flight())
 
@@ -284,6 +289,7 @@ def _set_environment(numerics: Mapping[str, Any]) -> None:
         os.environ["OMP_NUM_THREADS"] = str(numerics["threads"])
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available" on every CPU
     warnings.filterwarnings("ignore", module=r"vllm\..*")
 
 
@@ -318,6 +324,7 @@ def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
 
 
 def _params(sampling: Sampling, ends: list[int], seed: int) -> Any:
+    """Log-probabilities of the sampled tokens cost 7 % of generation (SmolLM2-135M, CPU): `extra: {logprobs: 0}` asks for them."""
     from vllm import SamplingParams
 
     return SamplingParams(
@@ -329,7 +336,6 @@ def _params(sampling: Sampling, ends: list[int], seed: int) -> Any:
             "stop": list(sampling.stop),
             "stop_token_ids": ends,
             "seed": seed,
-            "logprobs": 0,
             **sampling.extra,
         }
     )

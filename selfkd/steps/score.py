@@ -11,7 +11,9 @@ from pydantic import Field, model_validator
 
 from selfkd import tables
 from selfkd.backend.base import Context
+from selfkd.calling import failed as unscored
 from selfkd.errors import RewardError
+from selfkd.rewards import cut
 from selfkd.steps.step import Step
 from selfkd.types import Addition, Function, Pool, shape
 
@@ -80,9 +82,9 @@ class Score(Step):
         for part in _whole_groups(todo, SLICE):
             rows = rows_for_reward(part, pool)
             outcomes: list[tuple[float | None, str]] = []
-            for batch in context.map(function, _batches(rows, BATCH), self.timeout):
+            for batch in context.map(function, cut(rows, BATCH), self.timeout):
                 outcomes += batch
-                failed += sum(value is None and why != "abstained" for value, why in batch)
+                failed += sum(unscored(value, why) for value, why in batch)
                 done += len(batch)
                 self._check(done, failed, todo.height, outcomes, context)
                 context.progress(done, todo.height, "samples")
@@ -92,7 +94,7 @@ class Score(Step):
         """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
         broken = done >= min(FIRST, total) and failed == done and failed > 0
         if broken or failed > self.max_failed * total:
-            why = next(why for value, why in outcomes if value is None and why != "abstained")
+            why = next(why for value, why in outcomes if unscored(value, why))
             raise RewardError(
                 f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
                 f"round-{context.index:03d}/{self.name}",
@@ -137,16 +139,6 @@ def _whole_groups(frame: pl.DataFrame, size: int) -> Iterator[pl.DataFrame]:
         while end < frame.height and prompts[end] == prompts[end - 1]:
             end += 1
         yield frame[start:end]
-        start = end
-
-
-def _batches(rows: list[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    start = 0
-    while start < len(rows):
-        end = min(len(rows), start + size)
-        while end < len(rows) and rows[end]["group"] == rows[end - 1]["group"]:
-            end += 1
-        yield rows[start:end]
         start = end
 
 

@@ -42,7 +42,7 @@ class Train(Step):
 
     @model_validator(mode="after")
     def _fits(self) -> Train:
-        if self.loss == "sft" and (self.reference or self.nll or "beta" in self.model_fields_set):
+        if self.loss == "sft" and (self.reference or self.nll or self.beta != type(self).model_fields["beta"].default):
             raise ValueError("'reference', 'beta' and 'nll' belong to loss: dpo")
         return self
 
@@ -66,7 +66,7 @@ class Train(Step):
         reference = context.model(self._of_role(self.reference or "start")) if self.loss == "dpo" else None
         trained = context.train(start, reference, rows, spec)
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
-        tables_made = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
+        tables_made: dict[str, Any] = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
         shown = {f"{self.name}/{name}": value for name, value in trained.metrics.items() if not name.startswith("seconds")}
         return Addition(tables_made, {self.role: trained.folder}, {}, {"train": dict(trained.metrics), "shown": shown})
 

@@ -1,0 +1,76 @@
+"""The folder an update leaves: fp32 shards, and everything else as the parent has it.
+
+Knows nothing of how the weights came to be; refuses a child that is not finite, or equal to its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from selfkd.errors import GuardError
+
+SHARD = "2GB"
+BESIDE = (
+    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
+    *(
+        "added_tokens.json",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "chat_template.jinja",
+        "chat_template.json",
+    ),
+)
+LOWER = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
+
+
+def write(model: Any, parent: Path, out: Path) -> None:
+    """The weights as the model holds them; all else is the parent's. TRL wrote a padding token into the configurations: not kept."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig()
+    model.save_pretrained(out, max_shard_size=SHARD)
+    (out / "generation_config.json").unlink(missing_ok=True)
+    config = json.loads((parent / "config.json").read_text("utf-8"))
+    config.pop("torch_dtype", None)
+    (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", "utf-8")
+    for name in BESIDE:
+        if (parent / name).is_file():
+            shutil.copyfile(parent / name, out / name)
+    if (parent / "chat_templates").is_dir():
+        shutil.copytree(parent / "chat_templates", out / "chat_templates")
+
+
+def moved(parent: Path, child: Path) -> dict[str, float]:
+    """How far the written weights lie from the parent's, tensor by tensor from both files; not at all, or not finite, is a GuardError."""
+    import torch
+    from safetensors import safe_open
+
+    places = {name: path for path in sorted(parent.glob("*.safetensors")) for name in _names(path)}
+    update = weight = 0.0
+    for path in sorted(child.glob("*.safetensors")):
+        with safe_open(path, "pt") as new:
+            for name in new.keys():  # noqa: SIM118 - safe_open is not a mapping
+                with safe_open(places[name], "pt") as old:
+                    after, before = new.get_tensor(name), old.get_tensor(name).to(torch.float32)
+                norm = torch.linalg.vector_norm(after).item()
+                if not math.isfinite(norm):
+                    raise GuardError(f"after the last step the weights {name} are not finite", "train", LOWER)
+                update += torch.linalg.vector_norm(after - before).item() ** 2
+                weight += norm**2
+    if update == 0:
+        fix = "Is trl.learning_rate zero, or too small for any weight to move?"
+        raise GuardError("training changed no weight", "train", fix)
+    return {"update_norm": math.sqrt(update), "update_ratio": math.sqrt(update / weight)}
+
+
+def _names(path: Path) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as handle:
+        return list(handle.keys())

@@ -1,0 +1,72 @@
+"""Trying a reward on a few rows of a file, without a model and without a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from selfkd.errors import UsageError
+
+FIELDS = ("prompt", "completion", "answer", "meta")
+SHAPE = 'A row looks like {"prompt": "2 + 2 = ?", "completion": "It is 4.", "answer": "4"}; other columns are the reward\'s by name.'
+
+
+def read_rows(path: Path, n: int) -> list[dict[str, Any]]:
+    """The first `n` rows of a JSONL file in the form rewards take; UsageError names file and line of a bad one.
+
+    Rows with the same prompt form a group, as the samples of one prompt do.
+    """
+    if not path.is_file():
+        raise UsageError("no such file", str(path), SHAPE)
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip() and len(rows) < n:
+                rows.append(_row(line, f"{path}:{number}"))
+    if not rows:
+        raise UsageError("no rows in this file", str(path), SHAPE)
+    return sorted(rows, key=lambda row: str(row["group"]))  # sorted() is stable: a group's samples become neighbours
+
+
+def _row(line: str, where: str) -> dict[str, Any]:
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"is not JSON: {error}", where, SHAPE) from None
+    if not isinstance(given, dict) or not isinstance(given.get("completion"), str):
+        raise UsageError("a row needs a text column 'completion'", where, SHAPE)
+    meta = {**(given.get("meta") or {}), **{name: value for name, value in given.items() if name not in FIELDS}}
+    answer = given.get("answer")
+    prompt = str(given.get("prompt", ""))
+    return {
+        "group": prompt,
+        "prompt": prompt,
+        "messages": [{"role": "user", "content": prompt}],
+        "completion": given["completion"],
+        "answer": answer if answer is None else str(answer),
+        "meta": meta,
+        "sample": {},
+        "token_ids": [],
+    }
+
+
+def print_scored(rows: Sequence[dict[str, Any]], results: Sequence[tuple[float | None, str]], name: str, to: Console) -> None:
+    """One panel per row: prompt, answer, completion, and the score with its reason; a failure is said, never a zero."""
+    for row, (value, why) in zip(rows, results, strict=True):
+        body = Text("prompt: ", "dim").append(row["prompt"], "default")
+        if row["answer"] is not None:
+            body.append("\nanswer: ", "dim").append(row["answer"], "default")
+        body.append("\n\n" + row["completion"] + "\n\n", "default")
+        body.append(
+            f"{name} {value:g}" if value is not None else f"{name} unscored", "bold green" if value is not None else "bold red"
+        )
+        to.print(Panel(body.append(f"   {why}" if why else "", "dim"), border_style="dim"))
+    scored = [value for value, _ in results if value is not None]
+    mean = f", mean {sum(scored) / len(scored):.3g}" if scored else ""
+    to.print(f"{len(scored)} of {len(rows)} scored{mean}")

@@ -1,0 +1,164 @@
+"""Which options a `trl:` block may hold, as plain data, so that `lint` can check them on a machine without torch or TRL.
+
+Every field of TRL 1.16's SFTConfig and DPOConfig stands in exactly one of the two tables: passed through, or decided by selfkd with
+the place to set it instead. A test compares both tables with the installed wheel.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
+BOTH: dict[str, tuple[str, float | None]] = {
+    "activation_offloading": ("bool", None),
+    "adam_beta1": ("float", 0),
+    "adam_beta2": ("float", 0),
+    "adam_epsilon": ("float", 0),
+    "ddp_bucket_cap_mb": ("int", 1),
+    "ddp_find_unused_parameters": ("bool", None),
+    "ddp_timeout": ("int", 1),
+    "gradient_accumulation_steps": ("int", 1),
+    "gradient_checkpointing": ("bool", None),
+    "gradient_checkpointing_kwargs": ("dict", None),
+    "learning_rate": ("float", 0),
+    "loss_type": ("str list", None),
+    "lr_scheduler_kwargs": ("dict", None),
+    "lr_scheduler_type": ("str", None),
+    "max_grad_norm": ("float", 0),
+    "max_steps": ("int", -1),
+    "neftune_noise_alpha": ("float", 0),
+    "num_train_epochs": ("float", 0),
+    "optim": ("str", None),
+    "optim_args": ("str", None),
+    "optim_target_modules": ("str list", None),
+    "pad_to_multiple_of": ("int", 1),
+    "per_device_train_batch_size": ("int", 1),
+    "router_aux_loss_coef": ("float", 0),
+    "tf32": ("bool", None),
+    "torch_empty_cache_steps": ("int", 1),
+    "warmup_steps": ("float", 0),
+    "weight_decay": ("float", 0),
+}
+PASSED: dict[str, dict[str, tuple[str, float | None]]] = {
+    "sft": {**BOTH, "padding_free": ("bool", None)},
+    "dpo": {
+        **BOTH,
+        "disable_dropout": ("bool", None),
+        "discopop_tau": ("float", 0),
+        "f_alpha_divergence_coef": ("float", None),
+        "f_divergence_type": ("str", None),
+        "label_smoothing": ("float", 0),
+        "loss_weights": ("list", None),
+        "use_weighting": ("bool", None),
+    },
+}
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "sft": {"loss_type": ("nll", "dft")},
+    "dpo": {
+        "loss_type": (
+            *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
+            *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
+        ),
+        "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
+    },
+}
+
+# Where to set what selfkd decides itself; the names are TRL's.
+_OWNED: dict[str, str] = {
+    "the step's own field `beta`": "beta",
+    "the step's own field `precision` (fp32 masters; bf16 or fp32 compute)": "bf16 fp16 bf16_full_eval fp16_full_eval",
+    "it follows from the run's seed, the round and the step's name": "seed data_seed full_determinism",
+    "it is the prompt's plus the sampling's length limit; longer rows are dropped and counted, never cut": (
+        "max_length truncation_mode"
+    ),
+    "the step's own field `reference`; its log-probabilities are computed once, before training": (
+        "precompute_ref_log_probs precompute_ref_batch_size sync_ref_model ref_model_mixup_alpha ref_model_sync_steps ld_alpha"
+    ),
+    "the step's own field `from` and the run's `model` name the weights": "model_init_kwargs trust_remote_code",
+    "rows are encoded by selfkd with the template used for generation; only the completion is learned": (
+        "assistant_only_loss chat_template_path completion_only_loss dataset_kwargs dataset_num_proc dataset_text_field eos_token "
+        "pad_token label_names label_smoothing_factor remove_unused_columns"
+    ),
+    "rows are ordered and batched by selfkd, so that the number of ranks changes nothing": (
+        "accelerator_config auto_find_batch_size average_tokens_across_devices dataloader_drop_last dataloader_in_order "
+        "dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory "
+        "dataloader_prefetch_factor eval_packing length_column_name packing packing_strategy shuffle_dataset "
+        "train_sampling_strategy"
+    ),
+    "measuring is the step `measure`": (
+        "batch_eval_metrics do_eval do_predict do_train eval_accumulation_steps eval_delay eval_do_concat_batches eval_on_start "
+        "eval_steps eval_strategy eval_use_gather_object greater_is_better include_for_metrics load_best_model_at_end "
+        "metric_for_best_model per_device_eval_batch_size prediction_loss_only"
+    ),
+    "a round is committed whole by selfkd; what stays on disk is the recipe's `keep`": (
+        "enable_jit_checkpoint ignore_data_skip output_dir restore_callback_states_from_checkpoint resume_from_checkpoint "
+        "save_on_each_node save_only_model save_steps save_strategy save_total_limit"
+    ),
+    "every step is logged, into the round's metrics": (
+        "debug disable_tqdm include_num_input_tokens_seen log_level log_level_replica log_on_each_node logging_first_step "
+        "logging_nan_inf_filter logging_steps logging_strategy project report_to run_name skip_memory_metrics "
+        "trackio_bucket_id trackio_space_id trackio_static_space_id"
+    ),
+    "publishing is `selfkd export`": (
+        "hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token push_to_hub"
+    ),
+    "the machine file says where and on how many ranks a run trains": (
+        "ddp_backend ddp_broadcast_buffers ddp_static_graph deepspeed fsdp fsdp_config local_rank parallelism_config use_cpu"
+    ),
+    "it would change TRL's own forward pass, whose output head selfkd relies on": (
+        "liger_kernel_config torch_compile torch_compile_backend torch_compile_mode use_cache use_liger_kernel"
+    ),
+}
+OWNED: dict[str, str] = {name: reason for reason, names in _OWNED.items() for name in names.split()}
+
+
+def check_trl(loss: str, options: Mapping[str, Any]) -> list[str]:
+    """Every problem of a `trl:` block, one sentence each; empty where TRL will accept its names and kinds of value."""
+    return [problem for name, value in options.items() for problem in _problems(loss, str(name), value)]
+
+
+def _problems(loss: str, name: str, value: Any) -> Iterator[str]:
+    if name in PASSED[loss]:
+        yield from _value_problems(loss, name, value)
+    elif name in OWNED:
+        yield f"trl.{name} is not passed on: {OWNED[name]}"
+    elif any(name in fields for fields in PASSED.values()):
+        yield f"trl.{name} has no meaning for loss {loss}"
+    else:
+        yield f"trl has no field '{name}'.{_did_you_mean(name, [*PASSED[loss], *OWNED])}"
+
+
+def _value_problems(loss: str, name: str, value: Any) -> Iterator[str]:
+    kinds, smallest = PASSED[loss][name]
+    if value is None:
+        return
+    if isinstance(value, str) and kinds in ("float", "int"):
+        yield f"trl.{name} must be a number, not the text '{value}' (in YAML 1e-5 is text: write 1.0e-5)"
+    elif not any(_is(kind, value) for kind in kinds.split()):
+        yield f"trl.{name} must be {' or '.join(kinds.split())}, not {value!r}"
+    elif smallest is not None and value < smallest:
+        yield f"trl.{name} must be at least {smallest:g}, not {value!r}"
+    for choice in value if isinstance(value, list) else [value]:
+        choices = CHOICES[loss].get(name)
+        if choices and choice not in choices:
+            yield f"trl.{name} has no choice '{choice}'.{_did_you_mean(str(choice), choices) or ' Choices: ' + ', '.join(choices)}"
+
+
+def _is(kind: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return kind == "bool"
+    types: dict[str, tuple[type, ...]] = {
+        "int": (int,),
+        "float": (int, float),
+        "str": (str,),
+        "list": (list, tuple),
+        "dict": (dict,),
+    }
+    return isinstance(value, types.get(kind, ()))
+
+
+def _did_you_mean(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(word, list(words), 1)
+    return f" Did you mean '{close[0]}'?" if close else ""

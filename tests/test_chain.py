@@ -1,0 +1,227 @@
+"""The chain on the fake backend: killed at every operation it ends on the same digest; nothing committed ever changes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from chains import RECIPE, Faults, Killed, end, go, recipe_in
+
+from selfkd import storage
+from selfkd.backend.base import Machine
+from selfkd.backend.fake import Fake
+from selfkd.errors import BusyError, ChainError, GuardError, RewardError, StorageError
+from selfkd.run import Run, read_record
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with Faults() as counted:
+        run = go(recipe_in(folder), folder / "runs" / "sums")
+    return run, counted.count
+
+
+def test_two_runs_with_one_seed_end_on_one_digest_and_another_seed_does_not(undisturbed, tmp_path):
+    again = go(recipe_in(tmp_path), tmp_path / "elsewhere")
+    other = go(recipe_in(tmp_path / "b", RECIPE, "seed=1"), tmp_path / "b" / "run")
+    assert end(again) == end(undisturbed[0])
+    assert end(other) != end(undisturbed[0])
+
+
+def test_the_order_in_which_chunks_are_answered_does_not_matter(undisturbed, tmp_path):
+    backend = Fake({})
+    backend.reverse = True
+    assert end(go(recipe_in(tmp_path), tmp_path / "run", backend)) == end(undisturbed[0])
+
+
+def killed_then_continued(folder: Path, at: int) -> str:
+    recipe = recipe_in(folder)
+    with Faults(at), pytest.raises(Killed):
+        go(recipe, folder / "run")
+    before = {path: path.read_bytes() for path in (folder / "run").glob("round-*/*.json")}
+    run = go(recipe, folder / "run")
+    assert all(path.read_bytes() == content for path, content in before.items()), "a committed record changed"
+    return end(run)
+
+
+@pytest.mark.parametrize("part", range(23))
+def test_killed_at_a_file_operation_and_continued_the_chain_ends_on_the_same_digest(undisturbed, tmp_path, part):
+    run, operations = undisturbed
+    assert killed_then_continued(tmp_path, operations * part // 23 + part % 7) == end(run)
+
+
+@pytest.mark.nightly
+def test_killed_at_every_file_operation_the_chain_ends_on_the_same_digest(undisturbed, tmp_path):
+    run, operations = undisturbed
+    for at in range(operations):
+        assert killed_then_continued(tmp_path / str(at), at) == end(run), f"operation {at}"
+        shutil.rmtree(tmp_path / str(at))
+
+
+def test_killed_at_every_call_of_the_backend_the_chain_ends_on_the_same_digest(undisturbed, tmp_path):
+    calls: list[str] = []
+    go(recipe_in(tmp_path / "count"), tmp_path / "count" / "run", Fake({}, hook=calls.append))
+    for at in range(len(calls)):
+        seen = iter(range(len(calls)))
+
+        def kill(call: str, at: int = at, seen=seen) -> None:
+            if next(seen) == at:
+                raise Killed
+
+        recipe = recipe_in(tmp_path / str(at))
+        with pytest.raises(Killed):
+            go(recipe, tmp_path / str(at) / "run", Fake({}, hook=kill))
+        assert end(go(recipe, tmp_path / str(at) / "run")) == end(undisturbed[0]), f"call {at}: {calls[at]}"
+
+
+def test_finished_chunks_of_a_killed_step_are_not_generated_again(tmp_path):
+    recipe, calls = recipe_in(tmp_path), []
+
+    def kill_fourth(call: str) -> None:
+        calls.append(call)
+        if len(calls) == 5:  # load, the base's measure, then chunks of round 1
+            raise Killed
+
+    with pytest.raises(Killed):
+        go(recipe, tmp_path / "run", Fake({}, hook=kill_fourth))
+    again: list[str] = []
+    go(recipe, tmp_path / "run", Fake({}, hook=again.append))
+    whole: list[str] = []
+    go(recipe_in(tmp_path / "b"), tmp_path / "b" / "run", Fake({}, hook=whole.append))
+    assert len(calls) - 1 + len(again) == len(whole)
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_space(undisturbed, tmp_path, part):
+    run, operations = undisturbed
+    recipe = recipe_in(tmp_path)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with Faults(5 + operations * part // 6, full), pytest.raises((StorageError, OSError)):
+        go(recipe, tmp_path / "run")
+    assert end(go(recipe, tmp_path / "run")) == end(run)
+
+
+def test_a_run_that_is_moved_keeps_its_digests_and_goes_on(tmp_path, undisturbed):
+    recipe = recipe_in(tmp_path, RECIPE, "rounds=1")
+    first = end(go(recipe, tmp_path / "here" / "run"))
+    (tmp_path / "there").mkdir()
+    moved = (tmp_path / "here" / "run").rename(tmp_path / "there" / "moved")
+    assert end(Run.at(moved)) == first
+    assert end(go(recipe_in(tmp_path, RECIPE, "rounds=2"), moved)) == end(undisturbed[0])
+
+
+def test_a_changed_recipe_is_refused_with_the_difference_named_and_nothing_changes(tmp_path):
+    run = go(recipe_in(tmp_path), tmp_path / "run")
+    before = sorted(path.relative_to(run.folder) for path in run.folder.rglob("*.json"))
+    with pytest.raises(ChainError, match=r"sample\.n.*3.*changed to.*4"):
+        go(recipe_in(tmp_path, RECIPE, "sample.n=4"), tmp_path / "run")
+    assert sorted(path.relative_to(run.folder) for path in run.folder.rglob("*.json")) == before
+
+
+def test_a_changed_reward_is_refused_by_name_and_a_comment_in_it_is_not(tmp_path):
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
+    text = RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
+    go(recipe_in(tmp_path, text), tmp_path / "run")
+    (tmp_path / "mine.py").write_text("# a remark\ndef right(completion, answer):\n    return float(answer in completion)\n")
+    go(recipe_in(tmp_path, text), tmp_path / "run")
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer not in completion)\n")
+    with pytest.raises(ChainError, match=r"mine\.py:right changed"):
+        go(recipe_in(tmp_path, text), tmp_path / "run")
+
+
+def test_a_reward_that_crashes_is_mended_with_amend_and_nothing_is_generated_again(tmp_path):
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(completion.index('no such text'))\n")
+    text = RECIPE.replace("  - score: reward/number.py:last_number", "  - score: mine.py:right").replace("last_number = 1", "right = 1")
+    with pytest.raises(RewardError, match=r"could not be scored.*ValueError"):
+        go(recipe_in(tmp_path, text), tmp_path / "run")
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
+    calls: list[str] = []
+    run = go(recipe_in(tmp_path, text), tmp_path / "run", Fake({}, hook=calls.append), amend=True)
+    assert len(run.sealed()) == 3
+    assert "load" not in calls
+    assert read_record(run.folder / "amendments" / "001.json")["changed"] == ["mine.py:right"]
+
+
+def test_amending_a_step_that_was_already_made_is_refused(tmp_path):
+    go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    recipe = recipe_in(tmp_path, RECIPE, "rounds=2", "sample.n=4")
+    with pytest.raises(Killed):
+        go(recipe, tmp_path / "run", Fake({}, hook=kill_at_train), amend=True)
+    with pytest.raises(ChainError, match="n was 4, is 5"):
+        go(recipe_in(tmp_path, RECIPE, "rounds=2", "sample.n=5"), tmp_path / "run", amend=True)
+
+
+def kill_at_train(call: str) -> None:
+    if call == "train":
+        raise Killed
+
+
+def test_nothing_kept_stops_before_the_trainer_with_the_funnel(tmp_path):
+    calls: list[str] = []
+    with pytest.raises(GuardError, match=r"0 training rows[\s\S]*dropped by select"):
+        go(recipe_in(tmp_path, RECIPE, "select.where=last_number = 7"), tmp_path / "run", Fake({}, hook=calls.append))
+    assert "train" not in calls
+
+
+def test_train_prompts_in_dev_are_refused_or_dropped_where_the_recipe_says_so(tmp_path):
+    recipe_in(tmp_path)
+    leaky = (tmp_path / "train.jsonl").read_text() + (tmp_path / "dev.jsonl").read_text()
+
+    def with_leak(text: str) -> Run:
+        recipe = recipe_in(tmp_path, text)
+        (tmp_path / "train.jsonl").write_text(leaky)
+        return go(recipe, tmp_path / "run")
+
+    with pytest.raises(GuardError, match="6 train prompts stand in 'dev'"):
+        with_leak(RECIPE)
+    run = with_leak(RECIPE.replace("prompts:", "overlap: drop\nprompts:"))
+    assert run.info["prompts"]["train"] == run.info["prompts"]["train"] | {"rows": 12, "overlap": 6}
+
+
+def test_a_second_driver_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
+    recipe = recipe_in(tmp_path)
+    run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
+    with storage.Lease(run.folder / "leases", run.tmp), pytest.raises(BusyError, match="another driver holds this run"):
+        go(recipe, tmp_path / "run")
+    newest = max((run.folder / "leases").glob("*.done"))
+    newest.unlink()  # as if the holder had been killed …
+    holder = json.loads(newest.with_suffix(".json").read_text())
+    newest.with_suffix(".json").write_text(json.dumps({**holder, "started": "1"}))  # … and its pid used again
+    assert len(go(recipe, tmp_path / "run").sealed()) == 3
+
+
+def test_every_training_row_leads_back_to_its_samples_and_their_scores(undisturbed):
+    run, _ = undisturbed
+    commits = {record["step"]: record for record in map(read_record, sorted(run.round_folder(1).glob("0*.json")))}
+
+    def table(step: str, name: str) -> pl.DataFrame:
+        return pl.concat([pl.read_parquet(run.folder / path) for path in commits[step]["tables"][name]["files"]])
+
+    samples, scores, rows = table("sample", "samples"), table("score", "scores"), table("train", "rows")
+    assert rows.height > 0
+    for row in rows.iter_rows(named=True):
+        sample = samples.row(by_predicate=pl.col("id") == row["samples"][0], named=True)
+        assert scores.row(by_predicate=pl.col("sample") == sample["id"], named=True)["value"] == 1.0
+        assert (row["chosen"], row["chosen_ids"]) == (sample["text"], sample["token_ids"])
+
+
+def test_a_rolled_back_round_is_sealed_and_the_chain_goes_on_from_its_parent(tmp_path):
+    text = RECIPE.replace("rounds: 2", "rounds: 2\nkeep_if: dev_chars > 1000000")
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    sealed = run.sealed()
+    assert [record["kept"] for record in sealed] == [True, False, False]
+    assert len({record["models"]["policy"]["digest"] for record in sealed}) == 1
+    assert "dev_chars" in sealed[1]["why"]
+
+
+def test_only_the_checkpoints_that_keep_names_stay_on_disk(tmp_path):
+    text = RECIPE.replace("rounds: 2", "rounds: 4\nkeep: {last: 1, best: false, base: true}")
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    left = sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*"))
+    assert left == ["round-000", "round-004"]
+    assert len(go(recipe_in(tmp_path, text.replace("rounds: 4", "rounds: 5")), tmp_path / "run").sealed()) == 6

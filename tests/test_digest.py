@@ -1,0 +1,95 @@
+"""Identity is content: what does not change the meaning does not change a digest, and what does, does."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfkd import digest, types
+
+CELLS = {
+    "id": st.text(min_size=1, max_size=4),
+    "text": st.none() | st.text(max_size=6),
+    "token_ids": st.none() | st.lists(st.integers(0, 9), max_size=3),
+    "logprob": st.none() | st.floats(-9, 0),
+    "asked": st.none() | st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": st.text(max_size=3)}), max_size=2),
+}
+ROWS = st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=6, unique_by=lambda row: row["id"])
+
+
+@given(ROWS, st.randoms())
+def test_the_order_of_rows_and_columns_does_not_count(rows, random):
+    frame = types.shape("samples", rows)
+    shuffled = frame[random.sample(range(frame.height), frame.height)].select(random.sample(frame.columns, len(frame.columns)))
+    assert digest.table(frame, ("id",)) == digest.table(shuffled, ("id",))
+
+
+@given(ROWS, ROWS)
+def test_two_tables_have_one_digest_only_if_they_are_equal(left, right):
+    a, b = types.shape("samples", left).sort("id"), types.shape("samples", right).sort("id")
+    assert (digest.table(a, ("id",)) == digest.table(b, ("id",))) == a.equals(b)
+
+
+def test_a_null_is_not_an_empty_text_nor_an_empty_list_nor_a_zero():
+    def of(**cells: object) -> str:
+        return digest.table(types.shape("samples", [{"id": "a", **cells}]), ("id",))
+
+    assert len({of(), of(text=""), of(token_ids=[]), of(token_ids=[0]), of(logprob=0.0), of(asked=[])}) == 6
+
+
+def test_the_parquet_writer_does_not_count(tmp_path):
+    frame = types.shape("samples", [{"id": str(i), "text": "x" * i} for i in range(50)])
+    frame.write_parquet(tmp_path / "a.parquet", compression="zstd")
+    frame.write_parquet(tmp_path / "b.parquet", compression="uncompressed", row_group_size=7)
+    a, b = (digest.table(pl.read_parquet(tmp_path / name), ("id",)) for name in ("a.parquet", "b.parquet"))
+    assert a == b and digest.file(tmp_path / "a.parquet") != digest.file(tmp_path / "b.parquet")
+
+
+def model(folder: Path, tensors: dict[str, bytes], **config: object) -> Path:
+    folder.mkdir()
+    header, at = {}, 0
+    for name, data in tensors.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    encoded = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(encoded)) + encoded + b"".join(tensors.values()))
+    (folder / "config.json").write_text(json.dumps({"hidden": 2, **config}))
+    return folder
+
+
+def test_weights_are_their_tensors_and_not_their_file_layout(tmp_path):
+    one = model(tmp_path / "one", {"a": b"12", "b": b"345"}, transformers_version="1")
+    two = model(tmp_path / "two", {"b": b"345", "a": b"12"}, transformers_version="2")
+    assert digest.weights(one) == digest.weights(two)
+
+
+@pytest.mark.parametrize("change", [{"a": b"13", "b": b"345"}, {"a": b"123", "b": b"45"}, {"a": b"12", "c": b"345"}])
+def test_any_changed_tensor_changes_the_weights(tmp_path, change):
+    assert digest.weights(model(tmp_path / "one", {"a": b"12", "b": b"345"})) != digest.weights(model(tmp_path / "two", change))
+
+
+def test_a_comment_in_a_reward_changes_nothing_and_a_helper_it_imports_does(tmp_path):
+    (tmp_path / "helper.py").write_text("LIMIT = 3\n")
+    (tmp_path / "mine.py").write_text('"""Doc."""\nfrom helper import LIMIT\ndef f(x):\n    return x > LIMIT\n')
+    before = digest.code(tmp_path / "mine.py")
+    (tmp_path / "mine.py").write_text('"""Other doc."""\n# why\nfrom helper import LIMIT\n\ndef f(x):\n    return x > LIMIT\n')
+    assert digest.code(tmp_path / "mine.py") == before
+    (tmp_path / "helper.py").write_text("LIMIT = 4\n")
+    assert digest.code(tmp_path / "mine.py") != before
+
+
+def test_seeds_come_from_names_and_fit_63_bits():
+    seeds = {digest.seed(0, 1, "sample", f"prompt-{i}", number, 0) for i in range(100) for number in range(10)}
+    assert len(seeds) == 1000 and all(0 <= seed < 2**63 for seed in seeds)
+    assert digest.seed("ab", "c") != digest.seed("a", "bc")
+
+
+def test_a_record_that_was_edited_is_not_intact():
+    record = digest.sealed({"a": 1, "notes": {"seconds": 2}})
+    assert digest.intact(record) and not digest.intact({**record, "notes": {"seconds": 3}})

@@ -1,0 +1,219 @@
+"""What lint finds without a model: files, rewards, templates, prompts, and a walk with a fake model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from selfkd import plan, reference
+from selfkd.backend.base import Machine
+from selfkd.lint import Report, dry_run, lint
+from selfkd.recipe import load
+from selfkd.rewards import builtin_folder
+from selfkd.steps import VERBS
+
+SHIPPED = sorted(path.stem for path in (builtin_folder() / "recipes").glob("*.yaml"))
+RECIPE = """\
+model: fake
+rounds: 2
+prompts:
+  train: {file: train.jsonl, prompt: question, answer: answer}
+  dev: {file: dev.jsonl, prompt: question, answer: answer}
+steps:
+  - sample: {n: 4, max_tokens: 64}
+  - score: my.py:right
+  - select: {where: "right = 1", per_prompt: 2}
+  - train: sft
+  - measure: my.py:right
+"""
+REWARD = '''
+def right(completion: str, answer: str) -> float:
+    """
+    >>> right("so 42", "42")
+    1.0
+    """
+    return float(completion.split()[-1] == answer)
+'''
+
+
+def sums(first: int, count: int = 20) -> str:
+    rows = [{"question": f"{at} + {at}?", "answer": str(2 * at), "level": 1} for at in range(first, first + count)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text(sums(1))
+    Path("dev.jsonl").write_text(sums(100))
+    Path("my.py").write_text(REWARD)
+
+
+def linted(recipe: str = RECIPE, **options: bool) -> Report:
+    Path("r.yaml").write_text(recipe)
+    return lint(load("r.yaml"), **options)
+
+
+def test_a_sound_recipe_has_no_problems_and_its_gold_answers_are_counted():
+    report = linted()
+    assert report.problems == []
+    assert report.notes == [
+        "my.py:right accepts 20 of 20 gold answers of 'train'",
+        "my.py:right accepts 20 of 20 gold answers of 'dev'",
+    ]
+
+
+def test_the_columns_after_each_step_are_shown():
+    found = dict(linted().columns)
+    assert found["after score"] == {
+        "samples": ["right"],
+        "prompts": ["right_max", "right_mean", "right_n"],
+        "pairs": ["chosen_right", "rejected_right"],
+    }
+    assert {"finish", "tokens", "u", "text"} <= set(found["always"]["samples"])
+    assert "right_max" in linted().text()
+
+
+def test_a_missing_reward_file_is_told_with_the_line_of_its_step():
+    report = linted(RECIPE.replace("score: my.py", "score: mine.py"))
+    [problem] = report.problems
+    assert problem.startswith("r.yaml:8  steps[1].score: mine.py  no file 'mine.py'. Did you mean 'my.py'?")
+
+
+def test_a_missing_function_is_told_with_the_right_spelling():
+    [problem] = linted(
+        RECIPE.replace("my.py:right\n  - select", "my.py:rigth\n  - select").replace('"right', '"rigth')
+    ).problems
+    assert "no function 'rigth'" in problem and "Did you mean 'right'?" in problem
+
+
+def test_a_parameter_that_no_column_fills_is_told():
+    Path("my.py").write_text(
+        REWARD.replace("answer: str)", "answer: str, levle: int = 0)").replace("levle: int = 0", "levle: int")
+    )
+    problems = linted().problems
+    assert len(problems) == 2  # the score step and the measure step
+    assert problems[0].startswith("r.yaml:8  steps[1].score: ")
+    assert "asks for 'levle'" in problems[0] and "Did you mean 'level'?" in problems[0]
+
+
+def test_a_reward_that_fails_its_own_doctest_is_told():
+    Path("my.py").write_text(REWARD.replace("1.0\n", "0.5\n"))
+    problems = linted().problems
+    assert problems and all("0.5" in problem or "Expected" in problem for problem in problems)
+
+
+def test_a_reward_that_refuses_gold_answers_is_told():
+    Path("my.py").write_text(REWARD.replace("== answer", "== answer and answer != '8' and answer != '10'"))
+    [problem] = linted().problems
+    assert "my.py:right accepts 18 of 20 gold answers of 'train' (95% wanted). First: " in problem
+
+
+def test_a_template_that_is_missing_or_names_something_unknown_is_told():
+    Path("bad.j2").write_text("Say {{ promt.text }}")
+    [unknown] = linted(RECIPE.replace("n: 4", "n: 4, template: bad.j2")).problems
+    assert "r.yaml:7  steps[0].sample: " in unknown and "unknown name 'promt'. Did you mean 'prompt'?" in unknown
+    [missing] = linted(RECIPE.replace("n: 4", "n: 4, template: god.j2")).problems
+    assert "no file 'god.j2'" in missing
+
+
+def test_a_torn_line_of_prompts_is_told_with_file_and_line():
+    Path("train.jsonl").write_text(sums(1, 2) + '{"question": "3 + 3?", \n')
+    assert any("train.jsonl:3" in problem for problem in linted().problems)
+
+
+def test_an_empty_prompt_file_is_told():
+    Path("train.jsonl").write_text("")
+    assert any("no prompts" in problem for problem in linted().problems)
+
+
+def test_train_prompts_found_in_dev_are_refused_unless_the_recipe_drops_them():
+    Path("dev.jsonl").write_text(sums(15))
+    [problem] = linted().problems
+    assert "prompts.train: 6 prompts stand in 'dev' too" in problem
+    report = linted("overlap: drop\n" + RECIPE)
+    assert report.ok and any("6 prompts that stand in 'dev' too will be left out" in note for note in report.notes)
+
+
+def test_repeated_prompts_are_noted():
+    Path("train.jsonl").write_text(sums(1) + sums(1, 3))
+    assert "prompts.train: 3 of 23 prompts repeat an earlier one" in linted().notes
+
+
+def test_prompts_on_a_hub_are_not_read_unasked():
+    report = linted(RECIPE.replace("{file: train.jsonl,", "{hub: some/where,"))
+    assert report.ok
+    assert "prompts.train: some/where lies on a hub, so its rows were not read" in report.notes
+
+
+def test_a_dry_run_walks_two_rounds_and_trains_in_both():
+    Path("r.yaml").write_text(RECIPE)
+    sealed = dry_run(load("r.yaml", ["rounds=7"]))
+    assert [record["round"] for record in sealed] == [0, 1, 2]
+    assert len({record["models"]["policy"]["digest"] for record in sealed}) == 3
+
+
+def test_a_dry_run_that_keeps_nothing_is_noted_and_one_that_cannot_go_on_is_a_problem():
+    nothing = linted(RECIPE.replace("right = 1", "right = 2"), dry_run=True)
+    assert nothing.ok and any("kept nothing to train on" in note for note in nothing.notes)
+    Path("my.py").write_text(REWARD.replace("return float", "if 'think' in completion: raise KeyError('no')\n    return float"))
+    [problem] = linted(RECIPE, dry_run=True).problems
+    assert problem.startswith("dry run: round-000/measure") and "could not be scored" in problem
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_lints_and_walks_two_rounds(name):
+    report = lint(load(name), dry_run=True)
+    assert report.problems == []
+    assert report.notes[-1] == "two rounds were walked with a fake model"
+
+
+def test_linting_imports_no_torch():
+    code = (
+        "import sys; from selfkd.lint import lint; from selfkd.recipe import load; report = lint(load('r.yaml'));"
+        "assert report.ok, report.text(); sys.exit(bool(set(sys.modules) & {'torch', 'ray', 'vllm', 'trl', 'datasets', 'transformers'}))"
+    )
+    Path("r.yaml").write_text(RECIPE)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# ---- plan ----
+
+
+def test_a_plan_counts_upper_bounds_and_says_what_it_does_not_know():
+    Path("r.yaml").write_text(RECIPE)
+    lines = dict(plan.plan(load("r.yaml"), Machine()))
+    assert lines["prompts"] == "train 20, dev 20"
+    assert lines["round 1  sample"] == "80 answers, 5,120 tokens"
+    assert lines["round 1  select"] == "at most 40 samples kept"
+    assert lines["round 1  train"].startswith("40 rows, 40 read in all")
+    assert lines["all rounds"].startswith("25,600 tokens made")  # 2 rounds x 5,120 and 3 measures x 20 x 256
+    assert lines["memory, disk, hours"] == "unknown until the model is here"
+
+
+def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4]}}).encode()
+    Path("m").mkdir()
+    Path("m/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    Path("r.yaml").write_text(RECIPE)
+    lines = dict(plan.plan(load("r.yaml", ["model=m"]), Machine()))
+    assert lines["parameters"] == "about 1 million"
+    assert lines["hours"].startswith("up to 0.0, roughly")
+
+
+# ---- reference ----
+
+
+def test_the_recipe_reference_is_current():
+    shown = Path(builtin_folder() / "docs" / "recipes.md").read_text()
+    assert shown == reference.text(), "run: python -m selfkd.reference > docs/recipes.md"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_field_of_a_verb_is_described_in_its_help(verb):
+    text = reference.verb_help(verb)
+    assert all(field.description and field.description in text for field in VERBS[verb].model_fields.values())

@@ -1,0 +1,281 @@
+"""status and its numbers: what a run folder says about its run, wherever it lies and whoever is writing in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+from chains import RECIPE, Faults, Killed, go, recipe_in
+from rich.console import Console
+
+from selfkd import screen, status, storage
+from selfkd.backend.base import Machine
+from selfkd.backend.fake import Fake
+from selfkd.errors import UsageError
+from selfkd.run import Run
+from selfkd.stats import change
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("status")
+    return go(recipe_in(folder), folder / "runs" / "sums").folder
+
+
+def printed(state: status.Status, width: int = 120) -> str:
+    to = Console(width=width, record=True, file=io.StringIO(), highlight=False)
+    screen.print_status(state, to)
+    return to.export_text()
+
+
+# ---- intervals ----
+
+
+def test_a_change_is_the_mean_of_differences_on_shared_prompts():
+    found = change({"a": 0.0, "b": 1.0, "c": 0.0, "only before": 1.0}, {"a": 1.0, "b": 1.0, "c": 0.0, "only after": 0.0})
+    assert found is not None
+    assert (found.value, found.prompts) == (pytest.approx(1 / 3), 3)
+    assert found.low < found.value < found.high
+
+
+def test_a_change_without_shared_prompts_is_not_known():
+    assert change({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_ten_prompts_without_a_change_still_leave_doubt():
+    same = {str(number): float(number % 2) for number in range(10)}
+    found = change(same, same)
+    assert found is not None
+    assert found.value == 0.0
+    assert found.low < -0.1 < 0.1 < found.high
+
+
+def test_the_interval_of_the_prime_ministers_approval_agrees_with_the_book():
+    """Agresti, Categorical Data Analysis, 10.1: of 1600 asked twice 150 left, 86 came; 95 % interval (-0.06, -0.02)."""
+    before = {str(number): float(number < 944) for number in range(1600)}
+    after = {str(number): float(number < 794 or 944 <= number < 944 + 86) for number in range(1600)}
+    found = change(before, after)
+    assert found is not None
+    assert (found.value, found.low, found.high) == (
+        pytest.approx(-0.04),
+        pytest.approx(-0.0587, abs=5e-4),
+        pytest.approx(-0.0213, abs=5e-4),
+    )
+
+
+@pytest.mark.parametrize("draws", [1, 4])
+def test_the_interval_covers_the_truth_about_95_times_in_100(draws):
+    """Paired answers of 60 prompts, before right with 0.4, after with 0.55, dependent through the prompt's difficulty."""
+    chance, hits, trials = random.Random(0), 0, 1500
+    for _ in range(trials):
+        ease = [chance.random() for _ in range(60)]
+        rates = {"before": [e * 0.8 for e in ease], "after": [min(1.0, e * 1.1) for e in ease]}
+        truth = sum(rates["after"]) / 60 - sum(rates["before"]) / 60
+        sides = [
+            {str(i): sum(chance.random() < r for _ in range(draws)) / draws for i, r in enumerate(rates[side])}
+            for side in rates
+        ]
+        found = change(*sides)
+        assert found is not None
+        hits += found.low <= truth <= found.high
+    assert hits / trials > 0.94
+
+
+# ---- the rounds ----
+
+
+def test_the_rounds_of_a_run_are_read_from_its_folder(done):
+    state = status.read(done)
+    assert (state.state, state.name, state.model, state.rounds_wanted) == ("done", "sums", "fake", 2)
+    assert [row.index for row in state.rounds] == [0, 1, 2]
+    base, first, _ = state.rounds
+    assert base.measured["dev"].change is None
+    assert (base.samples, base.kept) == (None, None)
+    assert first.samples == 36 and first.kept is not None and 0 < first.kept < 36
+    assert first.tokens > 0
+    assert set(first.seconds) == {"generate", "score", "train", "measure", "other"}
+
+
+def test_the_change_against_the_base_is_that_of_the_stored_scores(done):
+    """Counted again by hand from the Parquet files of both measure steps."""
+
+    def scores(round_: str) -> dict[str, float]:
+        step = next(done.glob(f"{round_}/*-measure.json"))
+        files = {
+            name: [done / path for path in table["files"]] for name, table in json.loads(step.read_text())["tables"].items()
+        }
+        samples = pl.read_parquet(files["samples"]).select("id", "prompt")
+        values = pl.read_parquet(files["scores"]).select(id="sample", value="value")
+        return dict(samples.join(values, on="id").select("prompt", "value").iter_rows())
+
+    before, after = scores("round-000"), scores("round-002")
+    measured = status.read(done).rounds[2].measured["dev"]
+    assert measured.value == pytest.approx(sum(after.values()) / 6)
+    assert measured.change is not None
+    assert measured.change.value == pytest.approx(sum(after[prompt] - before[prompt] for prompt in before) / 6)
+
+
+def test_a_moved_run_has_the_same_status(done, tmp_path):
+    moved = Path(shutil.copytree(done, tmp_path / "elsewhere"))
+    assert status.read(moved).rounds == status.read(done).rounds
+    assert status.read(moved).state == "done"
+
+
+def test_an_amendment_says_how_many_rounds_are_wanted(tmp_path):
+    go(recipe_in(tmp_path), tmp_path / "run")
+    go(recipe_in(tmp_path, RECIPE, "rounds=3"), tmp_path / "run")
+    state = status.read(tmp_path / "run")
+    assert (state.rounds_wanted, len(state.rounds), state.state) == (3, 4, "done")
+
+
+def test_the_test_split_stands_under_the_table(tmp_path):
+    recipe = RECIPE.replace("  dev:", "  test: {file: test.jsonl, prompt: question, answer: answer}\n  dev:")
+    recipe_in(tmp_path)
+    shutil.copy(tmp_path / "dev.jsonl", tmp_path / "test.jsonl")
+    lines = (tmp_path / "dev.jsonl").read_text().replace("+", "+ 1 +")
+    (tmp_path / "test.jsonl").write_text(lines)
+    go(recipe_in(tmp_path, recipe), tmp_path / "run")
+    state = status.read(tmp_path / "run")
+    assert state.split == "dev"
+    assert "test/last_number: base" in printed(state) and "→  round 2" in printed(state)
+
+
+# ---- who drives it, and how far ----
+
+
+def test_a_run_that_was_only_created_is_new(tmp_path):
+    Run.open(recipe_in(tmp_path), tmp_path / "run", Machine(backend="fake"))
+    assert status.read(tmp_path / "run").state == "new"
+
+
+def test_a_held_lease_means_running_and_names_the_process(done, tmp_path):
+    copy = Path(shutil.copytree(done, tmp_path / "run"))
+    with storage.Lease(copy / "leases", copy / "tmp"):
+        state = status.read(copy)
+    assert state.state == "running"
+    assert f"process {os.getpid()}" in state.note
+    assert status.read(copy).state == "done"
+
+
+def test_a_lease_of_another_machine_counts_only_while_its_heartbeat_is_fresh(done, tmp_path):
+    copy = Path(shutil.copytree(done, tmp_path / "run"))
+    lease = copy / "leases/000099.json"
+    lease.write_text(json.dumps({"host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}))
+    lease.with_suffix(".beat").write_text("7")
+    assert "process 1 on elsewhere" in status.driver(copy)
+    os.utime(lease.with_suffix(".beat"), (0, 0))
+    assert status.driver(copy) == ""
+
+
+def test_a_killed_driver_leaves_an_interrupted_run_with_what_was_sealed(tmp_path):
+    with Faults(150), pytest.raises(Killed):
+        go(recipe_in(tmp_path), tmp_path / "run")
+    for lease in (tmp_path / "run/leases").glob("*.done"):
+        lease.unlink()
+    newest = max((tmp_path / "run/leases").glob("*.json"))
+    newest.write_text(newest.read_text().replace('"pid": ', '"pid": 99'))  # a process that is gone
+    state = status.read(tmp_path / "run")
+    assert state.state == "interrupted"
+    assert "its driver ended without a word" in printed(state)
+
+
+def test_a_torn_last_line_of_the_log_is_left_out(done, tmp_path):
+    copy = Path(shutil.copytree(done, tmp_path / "run"))
+    (copy / "round-002/sealed.json").unlink()
+    events = copy / "logs/attempt-001/events.jsonl"
+    progress = {"event": "progress", "round": 2, "step": "sample", "done": 20, "total": 36, "unit": "answers", "rate": 800.0}
+    step = {"event": "step", "round": 2, "step": "sample", "number": 1}
+    events.write_text(json.dumps(step) + "\n" + json.dumps(progress) + '\n{"event": "progr')
+    state = status.read(copy)
+    assert (state.progress["done"], state.progress["number"]) == (20, 1)
+    assert "20/36 answers  800 tok/s" in printed(state)
+
+
+def test_a_failure_is_told_with_its_words(done, tmp_path):
+    copy = Path(shutil.copytree(done, tmp_path / "run"))
+    (copy / "round-002/sealed.json").unlink()
+    with (copy / "logs/attempt-001/events.jsonl").open("a") as log:
+        log.write(json.dumps({"event": "failed", "text": "the loss is NaN\n    Lower the rate."}) + "\n")
+    state = status.read(copy)
+    assert state.state == "failed"
+    assert "failed (the loss is NaN)" in printed(state)
+
+
+def test_a_folder_without_a_run_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match=r"run\.json is missing"):
+        status.read(tmp_path)
+
+
+# ---- what a reader is warned about ----
+
+
+class Faint(Fake):
+    """An engine that sees a third of each update."""
+
+    def swap_notes(self) -> dict[str, object]:
+        return {"seconds": 0.1, "proved": "only 30% of the update is visible in bfloat16", "survived": 0.3}
+
+
+def test_an_update_that_mostly_vanished_is_shown_and_warned_about(tmp_path):
+    run = go(recipe_in(tmp_path), tmp_path / "run", Faint({}))
+    assert status.read(run.folder).rounds[1].survived == 0.3
+    assert "round 1: only 30% of the update reaches the engine" in printed(status.read(run.folder))
+
+
+def test_a_round_that_was_rolled_back_says_why(tmp_path):
+    run = go(recipe_in(tmp_path, RECIPE + "keep_if: dev_last_number > 2\n"), tmp_path / "run")
+    state = status.read(run.folder)
+    assert [row.accepted for row in state.rounds] == [True, False, False]
+    assert "round 1 was rolled back: not dev_last_number > 2" in printed(state)
+
+
+def test_the_table_fits_into_80_columns(done):
+    assert max(map(len, printed(status.read(done), 80).splitlines())) <= 80
+    assert "seconds" in printed(status.read(done), 80).splitlines()[1]
+    assert "generate" in printed(status.read(done), 120).splitlines()[1]
+
+
+# ---- the screen ----
+
+
+def watched(done: Path, events: list[dict], seconds: list[float]) -> str:
+    """What a pipe gets of `events`, one at each of `seconds`."""
+    to = Console(width=120, record=True, file=io.StringIO(), force_terminal=False)
+    now = iter(seconds)
+    current = [0.0]
+    shown = screen.Screen(done, lambda index: 7, to, lambda: current[0])
+    with shown:
+        for event in events:
+            current[0] = next(now)
+            shown.watch(event)
+    return to.export_text()
+
+
+def answered(count: int) -> dict:
+    return {"event": "progress", "round": 2, "step": "sample", "done": count, "total": 100, "unit": "answers", "rate": 2310.0}
+
+
+def test_a_pipe_gets_a_line_at_once_and_then_at_most_every_ten_seconds(done):
+    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "number": 1}
+    lines = watched(done, [step, *(answered(count) for count in (0, 10, 20, 60, 70))], [0, 1, 5, 8, 20, 21]).splitlines()
+    assert lines[0].startswith("round 2  1/7 sample  starting engine")
+    assert len(lines) == 2
+    assert "60/100 answers  2310 tok/s  left 13 s" in lines[1]
+
+
+def test_answers_found_from_an_earlier_attempt_do_not_make_the_time_left_look_short(done):
+    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "number": 1}
+    text = watched(done, [step, answered(80), answered(90)], [0, 0, 20])
+    assert "90/100 answers  2310 tok/s  left 20 s" in text
+
+
+def test_a_sealed_round_leaves_one_line(done):
+    text = watched(done, [{"event": "sealed", "round": 2}], [1])
+    assert text.startswith("round 2")
+    assert "kept" in text and "of 36" in text

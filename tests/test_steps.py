@@ -1,0 +1,193 @@
+"""What each verb adds, seen through the tables it leaves in the run."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from chains import RECIPE, go, recipe_in
+
+from selfkd.backend.fake import Fake
+from selfkd.errors import RecipeError, RewardError
+from selfkd.run import Run, read_record
+
+HEAD = RECIPE[: RECIPE.index("steps:")]
+
+
+def run_of(folder, steps: str, *overrides: str, backend: Fake | None = None) -> Run:
+    return go(recipe_in(folder, HEAD + "steps:\n" + steps, *overrides), folder / "run", backend)
+
+
+def table(run: Run, step: str, name: str, index: int = 1) -> pl.DataFrame:
+    [path] = run.round_folder(index).glob(f"*-{step}.json")
+    paths = read_record(path)["tables"][name]["files"]
+    return pl.concat([pl.read_parquet(run.folder / path) for path in paths])
+
+
+def notes(run: Run, step: str, index: int = 1) -> dict:
+    [path] = run.round_folder(index).glob(f"*-{step}.json")
+    return read_record(path)["notes"]
+
+
+SAMPLE = "  - sample: {n: 4, temperature: 0.8, max_tokens: 64}\n"
+SCORE = "  - score: reward/number.py:last_number\n"
+
+
+def test_each_prompt_is_answered_n_times_with_seeds_of_its_own(tmp_path):
+    samples = table(run_of(tmp_path, SAMPLE, "rounds=1"), "sample", "samples")
+    assert samples.height == 12 * 4
+    assert samples["seed"].n_unique() == samples["id"].n_unique() == samples.height
+    assert samples.group_by("prompt").len()["len"].unique().to_list() == [4]
+
+
+def test_a_template_is_what_the_teacher_sees_and_never_what_the_student_is_trained_on(tmp_path):
+    steps = "  - sample: {template: 'The answer is {{ prompt.answer }}. {{ prompt.text }}', system: Be brief., max_tokens: 64}\n  - train: sft\n"
+    run = run_of(tmp_path, steps, "rounds=1")
+    asked, rows = table(run, "sample", "samples"), table(run, "train", "rows")
+    assert all(messages[0]["content"] == "Be brief." and "The answer is" in messages[1]["content"] for messages in asked["asked"])
+    assert all(len(messages) == 1 and "The answer is" not in messages[0]["content"] for messages in rows["messages"])
+
+
+def test_only_prompts_without_a_right_answer_are_asked_again(tmp_path):
+    steps = SAMPLE.replace("n: 4", "n: 1") + SCORE + "  - sample: {where: 'last_number_max < 1', as: again, max_tokens: 64}\n"
+    run = run_of(tmp_path, steps, "rounds=1")
+    first, again = table(run, "sample", "samples"), table(run, "sample-2", "samples")
+    wrong = table(run, "score", "scores").filter(pl.col("value") < 1)
+    assert 0 < again.height < 12
+    assert set(again["prompt"]) == set(first.join(wrong, left_on="id", right_on="sample", how="semi")["prompt"])
+
+
+def test_a_sample_about_a_sample_names_its_parent(tmp_path):
+    steps = SAMPLE + "  - sample: {of: sample, template: 'Improve: {{ of.text }}', as: better, max_tokens: 64}\n"
+    run = run_of(tmp_path, steps, "rounds=1")
+    first, better = table(run, "sample", "samples"), table(run, "sample-2", "samples")
+    assert sorted(better["parents"].explode()) == sorted(first["id"])
+    texts = dict(first.select("id", "text").iter_rows())
+    assert all(row["asked"][-1]["content"] == f"Improve: {texts[row['parents'][0]]}" for row in better.iter_rows(named=True))
+
+
+def test_select_filters_then_caps_and_every_drop_has_its_reason(tmp_path):
+    run = run_of(tmp_path, SAMPLE + SCORE + "  - select: {where: 'last_number = 1', per_prompt: 1}\n", "rounds=1", "sample.n=8")
+    drops, scores = table(run, "select", "drops"), table(run, "score", "scores")
+    reasons = dict(drops.group_by("reason").len().iter_rows())
+    right = int(scores["value"].sum())
+    solved = scores.join(table(run, "sample", "samples"), left_on="sample", right_on="id").filter(pl.col("value") == 1)["prompt"].n_unique()
+    assert reasons == {"not last_number = 1": 96 - right, "more than 1 per prompt": right - solved}
+
+
+def test_an_unscored_sample_is_dropped_as_unscored_and_not_as_wrong(tmp_path):
+    (tmp_path / "half.py").write_text("def half(sample):\n    return None if sample['number'] % 2 else 1.0\n")
+    run = run_of(tmp_path, SAMPLE + "  - score: half.py:half\n  - select: half = 1\n", "rounds=1")
+    assert dict(table(run, "select", "drops").group_by("reason").len().iter_rows()) == {"unscored": 24}
+    assert table(run, "score", "scores")["value"].null_count() == 24
+
+
+def test_repeats_are_dropped_within_a_prompt_and_a_limit_holds_in_all(tmp_path):
+    run = run_of(tmp_path, SAMPLE + "  - select: {dedup: text, limit: 5, by: '-chars'}\n", "rounds=1", backend=Fake({}, lambda m, s, k: "same"))
+    reasons = dict(table(run, "select", "drops").group_by("reason").len().iter_rows())
+    assert reasons == {"repeat": 36, "over the limit of 5": 7}
+
+
+def test_a_reward_that_fails_too_often_stops_the_round_and_says_how_often(tmp_path):
+    (tmp_path / "bad.py").write_text("def bad(sample):\n    return 1 / (sample['number'] % 2)\n")
+    with pytest.raises(RewardError, match=r"samples \(\d+\.\d%\) could not be scored, limit 1%.*ZeroDivisionError"):
+        run_of(tmp_path, SAMPLE + "  - score: bad.py:bad\n", "rounds=1")
+
+
+def test_pairs_walk_both_lists_side_by_side_and_none_is_made_twice(tmp_path):
+    build = "  - build: {kind: pair, chosen: 'last_number = 1', rejected: 'last_number = 0', per_prompt: 3}\n  - train: dpo\n"
+    run = run_of(tmp_path, SAMPLE + SCORE + build, "rounds=1", "sample.n=6")
+    rows, scores = table(run, "build", "rows"), dict(table(run, "score", "scores").select("sample", "value").iter_rows())
+    assert rows.height > 0
+    assert all((scores[chosen], scores[rejected]) == (1.0, 0.0) for chosen, rejected in rows["samples"])
+    assert len({tuple(pair) for pair in rows["samples"]}) == rows.height
+
+
+def test_spin_pairs_the_gold_answer_with_the_own_one(tmp_path):
+    steps = SAMPLE.replace("n: 4", "n: 1") + "  - gold: '{{ prompt.answer }}'\n  - build: {kind: pair, chosen: gold, rejected: sample}\n  - train: dpo\n"
+    run = run_of(tmp_path, steps, "rounds=1")
+    rows = table(run, "build", "rows")
+    assert rows.height == 12
+    assert rows["chosen"].str.contains(r"^\d+$").all() and rows["chosen_ids"].null_count() == 12 and rows["chosen_ended"].all()
+
+
+def test_recall_brings_back_what_earlier_rounds_kept_and_scores_come_along(tmp_path):
+    steps = SAMPLE + SCORE + "  - recall: 1\n  - select: last_number = 1\n  - train: sft\n"
+    run = run_of(tmp_path, steps, "rounds=3")
+    kept = [record["notes"]["funnel"][-1][1] for record in run.sealed()]
+    assert table(run, "recall", "samples", 2).height == kept[1]
+    assert table(run, "recall", "scores", 2)["value"].unique().to_list() == [1.0]
+    assert kept[2] > kept[1]
+
+
+def test_a_view_list_fans_out_into_one_row_each(tmp_path):
+    steps = SAMPLE + "  - build: {kind: sft, view: ['{{ prompt.text }}', 'Short: {{ prompt.text }}']}\n  - train: sft\n"
+    rows = table(run_of(tmp_path, steps, "rounds=1"), "build", "rows")
+    assert rows.height == 2 * 48 and rows["id"].n_unique() == 96
+    assert sum(messages[-1]["content"].startswith("Short: ") for messages in rows["messages"]) == 48
+
+
+def test_a_weight_is_an_expression_over_the_sample(tmp_path):
+    rows = table(run_of(tmp_path, SAMPLE + SCORE + "  - build: {weight: '0.5 + last_number'}\n  - train: sft\n", "rounds=1"), "build", "rows")
+    assert set(rows["weight"].unique()) == {0.5, 1.5}
+
+
+def test_a_model_scores_samples_by_their_log_probability(tmp_path):
+    run = run_of(tmp_path, SAMPLE + "  - score: {logprob: policy@base, as: fluency}\n  - select: fluency < 0\n  - train: sft\n", "rounds=1")
+    assert (table(run, "score", "scores")["value"] < 0).all()
+
+
+def test_measured_answers_never_enter_the_pool(tmp_path):
+    run = run_of(tmp_path, SAMPLE + "  - measure: reward/number.py:last_number\n  - train: sft\n", "rounds=1")
+    assert table(run, "measure", "samples")["stream"].unique().to_list() == ["dev"]
+    assert table(run, "train", "rows").height == 48
+    metrics = run.sealed()[1]["metrics"]
+    assert metrics["dev/prompts"] == 6 and 0 <= metrics["dev/last_number"] <= 1 and metrics["dev/last_number_interval"] > 0
+
+
+def test_numbers_may_be_lists_one_entry_per_round(tmp_path):
+    run = run_of(tmp_path, "  - sample: {n: [1, 2], max_tokens: 64}\n  - train: sft\n", "rounds=3")
+    assert [table(run, "sample", "samples", index).height for index in (1, 2, 3)] == [12, 24, 24]
+
+
+def test_take_draws_the_next_prompts_each_round_and_wraps_around(tmp_path):
+    text = HEAD.replace("prompts:\n", "prompts:\n  take: 5\n") + "steps:\n  - sample: {max_tokens: 64}\n  - train: sft\n"
+    run = go(recipe_in(tmp_path, text, "rounds=3"), tmp_path / "run")
+    drawn = [set(table(run, "sample", "samples", index)["prompt"]) for index in (1, 2, 3)]
+    assert [len(prompts) for prompts in drawn] == [5, 5, 5]
+    assert len(drawn[0] | drawn[1]) == 10 and len(drawn[0] & drawn[2]) == 3
+
+
+def test_training_starts_where_the_recipe_says(tmp_path):
+    steps = SAMPLE + "  - train: {loss: sft, from: base}\n"
+    seen: list[str] = []
+
+    class Watching(Fake):
+        def train(self, start, reference, rows, spec, out):
+            seen.append(start.digest)
+            return super().train(start, reference, rows, spec, out)
+
+    run = run_of(tmp_path, steps, "rounds=3", backend=Watching({}))
+    assert set(seen) == {run.sealed()[0]["models"]["policy"]["digest"]}
+
+
+def test_the_test_split_is_measured_at_the_base_and_at_the_end_only(tmp_path):
+    text = HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n") + RECIPE[RECIPE.index("steps:") :]
+    recipe_in(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
+    run = go(recipe_in(tmp_path, text, "rounds=3"), tmp_path / "run")
+    assert ["test/last_number" in record["metrics"] for record in run.sealed()] == [True, False, False, True]
+
+
+def test_a_run_that_stops_early_says_why_and_still_measures_the_test_split(tmp_path):
+    text = HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n") + RECIPE[RECIPE.index("steps:") :]
+    recipe_in(tmp_path)
+    (tmp_path / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
+    text = text.replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars, mode: min}")
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    assert len(run.sealed()) < 10
+    assert "did not improve for 1 rounds" in run.sealed()[-1]["stop"] and "test/last_number" in run.sealed()[-1]["metrics"]
+
+
+def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path):
+    with pytest.raises(RecipeError, match="last_nmber"):
+        run_of(tmp_path, SAMPLE + SCORE + "  - select: last_nmber = 1\n", "rounds=1")

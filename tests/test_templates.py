@@ -1,0 +1,97 @@
+"""A template sees only what it is given, says where it is wrong, and changes only the last user message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfkd import rewards, templates
+from selfkd.errors import UsageError
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 x 7?"}]
+
+
+def prompt(**meta: object) -> templates.Prompt:
+    return templates.view(MESSAGES, "42", meta)
+
+
+def test_text_with_braces_is_the_template_itself() -> None:
+    template = templates.load(
+        "{{ prompt.text }} It is {{ prompt.answer }}, level {{ prompt.level }} of {{ prompt.meta.level }}.", []
+    )
+    assert template.render(prompt=prompt(level=3)) == "6 x 7? It is 42, level 3 of 3."
+    assert templates.load("{{ prompt }}: {{ of.text }}{{ group | length }}", []).render(
+        prompt=prompt(), of={"text": "so"}, group=[1, 2]
+    ) == ("6 x 7?: so2")
+
+
+def test_a_file_is_found_next_to_the_recipe_and_then_built_in(tmp_path: Path) -> None:
+    built_in = templates.load("templates/hint.j2", [tmp_path])
+    assert Path(built_in.name) == rewards.builtin_folder() / "recipes/templates/hint.j2"
+    assert templates.load("hint.j2", [tmp_path]).digest == built_in.digest
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "templates/hint.j2").write_text("mine {{ prompt.text }}")
+    assert templates.load("templates/hint.j2", [tmp_path]).render(prompt=prompt()) == "mine 6 x 7?"
+
+
+def test_the_digest_is_that_of_the_text() -> None:
+    assert templates.load("{{ prompt }}", []).digest == templates.load("{{ prompt }}", []).digest
+    assert templates.load("{{ prompt }}", []).digest != templates.load("{{ prompt }}!", []).digest
+
+
+def test_a_missing_name_is_an_error_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "x.j2").write_text("one\n{{ prompt.text }}\n{{ prompt.levle }}")
+    with pytest.raises(UsageError, match=r"x\.j2:3  .*levle"):
+        templates.load("x.j2", [tmp_path]).render(prompt=prompt(level=1))
+    with pytest.raises(UsageError, match=r"template:1  'off' is undefined\. Names here: of, prompt"):
+        templates.load("{{ off }}", []).render(prompt=prompt(), of=None)
+
+
+def test_what_is_wrong_with_the_file_is_said_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "x.j2").write_text("one\n{% if prompt %}")
+    with pytest.raises(UsageError, match=r"x\.j2:\d"):
+        templates.load("x.j2", [tmp_path])
+    (tmp_path / "y.j2").write_text("one\n{% include 'x.j2' %}")
+    with pytest.raises(UsageError, match=r"y\.j2:2  a template stands alone"):
+        templates.load("y.j2", [tmp_path])
+    (tmp_path / "z.j2").write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        templates.load("z.j2", [tmp_path])
+    with pytest.raises(UsageError, match=r"no file 'hnt\.j2'.*Did you mean 'hint\.j2'"):
+        templates.load("hnt.j2", [tmp_path])
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
+    with pytest.raises(UsageError, match="unsafe"):
+        templates.load("{{ prompt.__class__.__mro__ }}", []).render(prompt=prompt())
+    with pytest.raises(UsageError, match="SecurityError"):
+        templates.load("{{ group.append(1) }}", []).render(group=[])
+
+
+def test_a_template_cannot_fill_the_memory() -> None:
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{{ prompt.text }}{% endfor %}{% endfor %}"
+    with pytest.raises(UsageError, match="grew beyond 1000000"):
+        templates.load(loop, []).render(prompt=prompt())
+
+
+def test_only_the_last_user_message_is_replaced() -> None:
+    talk = [*MESSAGES, {"role": "assistant", "content": "42"}, {"role": "user", "content": "Sure?"}]
+    assert templates.ask(talk, "Why?") == [*talk[:3], {"role": "user", "content": "Why?"}]
+    assert talk[3]["content"] == "Sure?"
+    assert templates.ask([], "Hi") == [{"role": "user", "content": "Hi"}]
+
+
+def test_problems_are_found_before_any_prompt_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "x.j2").write_text("{% set a = 1 %}{{ a }}\n{{ promt.text }}{{ range(2) }}")
+    assert templates.problems("x.j2", [tmp_path]) == [f"{tmp_path}/x.j2:2  unknown name 'promt'. Did you mean 'prompt'?"]
+    assert "no file" in templates.problems("nowhere.j2", [tmp_path])[0]
+    assert templates.problems("{{ question }}", [], names=("question",)) == []
+
+
+@pytest.mark.parametrize("path", sorted(rewards.builtin_folder().glob("recipes/templates/*.j2")), ids=lambda path: path.name)
+def test_a_shipped_template_renders_from_a_prompt_alone_or_a_sample(path: Path) -> None:
+    assert templates.problems(str(path), []) == []
+    sample = {"text": "It is 42.", "answer": "42"}
+    text = templates.load(str(path), []).render(prompt=prompt(), of=sample, group=[sample, sample])
+    assert "6 x 7?" in text and "{" not in text
