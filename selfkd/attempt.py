@@ -11,7 +11,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -122,20 +123,29 @@ def _walk(run: Run) -> None:
     from selfkd.backend import open_backend
     from selfkd.loop import walk
 
-    _log_to(run.log_folder() / "driver.log")
-    run.check_head()  # the round's own check belongs to attempts that began inside it; this one began before the engine
-    backend = open_backend(run.machine, run.numerics, run.log_folder())
-    try:
-        walk(run, backend)
-    finally:
-        backend.close()
-    run.event("done")
+    with _logging_to(run.log_folder() / "driver.log"):
+        run.check_head()  # a round checks it only for an attempt that began inside it; this one began before the engine
+        with closing(open_backend(run.machine, run.numerics, run.log_folder())) as backend:
+            walk(run, backend)
+        run.event("done")
 
 
-def _log_to(path: Path) -> None:
-    """What libraries log in this process goes to the attempt's log, not between the lines of the screen."""
-    logging.basicConfig(filename=path, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s", force=True)
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """What libraries log and warn of in this process goes to the attempt's log, not between the lines of the screen."""
+    root, handler = logging.getLogger(), logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
     logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        root.setLevel(level)
+        root.removeHandler(handler)
+        handler.close()
 
 
 def _told(error: BaseException, interrupts: Interrupts) -> BaseException:

@@ -118,7 +118,9 @@ def verify(given: Namespace) -> int:
     what = "sizes" if given.quick else "hashes"
     counted = f"{found.rounds} rounds, {found.steps} steps, {what} of {found.files} files in {span(time.monotonic() - began)}"
     if found.problems:
-        print(f"{given.run} is NOT as it was committed: {len(found.problems)} problems. Checked {counted}.")
+        print(
+            f"{given.run} is NOT as it was committed: {len(found.problems)} problem{'' if len(found.problems) == 1 else 's'}. Checked {counted}."
+        )
         return 1
     print(f"{given.run} is as it was committed: {counted}. Head {found.head[:16] or 'none yet'}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -28,6 +28,8 @@ MEANINGS = {
     "greater_than_equal": "should be at least {ge}, not {given}",
     "less_than": "should be below {lt}, not {given}",
     "less_than_equal": "should be at most {le}, not {given}",
+    "string_too_short": "should not be empty",
+    "string_pattern_mismatch": "should be letters, digits, '.', '_' and '-', not {given}",
     "literal_error": "should be {expected}, not {given}",
 }
 
@@ -88,9 +90,17 @@ def _say(item: Any, field: str, known: Sequence[str]) -> str:
         return f"'{field}' {text}" if field else text
     given = item["input"] if not isinstance(item["input"], dict) else "a mapping"
     shown = MEANINGS.get(item["type"], item["msg"]).format(
-        given=repr(given) if isinstance(given, str) else given, **item.get("ctx", {})
+        given=repr(given) if isinstance(given, str) else given, **_yaml_words(item.get("ctx", {}))
     )
     guess = (
         near(given, re.findall(r"'([^']+)'", shown)[:-1]) if item["type"] == "literal_error" and isinstance(given, str) else ""
     )
     return f"'{field}' {shown}.{guess}" if guess else f"'{field}' {shown}"
+
+
+def _yaml_words(context: Mapping[str, Any]) -> dict[str, Any]:
+    """pydantic writes choices as Python does; a recipe is YAML."""
+    return {
+        key: value.replace("True", "true").replace("False", "false") if key == "expected" else value
+        for key, value in context.items()
+    }

@@ -20,6 +20,7 @@ from selfkd.trl_fields import PASSED, check_trl
 from selfkd.yamlfile import Node, Problems, near, parse, plain
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
+FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
 MOST_STEPS = 500
 GROUPS = ("repeat", "each")
 LISTS = ("before", "steps", "after")
@@ -315,8 +316,15 @@ def check(entry: Entry, problems: Problems) -> Line | None:
         except ValidationError as error:
             explain(error, cls, Node(entry.words, entry.where), entry.label, problems)
         else:
+            _references(step, entry, problems)
             _options(step, entry, problems)
     return Line(entry.verb, words, entry.where, entry.label) if len(problems.lines) == before else None
+
+
+def _references(step: Step, entry: Entry, problems: Problems) -> None:
+    for reference in step.functions():
+        if not FUNCTION.fullmatch(reference):
+            problems.add(entry.at("reward"), entry.label, f"'{reference}' does not name a function: write file.py:function")
 
 
 def _options(step: Step, entry: Entry, problems: Problems) -> None:

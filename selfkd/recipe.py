@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
@@ -71,8 +71,12 @@ class Keep(_Words):
 class Recipe(_Words):
     """A recipe, complete and checked."""
 
-    name: str = Field("", description="Name of the run and of its folder; default: the name of the file.")
-    model: str | Origin = Field(description="Hub id, folder, GGUF file or package:NAME; or {path, revision}.")
+    name: str = Field(
+        "", pattern=r"^\w[\w.-]*$", description="Name of the run and of its folder; default: the name of the file."
+    )
+    model: Annotated[str, Field(min_length=1)] | Origin = Field(
+        description="Hub id, folder, GGUF file or package:NAME; or {path, revision}."
+    )
     rounds: int = Field(1, ge=1, description="How many rounds after round 0, which measures the untouched model.")
     seed: int = Field(0, ge=0, description="Every random choice is hashed from this number and from names.")
     prompts: Prompts = Field(description="train, and optionally dev, test and take.")
@@ -87,10 +91,10 @@ class Recipe(_Words):
     chunk: int = Field(
         256, ge=1, description="Requests generated together; the unit of redoing, part of what makes a chain reproducible."
     )
-    exact: Literal["auto"] | bool = Field(
+    exact: Literal["auto", True, False] = Field(
         "auto", description="Answers that do not depend on restarts or on the number of engines; auto: where it is cheap."
     )
-    dither: Literal["auto"] | bool = Field(
+    dither: Literal["auto", True, False] = Field(
         "auto", description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: yes."
     )
     before: tuple[Line, ...] = Field(

@@ -145,7 +145,7 @@ PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false
 def _words(kind: Any) -> Iterator[str]:
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
-        yield from (f"`{choice}`" for choice in typing.get_args(kind))
+        yield from (f"`{_value(choice)}`" for choice in typing.get_args(kind))
     elif origin in (typing.Union, types.UnionType):
         for inner in typing.get_args(kind):
             yield from _words(inner) if inner is not type(None) else ()

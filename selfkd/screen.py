@@ -95,12 +95,12 @@ class Screen:
         before = self.current
         if any(before.get(name) != event.get(name) for name in ("round", "step", "unit")):
             self._began, self._first_done = self.clock(), event.get("done", 0)
-        named = {
-            name: before[name] for name in ("number", "verb") if name in before and before.get("step") == event.get("step")
-        }
+        same = before if before.get("step") == event.get("step") else {}
+        named: dict[str, Any] = {name: same[name] for name in ("number", "verb") if name in same}
         self.current = {**named, **event}  # a new dict: the drawing thread reads the old one
         self._warm = self._warm or bool(event.get("rate"))
-        if not self.live and self.clock() - self._said >= PLAIN_SECONDS:
+        waits = event["event"] == "step" and not self._warm and event.get("verb") in ENGINE  # half a minute of silence: say why
+        if not self.live and (waits or self.clock() - self._said >= PLAIN_SECONDS):
             self._said = self.clock()
             self.console.print(self.line())
 

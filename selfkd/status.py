@@ -18,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from selfkd import storage
-from selfkd.errors import UsageError
+from selfkd.errors import ChainError, UsageError
 from selfkd.stats import Change, change
 
 STAGES = ("generate", "score", "train", "measure")
@@ -98,8 +98,16 @@ def run_json(folder: Path) -> dict[str, Any]:
         raise UsageError(
             "no run here (run.json is missing)", str(folder), "List the runs of a folder: selfkd status --runs runs"
         )
-    manifest: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return manifest
+    return record(path)
+
+
+def record(path: Path) -> dict[str, Any]:
+    """A JSON record of a run; ChainError where it cannot be read. That it was not changed is for `verify` to say."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ChainError(f"cannot be read: {error}", str(path), "See all damage: selfkd verify RUN") from None
+    return found
 
 
 def runs_under(folder: Path) -> list[Path]:
@@ -113,14 +121,14 @@ def round_folders(folder: Path) -> list[Path]:
 def step_commits(round_folder: Path) -> list[dict[str, Any]]:
     """The commits of the steps made so far in one round, in order."""
     paths = sorted(round_folder.glob("[0-9][0-9]-*.json"))
-    return [json.loads(path.read_text("utf-8")) for path in paths]
+    return [record(path) for path in paths]
 
 
 def rounds_wanted(folder: Path, manifest: Mapping[str, Any]) -> int:
     """How many rounds the newest amendment asks for, else the run as created."""
     wanted = int(manifest["rounds"])
     for path in sorted((folder / "amendments").glob("*.json")):
-        wanted = int(json.loads(path.read_text("utf-8"))["recipe"]["rounds"])
+        wanted = int(record(path)["recipe"]["rounds"])
     return wanted
 
 
@@ -130,7 +138,7 @@ def rounds(folder: Path) -> list[Round]:
     base: dict[str, dict[str, float]] = {}
     for path in round_folders(folder):
         if (path / "sealed.json").is_file():
-            sealed = json.loads((path / "sealed.json").read_text("utf-8"))
+            sealed = record(path / "sealed.json")
             found.append(_round(folder, sealed, step_commits(path), base))
     return found
 
@@ -248,7 +256,7 @@ def driver(folder: Path) -> str:
     newest = max((folder / "leases").glob("*.json"), default=None)
     if newest is None or newest.with_suffix(".done").exists():
         return ""
-    holder = json.loads(newest.read_text("utf-8"))
+    holder = record(newest)
     beat = newest.with_suffix(".beat")
     age = max(0.0, time.time() - (beat if beat.exists() else newest).stat().st_mtime)
     here = holder["host"] == socket.gethostname()
@@ -259,4 +267,4 @@ def driver(folder: Path) -> str:
 def _model_name(model: Any) -> str:
     """A short name of what the run started from: the last part of a hub id or path."""
     text = model if isinstance(model, str) else next((str(v) for v in model.values() if isinstance(v, str)), str(model))
-    return text.rstrip("/").rsplit("/", 1)[-1]
+    return text.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")

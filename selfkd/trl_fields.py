@@ -1,7 +1,7 @@
 """Which options a `trl:` block may hold, as plain data, so that `lint` can check them on a machine without torch or TRL.
 
-Every field of TRL 1.16's SFTConfig and DPOConfig stands in exactly one of the two tables: passed through, or decided by selfkd with
-the place to set it instead. A test compares both tables with the installed wheel.
+Every field of TRL 1.16's SFTConfig and DPOConfig stands in one of two tables: passed through, or decided by selfkd with the
+place to set it instead. A test compares both tables with the installed wheel.
 """
 
 from __future__ import annotations

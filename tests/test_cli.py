@@ -76,10 +76,10 @@ def command(*words: str) -> list[str]:
 def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed(capsys):
     text = said(capsys, "run", "sums.yaml", "--on", "fake.yaml", "--name", "printed", "rounds=1")
     assert text.startswith("printed · fake · 1 round · fake\n")
-    assert re.search(r"^base {5}\d+\.\d % ±\d+\.\d$", text, re.M)
+    assert re.search(r"^base {5}\d+\.\d % ±\d+\.\d", text, re.M)
     assert re.search(r"^round 1  \d+\.\d % ±\d+\.\d   [+-]\d+\.\d \[-?\d+\.\d, \d+\.\d\]   kept \d+ of 36", text, re.M)
     commands = [line.split("#")[0].strip() for line in text.split("Next:\n")[1].splitlines()]
-    assert [shlex.split(line)[-4:-3] or line for line in commands]
+    assert len(commands) == 3
     for line in commands:
         words = shlex.split(line)
         at = next(place for place, word in enumerate(words) if word in COMMANDS)

@@ -12,14 +12,14 @@ import selfkd
 PACKAGE = Path(selfkd.__file__).parent
 LEVELS = {
     0: ["types", "errors", "digest", "trl_fields"],
-    1: ["storage", "templates", "rewards", "calling", "workers", "lines", "prompts", "tables"],
+    1: ["storage", "templates", "rewards", "calling", "workers", "prompts", "sources", "tables", "yamlfile"],
     2: ["backend.base", "steps"],
-    3: ["recipe", "yamlfile", "plan", "reference"],
+    3: ["recipe", "lines", "checks", "explain", "machine", "plan", "reference"],
     4: ["run", "round", "keeping"],
     5: ["loop"],
     6: ["backend"],
-    7: ["lint", "status", "show", "stats", "verify", "doctor", "screen", "report", "compare", "attempt"],
-    8: ["cli", "commands"],
+    7: ["lint", "status", "show", "stats", "verify", "doctor", "screen", "shelf", "topics", "trial", "attempt"],
+    8: ["cli", "commands", "__main__"],
 }
 HEAVY = {"torch", "vllm", "trl", "ray", "datasets", "transformers", "accelerate", "safetensors", "peft"}
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -108,6 +108,7 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ("sample: {stop: end}", "steps[0].sample: 'stop' should be a list, not 'end'"),
         ("train: {loss: dop}", "steps[0].train: 'loss' should be 'sft' or 'dpo', not 'dop'. Did you mean 'dpo'?"),
         ("score: {}", "steps[0].score: give either 'reward' or 'logprob'"),
+        ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
         ("build: pair", "steps[0].build: pairs need 'chosen' and 'rejected'"),
         ("measure: {rewrad: a.py:f}", "steps[0].measure: no field 'rewrad'. Did you mean 'reward'?"),
         ("measure: {n: 2}", "steps[0].measure: 'reward' is missing"),
@@ -422,6 +423,21 @@ def test_patience_watches_the_best_metric_unless_it_names_another():
     assert (recipe.stop.metric, recipe.stop.mode) == ("dev/tokens", "min")
     [problem] = problems(STEPS, "stop.patience=2")
     assert "patience needs a metric" in problem
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("model=''", "'model' should not be empty"),
+        ("name=../up", "'name' should be letters, digits, '.', '_' and '-', not '../up'"),
+        ("model=[a]", "'model' should be text, not ['a']"),
+        ("keep={last: -1}", "keep: 'last' should be at least 0, not -1"),
+        ("exact=maybe", "'exact' should be 'auto', true or false, not 'maybe'"),
+        ("prompts={take: 3}", "prompts: 'train' is missing"),
+    ],
+)
+def test_a_wrong_value_of_a_field_is_said_in_plain_words(word, said):
+    assert problems(STEPS.replace("  - measure: reward/math.py:correct\n", ""), word) == [f"{word}  {said}"]
 
 
 def test_a_recipe_survives_pickling():

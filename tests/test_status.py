@@ -17,7 +17,7 @@ from rich.console import Console
 from selfkd import screen, status, storage
 from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
-from selfkd.errors import UsageError
+from selfkd.errors import ChainError, UsageError
 from selfkd.run import Run
 from selfkd.stats import change
 
@@ -279,3 +279,17 @@ def test_a_sealed_round_leaves_one_line(done):
     text = watched(done, [{"event": "sealed", "round": 2}], [1])
     assert text.startswith("round 2")
     assert "kept" in text and "of 36" in text
+
+
+def test_a_pipe_is_told_that_the_engine_starts_even_right_after_another_line(done):
+    load = {"event": "step", "round": 0, "step": "load", "verb": "load", "number": 1}
+    measure = {"event": "step", "round": 0, "step": "measure", "verb": "measure", "number": 2}
+    lines = watched(done, [load, measure], [0, 1]).splitlines()
+    assert lines[1].startswith("base     2/7 measure  starting engine")
+
+
+def test_a_record_that_cannot_be_read_is_named(done, tmp_path):
+    copy = Path(shutil.copytree(done, tmp_path / "run"))
+    (copy / "round-001/sealed.json").write_text("{")
+    with pytest.raises(ChainError, match=r"round-001/sealed\.json.*cannot be read"):
+        status.read(copy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -255,7 +255,8 @@ def _idle_ticks() -> int:
 
 
 def numerics(machine: Machine) -> dict[str, Any]:
-    """What fixes numbers, as plain JSON, with the versions of every package that touches them."""
+    """What fixes numbers, as plain JSON, with the versions of every package that touches them. Threads 0 become the free cores."""
+    machine = replace(machine, threads=machine.threads or free_cores())
     chosen = {name: value for name, value in asdict(machine).items() if name in NUMERIC}
     return {**chosen, "trainers": machine.trainers, "packages": dict(_versions()), "digest": digest.of(chosen)}
 

@@ -1,7 +1,7 @@
 """Training rows as token ids, and which of them make up each optimiser step on each rank.
 
-The order follows from the seed and the rows' ids, never from files, ranks or a library's random generator: two ranks see the same
-global batches as one. Nothing is ever cut: a row that is too long is refused with its length. Knows neither TRL nor a model.
+The order follows from the seed and the rows' ids, never from files, ranks or a library's random generator: two ranks see the
+same global batches as one. Nothing is ever cut: a row that is too long is refused with its length. Knows neither TRL nor a model.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def plan(rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[int
 
 
 def micro_batches(batch: list[int], split: Share) -> list[list[int]]:
-    """A global batch cut into `ranks` x `accumulation` runs whose sizes differ by one at most; micro m of rank r is m * ranks + r."""
+    """A global batch cut into `ranks` x `accumulation` runs of nearly equal size; micro-batch m of rank r is m * ranks + r."""
     parts = split.ranks * split.accumulation
     return [[int(i) for i in part] for part in np.array_split(np.array(batch, int), parts)]
 
@@ -139,8 +139,8 @@ def micro_batches(batch: list[int], split: Share) -> list[list[int]]:
 class Feed:
     """What the trainer iterates over: this rank's micro-batches, collated, one epoch per iteration.
 
-    A micro-batch carries `scale` where TRL's plain mean would be wrong: rows of unequal weight, or pairs that do not divide evenly.
-    A rank without rows in a step gets one row of scale 0, so that all ranks take part in every exchange.
+    A micro-batch carries `scale` where TRL's plain mean would be wrong: rows of unequal weight, or pairs that do not divide
+    evenly. A rank without rows in a step gets one row of scale 0, so that all ranks take part in every exchange.
     """
 
     def __init__(self, rows: Sequence[Row], split: Share, seed: int, rank: int, collate: Callable[[list[dict[str, Any]]], Any]):

@@ -16,21 +16,13 @@ from selfkd.errors import GuardError
 SHARD = "2GB"
 BESIDE = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
-    *(
-        "added_tokens.json",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "spiece.model",
-        "chat_template.jinja",
-        "chat_template.json",
-    ),
+    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
 )
 LOWER = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
 
 
 def write(model: Any, parent: Path, out: Path) -> None:
-    """The weights as the model holds them; all else is the parent's. TRL wrote a padding token into the configurations: not kept."""
+    """The weights as the model holds them; all else is the parent's. The padding token TRL put into the configurations is not kept."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
@@ -47,7 +39,7 @@ def write(model: Any, parent: Path, out: Path) -> None:
 
 
 def moved(parent: Path, child: Path) -> dict[str, float]:
-    """How far the written weights lie from the parent's, tensor by tensor from both files; not at all, or not finite, is a GuardError."""
+    """How far the written weights lie from the parent's, read tensor by tensor from both; not at all, or not finite: GuardError."""
     import torch
     from safetensors import safe_open
 

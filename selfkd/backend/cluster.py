@@ -134,12 +134,13 @@ def _silent() -> dict[str, Any]:
 
 @contextmanager
 def _quiet_import(log: Path) -> Iterator[Any]:
-    """Ray, with its Python log going to a file instead of the terminal."""
+    """Ray, with its words going to a file instead of the terminal. For those about dead workers Ray has no option (2.60)."""
     import ray
 
     logger = logging.getLogger("ray")
     logger.handlers = [logging.FileHandler(log / "ray.log", delay=True)]
     logger.propagate = False
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
     yield ray
 
 

@@ -61,7 +61,7 @@ class LocalBackend:
             with _debugged():
                 self._ensure(model)
                 reply = self._generator.generate(model, chunk, sampling)
-            self.progress({"stage": "generate", "tokens_in_flight": 0, "chunks": done, "waiting": len(chunks) - done})
+            self.progress({"requests": 0, "tokens": 0, "chunks": done, "waiting": len(chunks) - done})
             yield reply
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
@@ -73,8 +73,7 @@ class LocalBackend:
     def train(self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path) -> Trained:
         with _debugged():
             self._generator.sleep()
-            report = lambda numbers: self.progress({"stage": "train", **numbers})  # noqa: E731
-            return resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, report=report)
+            return resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, report=self.progress)
 
     def swap_notes(self) -> dict[str, Any]:
         return dict(self._notes)

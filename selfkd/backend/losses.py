@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer and DPOTrainer on rows that are already token ids, with guards, and with the same result on any number of ranks.
+"""TRL's SFTTrainer and DPOTrainer on rows that are already token ids, guarded, with the same result on any number of ranks.
 
 The losses are TRL's own, looked at through the model's outputs: what they read is scaled or sliced where a plain mean over a
 micro-batch would be wrong. Knows neither files nor folders.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from collections import abc, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
@@ -62,6 +62,7 @@ class Flight:
     seat: Seat
     item: Item | None
     deadline: float
+    requests: int = 0
     tokens: int = 0
     moved: float = field(default_factory=time.monotonic)
 
@@ -176,7 +177,7 @@ class RayBackend:
 
     # The dispatcher: items wait, seats take them, flights land. One call at a time uses it.
 
-    def _work(self, model: Model, items: Iterable[Item]) -> Iterator[Any]:
+    def _work(self, model: Model, items: Iterable[Item]) -> abc.Generator[Any, None, None]:
         """Results of all items in the order in which they finish; closing it abandons what is in flight."""
         waiting = deque(items)
         self._current, self._failed_starts = model.digest, []
@@ -314,11 +315,11 @@ class RayBackend:
     def _tell_generation(self, done: int, waiting: int) -> None:
         flying = [flight for flight in self._flights.values() if flight.item]
         if flying or done:
-            tokens = sum(flight.tokens for flight in flying)
-            self.progress({"stage": "generate", "tokens_in_flight": tokens, "chunks": done, "waiting": waiting + len(flying)})
+            requests, tokens = sum(flight.requests for flight in flying), sum(flight.tokens for flight in flying)
+            self.progress({"requests": requests, "tokens": tokens, "chunks": done, "waiting": waiting + len(flying)})
 
     def _tell_training(self, numbers: dict[str, Any]) -> None:
-        self.progress({"stage": "train", **numbers})
+        self.progress(numbers)
 
     def _get(self, call: Any, what: str, log: Path) -> Any:
         """The result of a call, with signals heard while it runs and its error in its own type."""
@@ -349,9 +350,9 @@ class Errand:
 def _overdue(flight: Flight) -> str:
     """Why an engine counts as hanging, or ''. Reads its beat on the way."""
     now = time.monotonic()
-    tokens = Beat.read(flight.seat.beat)[1] if flight.item else 0
+    requests, tokens = Beat.read(flight.seat.beat) if flight.item else (0, 0)
     if tokens != flight.tokens:
-        flight.tokens, flight.moved = tokens, now
+        flight.requests, flight.tokens, flight.moved = requests, tokens, now
     if now > flight.deadline:
         return "it did not answer by its deadline (chunk_timeout of the machine)"
     if flight.tokens and now - flight.moved > STALL_SECONDS:

@@ -97,16 +97,22 @@ class Conductor:
                 return "job", self._job[1]
             return ("close" if self._closed else "wait"), ()
 
-    def finish(self, rank: int, value: Any, error: BaseException | None) -> None:
+    def finish(self, number: int, rank: int, value: Any, error: BaseException | None) -> None:
         with self._changed:
-            self._values[rank] = value
-            self._error = self._error or error
-            self._changed.notify_all()
+            if self._posted(number):
+                self._values[rank] = value
+                self._error = self._error or error
+                self._changed.notify_all()
 
-    def outcome(self) -> Outcome | None:
-        """For the driver: how the posted update ended, or None if it still runs."""
+    def outcome(self, number: int) -> Outcome | None:
+        """For the driver: how update `number` ended, or None if it still runs.
+
+        By number, because the threads of an actor keep no order: this call may overtake the `post` before it.
+        """
         with self._changed:
-            self._changed.wait_for(self._decided, PATIENCE)
+            self._changed.wait_for(lambda: self._posted(number) and self._decided(), PATIENCE)
+            if not self._posted(number):
+                return None
             if self._error is not None and not isinstance(self._error, SelfkdError) and self._group.ranks > 1:
                 self._changed.wait_for(lambda: bool(self._over), VERDICT)
             if isinstance(self._error, SelfkdError) or (self._error and not self._over):
@@ -166,7 +172,7 @@ def _serve(conductor: Any, trainer: str | Callable[..., Any], log: Path) -> None
             return
         if what == "job":
             value, error = _update(resolve(trainer), job, rank)
-            ray.get(conductor.finish.remote(rank, value, error), timeout=20 * PATIENCE)
+            ray.get(conductor.finish.remote(number, rank, value, error), timeout=20 * PATIENCE)
             number += 1
 
 
@@ -264,7 +270,7 @@ class Trainers:
         import ray
 
         while True:
-            asked = self._conductor.outcome.remote()
+            asked = self._conductor.outcome.remote(self._number)
             while not ray.wait([asked], timeout=0.25)[0]:
                 for numbers in next(lines):
                     follow(numbers)

@@ -1,7 +1,7 @@
 """One update of a model: rows in, a child checkpoint out. Runs in every rank of a trainer group, and alone just the same.
 
-fp32 masters, TRL's losses, a checkpoint in fp32 with the parent's tokenizer and configuration beside it, byte for byte. Only rank 0
-writes; an update that fails leaves nothing. Knows neither rounds nor Ray.
+fp32 masters, TRL's losses, a checkpoint in fp32 with the parent's tokenizer and configuration beside it. Only rank 0 writes; an
+update that fails leaves nothing. Knows neither rounds nor Ray.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def train_rank(
     numerics: Mapping[str, Any],
     report: Report | None = None,
 ) -> Trained:
-    """Train `start` on `rows`, writing the child into `out` (emptied first). All ranks return or raise together; rank 0's value counts.
+    """Train `start` on `rows`, writing the child into `out` (emptied first); rank 0's return value counts.
 
-    `reference` None under loss dpo means no reference model: every answer counts as equally likely before. `report` hears of each
-    optimiser step. Whatever goes wrong, `out` is gone afterwards.
+    All ranks return or raise together. `reference` None under loss dpo means no reference model: every answer counts as equally
+    likely before. `report` hears of each optimiser step. Whatever goes wrong, `out` is gone afterwards.
     """
     rank, _ = _place()
     if rank == 0:
@@ -85,7 +85,7 @@ def train_rank(
 def sequence_logprobs(
     folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False
 ) -> list[tuple[str, float, int]]:
-    """(id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under the model in `folder`."""
+    """(id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder."""
     from selfkd.backend.losses import completion_logprobs
 
     tok, pairs = tokens.tokenizer(str(folder)), []
@@ -157,7 +157,7 @@ class _Update:
         return losses.Preference(nll=self.spec.nll, references=references, **common)
 
     def _references(self, rows: list[batches.Row]) -> dict[str, tuple[float, float]]:
-        """{row id: reference log-probabilities of chosen and rejected}. The reference model is gone again before the policy loads."""
+        """{row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads."""
         from selfkd.backend.losses import completion_logprobs
 
         if self.spec.loss == "sft":
@@ -180,8 +180,8 @@ class _Update:
         options.update(use_cpu=not gpu, seed=self.spec.seed & 0xFFFFFFFF, data_seed=self.spec.seed & 0xFFFFFFFF)
         options.update({"ddp_backend": "gloo"} if _grouped() and not gpu else {})
         if self.spec.loss == "sft":
-            flat = gpu and self.bf16 and _flash() if options.get("padding_free") is None else options["padding_free"]
-            options.update(dataset_kwargs={"skip_prepare_dataset": True}, padding_free=flat and not weighted)
+            flat = bool(options.get("padding_free")) and not weighted  # weights go by row, and a flat batch has none
+            options.update(dataset_kwargs={"skip_prepare_dataset": True}, padding_free=flat)
         else:
             options.update(beta=self.spec.beta, precompute_ref_log_probs=True)
         try:
@@ -243,12 +243,6 @@ def _copy(tok: Any) -> Any:
     return copy.deepcopy(tok)
 
 
-def _flash() -> bool:
-    from transformers.utils import is_flash_attn_2_available
-
-    return is_flash_attn_2_available()
-
-
 def _grouped() -> bool:
     import torch.distributed
 
@@ -301,15 +295,8 @@ def _load(path: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    attention = "flash_attention_2" if torch.cuda.is_available() and _flash() else "sdpa"
-    model = AutoModelForCausalLM.from_pretrained(
-        path,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-    )
+    local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **local)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from selfkd.backend.base import Chunk, Completion, Reply, Sampling, write_chunk
+from selfkd.backend.base import Chunk, Completion, Reply, Sampling, has_gpu, write_chunk
 from selfkd.backend.probe import Probe, Scored, Verdict, judge, read_probe
 from selfkd.backend.tokens import encode_completion, encode_prompt, end_ids, tokenizer
 from selfkd.errors import BackendError, UsageError, WeightsError
@@ -282,7 +282,7 @@ def _set_environment(numerics: Mapping[str, Any]) -> None:
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") else "0",
+        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and has_gpu() else "0",
     }
     os.environ.update(wanted)
     if numerics["threads"]:

@@ -73,4 +73,5 @@ class Measure(Step):
             )
             found[name] = column.sort().mean()
             found[f"{name}_interval"] = tables.interval(column.drop_nulls().sort().to_list())
-        return {f"{self.split}/{name}": value for name, value in found.items()}
+        place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…
+        return {f"{place}/{name}": value for name, value in found.items()}

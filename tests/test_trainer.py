@@ -1,0 +1,376 @@
+"""The trainer on a model that fits in a test: what it learns, what it refuses, that it repeats, and that ranks change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from tiny import tiny_model
+
+from selfkd import digest, trl_fields
+from selfkd.backend import batches, tokens
+from selfkd.backend.base import Trained, TrainSpec
+from selfkd.errors import GuardError, UsageError
+from selfkd.types import Model, shape
+
+FAST = {"learning_rate": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tiny_model(tmp_path_factory.mktemp("tiny"))
+    return Model("policy", str(folder), digest.weights(folder))
+
+
+def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
+    """Small sums, told apart by length; `changes` replaces columns of every row."""
+    rows = [
+        {
+            "id": f"row-{number:02}",
+            "weight": 1.0,
+            "messages": [{"role": "user", "content": f"{number} + 1 = ?"}],
+            **{"chosen": f"Answer: {number + 1}", "chosen_ended": True},
+            **{"rejected": "I do not know." * (1 + number % 3), "rejected_ended": True},
+            **changes,
+        }
+        for number in range(count)
+    ]
+    shape("rows", rows).write_parquet(folder / "rows.parquet")
+    return [folder / "rows.parquet"]
+
+
+def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
+    from selfkd.backend.trl import train_rank
+
+    report = more.pop("report", None)
+    spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
+    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1}, report)
+
+
+# What is learned
+
+
+def test_a_row_has_one_beginning_and_learns_its_end(start):
+    tok = tokens.tokenizer(start.path)
+    messages = [{"role": "user", "content": "hello"}]
+    row = batches.encode(
+        tok, {"id": "a", "weight": None, "messages": messages, **completion("hi"), **completion("", "rejected")}, False
+    )
+    fields = batches.record(row, 1.0, False)
+    assert fields["input_ids"].count(tok.bos_token_id) == 1
+    assert fields["input_ids"][-1] == fields["labels"][-1] == tok.eos_token_id
+    assert tok.decode([token for token in fields["labels"] if token != -100]) == "hi</s>"
+    cut = batches.encode(tok, {"id": "a", "weight": None, "messages": messages, **completion("hi", ended=False)}, False)
+    assert cut.chosen.tolist() == row.chosen.tolist()[:-1]
+
+
+def completion(text: str, side: str = "chosen", ended: bool = True) -> dict[str, Any]:
+    return {side: text, f"{side}_ids": None, f"{side}_ended": ended}
+
+
+def test_sampled_ids_are_learned_as_they_are(start):
+    tok = tokens.tokenizer(start.path)
+    record = {"id": "a", "weight": 1.0, "messages": [{"role": "user", "content": "x"}]}
+    sampled = {"chosen": "ab", "chosen_ids": [40, 41, 2], "chosen_ended": True}
+    assert batches.encode(tok, {**record, **sampled}, False).chosen.tolist() == [40, 41, 2]
+
+
+@pytest.fixture(scope="module")
+def taught(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("taught")
+    heard: list[dict[str, Any]] = []
+    trl = {"learning_rate": 5e-3, "num_train_epochs": 25}
+    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", report=heard.append)
+    (folder / "heard.json").write_text(json.dumps(heard))
+    return found
+
+
+def test_answers_and_their_end_are_learned(start, taught):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    assert taught.metrics["loss_last"] < 0.2 < taught.metrics["loss_first"]
+    tok = tokens.tokenizer(start.path)
+    prompt = tokens.encode_prompt(tok, [{"role": "user", "content": "2 + 1 = ?"}])
+    model = AutoModelForCausalLM.from_pretrained(taught.folder)
+    said = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
+    assert tok.decode(said) == "Answer: 3</s>"
+
+
+def test_progress_is_told_after_each_step(taught):
+    heard = json.loads((taught.folder.parent / "heard.json").read_text())
+    assert [entry["step"] for entry in heard] == list(range(1, 26))
+    assert heard[-1].keys() == {"step", "steps", "loss", "tokens", "seconds"}
+    assert (heard[-1]["steps"], heard[-1]["tokens"]) == (25, taught.metrics["tokens"])
+
+
+def test_the_child_is_its_parent_but_for_the_weights(start, taught):
+    parent, child = Path(start.path), taught.folder
+    assert {path.name for path in child.iterdir()} == {path.name for path in parent.iterdir()} | {"probe.json"}
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        assert (child / name).read_bytes() == (parent / name).read_bytes()
+    old, new = (json.loads((folder / "config.json").read_text()) for folder in (parent, child))
+    assert new == {**old, "dtype": "float32"}
+    assert digest.weights(child) != digest.weights(parent)
+
+
+def test_the_probe_tells_parent_from_child(start, taught):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from selfkd.backend.probe import read_probe, token_logprobs
+
+    found = read_probe(taught.folder)
+    assert found.parent == start.digest
+    for folder, recorded in ((start.path, found.before), (taught.folder, found.child)):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        scored = [value for row in token_logprobs(model, found.ids) for value in row]
+        assert scored == pytest.approx(recorded.tolist(), abs=1e-4)
+
+
+def test_what_the_update_did_is_measured(taught):
+    import torch
+    from safetensors.torch import load_file
+
+    metrics = taught.metrics
+    assert metrics["steps"] == 25 and metrics["rows"] == 4 and metrics["epochs"] == 25
+    assert metrics["update_norm"] > 0 and 0 < metrics["update_ratio"] < 1
+    assert metrics["tokens_per_second"] == pytest.approx(metrics["tokens"] / metrics["seconds"])
+    weights = load_file(taught.folder / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+
+
+def test_dpo_widens_the_margin(start, tmp_path):
+    trl = {"learning_rate": 1e-3, "num_train_epochs": 4}
+    metrics = update(start, write_rows(tmp_path), tmp_path / "out", "dpo", trl=trl).metrics
+    assert metrics["rewards/margins_first"] == pytest.approx(0, abs=1e-4)
+    assert metrics["rewards/margins_last"] > 0.1 and metrics["rewards/accuracies_last"] == 1.0
+    assert metrics["loss_last"] < metrics["loss_first"]
+
+
+def test_log_probabilities_of_given_answers_are_those_of_the_model(start):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from selfkd.backend.trl import sequence_logprobs
+
+    messages = [{"role": "user", "content": "say"}]
+    asked = [("one", "yes", None), ("two", "a longer answer", None), ("three", "no", [80, 81])]
+    rows = pl.DataFrame([{"id": name, "messages": messages, "text": text, "token_ids": ids} for name, text, ids in asked])
+    tok, model = tokens.tokenizer(start.path), AutoModelForCausalLM.from_pretrained(start.path)
+    prompt = tokens.encode_prompt(tok, messages)
+    for (name, value, count), (asked_name, text, ids) in zip(sequence_logprobs(Path(start.path), rows, {"threads": 1}), asked):
+        answer = ids or tokens.encode_completion(tok, text)
+        with torch.no_grad():
+            table = torch.log_softmax(model(torch.tensor([prompt + answer])).logits[0], -1)
+        expected = sum(table[len(prompt) + at - 1, token].item() for at, token in enumerate(answer))
+        assert (name, count) == (asked_name, len(answer))
+        assert value == pytest.approx(expected, abs=1e-4)
+
+
+# What is refused
+
+
+def test_rows_that_are_too_long_or_empty_are_dropped_with_their_reason(start, tmp_path):
+    rows = pl.read_parquet(write_rows(tmp_path, 6)[0])
+    long = pl.when(pl.col("id") == "row-01").then(pl.lit("x" * 300)).otherwise(pl.col("chosen"))
+    empty = pl.when(pl.col("id") == "row-04").then(pl.lit("")).otherwise(long)
+    rows.with_columns(empty.alias("chosen")).write_parquet(tmp_path / "rows.parquet")
+    found = update(start, [tmp_path / "rows.parquet"], tmp_path / "out", max_length=100)
+    length = len(tokens.encode_prompt(tokens.tokenizer(start.path), [{"role": "user", "content": "1 + 1 = ?"}])) + 301
+    assert found.drops == {"row-01": f"{length} tokens, limit 100", "row-04": "empty completion"}
+    assert found.metrics["rows"] == 4
+
+
+def test_a_row_that_just_fits_is_kept(start, tmp_path):
+    rows = write_rows(tmp_path, 1)
+    tok = tokens.tokenizer(start.path)
+    length = len(tokens.encode_prompt(tok, [{"role": "user", "content": "0 + 1 = ?"}])) + len("Answer: 1") + 1
+    assert update(start, rows, tmp_path / "out", max_length=length).drops == {}
+    with pytest.raises(GuardError, match="all 1 rows were refused: 1 longer than"):
+        update(start, rows, tmp_path / "out", max_length=length - 1)
+
+
+def test_without_a_row_left_no_model_is_loaded(tmp_path):
+    """The folder has a tokenizer and no weights: loading them would fail otherwise."""
+    folder = tiny_model(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(GuardError, match="all 3 rows were refused: 3 empty"):
+        update(Model("policy", str(folder), "digest"), write_rows(tmp_path, 3, chosen=""), tmp_path / "out")
+
+
+def test_a_loss_that_is_not_a_number_stops_and_leaves_nothing(start, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "left over").touch()
+    with pytest.raises(GuardError, match="at optimiser step 2 the gradient norm is nan"):
+        update(start, write_rows(tmp_path, 24), tmp_path / "out", trl={"learning_rate": 1e30})
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_ruined_by_the_last_step_are_not_written(start, tmp_path):
+    with pytest.raises(GuardError, match="not finite"):
+        update(start, write_rows(tmp_path, 4), tmp_path / "out", trl={"learning_rate": 1e30})
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_update_that_moves_nothing_is_refused(start, tmp_path):
+    with pytest.raises(GuardError, match="training changed no weight"):
+        update(start, write_rows(tmp_path, 4), tmp_path / "out", trl={"learning_rate": 0.0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_do_not_exist_or_are_decided_elsewhere_are_named():
+    problems = trl_fields.check_trl(
+        "sft", {"learning_rat": 1, "seed": 3, "beta": 0.1, "label_smoothing": 0.1, "loss_type": "nl"}
+    )
+    assert "Did you mean 'learning_rate'?" in problems[0]
+    assert "run's seed" in problems[1] and "field `beta`" in problems[2]
+    assert problems[3] == "trl.label_smoothing has no meaning for loss sft"
+    assert "Did you mean 'nll'?" in problems[4]
+    assert "write 1.0e-5" in trl_fields.check_trl("dpo", {"learning_rate": "1e-5"})[0]
+    assert trl_fields.check_trl("dpo", {"loss_type": ["ipo", "sft"], "num_train_epochs": 2, "max_grad_norm": 0.5}) == []
+
+
+def test_the_table_of_options_is_the_installed_one():
+    from transformers.trainer_utils import SchedulerType
+    from trl import DPOConfig, SFTConfig
+
+    fields = {
+        loss: {field.name for field in dataclasses.fields(kind)} for loss, kind in (("sft", SFTConfig), ("dpo", DPOConfig))
+    }
+    passed = {loss: set(table) for loss, table in trl_fields.PASSED.items()}
+    for loss, names in fields.items():
+        assert passed[loss] <= names
+        assert names <= passed["sft"] | passed["dpo"] | set(trl_fields.OWNED)
+        assert not passed[loss] & set(trl_fields.OWNED)
+    assert set(trl_fields.OWNED) <= fields["sft"] | fields["dpo"]
+    assert "constant" in {kind.value for kind in SchedulerType}
+
+
+def test_a_wrong_option_stops_before_anything_is_loaded(tmp_path):
+    with pytest.raises(UsageError, match="trl has no field 'epochs'"):
+        update(Model("policy", "/nowhere", "digest"), [], tmp_path / "out", trl={"epochs": 1})
+
+
+# That it repeats
+
+
+def plain(weight: float = 1.0, lengths: Any = (3, 9, 5, 7, 1, 8, 2)) -> list[batches.Row]:
+    import numpy as np
+
+    ids = [np.arange(length, dtype=np.int32) for length in lengths]
+    return [batches.Row(f"row-{number}", weight, ids[0], own, ids[number - 1]) for number, own in enumerate(ids)]
+
+
+def test_every_row_is_seen_once_an_epoch_whatever_the_files_order():
+    rows = plain()
+    for epoch in range(3):
+        steps = batches.plan(rows, 3, 7, epoch)
+        assert sorted(number for step in steps for number in step) == list(range(7))
+        turned = batches.plan(rows[::-1], 3, 7, epoch)
+        assert [[rows[i].id for i in step] for step in steps] == [[rows[::-1][i].id for i in step] for step in turned]
+    assert batches.plan(rows, 3, 7, 0) != batches.plan(rows, 3, 7, 1)
+    assert batches.plan(rows, 3, 7, 0) != batches.plan(rows, 3, 8, 0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_divide_the_same_steps(ranks):
+    rows = plain()
+    split = batches.share(4, 1, ranks)
+    feeds = [batches.Feed(rows, split, 7, rank, lambda records: records) for rank in range(ranks)]
+    parts = [[[entry["id"] for entry in part if entry.get("scale") != 0.0] for part in feed] for feed in feeds]
+    assert len({len(feed) for feed in feeds}) == 1
+    for number, step in enumerate(batches.plan(rows, 4, 7, 0)):
+        assert sorted(name for part in parts for name in part[number]) == sorted(rows[i].id for i in step)
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    assert batches.share(3, 4, 2) == batches.Share(12, 2, 2, 3)
+    with pytest.raises(UsageError, match="3 x 1 rows cannot be divided over 2 ranks"):
+        batches.share(3, 1, 2)
+
+
+def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    return {**{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1"}
+
+
+UNEVEN = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+
+
+def work(rank: int, start: Model, folder: Path, port: int) -> None:
+    """One of two processes: an update alone, then updates as a rank of two; what they returned or raised goes into a file."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows, found = [folder / "rows.parquet"], {}
+    found["alone"] = update(start, rows, folder / f"alone-{rank}", precision="bf16")
+    os.environ.update(environment(rank, 2, port))
+    torch.distributed.init_process_group("gloo")
+    for loss in ("sft", "dpo"):
+        found[loss] = update(start, rows, folder / f"{loss}-2", loss, trl=UNEVEN)
+        torch.distributed.barrier()
+    for name, trl in (("nothing", {"learning_rate": 0.0}), ("infinite", {"learning_rate": 1e30})):
+        try:
+            update(start, rows, folder / name, trl=trl)
+        except GuardError as error:
+            found[name] = str(error)
+    torch.distributed.destroy_process_group()
+    (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
+
+
+@pytest.fixture(scope="module")
+def group(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    import torch.multiprocessing
+
+    folder = tmp_path_factory.mktemp("group")
+    write_rows(folder, 9)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (start, folder, port), nprocs=2)
+    yield folder, [pickle.loads((folder / f"found-{rank}").read_bytes()) for rank in range(2)]
+
+
+def test_the_same_update_in_three_processes_gives_the_same_bits(start, group, tmp_path):
+    folder, _ = group
+    here = update(start, [folder / "rows.parquet"], tmp_path / "here", precision="bf16").folder
+    assert {digest.weights(path) for path in (here, folder / "alone-0", folder / "alone-1")} == {digest.weights(here)}
+    other = update(start, [folder / "rows.parquet"], tmp_path / "other", precision="bf16", seed=8).folder
+    assert digest.weights(other) != digest.weights(here)
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_two_ranks_learn_what_one_learns(start, group, tmp_path, loss):
+    """9 rows in steps of 4: the last step has a row for one rank only."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder, found = group
+    alone = update(start, [folder / "rows.parquet"], tmp_path / "alone", loss, trl=UNEVEN)
+    metrics = found[0][loss].metrics
+    assert metrics["steps"] == alone.metrics["steps"] == 6
+    for name in ("loss_first", "loss_last", "loss_mean", "update_norm"):
+        assert metrics[name] == pytest.approx(alone.metrics[name], rel=1e-3)
+    ours, theirs, before = (
+        load_file(path / "model.safetensors") for path in (alone.folder, folder / f"{loss}-2", Path(start.path))
+    )
+    for name, tensor in ours.items():
+        moved = torch.linalg.vector_norm(tensor - before[name])
+        assert torch.linalg.vector_norm(theirs[name] - tensor) < 0.02 * moved
+
+
+def test_a_failure_reaches_every_rank_and_leaves_nothing(group):
+    folder, found = group
+    for each in found:
+        assert "training changed no weight" in each["nothing"]
+        assert "at optimiser step 2" in each["infinite"]
+    assert not (folder / "nothing").exists() and not (folder / "infinite").exists()
