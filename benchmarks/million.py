@@ -49,7 +49,10 @@ class Quick(Fake):
 
         for chunk in chunks:
             rows = chunk.requests.select("u", pl.col("asked").list.first().struct.field("content")).iter_rows()
-            replies = [Completion(f"I add and find {content[-4:] if u < 0.4 else 'no'}", (1, 2, 3), "stop", -1.0) for u, content in rows]
+            replies = [
+                Completion(f"I add and find {content[-4:] if u < 0.4 else 'no'}", (1, 2, 3), "stop", -1.0)
+                for u, content in rows
+            ]
             yield Reply(chunk.key, write_chunk(_plain(chunk), model, replies), model.digest, 3 * len(replies), 0.0)
 
 
@@ -75,7 +78,13 @@ def main(prompts: int = PROMPTS) -> dict[str, float]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     found = {name: seconds[name] for name in ("score", "select", "build")}
     outside = {"sample": seconds["sample"], "train": seconds["train"]}
-    return {"samples": prompts * PER_PROMPT, **found, "seal and the rest": round(total - sum(seconds.values()), 1), **outside, "peak_gib": round(peak, 2)}
+    return {
+        "samples": prompts * PER_PROMPT,
+        **found,
+        "seal and the rest": round(total - sum(seconds.values()), 1),
+        **outside,
+        "peak_gib": round(peak, 2),
+    }
 
 
 if __name__ == "__main__":

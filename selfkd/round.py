@@ -326,7 +326,9 @@ class Round:
     def template(self, reference: str) -> Callable[..., list[dict[str, str]]]:
         template = self.run.template(reference)
 
-        def render(prompt: dict[str, Any], messages: list[dict[str, str]], of: dict[str, Any] | None = None) -> list[dict[str, str]]:
+        def render(
+            prompt: dict[str, Any], messages: list[dict[str, str]], of: dict[str, Any] | None = None
+        ) -> list[dict[str, str]]:
             seen = templates.view(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
             return templates.ask(messages, template.render(prompt=seen, of=of))
 

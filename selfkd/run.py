@@ -294,10 +294,12 @@ def _verb(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _amend(recipe: Recipe, folder: Path, changed: list[str]) -> None:
     tmp = folder / "tmp"
     number = len(list((folder / "amendments").glob("*.json"))) + 1
+    code = _freeze_code(recipe, folder, tmp)
     record = {
         "changed": changed,
         "recipe": recipe.resolved(),
-        "code": _freeze_code(recipe, folder, tmp),
+        "code": code,
+        "files": storage.file_hashes(sorted(path for path in (folder / "code").rglob("*") if path.is_file()), folder),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     storage.put_json(folder / "amendments" / f"{number:03d}.json", digest.sealed(json.loads(json.dumps(record))), tmp)

@@ -7,6 +7,7 @@ includes, no imports, so its digest is that of its own text. Nothing here knows 
 from __future__ import annotations
 
 import difflib
+import re
 import traceback
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from selfkd.rewards import locate
 Message = Mapping[str, str]
 NAMES = ("prompt", "of", "group")
 INLINE = ("{{", "{%", "\n")
+TURN = re.compile(r"^--- (user|assistant|system)[ \t]*$", re.MULTILINE)
 MOST_CHARS = 1_000_000  # a loop in a template must not fill the memory; the longest contexts in use are near this
 
 _environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
@@ -89,13 +91,26 @@ def text_of(messages: Iterable[Message]) -> str:
 
 
 def ask(messages: Sequence[Message], rendered: str) -> list[dict[str, str]]:
-    """The same conversation with its last user message replaced: a teacher is the student's model, told more."""
+    """The same conversation with its last user message replaced: a teacher is the student's model, told more.
+
+    A line `--- user`, `--- assistant` or `--- system` begins a message of its own, so a template can show examples as turns.
+
+    >>> ask([{"role": "user", "content": "2 + 2"}], "--- user\\n1 + 1\\n--- assistant\\n2\\n--- user\\n2 + 2")[1]
+    {'role': 'assistant', 'content': '2'}
+    """
     places = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    place = places[-1] if places else len(messages)
     asked = [dict(message) for message in messages]
-    if not places:
-        return [*asked, {"role": "user", "content": rendered}]
-    asked[places[-1]]["content"] = rendered
-    return asked
+    return [*asked[:place], *turns(rendered), *asked[place + 1 :]]
+
+
+def turns(rendered: str) -> list[dict[str, str]]:
+    """The messages of a rendered template; one user message where it has no `--- role` line."""
+    first, *rest = TURN.split(rendered)
+    if not rest:
+        return [{"role": "user", "content": rendered}]
+    opening = [{"role": "user", "content": first.strip()}] if first.strip() else []
+    return opening + [{"role": role, "content": text.strip()} for role, text in zip(rest[::2], rest[1::2], strict=True)]
 
 
 def load(reference: str, folders: Sequence[Path]) -> Template:

@@ -136,7 +136,9 @@ def test_a_changed_reward_is_refused_by_name_and_a_comment_in_it_is_not(tmp_path
 
 def test_a_reward_that_crashes_is_mended_with_amend_and_nothing_is_generated_again(tmp_path):
     (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(completion.index('no such text'))\n")
-    text = RECIPE.replace("  - score: reward/number.py:last_number", "  - score: mine.py:right").replace("last_number = 1", "right = 1")
+    text = RECIPE.replace("  - score: reward/number.py:last_number", "  - score: mine.py:right").replace(
+        "last_number = 1", "right = 1"
+    )
     with pytest.raises(RewardError, match=r"could not be scored.*ValueError"):
         go(recipe_in(tmp_path, text), tmp_path / "run")
     (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")

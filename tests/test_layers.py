@@ -74,8 +74,17 @@ def test_only_backends_name_torch_and_its_friends():
     for path in MODULES:
         if path.parent.name == "backend" or path.stem in ("doctor", "prompts"):
             continue
-        roots = {alias.name.split(".")[0] for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import) for alias in node.names}
-        froms = {(node.module or "").split(".")[0] for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+        roots = {
+            alias.name.split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import)
+            for alias in node.names
+        }
+        froms = {
+            (node.module or "").split(".")[0]
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.ImportFrom)
+        }
         assert not (roots | froms) & HEAVY, f"{path.name} imports {(roots | froms) & HEAVY}"
 
 

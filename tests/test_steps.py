@@ -43,7 +43,9 @@ def test_a_template_is_what_the_teacher_sees_and_never_what_the_student_is_train
     steps = "  - sample: {template: 'The answer is {{ prompt.answer }}. {{ prompt.text }}', system: Be brief., max_tokens: 64}\n  - train: sft\n"
     run = run_of(tmp_path, steps, "rounds=1")
     asked, rows = table(run, "sample", "samples"), table(run, "train", "rows")
-    assert all(messages[0]["content"] == "Be brief." and "The answer is" in messages[1]["content"] for messages in asked["asked"])
+    assert all(
+        messages[0]["content"] == "Be brief." and "The answer is" in messages[1]["content"] for messages in asked["asked"]
+    )
     assert all(len(messages) == 1 and "The answer is" not in messages[0]["content"] for messages in rows["messages"])
 
 
@@ -70,7 +72,11 @@ def test_select_filters_then_caps_and_every_drop_has_its_reason(tmp_path):
     drops, scores = table(run, "select", "drops"), table(run, "score", "scores")
     reasons = dict(drops.group_by("reason").len().iter_rows())
     right = int(scores["value"].sum())
-    solved = scores.join(table(run, "sample", "samples"), left_on="sample", right_on="id").filter(pl.col("value") == 1)["prompt"].n_unique()
+    solved = (
+        scores.join(table(run, "sample", "samples"), left_on="sample", right_on="id")
+        .filter(pl.col("value") == 1)["prompt"]
+        .n_unique()
+    )
     assert reasons == {"not last_number = 1": 96 - right, "more than 1 per prompt": right - solved}
 
 
@@ -82,7 +88,12 @@ def test_an_unscored_sample_is_dropped_as_unscored_and_not_as_wrong(tmp_path):
 
 
 def test_repeats_are_dropped_within_a_prompt_and_a_limit_holds_in_all(tmp_path):
-    run = run_of(tmp_path, SAMPLE + "  - select: {dedup: text, limit: 5, by: '-chars'}\n", "rounds=1", backend=Fake({}, lambda m, s, k: "same"))
+    run = run_of(
+        tmp_path,
+        SAMPLE + "  - select: {dedup: text, limit: 5, by: '-chars'}\n",
+        "rounds=1",
+        backend=Fake({}, lambda m, s, k: "same"),
+    )
     reasons = dict(table(run, "select", "drops").group_by("reason").len().iter_rows())
     assert reasons == {"repeat": 36, "over the limit of 5": 7}
 
@@ -103,7 +114,10 @@ def test_pairs_walk_both_lists_side_by_side_and_none_is_made_twice(tmp_path):
 
 
 def test_spin_pairs_the_gold_answer_with_the_own_one(tmp_path):
-    steps = SAMPLE.replace("n: 4", "n: 1") + "  - gold: '{{ prompt.answer }}'\n  - build: {kind: pair, chosen: gold, rejected: sample}\n  - train: dpo\n"
+    steps = (
+        SAMPLE.replace("n: 4", "n: 1")
+        + "  - gold: '{{ prompt.answer }}'\n  - build: {kind: pair, chosen: gold, rejected: sample}\n  - train: dpo\n"
+    )
     run = run_of(tmp_path, steps, "rounds=1")
     rows = table(run, "build", "rows")
     assert rows.height == 12
@@ -127,12 +141,20 @@ def test_a_view_list_fans_out_into_one_row_each(tmp_path):
 
 
 def test_a_weight_is_an_expression_over_the_sample(tmp_path):
-    rows = table(run_of(tmp_path, SAMPLE + SCORE + "  - build: {weight: '0.5 + last_number'}\n  - train: sft\n", "rounds=1"), "build", "rows")
+    rows = table(
+        run_of(tmp_path, SAMPLE + SCORE + "  - build: {weight: '0.5 + last_number'}\n  - train: sft\n", "rounds=1"),
+        "build",
+        "rows",
+    )
     assert set(rows["weight"].unique()) == {0.5, 1.5}
 
 
 def test_a_model_scores_samples_by_their_log_probability(tmp_path):
-    run = run_of(tmp_path, SAMPLE + "  - score: {logprob: policy@base, as: fluency}\n  - select: fluency < 0\n  - train: sft\n", "rounds=1")
+    run = run_of(
+        tmp_path,
+        SAMPLE + "  - score: {logprob: policy@base, as: fluency}\n  - select: fluency < 0\n  - train: sft\n",
+        "rounds=1",
+    )
     assert (table(run, "score", "scores")["value"] < 0).all()
 
 
@@ -171,7 +193,10 @@ def test_training_starts_where_the_recipe_says(tmp_path):
 
 
 def test_the_test_split_is_measured_at_the_base_and_at_the_end_only(tmp_path):
-    text = HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n") + RECIPE[RECIPE.index("steps:") :]
+    text = (
+        HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n")
+        + RECIPE[RECIPE.index("steps:") :]
+    )
     recipe_in(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
     run = go(recipe_in(tmp_path, text, "rounds=3"), tmp_path / "run")
@@ -179,7 +204,10 @@ def test_the_test_split_is_measured_at_the_base_and_at_the_end_only(tmp_path):
 
 
 def test_a_run_that_stops_early_says_why_and_still_measures_the_test_split(tmp_path):
-    text = HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n") + RECIPE[RECIPE.index("steps:") :]
+    text = (
+        HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n")
+        + RECIPE[RECIPE.index("steps:") :]
+    )
     recipe_in(tmp_path)
     (tmp_path / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
     text = text.replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars, mode: min}")

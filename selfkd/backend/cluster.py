@@ -12,18 +12,16 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend import guardian
-from selfkd.errors import BackendError
+from selfkd.errors import BackendError, SelfkdError
 
 STORE_BYTES = 200_000_000
 SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
@@ -49,11 +47,10 @@ class Cluster:
         self.log, self.folder, self._guardian = log, None, None
         log.mkdir(parents=True, exist_ok=True)
         self.used = "ray" in sys.modules and sys.modules["ray"].is_initialized()
-        with _own_signals():
-            if not self.used and os.environ.get("RAY_ADDRESS"):
-                self._join(threads)
-            elif not self.used:
-                self._start(cpus, threads)
+        if not self.used and os.environ.get("RAY_ADDRESS"):
+            self._join(threads)
+        elif not self.used:
+            self._start(cpus, threads)
 
     def gpus(self) -> int:
         import ray
@@ -65,8 +62,7 @@ class Cluster:
 
         if self.used:
             return
-        with _own_signals():
-            ray.shutdown()
+        ray.shutdown()
         if self._guardian is not None:
             with suppress(OSError):
                 self._guardian.communicate(b".", timeout=5)
@@ -81,14 +77,16 @@ class Cluster:
             try:
                 variables = {"OMP_NUM_THREADS": str(threads)}
                 ray.init(**_silent(), runtime_env={"env_vars": variables})
+            except SelfkdError:
+                raise  # asked to stop
             except Exception as error:
                 where, fix = os.environ["RAY_ADDRESS"], "Start that cluster, or unset RAY_ADDRESS to have a private one."
                 raise BackendError(f"cannot join the Ray cluster: {error}", where, fix) from error
 
     def _start(self, cpus: int, threads: int) -> None:
-        self.folder = _short_folder()
         # Workers inherit this. A runtime environment would cost each of them 0.7 s, and the prestarted ones would be of no use.
         with _environment({**PRIVATE, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
+            self.folder = _short_folder()
             self._guardian = _watch(self.folder)
             try:
                 ray.init(
@@ -100,11 +98,11 @@ class Cluster:
                     _temp_dir=str(self.folder),
                     **_silent(),
                 )
-            except Exception as error:
-                fix = (
-                    f"Ray's own log: {self.log / 'ray'}. `selfkd doctor` checks the machine; the backend `local` needs no Ray."
-                )
+            except BaseException as error:
                 self.close()
+                if isinstance(error, SelfkdError) or not isinstance(error, Exception):
+                    raise  # asked to stop
+                fix = f"Ray's own log: {self.log / 'ray'}. `selfkd doctor` checks the machine; the backend `local` needs none."
                 raise BackendError(f"a private Ray cluster did not start: {error}", "ray", fix) from error
 
     def _keep_logs(self) -> None:
@@ -134,13 +132,17 @@ def _silent() -> dict[str, Any]:
 
 @contextmanager
 def _quiet_import(log: Path) -> Iterator[Any]:
-    """Ray, with its words going to a file instead of the terminal. For those about dead workers Ray has no option (2.60)."""
+    """Ray, with its words going to a file instead of the terminal, and without its handler on SIGTERM: the run has its own.
+
+    For words about dead workers and for the handler Ray 2.60 has no option.
+    """
     import ray
 
     logger = logging.getLogger("ray")
     logger.handlers = [logging.FileHandler(log / "ray.log", delay=True)]
     logger.propagate = False
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     yield ray
 
 
@@ -155,18 +157,6 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray puts its own handler on SIGTERM; the run's stays."""
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} if main else {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _short_folder() -> Path:

@@ -80,7 +80,9 @@ def main(driver: int, folder: str) -> None:
         time.sleep(GRACE_SECONDS)
         late = {pid: start for pid, (_, start) in processes().items() if belongs(pid, folder)}  # born while their driver died
         end(members | late)
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(50):  # what is just being killed may still write to it
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(PERIOD_SECONDS / 50)
 
 
 if __name__ == "__main__":

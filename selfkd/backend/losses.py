@@ -219,14 +219,17 @@ def _gathered(found: dict[int, float], ranks: int) -> list[dict[int, float]]:
     return parts
 
 
+UNSPLITTABLE = {"aot", "aot_unpaired"}  # they sort a batch before they compare
+
+
 def refuse_unsplittable(rows: Sequence[Row], split: Share, loss_types: Sequence[str]) -> None:
     """Losses that are not a mean over rows cannot honour weights, and some change with the micro-batch."""
     weighted = len({row.weight for row in rows}) > 1
-    odd = sorted({"dft", "aot", "aot_unpaired"} & set(loss_types))
+    odd = sorted(({"dft"} | UNSPLITTABLE) & set(loss_types))
     if odd and weighted:
         raise UsageError(
             f"loss_type {odd[0]} cannot honour rows of unequal weight", "trl.loss_type", "Leave out `weight` in `build`."
         )
-    if "aot" in "".join(odd) and split.ranks * split.accumulation > 1:
+    if UNSPLITTABLE & set(odd) and split.ranks * split.accumulation > 1:
         fix = "Use one rank and trl.gradient_accumulation_steps: 1."
         raise UsageError(f"loss_type {odd[0]} sorts a whole batch, which must not be split", "trl.loss_type", fix)

@@ -27,7 +27,8 @@ from selfkd.errors import BackendError, SelfkdError
 from selfkd.types import Model
 
 Target = str | Callable[..., Any]
-TICK = 0.25  # seconds between two looks at deadlines, beats and signals
+TICK = 0.25  # seconds between two looks at deadlines and beats
+TELL = 1.0  # seconds between two words of progress
 START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpoint before it first answers
 STALL_SECONDS = 600.0  # an engine that produced tokens for this chunk and then none for so long is hanging
 FAILURES = 2  # this many engines lost to one chunk, or lost while starting, stop the run
@@ -68,7 +69,7 @@ class Flight:
 
 
 class RayBackend:
-    """`progress`, if set, is called about four times a second with plain numbers: tokens in flight, or losses of a training.
+    """`progress`, if set, is called about once a second with plain numbers: tokens in flight, or losses of a training.
 
     `ahead` starts the trainer's processes while engines answer for the first time: their imports (16 s of processor time, 13 s from
     end to end on idle cores) are over when there is something to learn.
@@ -104,6 +105,7 @@ class RayBackend:
         self._failed_starts: list[str] = []
         self._swaps: dict[str, list[dict[str, Any]]] = {}
         self._current = ""
+        self._told = 0.0
 
     def numerics(self) -> dict[str, Any]:
         return dict(self._numerics)
@@ -150,7 +152,7 @@ class RayBackend:
         news = self.log / f"train-{out.name}.jsonl"
         try:
             return self._trainers.train(
-                start, reference, list(rows), spec, out, self._numerics, news=news, follow=self._tell_training
+                start, reference, list(rows), spec, out, self._numerics, news=news, follow=self.progress
             )
         finally:
             if shared:
@@ -188,7 +190,9 @@ class RayBackend:
                 self._board(model, waiting, wanted)
                 results = self._land(waiting)
                 self._board(model, waiting, wanted)  # before yielding: the caller may take its time, the engines need not wait
-                self._tell_generation(done := done + len(results), len(waiting))
+                done += len(results)
+                if not results:  # else the caller learns it from the results
+                    self._tell_generation(done, len(waiting))
                 yield from results
         finally:
             self._abandon()
@@ -278,7 +282,7 @@ class RayBackend:
     def _dismiss(self, seat: Seat) -> None:
         import ray
 
-        with suppress(Exception):  # it may be dead already
+        with suppress(ray.exceptions.RayError):  # it may be dead already
             ray.kill(seat.actor, no_restart=True)
         if seat in self._seats:
             self._seats.remove(seat)
@@ -314,12 +318,10 @@ class RayBackend:
 
     def _tell_generation(self, done: int, waiting: int) -> None:
         flying = [flight for flight in self._flights.values() if flight.item]
-        if flying or done:
+        if flying and time.monotonic() - self._told >= TELL:
+            self._told = time.monotonic()
             requests, tokens = sum(flight.requests for flight in flying), sum(flight.tokens for flight in flying)
             self.progress({"requests": requests, "tokens": tokens, "chunks": done, "waiting": waiting + len(flying)})
-
-    def _tell_training(self, numbers: dict[str, Any]) -> None:
-        self.progress(numbers)
 
     def _get(self, call: Any, what: str, log: Path) -> Any:
         """The result of a call, with signals heard while it runs and its error in its own type."""

@@ -149,7 +149,16 @@ def _fit(group: Group) -> None:
 def _first_failure(error: BaseException) -> str:
     """One sentence of why the group failed, from Ray Train's error of many lines."""
     failures = getattr(error, "worker_failures", None) or {}
-    return "; ".join(f"rank {rank}: {first_line(failure)}" for rank, failure in sorted(failures.items())) or first_line(error)
+    return "; ".join(f"rank {rank}: {_cause(failure)}" for rank, failure in sorted(failures.items())) or first_line(error)
+
+
+def _cause(failure: BaseException) -> str:
+    from ray.exceptions import ActorDiedError
+
+    inner = getattr(failure, "health_check_failure", failure)  # Ray Train wraps a death as a failed health check
+    return (
+        "its process ended, as after kill -9 or for want of memory" if isinstance(inner, ActorDiedError) else first_line(inner)
+    )
 
 
 def _serve(conductor: Any, trainer: str | Callable[..., Any], log: Path) -> None:

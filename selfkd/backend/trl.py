@@ -36,7 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "warmup_steps": 0,
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,
+    "gradient_checkpointing": False,  # less memory for about 30 % of the time: on where a model does not fit
+    "ddp_find_unused_parameters": False,  # a mixture of experts needs True
 }
 LEARNING_RATE = {"sft": 1e-5, "dpo": 5e-7}
 # What selfkd decides for every update; trl_fields.OWNED says why.
@@ -133,10 +134,15 @@ class _Update:
 
     def _prepare(self, rows: list[batches.Row], report: Report | None) -> None:
         """What can be refused before a model is loaded."""
+        import torch
+
         from selfkd.backend import losses
 
         wanted = self.options.get("loss_type") or []
-        losses.refuse_unsplittable(rows, self.split, [wanted] if isinstance(wanted, str) else wanted)
+        wanted = [wanted] if isinstance(wanted, str) else wanted
+        losses.refuse_unsplittable(rows, self.split, wanted)
+        if not torch.cuda.is_available() and not losses.UNSPLITTABLE & set(wanted):
+            self.split = batches.finer(self.split, rows)
         self.progress = losses.Progress(report)
         self.arguments = self._arguments(any(row.weight != rows[0].weight for row in rows))
 
