@@ -215,8 +215,7 @@ class Round:
         return f"round-{self.index:03d}/{self.name}"
 
     def _circumstances(self) -> dict[str, Any]:
-        swap = self.backend.swap_notes()
-        return {"attempt": self.run.attempt, "host": platform.node(), **({"swap": swap} if swap else {})}
+        return {"attempt": self.run.attempt, "host": platform.node()}
 
     # ---- what a step may ask (backend.base.Context) ----
 
@@ -278,6 +277,8 @@ class Round:
             asked += next(chunk.requests.height for chunk in todo if chunk.key == reply.key)
             self._beat(asked, requests.height, tokens, began)
         self._notes["tokens"] = self._notes.get("tokens", 0) + tokens
+        if todo and (swap := self.backend.swap_notes()):
+            self._notes["swap"] = swap
         missing = [chunk.key for chunk in chunks if chunk.key not in done]
         if missing:
             raise BackendError(

@@ -23,6 +23,7 @@ from selfkd import status
 from selfkd.stats import Change
 from selfkd.status import STAGES, Measured, Round, Status
 
+FEW = 20  # a twentieth of the work must be done before its pace says how long the rest takes
 PLAIN_SECONDS = 10.0  # between two progress lines where the output is a file or a pipe
 REDRAWS = 4  # a second
 ENGINE = ("sample", "measure")  # verbs that wait for an engine the first time
@@ -123,7 +124,8 @@ class Screen:
     def _left(self, current: Mapping[str, Any]) -> float | None:
         done, total = current.get("done", 0), current.get("total", 0)
         fresh, spent = done - self._first_done, self.clock() - self._began
-        return (total - done) * spent / fresh if fresh > 0 and spent > 1 else None
+        known = fresh * FEW > total - self._first_done and spent > 1  # the first answers of a batch come late and say little
+        return (total - done) * spent / fresh if known else None
 
 
 def step_line(step: Mapping[str, Any], steps: int | None, idle: str = "") -> Text:

@@ -1,0 +1,124 @@
+"""`make bench`: every benchmark once, on an otherwise idle machine, into docs/benchmarks.md. Takes about 40 minutes on two cores.
+
+Ratios come from one session; nothing here is a test. A quickstart run is made first and everything else is measured on its model.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from selfkd.backend.base import numerics
+from selfkd.machine import read_machine
+from selfkd.run import Run
+
+HERE = Path(__file__).parent
+RUN = Path("runs/bench")
+
+
+def program(name: str, *arguments: str) -> Any:
+    done = subprocess.run([sys.executable, str(HERE / name), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout[done.stdout.index("[") if done.stdout.startswith("[") else done.stdout.rindex("\n{") + 1 if "\n{" in done.stdout else 0 :])
+
+
+def quickstart() -> float:
+    shutil.rmtree(RUN, ignore_errors=True)
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-m", "selfkd", "run", "quickstart", "--name", "bench"], check=True)
+    return time.monotonic() - began
+
+
+def by_hand() -> dict[str, Any]:
+    """The prompts of the run as the hand-written loop reads them, then that loop."""
+    run = Run.at(RUN)
+    model = str((run.folder / run.sealed()[0]["models"]["policy"]["path"]).resolve())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for split in ("train", "dev"):
+            (folder / f"{split}.json").write_text(json.dumps(_rows(run, split)))
+        found: dict[str, Any] = program("loop_by_hand.py", str(folder), model)
+    return found
+
+
+def _rows(run: Run, split: str) -> list[dict[str, Any]]:
+    from selfkd import templates
+
+    told = templates.load("templates/sum_examples.j2", run.recipe.folders)
+    rows = []
+    for row in run.split(split).scan("prompts").collect().iter_rows(named=True):
+        seen = templates.view(row["messages"], row["answer"], {})
+        asked = templates.ask(row["messages"], told.render(prompt=seen)) if split == "train" else row["messages"]
+        rows.append({"answer": row["answer"], "seen": row["messages"], "asked": asked})
+    return rows
+
+
+def lint_seconds(recipe: str) -> float:
+    def once() -> float:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "selfkd", "lint", recipe], capture_output=True, check=True)
+        return time.monotonic() - began
+
+    return round(statistics.median(once() for _ in range(7)), 2)
+
+
+def main() -> None:
+    whole = quickstart()
+    idle = program("idle.py", str(RUN))
+    rows: list[tuple[str, str]] = [("Three quickstart rounds, with start-up and the base", f"{whole:.0f} s")]
+    hand = by_hand()
+    rows.append(("The same by hand: a fresh vLLM and a fresh TRL process per round", f"{hand['seconds']:.0f} s; ratio {hand['seconds'] / whole:.2f}"))
+    swaps = [entry["swap and proof"] for entry in idle]
+    rows.append(("Weight swap with proof, SmolLM2-135M (target 2 s)", f"{statistics.median(swaps):.2f} s, median of {len(swaps)}"))
+    for what in ("to first optimiser step", "to first token"):
+        rows.append((f"Engine idle {what}", f"{statistics.median(entry[what] for entry in idle):.1f} s"))
+    rows.append(("A round beyond generate, train, score, measure (target 5 %)", ", ".join(entry["beyond"] for entry in idle)))
+    speed = program("generation.py", str(RUN))
+    for which in ("seeded", "unseeded"):
+        what = f"Generation in a run / plain LLM.generate, {which} (target 0.90)"
+        rows.append((what, f"{speed['inside']} / {speed[which]} tok/s = {speed[f'inside/{which}']}"))
+    million = program("million.py")
+    steps = " + ".join(f"{name} {million[name]}" for name in ("score", "select", "build", "seal and the rest"))
+    total = sum(million[name] for name in ("score", "select", "build", "seal and the rest"))
+    rows.append(("One million samples: score, select, build, seal (target 60 s, 4 GiB)", f"{total:.0f} s ({steps}), {million['peak_gib']} GiB"))
+    rows.append(("`selfkd lint star`, cold, median of 7 (target 1 s)", f"{lint_seconds('star')} s"))
+    rows.append(("`selfkd lint quickstart`, cold, median of 7", f"{lint_seconds('quickstart')} s"))
+    write(rows, idle, hand)
+
+
+def write(rows: list[tuple[str, str]], idle: Any, hand: Any) -> None:
+    fixed = numerics(read_machine(None))
+    packages = ", ".join(f"{name} {version}" for name, version in fixed["packages"].items())
+    run = Run.at(RUN)
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Made by `make bench` on {platform.system()} {platform.machine()}, {run.numerics['threads']} threads, {time.strftime('%Y-%m-%d')}. {packages}.",
+        "One session on a shared machine: read the ratios, not the seconds.",
+        "",
+        "| what | measured |",
+        "|---|---|",
+        *(f"| {what} | {figure} |" for what, figure in rows),
+        "",
+        "Rounds of the quickstart run, seconds:",
+        "",
+        "| " + " | ".join(idle[0]) + " |",
+        "|" + "---|" * len(idle[0]),
+        *("| " + " | ".join(str(value) for value in entry.values()) + " |" for entry in idle),
+        "",
+        f"By hand: {json.dumps(hand['parts'])} s, accuracy {hand['accuracy']}.",
+    ]
+    (HERE.parent / "docs" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""`python -m selfkd` is the same command as `selfkd`."""
+
+import sys
+
+from selfkd.cli import main
+
+sys.exit(main())
