@@ -26,6 +26,7 @@ from selfkd.steps import Build, Gold, Measure, Recall, Sample, Select, Step, Tra
 # on one thread. GPU: round figures for one current data-centre card. Orders of magnitude; a run shows its own rate.
 SPEED = {"cpu": (280 * 135e6, 147 * 135e6), "gpu": (3.5e12, 1.5e13)}
 SWAP_SECONDS = 2.0
+CHARS_PER_TOKEN = 2.5  # of a prompt with its template, on the safe side: English text has about four
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
 GB = 1e9
 
@@ -146,8 +147,22 @@ def _learned(step: Train, count: Count, recipe: Recipe) -> Cost:
     if most > 0:
         batch = step.trl.get("per_device_train_batch_size", 8) * step.trl.get("gradient_accumulation_steps", 1)
         seen = _least(seen, most * batch) if "num_train_epochs" in step.trl else most * batch
-    tokens = _times(seen, recipe.context * (2 if step.loss == "dpo" else 1))
+    tokens = _times(seen, _row_tokens(recipe) * (2 if step.loss == "dpo" else 1))
     return Cost(step.name, f"{_number(rows)} rows, {_number(seen)} read in all, {_number(tokens)} tokens", learned=tokens)
+
+
+def _row_tokens(recipe: Recipe) -> int:
+    """A prompt of the mean length and the longest answer, where the prompts are here; else as much as the context holds."""
+    longest = max((step.max_tokens for step in recipe.steps_of(1) if isinstance(step, Sample)), default=recipe.context)
+    source = recipe.splits()["train"]
+    if isinstance(source, Mapping) and "hub" in source:
+        return recipe.context
+    try:
+        messages = prompts.read(source, recipe.folders, "train")["messages"]
+    except SelfkdError:
+        return recipe.context
+    chars = messages.explode().struct.field("content").str.len_chars().sum() / max(1, len(messages))
+    return min(recipe.context, math.ceil(chars / CHARS_PER_TOKEN) + longest)
 
 
 # ---- the whole ----

@@ -158,7 +158,7 @@ def show(shown: Shown, to: Console) -> None:
 def _sample_panel(row: Mapping[str, Any], scores: Sequence[str]) -> Panel:
     parts: list[Any] = [_field("prompt", _last_user(row.get("messages")))]
     if row.get("asked") and row.get("messages") and row["asked"] != row["messages"]:
-        parts.append(_field("asked", _last_user(row["asked"])))  # the teacher was told more than the student
+        parts.append(_field("asked", _told(row["asked"])))  # the teacher was told more than the student
     if row.get("answer") is not None:
         parts.append(_field("answer", row["answer"]))
     parts += [Rule(style="dim"), Text(_cut(row["text"]))]
@@ -195,6 +195,11 @@ def _field(name: str, text: Any) -> Text:
 def _last_user(messages: Sequence[Mapping[str, str]] | None) -> str:
     said = [message["content"] for message in messages or () if message["role"] == "user"]
     return said[-1] if said else json.dumps(messages, ensure_ascii=False)
+
+
+def _told(asked: Sequence[Mapping[str, str]]) -> str:
+    """All that a teacher saw: its one message, or every turn with its role."""
+    return _last_user(asked) if len(asked) == 1 else "\n".join(f"[{turn['role']}] {turn['content']}" for turn in asked)
 
 
 def _cut(text: str | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
+from selfkd.backend.base import has_gpu
 from selfkd.run import Run, read_record
 from selfkd.verify import verify
 
@@ -54,14 +55,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in (("train", 6), ("dev", 4)):
         rows = [{"question": f"{name} {i}?", "answer": "a"} for i in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "chain.yaml").write_text(RECIPE.format(model=folder / "tiny").replace("build: {", "build: {as: pairs, ").replace("of: rows", "of: pairs"))
+    (folder / "chain.yaml").write_text(
+        RECIPE.format(model=folder / "tiny").replace("build: {", "build: {as: pairs, ").replace("of: rows", "of: pairs")
+    )
     (folder / "one.yaml").write_text("threads: 1\n")
     return folder
 
 
 def start(home: Path, name: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "selfkd", "run", "chain.yaml", "--name", name, "--on", "one.yaml"]
-    return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
 
 
 def finish(home: Path, name: str) -> Run:
@@ -136,3 +141,17 @@ def test_two_engines_and_a_stop_in_the_middle_end_on_the_same_digest(home: Path,
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert finish(home, "stopped").sealed()[-1]["digest"] == undisturbed.sealed()[-1]["digest"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="no CUDA device")
+@pytest.mark.parametrize("turns", ["share", "split"])
+def test_on_a_gpu_engine_and_trainer_take_turns_and_every_swap_is_proved(home: Path, turns: str) -> None:
+    if turns == "split" and not Path("/dev/nvidia1").exists():
+        pytest.skip("split needs two cards")
+    (home / "one.yaml").write_text(f"threads: 1\nturns: {turns}\n")
+    run = finish(home, f"gpu-{turns}")
+    swaps = [read_record(next(run.round_folder(index).glob("*-measure.json")))["notes"]["swap"] for index in (1, 2)]
+    assert [swap["proved"] for swap in swaps] == [True, True]
+    assert len({record["models"]["policy"]["digest"] for record in run.sealed()}) == 3
+    assert verify(run.folder) == []
