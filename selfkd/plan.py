@@ -161,7 +161,7 @@ def _row_tokens(recipe: Recipe) -> int:
         messages = prompts.read(source, recipe.folders, "train")["messages"]
     except SelfkdError:
         return recipe.context
-    chars = messages.explode().struct.field("content").str.len_chars().sum() / max(1, len(messages))
+    chars = int(messages.explode().struct.field("content").str.len_chars().sum()) / max(1, len(messages))
     return min(recipe.context, math.ceil(chars / CHARS_PER_TOKEN) + longest)
 
 

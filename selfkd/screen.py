@@ -224,7 +224,8 @@ def _notes(state: Status) -> list[Text]:
             f"{name} {_mean(value)}{' ' + _change(value.change, _percent([value])) if value.change else ''}"
             for name, value in values
         ]
-        lines.append(Text(f"{split}/{values[0][1].score}: " + "  →  ".join(said)))
+        name = split if split.endswith(f"/{values[0][1].score}") else f"{split}/{values[0][1].score}"
+        lines.append(Text(f"{name}: " + "  →  ".join(said)))
     for done in state.rounds:
         if not done.accepted:
             lines.append(Text(f"{_name(done)} was rolled back: {done.why}", "yellow"))

@@ -154,8 +154,11 @@ def _round(
     measured = {}
     for commit in commits:
         if commit["verb"] == "measure":
-            split = commit["identity"]["split"]
-            measured[split if split not in measured else f"{split} ({commit['step']})"] = _measured(folder, commit, base)
+            split, reward = commit["identity"]["split"], commit["identity"]["reward"]
+            first, *others = [name.rsplit(":", 1)[1] for name in ([reward] if isinstance(reward, str) else reward)]
+            name = split if split not in measured else f"{split} ({commit['step']})"
+            measured[name] = _measured(folder, commit, first, base)
+            measured |= {f"{name}/{other}": _measured(folder, commit, other, base) for other in others}
     swaps = [swap for commit in reversed(commits) if (swap := commit["notes"].get("swap"))]
     return Round(
         sealed["round"],
@@ -173,15 +176,14 @@ def _round(
     )
 
 
-def _measured(folder: Path, commit: Mapping[str, Any], base: dict[str, dict[str, float]]) -> Measured:
+def _measured(folder: Path, commit: Mapping[str, Any], score: str, base: dict[str, dict[str, float]]) -> Measured:
     """`base` collects the per-prompt scores of the first time a step measured, and everything later is compared with it.
 
     `measure-warm` is `measure` again, after the steps that run before the first round.
     """
-    split, reward = commit["identity"]["split"], commit["identity"]["reward"]
-    score = (reward if isinstance(reward, str) else reward[0]).rsplit(":", 1)[1]
+    split = commit["identity"]["split"]
     metrics, scores = commit["metrics"], prompt_means(folder, commit, score)
-    against = base.setdefault(commit["step"].removesuffix("-warm"), scores)
+    against = base.setdefault(f"{commit['step'].removesuffix('-warm')}/{score}", scores)
     moved = None if against is scores else change(against, scores)
     return Measured(split, score, metrics.get(f"{split}/{score}"), metrics.get(f"{split}/{score}_interval"), moved)
 

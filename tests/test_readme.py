@@ -1,0 +1,83 @@
+"""What the documents say is so: the commands exist, the recipe and the reward work as printed, the tree is the tree."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+from pathlib import Path
+
+from selfkd import cli, reference
+from selfkd.backend.base import Machine
+from selfkd.backend.fake import Fake
+from selfkd.loop import walk
+from selfkd.recipe import load
+from selfkd.run import Run
+from selfkd.steps import VERBS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_recipe_and_the_reward_of_the_readme_make_a_chain(tmp_path, monkeypatch):
+    [recipe], [reward] = blocks("yaml"), blocks("python")
+    (tmp_path / "mine.yaml").write_text(recipe)
+    (tmp_path / "mine.py").write_text(reward)
+    for split, first in (("train", 10), ("dev", 50)):
+        rows = [{"question": f"{first + i} + 1", "answer": str(first + i + 1)} for i in range(8)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    run = Run.open(load("mine.yaml", ["rounds=1"]), tmp_path / "run", Machine(backend="fake"))
+    walk(run, Fake({}))
+    assert run.sealed()[1]["metrics"]["dev/prompts"] == 8
+    scope: dict = {"__name__": "mine"}
+    exec(reward, scope)
+    [examples] = doctest.DocTestFinder(exclude_empty=False).find(scope["right"], "right", module=False, globs=scope)
+    assert doctest.DocTestRunner(verbose=False).run(examples) == doctest.TestResults(failed=0, attempted=1)
+
+
+def test_every_command_of_the_documents_exists():
+    named = {
+        word
+        for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+        for word in re.findall(r"`?selfkd ([a-z]+)\b", path.read_text())
+    }
+    wanted = {"run", "resume", "status", "show", "verify", "lint", "try", "recipes", "cp", "doctor", "help"}
+    assert wanted <= set(cli.COMMANDS)
+    words = {"runs", "is", "works", "on", "finds", "asks"}  # of sentences
+    assert named - words <= set(cli.COMMANDS), named - words - set(cli.COMMANDS)
+
+
+def test_the_tree_of_the_readme_names_every_module():
+    tree = README[README.index("## The tree") : README.index("## Limits")]
+    missing = [path.name for path in (ROOT / "selfkd").glob("*.py") if path.name not in tree and not path.name.startswith("__")]
+    missing += [
+        path.name for path in (ROOT / "selfkd/backend").glob("*.py") if path.name not in tree and not path.name.startswith("__")
+    ]
+    missing += [verb for verb in VERBS if verb not in tree]
+    assert missing == []
+
+
+def test_every_file_that_the_documents_link_to_is_there():
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert link.startswith("http") or (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_the_recipe_reference_is_that_of_the_schema():
+    assert (ROOT / "docs/recipes.md").read_text().strip() == reference.text().strip()
+
+
+def test_the_public_surface_is_what_it_was_meant_to_be():
+    assert list(VERBS) == ["recall", "gold", "sample", "score", "select", "build", "train", "measure"]
+    assert sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")) == ["irpo", "quickstart", "rest-em", "spin", "star"]
+
+
+def test_no_file_says_where_it_was_made():
+    for path in [*ROOT.glob("*.*"), *(ROOT / "selfkd").rglob("*.py"), *(ROOT / "docs").glob("*"), *(ROOT / "locks").glob("*")]:
+        if path.is_file() and path.suffix in (".py", ".md", ".txt", ".toml", ".yaml"):
+            assert not re.search(r"/(root|home|work)/\w+/", path.read_text()), path.name
