@@ -63,7 +63,13 @@ def plain(run: Run, seeded: bool) -> list[float]:
 
     model, requests = requests_of(run)
     options = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "block_size": 32}
-    llm = LLM(model.path, dtype=run.numerics["dtype"], max_model_len=run.recipe.context, max_num_seqs=run.numerics["max_num_seqs"], **options)
+    llm = LLM(
+        model.path,
+        dtype=run.numerics["dtype"],
+        max_model_len=run.recipe.context,
+        max_num_seqs=run.numerics["max_num_seqs"],
+        **options,
+    )
     tok = tokenizer(model.path)
     rows = requests if seeded else requests.filter(pl.col("number") == 0)
     prompts = [{"prompt_token_ids": encode_prompt(tok, messages)} for messages in rows["asked"]]

@@ -23,7 +23,9 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 def main(folder: str) -> list[dict[str, Any]]:
     run = Run.at(Path(folder))
     events = events_of(run.folder)
-    return [_round(run, index, [event for event in events if event.get("round") == index]) for index in range(1, len(run.sealed()))]
+    return [
+        _round(run, index, [event for event in events if event.get("round") == index]) for index in range(1, len(run.sealed()))
+    ]
 
 
 def _round(run: Run, index: int, events: list[dict[str, Any]]) -> dict[str, Any]:
@@ -52,4 +54,4 @@ def _round(run: Run, index: int, events: list[dict[str, Any]]) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1]), indent=1))
+    print(json.dumps(main(sys.argv[1])))

@@ -23,7 +23,15 @@ def generate(folder: Path, model: str, index: int) -> None:
 
     from reward.number import answer_line
 
-    llm = LLM(model, dtype="bfloat16", max_model_len=512, max_num_seqs=128, enforce_eager=True, enable_chunked_prefill=False, max_num_batched_tokens=4096)
+    llm = LLM(
+        model,
+        dtype="bfloat16",
+        max_model_len=512,
+        max_num_seqs=128,
+        enforce_eager=True,
+        enable_chunked_prefill=False,
+        max_num_batched_tokens=4096,
+    )
     tok = llm.get_tokenizer()
 
     def ask(name: str, params: SamplingParams) -> list[tuple[dict, list[str]]]:
@@ -55,7 +63,9 @@ def train(folder: Path, model: str, index: int) -> None:
         gradient_checkpointing=False, save_strategy="no", report_to="none", lr_scheduler_type="constant", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    trainer = SFTTrainer(loaded, args, train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(model))
+    trainer = SFTTrainer(
+        loaded, args, train_dataset=Dataset.from_list(rows), processing_class=AutoTokenizer.from_pretrained(model)
+    )
     trainer.train()
     trainer.save_model(str(folder / f"model-{index}"))
 
@@ -66,7 +76,9 @@ def main(folder: Path, model: str) -> dict[str, object]:
 
     def process(part: str, source: str, index: int) -> None:
         began = time.monotonic()
-        done = subprocess.run([sys.executable, __file__, part, str(folder), source, str(index)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, part, str(folder), source, str(index)], capture_output=True, text=True, check=True
+        )
         spent[part].append(round(time.monotonic() - began, 1))
         said.extend(json.loads(line)["accuracy"] for line in done.stdout.splitlines() if line.startswith('{"accuracy"'))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.backend.base import Chunk, Machine, Reply, write_chunk
+from selfkd.backend.base import Completion, Machine, Reply, write_chunk
 from selfkd.backend.fake import Fake
 from selfkd.loop import walk
 from selfkd.recipe import load
@@ -45,19 +45,13 @@ class Quick(Fake):
     """Answers a whole chunk by column arithmetic: the answers must not be what is timed."""
 
     def generate(self, model, chunks, sampling):
-        from selfkd.backend.base import Completion
-
         for chunk in chunks:
             rows = chunk.requests.select("u", pl.col("asked").list.first().struct.field("content")).iter_rows()
             replies = [
                 Completion(f"I add and find {content[-4:] if u < 0.4 else 'no'}", (1, 2, 3), "stop", -1.0)
                 for u, content in rows
             ]
-            yield Reply(chunk.key, write_chunk(_plain(chunk), model, replies), model.digest, 3 * len(replies), 0.0)
-
-
-def _plain(chunk: Chunk) -> Chunk:
-    return chunk
+            yield Reply(chunk.key, write_chunk(chunk, model, replies), model.digest, 3 * len(replies), 0.0)
 
 
 def main(prompts: int = PROMPTS) -> dict[str, float]:

@@ -28,7 +28,7 @@ def program(name: str, *arguments: str) -> Any:
     done = subprocess.run([sys.executable, str(HERE / name), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout[done.stdout.index("[") if done.stdout.startswith("[") else done.stdout.rindex("\n{") + 1 if "\n{" in done.stdout else 0 :])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def quickstart() -> float:
@@ -76,9 +76,16 @@ def main() -> None:
     idle = program("idle.py", str(RUN))
     rows: list[tuple[str, str]] = [("Three quickstart rounds, with start-up and the base", f"{whole:.0f} s")]
     hand = by_hand()
-    rows.append(("The same by hand: a fresh vLLM and a fresh TRL process per round", f"{hand['seconds']:.0f} s; ratio {hand['seconds'] / whole:.2f}"))
+    rows.append(
+        (
+            "The same by hand: a fresh vLLM and a fresh TRL process per round",
+            f"{hand['seconds']:.0f} s; ratio {hand['seconds'] / whole:.2f}",
+        )
+    )
     swaps = [entry["swap and proof"] for entry in idle]
-    rows.append(("Weight swap with proof, SmolLM2-135M (target 2 s)", f"{statistics.median(swaps):.2f} s, median of {len(swaps)}"))
+    rows.append(
+        ("Weight swap with proof, SmolLM2-135M (target 2 s)", f"{statistics.median(swaps):.2f} s, median of {len(swaps)}")
+    )
     for what in ("to first optimiser step", "to first token"):
         rows.append((f"Engine idle {what}", f"{statistics.median(entry[what] for entry in idle):.1f} s"))
     rows.append(("A round beyond generate, train, score, measure (target 5 %)", ", ".join(entry["beyond"] for entry in idle)))
@@ -89,7 +96,12 @@ def main() -> None:
     million = program("million.py")
     steps = " + ".join(f"{name} {million[name]}" for name in ("score", "select", "build", "seal and the rest"))
     total = sum(million[name] for name in ("score", "select", "build", "seal and the rest"))
-    rows.append(("One million samples: score, select, build, seal (target 60 s, 4 GiB)", f"{total:.0f} s ({steps}), {million['peak_gib']} GiB"))
+    rows.append(
+        (
+            "One million samples: score, select, build, seal (target 60 s, 4 GiB)",
+            f"{total:.0f} s ({steps}), {million['peak_gib']} GiB",
+        )
+    )
     rows.append(("`selfkd lint star`, cold, median of 7 (target 1 s)", f"{lint_seconds('star')} s"))
     rows.append(("`selfkd lint quickstart`, cold, median of 7", f"{lint_seconds('quickstart')} s"))
     write(rows, idle, hand)

@@ -203,13 +203,13 @@ def dry_run(recipe: Recipe) -> list[dict[str, Any]]:
     from selfkd.run import Run
 
     with TemporaryDirectory(prefix="selfkd-dry-") as folder:
-        small = _small(recipe)
+        small = in_small(recipe)
         run = Run.open(small, Path(folder) / small.name, Machine(backend="fake"))
-        walk(run, Fake(run.numerics, _knowing(small)))
+        walk(run, Fake(run.numerics, knowing(small)))
         return run.sealed()
 
 
-def _small(recipe: Recipe) -> Recipe:
+def in_small(recipe: Recipe) -> Recipe:
     """The recipe with two rounds and a few prompts."""
     splits = {split: _few(recipe, split, source, place) for place, (split, source) in enumerate(recipe.splits().items())}
     update = {
@@ -246,7 +246,7 @@ def _columns_named(recipe: Recipe) -> set[str]:
     return found - {"text", "answer", "messages", "meta"} - set(rewards.CONTRACT)
 
 
-def _knowing(recipe: Recipe) -> Any:
+def knowing(recipe: Recipe) -> Any:
     """A model that finds the prompt it is asked about in the text, and knows its answer with the fake's skill."""
     from selfkd import digest
 

@@ -15,6 +15,8 @@ from selfkd import storage
 from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
 from selfkd.errors import BusyError, ChainError, GuardError, RewardError, StorageError
+from selfkd.lint import in_small, knowing
+from selfkd.recipe import load
 from selfkd.run import Run, read_record
 
 
@@ -77,6 +79,45 @@ def test_killed_at_every_call_of_the_backend_the_chain_ends_on_the_same_digest(u
         with pytest.raises(Killed):
             go(recipe, tmp_path / str(at) / "run", Fake({}, hook=kill))
         assert end(go(recipe, tmp_path / str(at) / "run")) == end(undisturbed[0]), f"call {at}: {calls[at]}"
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    """{recipe: (itself in small, its model, its undisturbed digest, its file operations)}, made when first asked for."""
+    known: dict = {}
+
+    def of(name: str):
+        if name not in known:
+            recipe = in_small(load(name))
+            with Faults() as counted:
+                run = go(recipe, tmp_path_factory.mktemp(name) / "run", Fake({}, knowing(recipe)))
+            known[name] = (recipe, knowing(recipe), end(run), counted.count)
+        return known[name]
+
+    return of
+
+
+RECIPES = ["quickstart", "rest-em", "star", "spin", "irpo"]
+
+
+@pytest.mark.parametrize("part", range(3))
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_survives_a_kill_at_a_file_operation(shipped, tmp_path, name, part):
+    recipe, model, digest, operations = shipped(name)
+    with Faults(operations * (2 * part + 1) // 6 + part), pytest.raises(Killed):
+        go(recipe, tmp_path / "run", Fake({}, model))
+    assert end(go(recipe, tmp_path / "run", Fake({}, model))) == digest
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_shipped_recipe_survives_a_kill_at_every_file_operation(shipped, tmp_path, name):
+    recipe, model, digest, operations = shipped(name)
+    for at in range(operations):
+        with Faults(at), pytest.raises(Killed):
+            go(recipe, tmp_path / str(at), Fake({}, model))
+        assert end(go(recipe, tmp_path / str(at), Fake({}, model))) == digest, f"operation {at}"
+        shutil.rmtree(tmp_path / str(at))
 
 
 def test_finished_chunks_of_a_killed_step_are_not_generated_again(tmp_path):
