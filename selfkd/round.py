@@ -24,6 +24,7 @@ from selfkd.steps import Step
 from selfkd.types import KEYS, Addition, Function, Model, Pool, light
 
 PREFIX = 32  # hex digits of a chunk's key, and of a file's hash, in a file name
+LOOSE = 16  # without `exact` a chunk is only the unit of redoing: larger ones keep a GPU's batch full
 STAGES = {"sample": "generate", "score": "score", "train": "train", "measure": "measure"}
 
 
@@ -254,10 +255,8 @@ class Round:
 
     def ask(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         """Answers in canonical chunks. A finished chunk of an earlier attempt is used; an interrupted one is asked again whole."""
-        chunks = [
-            self._chunk(model, requests[at : at + self.recipe.chunk], sampling, stream)
-            for at in range(0, requests.height, self.recipe.chunk)
-        ]
+        size = self.recipe.chunk * (1 if self.run.numerics["exact"] else LOOSE)
+        chunks = [self._chunk(model, requests[at : at + size], sampling, stream) for at in range(0, requests.height, size)]
         done = {chunk.key: path for chunk in chunks if (path := self._finished(chunk))}
         todo = [chunk for chunk in chunks if chunk.key not in done]
         tokens, began, asked = 0, time.monotonic(), sum(c.requests.height for c in chunks if c.key in done)

@@ -192,25 +192,20 @@ def test_training_starts_where_the_recipe_says(tmp_path):
     assert set(seen) == {run.sealed()[0]["models"]["policy"]["digest"]}
 
 
+def with_test_split(folder) -> str:
+    """RECIPE with a test split of one prompt, whose file is written into `folder`."""
+    folder.mkdir(exist_ok=True)
+    (folder / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
+    return RECIPE.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n")
+
+
 def test_the_test_split_is_measured_at_the_base_and_at_the_end_only(tmp_path):
-    text = (
-        HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n")
-        + RECIPE[RECIPE.index("steps:") :]
-    )
-    recipe_in(tmp_path)
-    (tmp_path / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
-    run = go(recipe_in(tmp_path, text, "rounds=3"), tmp_path / "run")
+    run = go(recipe_in(tmp_path, with_test_split(tmp_path), "rounds=3"), tmp_path / "run")
     assert ["test/last_number" in record["metrics"] for record in run.sealed()] == [True, False, False, True]
 
 
 def test_a_run_that_stops_early_says_why_and_still_measures_the_test_split(tmp_path):
-    text = (
-        HEAD.replace("prompts:\n", "prompts:\n  test: {file: test.jsonl, prompt: question, answer: answer}\n")
-        + RECIPE[RECIPE.index("steps:") :]
-    )
-    recipe_in(tmp_path)
-    (tmp_path / "test.jsonl").write_text('{"question": "What is 90 + 1?", "answer": "91"}\n')
-    text = text.replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars, mode: min}")
+    text = with_test_split(tmp_path).replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars, mode: min}")
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
     assert len(run.sealed()) < 10
     assert "did not improve for 1 rounds" in run.sealed()[-1]["stop"] and "test/last_number" in run.sealed()[-1]["metrics"]
