@@ -15,7 +15,7 @@ from typing import Any
 
 import selfkd
 from selfkd import digest
-from selfkd.calling import CONTRACT, PLURAL, Result, Row, load
+from selfkd.calling import CONTRACT, PLURAL, SINGULAR, Result, Row, load
 from selfkd.calling import failed as failed
 from selfkd.errors import UsageError
 from selfkd.types import Function
@@ -123,6 +123,15 @@ def definition(function: Function) -> ast.FunctionDef | ast.AsyncFunctionDef | N
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == function.name:
             return node
     return None
+
+
+def wants(function: Function) -> frozenset[str] | None:
+    """The keys of a row that the function can see, from its parameters; None (all) where it takes `**kwargs` or is not found."""
+    node = definition(function)
+    if node is None or node.args.kwarg:
+        return None
+    names = (argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
+    return frozenset((SINGULAR | PLURAL).get(name, "meta") for name in names if name not in function.params)
 
 
 def required(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:

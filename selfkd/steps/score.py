@@ -13,7 +13,7 @@ from selfkd import tables
 from selfkd.backend.base import Context
 from selfkd.calling import failed as unscored
 from selfkd.errors import RewardError
-from selfkd.rewards import cut
+from selfkd.rewards import cut, wants
 from selfkd.steps.step import Step
 from selfkd.types import Addition, Function, Pool, shape
 
@@ -77,10 +77,10 @@ class Score(Step):
         )
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
-        todo = self._unscored(pool, name)
+        todo, wanted = self._unscored(pool, name), wants(function)
         done = failed = 0
         for part in _whole_groups(todo, SLICE):
-            rows = rows_for_reward(part, pool)
+            rows = rows_for_reward(part, pool, wanted)
             outcomes: list[tuple[float | None, str]] = []
             for batch in context.map(function, cut(rows, BATCH), self.timeout):
                 outcomes += batch
@@ -102,21 +102,22 @@ class Score(Step):
             )
 
 
-def rows_for_reward(samples: pl.DataFrame, pool: Pool) -> list[dict[str, Any]]:
-    """What a reward may ask for, one dict per sample: group, prompt, messages, completion, answer, meta, sample, token_ids."""
-    view = tables.with_heavy(samples, pool, ["text", "token_ids"])
+def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | None) -> list[dict[str, Any]]:
+    """One dict per sample: group, prompt, messages, answer, meta, and of completion, token_ids and sample what is `wanted`."""
+    heavy = {"completion": "text", "token_ids": "token_ids"}
+    names = {key: column for key, column in heavy.items() if wanted is None or key in wanted}
+    view = tables.with_heavy(samples, pool, list(names.values()))
     prompts = pool.scan("prompts").filter(pl.col("id").is_in(samples["prompt"].unique().implode())).collect()
     known = {row["id"]: _prompt_fields(row) for row in prompts.iter_rows(named=True)}
-    light = samples.columns
-    return [
-        {
-            **known[row["prompt"]],
-            "completion": row["text"],
-            "sample": {name: row[name] for name in light},
-            "token_ids": row["token_ids"],
-        }
-        for row in view.iter_rows(named=True)
+    keys = list(names)
+    rows = [
+        {**known[prompt], **dict(zip(keys, cells, strict=True))}
+        for prompt, *cells in view.select("prompt", *names.values()).iter_rows()
     ]
+    if wanted is None or "sample" in wanted:
+        for row, sample in zip(rows, samples.iter_rows(named=True), strict=True):
+            row["sample"] = sample
+    return rows
 
 
 def _prompt_fields(row: dict[str, Any]) -> dict[str, Any]:
