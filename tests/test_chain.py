@@ -268,3 +268,12 @@ def test_only_the_checkpoints_that_keep_names_stay_on_disk(tmp_path):
     left = sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*"))
     assert left == ["round-000", "round-004"]
     assert len(go(recipe_in(tmp_path, text.replace("rounds: 4", "rounds: 5")), tmp_path / "run").sealed()) == 6
+
+
+def test_a_checkpoint_that_a_step_goes_on_using_stays_whatever_keep_says(tmp_path):
+    text = RECIPE.replace("rounds: 2", "rounds: 4\nkeep: {last: 1, best: false, base: false}").replace(
+        "{loss: sft}", "{loss: sft, from: base}"
+    )
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    assert [record["kept"] for record in run.sealed()] == [True] * 5
+    assert sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*")) == ["round-000", "round-004"]
