@@ -32,6 +32,8 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
   (except those that are lists by nature: {lists}). Round 0 uses the first entry.
 - **Models** are written `role@when`, when being `now` (the default), `start` (entered the round), `base` (untouched), `warm` (left round 0), `best` or
   `round-3`. In a train step, `from: base` is short for its own role's.
+- **Templates** are Jinja, inline or a .j2 file. They see `prompt` (`text`, `answer`, `messages`, `meta` and its columns) and, with `of`, the sample `of`, and
+  become the last user message. A line `--- user`, `--- assistant` or `--- system` begins a message of its own, so a teacher can be shown examples as turns.
 - **Expressions** (`where`, `by`, `chosen`, …) are SQL over the columns that `selfkd lint` prints after each step; a window such as
   `OVER (PARTITION BY prompt)` is allowed. A condition that is null drops the row with the reason "unscored".
 - **`extends: star.yaml`** merges one parent: mappings field by field, lists whole. A prompt source of another kind replaces the parent's.
@@ -144,7 +146,9 @@ PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false
 
 def _words(kind: Any) -> Iterator[str]:
     origin = typing.get_origin(kind)
-    if origin is typing.Literal:
+    if origin is typing.Annotated:
+        yield from _words(typing.get_args(kind)[0])
+    elif origin is typing.Literal:
         yield from (f"`{_value(choice)}`" for choice in typing.get_args(kind))
     elif origin in (typing.Union, types.UnionType):
         for inner in typing.get_args(kind):
