@@ -26,10 +26,11 @@ from selfkd.errors import BackendError, SelfkdError
 STORE_BYTES = 200_000_000
 SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
 TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads it once
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 PRIVATE = {
     "RAY_AUTH_TOKEN": TOKEN,  # Ray 2.60 then asks every client for it; RAY_AUTH_MODE would be read too early, at the import
     # Ray's own switch for "no other machine": without it Ray turns 127.0.0.1 into the address of the machine and listens there.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    LOOPBACK: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
@@ -143,6 +144,8 @@ def _quiet_import(log: Path) -> Iterator[Any]:
     logger.propagate = False
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
     ray._private.utils.set_sigterm_handler = lambda handler: None
+    if os.environ.get(LOOPBACK) == "0":
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read at the import, which vLLM may have made long before
     yield ray
 
 
