@@ -108,7 +108,6 @@ class TrainSpec:
     beta: float = 0.1
     nll: float = 0.0
     max_length: int = 1024
-    ranks: int = 1
     precision: str = "fp32"
     trl: Mapping[str, Any] = field(default_factory=dict)
 

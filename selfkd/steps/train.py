@@ -67,8 +67,7 @@ class Train(Step):
         trained = context.train(start, reference, rows, spec)
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
         tables_made: dict[str, Any] = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
-        shown = {f"{self.name}/{name}": value for name, value in trained.metrics.items() if not name.startswith("seconds")}
-        return Addition(tables_made, {self.role: trained.folder}, {}, {"train": dict(trained.metrics), "shown": shown})
+        return Addition(tables_made, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)})
 
     def _rows(self, pool: Pool) -> pl.DataFrame:
         return pool.scan("rows").filter((pl.col("stream") == self.of) & (pl.col("role") == self.role)).collect().sort("id")
