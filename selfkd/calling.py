@@ -151,13 +151,24 @@ class Reward:
         import doctest  # here: it imports a debugger and a test framework
 
         found: list[str] = []
-        runner = doctest.DocTestRunner(verbose=False)
+
+        class Runner(doctest.DocTestRunner):
+            def report_start(self, out: Any, test: Any, example: Any) -> None: ...
+
+            def report_failure(self, out: Any, test: Any, example: Any, got: str) -> None:
+                found.append(
+                    f"{said(test, example)} gives {got.strip() or 'nothing'}, expected {example.want.strip() or 'nothing'}"
+                )
+
+            def report_unexpected_exception(self, out: Any, test: Any, example: Any, exc_info: Any) -> None:
+                found.append(f"{said(test, example)} raises {brief(exc_info[1])}")
+
+        def said(test: Any, example: Any) -> str:
+            line = (test.lineno or 0) + example.lineno + 1
+            return f"{self.module.__file__}:{line}  {example.source.strip()[:WHY_CHARS]}"
+
         for test in doctest.DocTestFinder(exclude_empty=True).find(self.module, self.module.__name__):
-            text: list[str] = []
-            runner.run(test, out=text.append, clear_globs=False)
-            if lines := [line.strip() for line in "".join(text).splitlines() if line.strip() and not line.startswith("*")]:
-                where = f"{self.module.__file__}:{(test.lineno or 0) + 1}  {test.name.rpartition('.')[2]}"
-                found.append(f"{where}: {'; '.join(lines[1:])}"[: 2 * WHY_CHARS])
+            Runner().run(test, out=lambda text: None, clear_globs=False)
         return found
 
 

@@ -25,6 +25,7 @@ from selfkd.types import Function
 
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
 GOLD_ROWS = 200
+ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 DRY_PROMPTS = 8
 
 
@@ -95,7 +96,7 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
     for split, source in recipe.splits().items():
         if isinstance(source, Mapping) and "hub" in source and not hub:
             report.notes.append(f"prompts.{split}: {source['hub']} lies on a hub, so its rows were not read")
-            report.problems += _map_problems(recipe, source, split, report)
+            _mapping(recipe, source, split, report)
             continue
         try:
             frames[split] = prompts.read(source, recipe.folders, split)
@@ -108,14 +109,14 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
     return frames
 
 
-def _map_problems(recipe: Recipe, source: Mapping[str, Any], split: str, report: Report) -> list[str]:
+def _mapping(recipe: Recipe, source: Mapping[str, Any], split: str, report: Report) -> None:
     """A mapping function can be looked up and its doctests run without a row."""
     if "map" not in source:
-        return []
+        return
     try:
-        return [f"prompts.{split}: {failure}" for failure in _doctests(rewards.find(source["map"], recipe.folders), report)]
+        _sound(rewards.find(source["map"], recipe.folders), report, f"prompts.{split}")
     except SelfkdError as error:
-        return [f"prompts.{split}: {error}"]
+        report.problems.append(f"prompts.{split}: {error}")
 
 
 def _overlap(recipe: Recipe, frames: Mapping[str, pl.DataFrame], report: Report) -> None:
@@ -147,18 +148,25 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Mapp
         split = step.split if isinstance(step, Measure) else "train"
         frame = frames.get(split)
         problems = rewards.check(function, None if frame is None else prompts.columns(frame))
-        problems = problems or _doctests(function, report)
         report.problems += [f"{at}: {problem}" for problem in problems]
-        if not problems and frame is not None and isinstance(step, Score | Measure):
+        sound = not problems and _sound(function, report, at)
+        if sound and frame is not None and isinstance(step, Score | Measure):
             _gold(function, reference, frame, at, split, report)
     except SelfkdError as error:
         report.problems.append(f"{at}: {error}")
 
 
-def _doctests(function: Function, report: Report) -> list[str]:
-    if function.path not in report.tested:
-        report.tested[function.path] = rewards.doctests(function)
-    return report.tested[function.path]
+def _sound(function: Function, report: Report, at: str) -> bool:
+    """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""
+    first = function.path not in report.tested
+    failures = report.tested.setdefault(function.path, rewards.doctests(function) if first else [])
+    missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
+    if first and missing:
+        said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
+        report.notes.append(f"{said}: pip install 'selfkd[rewards]', or that package")
+    elif first:
+        report.problems += [f"{at}: {failure}" for failure in failures]
+    return not failures
 
 
 def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report) -> None:

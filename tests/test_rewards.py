@@ -176,7 +176,7 @@ def test_unknown_parameters_are_named_before_anything_runs(write: Write) -> None
 def test_failing_doctests_are_reported(write: Write) -> None:
     f = write('def f(completion):\n    """One.\n\n    >>> f("a")\n    2.0\n    """\n    return 1.0')
     (failure,) = rewards.doctests(f)
-    assert "Expected" in failure and "2.0" in failure and "mine.py:" in failure
+    assert failure.endswith('f("a") gives 1.0, expected 2.0') and "mine.py:4" in failure
     assert rewards.doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
 
 
