@@ -261,6 +261,3 @@ def _parser(name: str) -> ArgumentParser:
 
 
 __all__ = ["COMMANDS", "main", "overview"]
-
-if __name__ == "__main__":
-    sys.exit(main())

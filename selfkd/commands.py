@@ -188,7 +188,7 @@ def say(*words: str) -> str:
 def _called() -> str:
     path = Path(sys.argv[0])
     if path.name != "selfkd":
-        return "selfkd" if shutil.which("selfkd") else f"{shlex.quote(sys.executable)} -m selfkd.cli"
+        return "selfkd" if shutil.which("selfkd") else f"{shlex.quote(sys.executable)} -m selfkd"
     found = shutil.which("selfkd")
     if found and Path(found).resolve() == path.resolve():
         return "selfkd"

@@ -67,7 +67,7 @@ def said(capsys, *words: str, code: int = 0) -> str:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "selfkd.cli", *words]
+    return [sys.executable, "-m", "selfkd", *words]
 
 
 # ---- run ----
