@@ -1,7 +1,7 @@
 """What people write by hand today: each round a fresh vLLM process and a fresh TRL process, files in between, nothing recorded.
 
 The same model, prompts, counts and training options as the quickstart recipe; plain `LLM.generate` and plain `SFTTrainer` with their
-own batching. `python loop_by_hand.py FOLDER MODEL` prints seconds per part as JSON. FOLDER gets train.json, dev.json and the checkpoints.
+own batching. `python loop_by_hand.py FOLDER MODEL THREADS` prints seconds per part as JSON. FOLDER gets train.json, dev.json and the checkpoints.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main(folder: Path, model: str) -> dict[str, object]:
     def process(part: str, source: str, index: int) -> None:
         began = time.monotonic()
         done = subprocess.run(
-            [sys.executable, __file__, part, str(folder), source, str(index)], capture_output=True, text=True, check=True
+            [sys.executable, __file__, part, str(folder), source, str(index)], stdout=subprocess.PIPE, text=True, check=True
         )
         spent[part].append(round(time.monotonic() - began, 1))
         said.extend(json.loads(line)["accuracy"] for line in done.stdout.splitlines() if line.startswith('{"accuracy"'))
@@ -95,4 +95,5 @@ if __name__ == "__main__":
     if sys.argv[1] in ("generate", "train"):
         globals()[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     else:
+        os.environ["OMP_NUM_THREADS"] = sys.argv[3]
         print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))

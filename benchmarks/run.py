@@ -1,6 +1,7 @@
-"""`make bench`: every benchmark once, on an otherwise idle machine, into docs/benchmarks.md. Takes about 40 minutes on two cores.
+"""`make bench`: every benchmark once, on an otherwise idle machine, into docs/benchmarks.md. Takes about 25 minutes on two cores.
 
-Ratios come from one session; nothing here is a test. A quickstart run is made first and everything else is measured on its model.
+Nothing here is a test. A quickstart run is made first (or a finished one is named: `python benchmarks/run.py runs/quickstart`), and
+everything else is measured on its model.
 """
 
 from __future__ import annotations
@@ -16,12 +17,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selfkd.backend.base import numerics
-from selfkd.machine import read_machine
 from selfkd.run import Run
 
 HERE = Path(__file__).parent
-RUN = Path("runs/bench")
 
 
 def program(name: str, *arguments: str) -> Any:
@@ -31,22 +29,28 @@ def program(name: str, *arguments: str) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def quickstart() -> float:
-    shutil.rmtree(RUN, ignore_errors=True)
-    began = time.monotonic()
+def quickstart() -> Path:
+    folder = Path("runs/bench")
+    shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "selfkd", "run", "quickstart", "--name", "bench"], check=True)
-    return time.monotonic() - began
+    return folder
 
 
-def by_hand() -> dict[str, Any]:
+def seconds_of(run: Run) -> float:
+    """From the start of the one attempt to its end, by its own events."""
+    [log] = run.folder.glob("logs/*/events.jsonl")
+    times = [json.loads(line)["t"] for line in log.read_text().splitlines()]
+    return float(times[-1] - times[0])
+
+
+def by_hand(run: Run) -> dict[str, Any]:
     """The prompts of the run as the hand-written loop reads them, then that loop."""
-    run = Run.at(RUN)
     model = str((run.folder / run.sealed()[0]["models"]["policy"]["path"]).resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split in ("train", "dev"):
             (folder / f"{split}.json").write_text(json.dumps(_rows(run, split)))
-        found: dict[str, Any] = program("loop_by_hand.py", str(folder), model)
+        found: dict[str, Any] = program("loop_by_hand.py", str(folder), model, str(run.numerics["threads"]))
     return found
 
 
@@ -72,10 +76,11 @@ def lint_seconds(recipe: str) -> float:
 
 
 def main() -> None:
-    whole = quickstart()
-    idle = program("idle.py", str(RUN))
+    run = Run.at(Path(sys.argv[1]) if len(sys.argv) > 1 else quickstart())
+    whole, folder = seconds_of(run), str(run.folder)
+    idle = program("idle.py", folder)
     rows: list[tuple[str, str]] = [("Three quickstart rounds, with start-up and the base", f"{whole:.0f} s")]
-    hand = by_hand()
+    hand = by_hand(run)
     rows.append(
         (
             "The same by hand: a fresh vLLM and a fresh TRL process per round",
@@ -89,7 +94,7 @@ def main() -> None:
     for what in ("to first optimiser step", "to first token"):
         rows.append((f"Engine idle {what}", f"{statistics.median(entry[what] for entry in idle):.1f} s"))
     rows.append(("A round beyond generate, train, score, measure (target 5 %)", ", ".join(entry["beyond"] for entry in idle)))
-    speed = program("generation.py", str(RUN))
+    speed = program("generation.py", folder)
     for which in ("seeded", "unseeded"):
         what = f"Generation in a run / plain LLM.generate, {which} (target 0.90)"
         rows.append((what, f"{speed['inside']} / {speed[which]} tok/s = {speed[f'inside/{which}']}"))
@@ -104,13 +109,11 @@ def main() -> None:
     )
     rows.append(("`selfkd lint star`, cold, median of 7 (target 1 s)", f"{lint_seconds('star')} s"))
     rows.append(("`selfkd lint quickstart`, cold, median of 7", f"{lint_seconds('quickstart')} s"))
-    write(rows, idle, hand)
+    write(run, rows, idle, hand)
 
 
-def write(rows: list[tuple[str, str]], idle: Any, hand: Any) -> None:
-    fixed = numerics(read_machine(None))
-    packages = ", ".join(f"{name} {version}" for name, version in fixed["packages"].items())
-    run = Run.at(RUN)
+def write(run: Run, rows: list[tuple[str, str]], idle: Any, hand: Any) -> None:
+    packages = ", ".join(f"{name} {version}" for name, version in run.numerics["packages"].items())
     lines = [
         "# Benchmarks",
         "",
