@@ -49,7 +49,7 @@ def _round(run: Run, index: int, events: list[dict[str, Any]]) -> dict[str, Any]
         "to first optimiser step": round(steps[0] - step - when("made", "sample", True), 2),
         "to first token": round(spoken[0] - steps[-1], 2),
         "swap and proof": swap["seconds"],
-        "survived": swap["survived"],
+        "survived": None if swap["survived"] is None else round(swap["survived"], 2),
     }
 
 
