@@ -81,8 +81,7 @@ class Reward:
         """Which keys of a row the function can see, None for all: the rest need not be sent to a worker."""
         if self.everything:
             return None
-        keys = {(SINGULAR | PLURAL).get(name, "meta") for name in self.names if name not in self.params}
-        return frozenset(keys | ({"group"} if self.grouped else set()))
+        return keys_of(self.names, self.params) | ({"group"} if self.grouped else set())
 
     def results(self, rows: Sequence[Row], counter: Any = None) -> Iterator[tuple[int, float | None, str]]:
         """(place, value, why) of each row. `counter[0]` says which call is running: 1 + the place of its first row."""
@@ -170,6 +169,11 @@ class Reward:
         for test in doctest.DocTestFinder(exclude_empty=True).find(self.module, self.module.__name__):
             Runner().run(test, out=lambda text: None, clear_globs=False)
         return found
+
+
+def keys_of(names: Iterable[str], params: Mapping[str, Any]) -> frozenset[str]:
+    """The keys of a row behind parameter names; a name outside the contract is a meta column."""
+    return frozenset((SINGULAR | PLURAL).get(name, "meta") for name in names if name not in params)
 
 
 class Missing:

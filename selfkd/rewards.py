@@ -15,7 +15,7 @@ from typing import Any
 
 import selfkd
 from selfkd import digest
-from selfkd.calling import CONTRACT, PLURAL, SINGULAR, Result, Row, load
+from selfkd.calling import CONTRACT, PLURAL, Result, Row, keys_of, load
 from selfkd.calling import failed as failed
 from selfkd.errors import UsageError
 from selfkd.types import Function
@@ -131,7 +131,7 @@ def wants(function: Function) -> frozenset[str] | None:
     if node is None or node.args.kwarg:
         return None
     names = (argument.arg for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs))
-    return frozenset((SINGULAR | PLURAL).get(name, "meta") for name in names if name not in function.params)
+    return keys_of(names, function.params)
 
 
 def required(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:

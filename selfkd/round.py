@@ -106,7 +106,8 @@ class Round:
         began = time.monotonic()
         self._notes: dict[str, Any] = {}
         added = step.run(pool, self)
-        notes = {**self._notes, **added.notes, "seconds": round(time.monotonic() - began, 3), **self._circumstances()}
+        place = {"attempt": self.run.attempt, "host": platform.node()}
+        notes = {**self._notes, **added.notes, "seconds": round(time.monotonic() - began, 3), **place}
         storage.put_json(path, self._commit(step, added, notes), self.run.tmp)
 
     def _commit(self, step: Step, added: Addition, notes: dict[str, Any]) -> dict[str, Any]:
@@ -199,12 +200,8 @@ class Round:
 
     def _check(self, commit: Mapping[str, Any], path: Path) -> None:
         """Sizes of everything, hashes of tables; a checkpoint that retention took away is not damage."""
-        pruned = keeping.pruned(self.folder)
-        files = (
-            {name: entry for name, entry in commit["files"].items() if not name.startswith(tuple(pruned))}
-            if pruned
-            else commit["files"]
-        )
+        pruned = tuple(keeping.pruned(self.folder))
+        files = {name: entry for name, entry in commit["files"].items() if not name.startswith(pruned)}
         wrong = storage.damaged({n: e for n, e in files.items() if n.endswith(".parquet")}, self.run.folder, rehash=True)
         wrong += storage.damaged({n: e for n, e in files.items() if not n.endswith(".parquet")}, self.run.folder, rehash=False)
         if wrong:
@@ -214,9 +211,6 @@ class Round:
 
     def _where(self) -> str:
         return f"round-{self.index:03d}/{self.name}"
-
-    def _circumstances(self) -> dict[str, Any]:
-        return {"attempt": self.run.attempt, "host": platform.node()}
 
     # ---- what a step may ask (backend.base.Context) ----
 

@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class LocalBackend:
         loader: Target = LOADER,
     ) -> None:
         if numerics is None:
-            numerics = base.numerics(replace(machine, threads=machine.threads or base.free_cores()))
+            numerics = base.numerics(machine)
         if numerics["trainers"] > 1:
             what = f"the local backend trains on one rank, and {numerics['trainers']} are asked for"
             raise UsageError(what, "machine.trainers", "Use `backend: ray`, or `trainers: 1`.")

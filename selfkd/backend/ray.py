@@ -12,7 +12,7 @@ import time
 from collections import abc, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class RayBackend:
         ahead: bool = True,
     ) -> None:
         if numerics is None:
-            numerics = base.numerics(replace(machine, threads=machine.threads or base.free_cores()))
+            numerics = base.numerics(machine)
         self.machine, self.log = machine, log.absolute()
         self._numerics = dict(numerics)
         self._engine, self._loader, self._ahead = engine, loader, ahead
