@@ -8,6 +8,7 @@ SelfkdError            exit code 1
 ├── RewardError        1   too many samples could not be scored
 ├── BackendError       1   an engine, a trainer or a worker failed
 │   └── WeightsError   1   the engine does not generate with the weights it claims
+├── SandboxError       1   this host cannot hold model-written code, or the sandbox itself failed
 ├── StorageError       1   the disk refused
 ├── BusyError          1   another driver holds this run
 └── Stopped            75  stopped on request; the same command goes on (schedulers requeue on this code)
@@ -57,6 +58,10 @@ class BackendError(SelfkdError):
 
 
 class WeightsError(BackendError):
+    pass
+
+
+class SandboxError(SelfkdError):
     pass
 
 

@@ -1,0 +1,371 @@
+"""What a program may try, each as a function that returns evidence where it got through and raises or returns '' where not.
+
+Run inside, as a program: by the probe, to learn what this host's walls hold, and by the tests. `t` names what to aim at (see
+`selfkd.sandbox.tiers.Targets`). Standard library only, and nothing here harms: targets are the prober's own.
+"""
+
+import ctypes
+import gc
+import os
+import platform
+import resource
+import signal
+import socket
+import struct
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+X86 = platform.machine() == "x86_64"
+SECONDS = 1.0
+
+
+def attack(name, targets):
+    """Evidence that attack `name` got through, or ''."""
+    try:
+        return globals()[name](targets) or ""
+    except Exception:
+        return ""
+
+
+def syscall(x86, arm, *arguments):
+    return libc.syscall(x86 if X86 else arm, *arguments)
+
+
+def connected(family, kind, address):
+    with socket.socket(family, kind) as one:
+        one.settimeout(SECONDS)
+        one.connect(address)
+        one.send(b"out")
+        return "sent to %s" % (address,)
+
+
+def owner(t):
+    """The prober's process number; where that is our own number in a namespace, there is nothing to aim at."""
+    if t["owner"] == os.getpid():
+        raise ProcessLookupError
+    return t["owner"]
+
+
+# --------------------------------------------------------------------------------------------------------------- network
+
+
+def tcp(t):
+    return connected(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", t["tcp"]))
+
+
+def tcp_fast_open(t):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
+        one.settimeout(SECONDS)
+        one.sendto(b"out", 0x20000000, ("127.0.0.1", t["tcp"]))  # MSG_FASTOPEN connects without connect()
+        return "sent"
+
+
+def mptcp(t):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as one:  # Landlock's rule for TCP does not know it
+        one.settimeout(SECONDS)
+        one.connect(("127.0.0.1", t["tcp"]))
+        return "connected"
+
+
+def tcp_listen(t):
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        return "listens"
+
+
+def udp(t):
+    return connected(socket.AF_INET, socket.SOCK_DGRAM, ("127.0.0.1", t["udp"]))
+
+
+def unix_stream(t):
+    return connected(socket.AF_UNIX, socket.SOCK_STREAM, t["unix"])
+
+
+def unix_datagram(t):
+    return connected(socket.AF_UNIX, socket.SOCK_DGRAM, t["datagram"])
+
+
+def unix_datagram_pair(t):
+    one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with one, other:
+        one.sendto(b"out", t["datagram"])
+        return "sent"
+
+
+def abstract_socket(t):
+    return connected(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + t["abstract"])
+
+
+def netlink(t):
+    with socket.socket(16, socket.SOCK_RAW, 0):
+        return "netlink socket"
+
+
+# ----------------------------------------------------------------------------------------------------------------- files
+
+
+def opened(path, flags=os.O_RDONLY):
+    handle = os.open(path, flags, 0o600)
+    try:
+        return "read %r" % os.read(handle, 40) if flags == os.O_RDONLY else "opened"
+    finally:
+        os.close(handle)
+
+
+def read_passwd(t):
+    return opened("/etc/passwd")
+
+
+def read_others_file(t):
+    return opened(t["secret"])
+
+
+def list_others_folder(t):
+    return repr(os.listdir(os.path.dirname(t["secret"])))
+
+
+def read_environment_of_init(t):
+    return opened("/proc/1/environ")
+
+
+def read_environment_of_owner(t):
+    return opened("/proc/%d/environ" % owner(t))
+
+
+def read_memory_of_owner(t):
+    return opened("/proc/%d/mem" % owner(t), os.O_RDWR)
+
+
+def read_descriptors_of_owner(t):
+    return repr(os.listdir("/proc/%d/fd" % owner(t))[:3])
+
+
+def climb_through_descriptors(t):
+    for handle in range(64):
+        try:
+            return opened("/proc/self/fd/%d/../../../../etc/passwd" % handle)
+        except OSError:
+            pass
+
+
+def climb_out(t):
+    return opened("../" * 20 + "etc/passwd")
+
+
+def write_outside(t):
+    return opened(os.path.join(t["folder"], "new"), os.O_WRONLY | os.O_CREAT)
+
+
+def overwrite(t):
+    return opened(t["secret"], os.O_WRONLY | os.O_APPEND)
+
+
+def truncate(t):
+    os.truncate(t["victim"], 0)
+    return "truncated"
+
+
+def rename_away(t):
+    os.rename(t["renamed"], t["renamed"] + "-gone")
+    return "renamed"
+
+
+def remove(t):
+    os.unlink(t["victim"])
+    return "removed"
+
+
+def change_mode(t):
+    os.chmod(t["victim"], 0o666)
+    return "mode changed"
+
+
+def change_time(t):
+    os.utime(t["secret"])
+    return "time changed"
+
+
+def set_attribute(t):
+    os.setxattr(t["secret"], "user.mark", b"1")
+    return "attribute set"
+
+
+def symlink_escape(t):
+    os.symlink(t["secret"], "link")
+    return opened("link")
+
+
+def hard_link_escape(t):
+    os.link(t["secret"], "hard")
+    return opened("hard")
+
+
+def open_by_handle(t):
+    return "opened" if syscall(303, 264, -100, t["secret"].encode(), None, None, 0) == 0 else ""
+
+
+# ------------------------------------------------------------------------------------------------------- other processes
+
+
+def signal_owner(t):
+    os.kill(owner(t), 0)
+    return "may signal"
+
+
+def signal_by_pidfd(t):
+    handle = os.pidfd_open(owner(t))
+    try:
+        signal.pidfd_send_signal(handle, 0)
+        return "may signal"
+    finally:
+        os.close(handle)
+
+
+def trace_owner(t):
+    return "attached" if syscall(101, 117, 0x4206, owner(t), 0, 0) == 0 else ""  # PTRACE_SEIZE
+
+
+def read_vm_of_owner(t):
+    room = ctypes.create_string_buffer(8)
+    piece = struct.pack("PN", ctypes.addressof(room), 8)
+    there = struct.pack("PN", t["address"], 8)
+    done = syscall(310, 270, owner(t), piece, ctypes.c_ulong(1), there, ctypes.c_ulong(1), ctypes.c_ulong(0))
+    return "read %r" % room.raw if done > 0 else ""
+
+
+def steal_descriptor(t):
+    handle = os.pidfd_open(owner(t))
+    try:
+        return "stolen" if libc.syscall(438, handle, 0, 0) >= 0 else ""
+    finally:
+        os.close(handle)
+
+
+def change_limits_of_owner(t):
+    resource.prlimit(owner(t), resource.RLIMIT_CORE)
+    return "limits of another process"
+
+
+def change_priority_of_owner(t):
+    os.setpriority(os.PRIO_PROCESS, owner(t), os.getpriority(os.PRIO_PROCESS, owner(t)))
+    return "may set priority"
+
+
+def shared_memory(t):
+    return "segment" if syscall(29, 194, 0x5E1F, ctypes.c_size_t(4096), 0o1600) >= 0 else ""  # shmget IPC_CREAT
+
+
+def message_queue(t):
+    return "queue" if libc.mq_open(b"/selfkd", os.O_CREAT | os.O_RDWR, 0o600, None) >= 0 else ""
+
+
+# ------------------------------------------------------------------------------------------------------------ privileges
+
+
+def become_root(t):
+    """User 0 without a capability is a user like others; where the owner is root, only capabilities would be a gain."""
+    os.setuid(0)
+    return capabilities(t) or ("" if t["root"] else "became user 0")
+
+
+def set_user_id_program(t):
+    return "" if libc.prctl(39, 0, 0, 0, 0) == 1 else "a set-user-ID program would gain its owner's rights"
+
+
+def capabilities(t):
+    data = (ctypes.c_uint32 * 6)()
+    syscall(125, 90, (ctypes.c_uint32 * 2)(0x20080522, 0), data)
+    return "capabilities %x" % data[0] if any(data) else ""
+
+
+def mount(t):
+    return "mounted" if libc.mount(b"x", b".", b"tmpfs", ctypes.c_ulong(0), None) == 0 else ""
+
+
+def new_mount_api(t):
+    return "opened" if libc.syscall(430, b"tmpfs", 0) >= 0 else ""  # fsopen
+
+
+def unshare_again(t):
+    return "new user namespace" if libc.unshare(0x10000000) == 0 else ""
+
+
+def clone_namespace(t):
+    child = syscall(56, 220, ctypes.c_ulong(0x10000000 | signal.SIGCHLD), None, None, None, None)
+    if child == 0:
+        os._exit(0)
+    return "new user namespace" if child > 0 else ""
+
+
+def change_root(t):
+    os.chroot(".")
+    return "new root"
+
+
+def keyring(t):
+    return "key" if syscall(248, 217, b"user", b"selfkd", b"x", ctypes.c_size_t(1), -3) > 0 else ""
+
+
+def io_uring(t):
+    return "ring" if libc.syscall(425, 1, (ctypes.c_uint32 * 30)()) >= 0 else ""
+
+
+def bpf(t):
+    attributes = struct.pack("IIII", 2, 4, 4, 1).ljust(128, b"\0")  # an array map
+    return "map" if syscall(321, 280, 0, attributes, 128) >= 0 else ""
+
+
+def performance_events(t):
+    attributes = struct.pack("IIQ", 1, 128, 0).ljust(128, b"\0")
+    return "counter" if syscall(298, 241, attributes, 0, -1, -1, 0) >= 0 else ""
+
+
+def userfault(t):
+    return "descriptor" if syscall(323, 282, 1) >= 0 else ""
+
+
+def other_architecture(t):
+    """getpid by the x32 numbers, which a filter that only knows the usual ones lets pass."""
+    return "x32 call" if X86 and libc.syscall(0x40000000 + 39) > 0 else ""
+
+
+# --------------------------------------------------------------------------------------------------------------- secrets
+
+
+def secret_in_environment(t):
+    return repr([name for name, value in os.environ.items() if t["marker"][1:] in value and value[:1] == t["marker"][:1]])[1:-1]
+
+
+def secret_in_arguments(t):
+    words = [*sys.argv, *sys.orig_argv]
+    return "argv" if any(t["marker"][1:] in word and word[0] == t["marker"][0] for word in words if word) else ""
+
+
+def inherited_descriptors(t):
+    found = []
+    for handle in range(4, 256):
+        try:
+            os.fstat(handle)
+            found.append(handle)
+        except OSError:
+            pass
+    return "descriptors %r" % found if found else ""
+
+
+def answers_in_memory(t):
+    """Objects that hold the marker, other than what this attack was told; the marker is split so that this text has none."""
+    tail, head = t["marker"][1:], t["marker"][0]
+    hits = [one for one in gc.get_objects() if type(one) is dict and one is not t and head + tail in map(str, one.values())]
+    frame, frames = sys._getframe(), 0
+    while frame:
+        frames += sum(type(one) is str and one == head + tail for one in frame.f_locals.values())
+        frame = frame.f_back
+    return "found" if len(hits) or frames else ""
+
+
+ALL = tuple(
+    name
+    for name, one in list(globals().items())
+    if callable(one) and getattr(one, "__module__", None) == __name__ and name not in ("attack", "syscall", "connected", "opened", "owner")
+)

@@ -1,0 +1,178 @@
+"""What runs beside a Python program, behind the walls: it starts the program, or calls its functions and reports what came back.
+
+Nothing here is trusted. The program can read and change all of this, and gains nothing: no expected answer, no other test
+and no verdict is in this process. It imports nothing of selfkd, so that its text can also be given to another interpreter.
+
+Frames on descriptor 3, each a length (4 bytes, big-endian) and a body. In, from the warden's owner, who is trusted: marshal of
+(number, function, arguments, keywords). Out, to someone who trusts nothing: JSON, {"id": number, "value": ...} or
+{"id": number, "error": "..."}. A value is null, true, a number, a text, or a list that opens with its kind (`encode`).
+"""
+
+import marshal
+import os
+import sys
+
+CHANNEL = 3
+DEPTH = 64
+WHY_CHARS = 300
+KINDS = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"))
+
+
+def main(kind, extra):
+    """`script`: descriptor 3 is the program's file. `calls`: a socket; the first frame is the program, the others are calls."""
+    for text, opened in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        fd = ("stdin", "stdout", "stderr").index(text)
+        errors = "backslashreplace" if fd == 2 else "strict"
+        stream = open(fd, opened, encoding="utf-8", errors=errors, closefd=False)
+        setattr(sys, text, stream)
+        setattr(sys, "__" + text + "__", stream)
+    sys.argv = ["main.py"]
+    sys.path += extra
+    if kind == "script":
+        with open(CHANNEL, "rb") as file:
+            source = file.read()
+        leave(script(source))
+    else:
+        serve()
+
+
+def script(source):
+    """Run the whole program; its exit status, as an interpreter would give it."""
+    try:
+        run(source)
+    except SystemExit as left:
+        if left.code is None or isinstance(left.code, int):
+            return int(left.code or 0) & 0xFF
+        print(left.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def leave(status):
+    """What an interpreter does at its end: wait for threads, call exit functions, let go of the module, flush.
+
+    Its own complete clean-up is left out: in a forked process it costs four times as much as all the rest.
+    """
+    try:
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
+        if "atexit" in sys.modules:
+            sys.modules["atexit"]._run_exitfuncs()
+        vars(sys.modules["__main__"]).clear()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException:
+        status = status or 120
+    os._exit(status)
+
+
+def run(source):
+    """The program as `__main__`, as if the interpreter had been given its file."""
+    import builtins
+    from _sitebuiltins import Quitter
+
+    builtins.exit, builtins.quit = Quitter("exit", "Ctrl-D"), Quitter("quit", "Ctrl-D")
+    module = type(sys)("__main__")
+    module.__builtins__ = builtins
+    module.__file__ = "main.py"
+    sys.modules["__main__"] = module
+    exec(compile(source, "main.py", "exec", dont_inherit=True), vars(module))
+    return module
+
+
+def serve():
+    """Load the program, then answer one call after another until the socket closes."""
+    source = receive()
+    module, failure = None, None
+    try:
+        module = run(source)
+    except BaseException as error:
+        failure = told(error)
+    send(0, None, failure)
+    while True:
+        frame = receive()
+        if frame is None:
+            os._exit(0)  # nobody asks any more; what the program left for its end does not matter
+        number, name, arguments, keywords = marshal.loads(frame)
+        value, failure = None, None
+        try:
+            value = encode(find(module, name)(*arguments, **keywords), 0)
+        except BaseException as error:
+            failure = told(error)
+        send(number, value, failure)
+
+
+def find(module, name):
+    """`f`, or `Solution.f` of a new instance."""
+    first, *rest = name.split(".")
+    found = getattr(module, first)
+    for part in rest:
+        found = getattr(found() if isinstance(found, type) else found, part)
+    return found
+
+
+def told(error):
+    try:
+        text = str(error).strip().split("\n")[0]
+    except BaseException:
+        text = ""
+    return (type(error).__name__ + (": " + text if text else ""))[:WHY_CHARS]
+
+
+def encode(value, depth):
+    """The JSON text of a value with its exact type: no subclass passes for what it derives from."""
+    kind = type(value)
+    if depth > DEPTH:
+        raise ValueError("the value is nested more than %d deep" % DEPTH)
+    if value is None or kind is bool:
+        return {None: "null", True: "true", False: "false"}[value]
+    if kind is int:
+        return str(value) if -(1 << 63) <= value < 1 << 63 else '["i","%x"]' % value
+    if kind is float:
+        return repr(value) if value - value == 0 else '["f","%r"]' % value
+    if kind is str:
+        return quoted(value)
+    if kind is bytes:
+        return '["b","%s"]' % value.hex()
+    if kind is complex:
+        return '["c",%s,%s]' % (encode(value.real, depth), encode(value.imag, depth))
+    if kind is dict:
+        pairs = ",".join("[%s,%s]" % (encode(key, depth + 1), encode(one, depth + 1)) for key, one in value.items())
+        return '["d",[%s]]' % pairs
+    for known, letter in KINDS:
+        if kind is known:
+            return '["%s",[%s]]' % (letter, ",".join([encode(one, depth + 1) for one in value]))
+    return '["?",%s]' % quoted((kind.__module__ + "." + kind.__qualname__).replace("builtins.", "")[:WHY_CHARS])
+
+
+def quoted(text):
+    from _json import encode_basestring_ascii
+
+    return encode_basestring_ascii(text)
+
+
+def send(number, value, failure):
+    body = '"value":%s' % (value or "null") if failure is None else '"error":%s' % quoted(failure)
+    data = ('{"id":%d,%s}' % (number, body)).encode()
+    view = memoryview(len(data).to_bytes(4, "big") + data)
+    while view:
+        view = view[os.write(CHANNEL, view) :]
+
+
+def receive():
+    head = exactly(4)
+    return None if head is None else exactly(int.from_bytes(head, "big"))
+
+
+def exactly(count):
+    parts = []
+    while count:
+        part = os.read(CHANNEL, min(count, 1 << 20))
+        if not part:
+            return None
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)

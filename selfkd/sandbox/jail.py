@@ -1,0 +1,267 @@
+"""Running one program behind walls, seen from outside: its deadline, what it writes, and how it ended.
+
+The owner's side of `selfkd.sandbox.warden`. Everything a program produces is read here as bytes with a cap. Callable from any
+thread or worker process: each program borrows a warden of its own, and nothing relies on signals of this process.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import math
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from selfkd.errors import SandboxError
+from selfkd.sandbox import sites
+from selfkd.sandbox.walls import WORK, Site
+
+KEPT = 8  # idle wardens kept for the next program
+START_SECONDS, END_SECONDS = 60.0, 30.0  # for a warden to start, and to take a killed program down, on a busy machine
+START = "import sys; sys.path.append(sys.argv[3]); from selfkd.sandbox.warden import run; run()"
+PYTHON = ("-S", "-s", "-B")
+MB = 1 << 20
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": WORK,
+    "TMPDIR": WORK,
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+    "PYTHONHASHSEED": "0",  # the same program prints its sets in the same order
+    "PYTHONUTF8": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use, its processes together. Sizes in bytes, times in seconds.
+
+    `seconds` of wall time; `cpu` of processor time (None: as many as `seconds`); `memory` that is resident; `address_space` of
+    each process (None: no such limit; what a Python program gets as a MemoryError); `processes` and threads; open `files`;
+    `file_size` of one file; `disk` of the working directory; `output` on both streams, or of one returned value.
+    """
+
+    seconds: float = 10.0
+    cpu: float | None = None
+    memory: int = 512 * MB
+    address_space: int | None = 1024 * MB
+    processes: int = 32
+    files: int = 64
+    file_size: int = 16 * MB
+    disk: int = 64 * MB
+    output: int = MB
+
+    def job(self, cpu: float | None = None) -> dict[str, Any]:
+        return {**asdict(self), "cpu": math.ceil(cpu or self.cpu or self.seconds) + 1}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended. `status` is its exit status, negative for a signal; `limit` names the limit that ended it."""
+
+    status: int
+    limit: str | None
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+    cpu: float
+    memory: int
+
+
+class Warden:
+    """One warden process and the socket to it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site, self.owner, self.work = site, os.getpid(), ""
+        if site.tier < 2:
+            sites.clear_left()
+            self.work = sites.folder()
+        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        root = str(Path(__file__).resolve().parent.parent.parent)
+        settings = json.dumps({"site": asdict(replace(site, work=self.work))})
+        self.process = subprocess.Popen(
+            [sys.executable, *PYTHON, "-c", START, str(theirs.fileno()), settings, root],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=None if os.environ.get("SELFKD_DEBUG") == "1" else subprocess.DEVNULL,
+            env=ENVIRONMENT,
+            pass_fds=[theirs.fileno()],
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for the owner, who then takes the warden down
+        )
+        theirs.close()
+
+    def send(self, message: bytes, handles: Sequence[int] = ()) -> None:
+        try:
+            socket.send_fds(self.socket, [message], list(handles))
+        except OSError:
+            raise self.lost() from None
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            data = self.socket.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise self.lost()
+        found: dict[str, Any] = json.loads(data)
+        return found
+
+    def lost(self) -> SandboxError:
+        self.close()
+        return SandboxError(f"the sandbox's own process ended (status {self.process.returncode})", "", "SELFKD_DEBUG=1 shows why.")
+
+    def close(self) -> None:
+        """Idle or not: the warden takes its program down and ends."""
+        self.socket.close()
+        try:
+            self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.work:
+            shutil.rmtree(self.work, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- wardens
+
+_idle: list[Warden] = []
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def warden(site: Site) -> Iterator[Warden]:
+    """A warden of this site, for the caller alone. It is kept for the next one unless something went wrong."""
+    with _lock:
+        _idle[:] = [one for one in _idle if one.owner == os.getpid()]  # a fork of this process must not use its parent's
+        found = next((one for one in _idle if one.site == site), None)
+        if found:
+            _idle.remove(found)
+    one = found or Warden(site)
+    try:
+        yield one
+    except BaseException:
+        one.close()
+        raise
+    with _lock:
+        _idle.append(one)
+        surplus = [_idle.pop(0) for _ in range(len(_idle) - KEPT)]
+    for old in surplus:
+        old.close()
+
+
+@atexit.register
+def close_idle() -> None:
+    """End the wardens kept for a next program."""
+    with _lock:
+        mine = [one for one in _idle if one.owner == os.getpid()]
+        _idle.clear()
+    for one in mine:
+        one.socket.close()  # all of them first, so that they end side by side
+    for one in mine:
+        one.close()
+
+
+# ----------------------------------------------------------------------------------------------------------------- a jail
+
+
+class Jail:
+    """One program in a warden's hands, from its start to its end; the clock of `seconds` may be set anew while it runs."""
+
+    def __init__(
+        self, warden: Warden, job: dict[str, Any], limits: Limits, stdin: int, channel: int, cpu: float | None = None
+    ) -> None:
+        """`stdin` and `channel` are descriptors for the program; they stay the caller's to close."""
+        self.warden, self.limits = warden, limits
+        self.streams: dict[int, bytearray] = {}
+        theirs = []
+        for _ in ("stdout", "stderr"):
+            ours, end = os.pipe()
+            os.set_blocking(ours, False)
+            self.streams[ours] = bytearray()
+            theirs.append(end)
+        self.poll = select.poll()
+        for handle in (*self.streams, warden.socket.fileno()):
+            self.poll.register(handle, select.POLLIN)
+        self.limit: str | None = None
+        self.reply: dict[str, Any] | None = None
+        self.began = time.monotonic()
+        self.deadline = self.began + limits.seconds
+        try:
+            warden.send(json.dumps({**job, "limits": limits.job(cpu)}).encode(), [stdin, *theirs, channel])
+        finally:
+            for end in theirs:
+                os.close(end)
+
+    def step(self) -> set[int]:
+        """Wait for anything to happen, read what was written, and keep the limits; the descriptors that are ready."""
+        patience = self.deadline - time.monotonic()
+        if patience <= 0 and self.limit is not None:
+            raise self.warden.lost()
+        if patience <= 0:
+            self.kill("time")
+            patience = END_SECONDS
+        ready = {handle for handle, _ in self.poll.poll(max(0.0, 1000 * patience) + 1)}
+        for handle in ready & self.streams.keys():
+            self._read(handle)
+        if self.warden.socket.fileno() in ready:
+            self.reply = self.warden.receive()
+        return ready
+
+    def _read(self, handle: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            data = os.read(handle, 1 << 16)
+            self.streams[handle] += data
+            if not data:
+                self.poll.unregister(handle)
+        if sum(map(len, self.streams.values())) > self.limits.output:
+            for stream in self.streams.values():
+                del stream[self.limits.output :]
+            self.kill("output")
+
+    def kill(self, limit: str) -> None:
+        """End it; the first limit named is the one that ended it."""
+        if self.limit is None:
+            self.limit = limit
+            self.warden.send(b"K")
+            self.deadline = time.monotonic() + END_SECONDS
+
+    def wait(self) -> Ended:
+        """Until nothing of it is left. What it wrote before its end is read to the last byte, up to the cap."""
+        while self.reply is None:
+            self.step()
+        for handle in self.streams:
+            os.set_blocking(handle, True)  # nobody can write any more
+            while len(self.streams[handle]) <= self.limits.output and (data := os.read(handle, 1 << 16)):
+                self.streams[handle] += data
+        return self._ended(self.reply)
+
+    def _ended(self, reply: dict[str, Any]) -> Ended:
+        if "failed" in reply:
+            raise SandboxError(f"the walls could not be built: {reply['failed']}", "", "selfkd doctor says what this host allows.")
+        status = os.waitstatus_to_exitcode(reply["status"])
+        out, err = (bytes(stream) for stream in self.streams.values())
+        limit = self.limit or reply["limit"] or {-signal.SIGXCPU: "cpu", -signal.SIGXFSZ: "file_size"}.get(status)
+        if limit is None and len(out) + len(err) > self.limits.output:
+            limit = "output"
+        return Ended(status, limit, out, err, time.monotonic() - self.began, reply["cpu"], reply["memory"])
+
+    def close(self) -> None:
+        for handle in self.streams:
+            os.close(handle)

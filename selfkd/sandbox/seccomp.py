@@ -1,0 +1,82 @@
+"""Which system calls a program may not make, as a seccomp filter (Documentation/userspace-api/seccomp_filter.rst).
+
+A deny-list: the file and process walls stand without it. It closes sockets of every family, the calls that read or steer
+other processes, those that made kernel exploits in recent years, and shared memory that no limit counts. Denied calls fail
+with EPERM, so an ordinary program gets an error it knows.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import struct
+
+ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
+
+# name: (x86_64, aarch64), None where the machine does not have it; one number where all machines share it.
+ALWAYS: dict[str, tuple[int | None, int | None] | int] = {
+    "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "process_madvise": 440, "process_mrelease": 448, "pidfd_getfd": 438, "pidfd_send_signal": 424, "kcmp": (312, 272),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
+    "setns": (308, 268), "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
+    "mount_setattr": 442, "statmount": 457, "listmount": 458, "open_tree_attr": 467,
+    "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427,
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "fanotify_init": (300, 262),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "quotactl": (179, 60), "quotactl_fd": 443, "acct": (163, 89),
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225), "syslog": (103, 116),
+    "sethostname": (170, 161), "setdomainname": (171, 162), "clock_settime": (227, 112), "settimeofday": (164, 170),
+    "adjtimex": (159, 171), "clock_adjtime": (305, 266), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None),
+    "memfd_create": (319, 279), "memfd_secret": 447, "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190),
+    "msgget": (68, 186), "mq_open": (240, 180),
+}  # fmt: skip
+# Where no namespace hides the rest of the machine: what changes files that may not be opened, and what steers processes.
+BARE: dict[str, tuple[int | None, int | None] | int] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": 452, "chown": (92, None), "lchown": (94, None),
+    "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
+    "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": 463,
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": 466, "file_setattr": 469,
+    "truncate": (76, 45), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "migrate_pages": (256, 238),
+    "move_pages": (279, 239), "pidfd_open": 434,
+}  # fmt: skip
+SIGNALS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
+FORKS = {"fork": (57, None), "vfork": (58, None)}
+CLONE, CLONE3, SOCKETPAIR, PRLIMIT = (56, 220), 435, (53, 199), (302, 261)
+NEW_NAMESPACES, THREAD, STREAM, TYPE_MASK = 0x7E020000, 0x10000, 1, 0xF
+
+LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF instructions on 32-bit words
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+
+
+def program(bare: bool = False, signals: bool = True, forks: bool = True, machine: str = platform.machine()) -> bytes:
+    """The filter for this machine. `bare`: no namespaces around; without `signals` or `forks`, none may be sent or made.
+
+    KeyError on a machine whose numbers are not known here.
+    """
+    place = list(ARCHES).index(machine) if machine in ARCHES else ARCHES[machine]
+    denied = {**ALWAYS, **(BARE if bare else {}), **({} if signals else SIGNALS), **({} if forks else FORKS)}
+    numbers = [number if isinstance(number, int) else number[place] for number in denied.values()]
+    code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, ARCHES[machine]), refuse(), (LOAD, 0, 0, 0)]
+    code += [(ABOVE, 0, 1, 0x40000000), refuse()] if machine == "x86_64" else []  # the x32 calls
+    code += [(EQUAL, 0, 1, CLONE3), refuse(errno.ENOSYS)]  # its flags cannot be seen; C libraries then use clone
+    for number in numbers:
+        code += [] if number is None else [(EQUAL, 0, 1, number), refuse()]
+    code += when(CLONE[place], 0, [(SET, 0, 1, NEW_NAMESPACES), refuse()])
+    code += [] if forks else when(CLONE[place], 0, [(SET, 1, 0, THREAD), refuse()])
+    # A datagram pair can be pointed at any socket file; a stream pair stays a pair.
+    code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), (EQUAL, 1, 0, STREAM), refuse()])
+    code += when(PRLIMIT[place], 0, [(EQUAL, 1, 0, 0), refuse()]) if bare else []  # only one's own limits
+    return b"".join(struct.pack("=HBBI", *one) for one in [*code, (RETURN, 0, 0, ALLOW)])
+
+
+def refuse(number: int = errno.EPERM) -> tuple[int, int, int, int]:
+    return (RETURN, 0, 0, ERRNO | number)
+
+
+def when(number: int, argument: int, check: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+    """`check` with the low word of an argument loaded, where the call is `number`; the call's number stands again after it."""
+    inner = [(LOAD, 0, 0, 16 + 8 * argument), *check, (LOAD, 0, 0, 0)]
+    return [(EQUAL, 0, len(inner), number), *inner]

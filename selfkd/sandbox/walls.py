@@ -1,0 +1,170 @@
+"""What a child of the warden does to itself before a program may run in it: namespaces, a root of its own, limits, locks.
+
+Called between fork and exec, in this order: `enter` (namespaces; its own child is then process 1 of a new world), `limit`,
+`lock`. Each wall is built or raises OSError with the name of the call: a program never runs behind fewer walls than its
+tier says. Knows nothing of pipes, deadlines or verdicts.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+
+from selfkd.sandbox import kernel as k
+from selfkd.sandbox import seccomp
+
+WORK = "/work"
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+STAGE = "/tmp"  # any folder that exists everywhere: the new root is mounted over it, in our own mount namespace only
+INSIDE_UID = 1000
+SLACK = 8  # processes above the limit that the kernel still allows, so that the watcher sees the excess and can name it
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where programs run. `view` are paths to be seen read-only; `uid` is the user taken on where the warden is root.
+
+    `tier` 2: namespaces, Landlock, seccomp; 1: Landlock and seccomp; 0: resource limits only. `work` is the host's folder
+    for the working directory below tier 2. `abi` is the newest Landlock ABI to use. `counted`: the kernel can count the
+    program's processes; where it cannot, there are threads but no further processes. `bubble`: the bwrap that makes the
+    namespaces, '' for our own.
+    """
+
+    tier: int
+    view: tuple[str, ...]
+    work: str
+    abi: int
+    uid: int | None = None
+    counted: bool = True
+    bubble: str = ""
+
+    @property
+    def home(self) -> str:
+        return WORK if self.tier == 2 else self.work
+
+
+def enter(site: Site, disk: int) -> None:
+    """Into new user, PID, network, IPC, UTS and mount namespaces, with nothing to see but the view and an empty /work.
+
+    As root the world is built first and root is given up afterwards, because the paths of the view may lie in folders that
+    only root may walk through. The PID namespace begins with the next fork.
+    """
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if site.uid is None:
+        user, group = os.getuid(), os.getgid()
+        k.unshare(k.NEWUSER | k.NEWNS | k.NEWPID | k.NEWNET | k.NEWIPC | k.NEWUTS)
+        _map(proc, user, group)
+        _world(site.view, disk)
+    else:
+        k.unshare(k.NEWNS)
+        _world(site.view, disk)
+        os.setgroups([])
+        os.setresgid(site.uid, site.uid, site.uid)
+        os.setresuid(site.uid, site.uid, site.uid)
+        k.prctl("DUMPABLE", k.DUMPABLE, 1)  # giving up root made /proc/self root's
+        k.unshare(k.NEWUSER | k.NEWNS | k.NEWPID | k.NEWNET | k.NEWIPC | k.NEWUTS)
+        _map(proc, site.uid, site.uid)
+    os.close(proc)
+    k.check(k._libc.sethostname(b"sandbox", 7), "sethostname")
+
+
+def _map(proc: int, user: int, group: int) -> None:
+    """One user and one group inside, which is what an ordinary user may map."""
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{INSIDE_UID} {user} 1"), ("gid_map", f"{INSIDE_UID} {group} 1")):
+        handle = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
+        os.write(handle, text.encode())
+        os.close(handle)
+
+
+def _world(view: tuple[str, ...], disk: int) -> None:
+    """A root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /work that is capped."""
+    k.mount("none", "/", None, k.MS_REC | k.MS_PRIVATE)
+    k.mount("root", STAGE, "tmpfs", k.MS_NOSUID | k.MS_NODEV, "size=1m,mode=755")
+    os.chdir(STAGE)
+    os.mkdir("old")
+    k.pivot_root(".", "old")
+    os.chdir("/")
+    for path in view:
+        _show(path)
+    os.makedirs("/dev", exist_ok=True)
+    for path in DEVICES:
+        _bind("/old" + path, path)
+    os.mkdir(WORK)
+    os.symlink(WORK, "/dev/shm")
+    if not os.path.lexists("/tmp"):
+        os.symlink(WORK, "/tmp")
+    k.unmount("/old")
+    os.rmdir("/old")
+    k.read_only("/")
+    k.mount("work", WORK, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, f"size={disk},nr_inodes=4096,mode=777")
+    os.chdir(WORK)
+
+
+def _show(path: str) -> None:
+    """`path` of the old root at the same place of the new one; links stay links, and what they lead to is shown too."""
+    if not os.path.lexists("/old" + path) or os.path.lexists(path):
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink("/old" + path):
+        target = os.readlink("/old" + path)
+        os.symlink(target, path)
+        _show(os.path.normpath(os.path.join(os.path.dirname(path), target)))
+    else:
+        _bind("/old" + path, path)
+
+
+def _bind(source: str, target: str) -> None:
+    if os.path.isdir(source):
+        os.mkdir(target)
+    else:
+        os.close(os.open(target, os.O_CREAT | os.O_WRONLY, 0o644))
+    k.mount(source, target, None, k.MS_BIND | k.MS_REC)
+
+
+# ---------------------------------------------------------------------------------------------------------------- limits
+
+
+def limit(limits: dict[str, int | None], counted: bool) -> None:
+    """Resource limits of the process and of each one it starts. RLIMIT_NPROC counts by user: only right in a namespace."""
+    wanted = {
+        resource.RLIMIT_AS: limits["address_space"],
+        resource.RLIMIT_FSIZE: limits["file_size"],
+        resource.RLIMIT_NOFILE: limits["files"],
+        resource.RLIMIT_CPU: limits["cpu"],
+        resource.RLIMIT_NPROC: (limits["processes"] or 1) + SLACK if counted else None,
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_MEMLOCK: 0,
+        resource.RLIMIT_MSGQUEUE: 0,
+        resource.RLIMIT_RTPRIO: 0,
+    }
+    for which, most in wanted.items():
+        if most is not None:
+            hard = resource.getrlimit(which)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(which, (most, most))
+
+
+# ----------------------------------------------------------------------------------------------------------------- locks
+
+
+def lock(site: Site) -> None:
+    """No capability, no new one; Landlock as the second wall around files, or the only one; system calls filtered."""
+    k.drop_capabilities()
+    if site.tier:
+        k.landlock(rights(site), site.abi)
+        if k.KNOWN:
+            hidden = site.tier == 2
+            scoped = hidden or site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
+            k.install(seccomp.program(bare=not hidden, signals=scoped, forks=site.counted))
+
+
+def rights(site: Site) -> list[tuple[str, int]]:
+    """Below tier 2 the working directory is a flat folder of the host: no folders, links or devices in it to clean up."""
+    flat = k.WRITE_FILE | k.READ_FILE | k.READ_DIR | k.REMOVE_FILE | k.MAKE_REG | k.TRUNCATE
+    own = k.file_rights(site.abi) & ~(k.EXECUTE | k.MAKE_CHAR | k.MAKE_BLOCK | k.IOCTL_DEV)
+    return [
+        *((path, k.READ) for path in site.view),
+        *((path, k.READ_FILE | k.WRITE_FILE | k.TRUNCATE) for path in DEVICES),
+        (site.home, own if site.tier == 2 else flat),
+    ]

@@ -1,0 +1,289 @@
+"""The process that puts up the walls, watches from outside and takes everything down again: one program at a time.
+
+Its owner (`selfkd.sandbox.jail`) sends a job and four descriptors (input, output, errors, channel); the warden forks, hands
+them to the program and answers once nothing of the program is left. Programs, inputs and outputs never pass through here, so a
+program that is forked from this process finds no trace of another one's in its memory. Single-threaded, and started with a
+clean environment: it is the zygote of warm programs.
+
+It dies with its owner: the control socket then reads empty, and every program dies with the warden (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
+
+from selfkd.sandbox import bubble, walls, watch
+from selfkd.sandbox import kernel as k
+
+KILL = b"K"
+TICKS_MS = (2, 4, 8, 10)  # between looks at a running program: often at first, when a bomb would go off
+FIRST_FREE = 6  # below: input, output, errors, channel, what went wrong, the gate
+OWN_UIDS = 0x70000000  # as root, programs run as a user of their own in a range that no system assigns
+Job = dict[str, Any]
+
+
+def main(control: int, given: str) -> tuple[str, list[str]] | None:
+    """Serve until the owner leaves: None. In a forked child that is to become a warm program: (kind, import paths)."""
+    settings = json.loads(given)
+    site = read_site(settings["site"])
+    if site.uid is not None:
+        site = replace(site, uid=OWN_UIDS | os.getpid())
+    k.prctl("SUBREAPER", k.SUBREAPER, 1)
+    owner = socket.socket(fileno=control)
+    while True:
+        message, handles = receive(owner)
+        if not message:
+            return None
+        if message == KILL:
+            continue  # meant for a program that had ended by itself meanwhile
+        job = json.loads(message)
+        try:
+            program = start(site, job, handles)
+        except OSError as error:
+            reply: Job = {"failed": wrong(error)}
+        else:
+            if program is None:
+                return job["kind"], job["extra"]
+            reply = program if isinstance(program, dict) else guard(program, site, job, owner)
+        if site.tier < 2:
+            empty(site.work)
+        owner.send(json.dumps(reply).encode())
+
+
+def receive(owner: socket.socket) -> tuple[bytes, list[int]]:
+    handles = array.array("i")
+    message, extra, _, _ = owner.recvmsg(1 << 17, socket.CMSG_LEN(4 * handles.itemsize), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, data in extra:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            handles.frombytes(data[: len(data) - len(data) % handles.itemsize])
+    return message, list(handles)
+
+
+# -------------------------------------------------------------------------------------------------------------- starting
+
+
+def start(site: walls.Site, job: Job, handles: list[int]) -> int | Job | None:
+    """Fork a program behind its walls: its process number, or {"failed": why}. None in the child that is a warm program."""
+    said, saying = os.pipe()
+    gate, opening = os.pipe()
+    moved = [*handles, saying, gate]
+    first = os.fork()
+    if first == 0:
+        become(site, job, moved)
+        return None
+    for handle in moved:
+        os.close(handle)
+    if site.tier == 2 and not site.bubble:
+        os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
+    with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+        os.write(opening, b"!")
+    os.close(opening)
+    with open(said, "rb") as words:
+        lines = words.read().decode(errors="replace").splitlines()
+    if wrong := [line for line in lines if not line.isdigit()]:
+        sweep()
+        return {"failed": wrong[0]}
+    return int(lines[0]) if lines else first
+
+
+def become(site: walls.Site, job: Job, handles: list[int]) -> None:
+    """The child's way to the program. Returns only in a warm program, with the walls up; whatever fails is said and ends it."""
+    try:
+        _lower_oom_score()
+        _place(handles)
+        os.setsid()
+        if site.bubble:
+            bubble.enter(site, json.dumps({"site": asdict(site), "job": job}), job["limits"]["disk"])
+        if site.tier == 2:
+            walls.enter(site, job["limits"]["disk"])
+            if process := os.fork():
+                os.write(4, f"{process}\n".encode())
+                os._exit(0)
+        else:
+            os.chdir(site.work)
+        settle(site, job)
+        _wait_for_parent()
+        _start(site, job)
+    except Exception as error:  # whatever it is, the program must not run behind half of its walls
+        os.write(4, f"{wrong(error)}\n".encode())
+        os._exit(125)
+
+
+def settle(site: walls.Site, job: Job) -> None:
+    walls.limit(job["limits"], site.counted and site.tier == 2)
+    walls.lock(site)
+
+
+def staged(given: str) -> None:
+    """Entry point inside bubblewrap's namespaces, before the program: limits, Landlock and seccomp, which it does not set."""
+    try:
+        settings = json.loads(given)
+        site, job = read_site(settings["site"]), settings["job"]
+        os.chdir(site.home)
+        for handle in (4, 5):
+            os.set_inheritable(handle, False)
+        settle(site, job)
+        os.read(5, 1)
+        _start(site, job)
+    except Exception as error:
+        os.write(4, f"{wrong(error)}\n".encode())
+        os._exit(125)
+
+
+def read_site(given: Job) -> walls.Site:
+    return walls.Site(**{**given, "view": tuple(given["view"])})
+
+
+def wrong(error: Exception) -> str:
+    """One line: the call, and what the kernel said to it."""
+    known = isinstance(error, OSError) and error.strerror
+    return f"{error.filename or 'fork'}: {error.strerror}" if known else f"{type(error).__name__}: {error}".replace("\n", " ")
+
+
+def _lower_oom_score() -> None:
+    """If the machine runs out of memory, the kernel shall take the program first."""
+    handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+    os.write(handle, b"1000")
+    os.close(handle)
+
+
+def _place(handles: list[int]) -> None:
+    """The program's four descriptors to 0..3, ours to 4 and 5, everything else closed."""
+    high = [fcntl.fcntl(handle, fcntl.F_DUPFD, 64) for handle in handles]
+    for number, handle in enumerate(high):
+        os.dup2(handle, number, inheritable=number < 4)
+    k.close_from(FIRST_FREE)
+
+
+def _wait_for_parent() -> None:
+    """PR_SET_PDEATHSIG counts from the parent of the moment, so it must be the warden; a closed gate says that it is gone."""
+    if not os.read(5, 1):
+        os._exit(125)
+    k.prctl("PDEATHSIG", k.PDEATHSIG, signal.SIGKILL)
+
+
+def _start(site: walls.Site, job: Job) -> None:
+    variables = {name: value.replace(walls.WORK, site.home) for name, value in job["env"].items()}
+    if job["argv"] is None:
+        os.close(4)
+        os.close(5)
+        os.environ.clear()
+        os.environ.update(variables)
+        return
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and an exec would hand that on
+        signal.signal(ignored, signal.SIG_DFL)
+    argv = [word.replace("{program}", f"{site.home}/program") for word in job["argv"]]
+    for word, template in zip(argv, job["argv"]):
+        if "{program}" in template:
+            _write(word)
+    try:
+        os.execve(argv[0], argv, variables)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"exec {argv[0]}") from None
+
+
+def _write(path: str) -> None:
+    """The program's text from descriptor 3 to a file in the working directory."""
+    with open(3, "rb") as text, open(path, "wb") as file:
+        while part := text.read(1 << 16):
+            file.write(part)
+
+
+# -------------------------------------------------------------------------------------------------------------- watching
+
+
+def guard(process: int, site: walls.Site, job: Job, owner: socket.socket) -> Job:
+    """Wait for the end, or bring it about; {"status": wait status, "limit": name or null, "cpu": s, "memory": peak bytes}."""
+    ending = os.pidfd_open(process)
+    poll = select.poll()
+    poll.register(ending, select.POLLIN)
+    poll.register(owner, select.POLLIN)
+    limit, peak, look = None, 0, 0
+    while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
+        look += 1
+        if limit is None:
+            used = watch.use(process, job["limits"]["memory"])
+            peak, limit = max(peak, used.memory), over(used, site, job["limits"])
+        if ready and owner.recv(16) == b"":
+            leave(process)
+        if ready or limit:
+            os.kill(process, signal.SIGKILL)
+    os.close(ending)
+    _, status, spent = os.wait4(process, 0)
+    sweep()
+    return {
+        "status": status,
+        "limit": limit,
+        "cpu": spent.ru_utime + spent.ru_stime,
+        "memory": max(peak, spent.ru_maxrss * 1024),
+    }
+
+
+def over(used: watch.Use, site: walls.Site, limits: Job) -> str | None:
+    """Which limit the tree as a whole has passed."""
+    if used.memory > limits["memory"]:
+        return "memory"
+    if used.cpu > limits["cpu"]:
+        return "cpu"
+    if used.tasks > limits["processes"]:
+        return "processes"
+    return "disk" if site.tier < 2 and size(site.work) > limits["disk"] else None
+
+
+def leave(process: int) -> NoReturn:
+    os.kill(process, signal.SIGKILL)
+    sweep()
+    os._exit(0)
+
+
+def sweep() -> None:
+    """Kill and reap everything below us. Behind a PID namespace nothing is left by now; below tier 2 a daemon may be."""
+    while True:
+        for process in watch.tree(os.getpid())[1:]:
+            try:
+                os.kill(process, signal.SIGKILL)
+            except OSError:
+                continue  # it has ended
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        time.sleep(0.0005)
+
+
+def size(folder: str) -> int:
+    return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
+
+
+def empty(folder: str) -> None:
+    """What a program left in the host's working folder. At tier 1 it can only be files; at tier 0 it can be anything."""
+    for entry in os.scandir(folder):
+        if entry.is_dir(follow_symlinks=False):
+            os.spawnv(os.P_WAIT, "/bin/rm", ["rm", "-rf", "--", entry.path])
+        else:
+            os.unlink(entry.path)
+
+
+def run() -> None:
+    """Entry point (`jail.START`): control descriptor and settings are the arguments; the import path is a program's by now."""
+    import _sitebuiltins  # noqa: F401  before the first fork: warm programs find it loaded
+
+    from selfkd.sandbox import inside
+
+    sys.path.remove(sys.argv[3])
+    gc.freeze()  # what is here already is nothing for a program's collector to walk or to copy
+    if program := main(int(sys.argv[1]), sys.argv[2]):
+        inside.main(*program)
