@@ -145,6 +145,10 @@ class Reward:
         values = {name: self.value(name, rows, metas) for name in names}
         return {name: value for name, value in values.items() if value is not Missing}
 
+    def notes(self) -> Any:
+        """What the file's own `notes()` says of this host, for the record."""
+        return self.module.notes()
+
     def doctests(self) -> list[str]:
         """Failures of the doctests of the whole file, one line each."""
         import doctest  # here: it imports a debugger and a test framework

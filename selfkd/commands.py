@@ -138,9 +138,12 @@ def lint(given: Namespace) -> int:
 def try_reward(given: Namespace) -> int:
     from selfkd import screen
     from selfkd.rewards import find, score_batch
-    from selfkd.trial import print_scored, read_rows
+    from selfkd.trial import print_scored, print_summary, read_rows, score_all
 
     function = find(given.function, [Path.cwd()])
+    if given.out:
+        print_summary(score_all(function, read_rows(given.data), given.out), screen.console(), f"   {given.out}")
+        return 0
     rows = read_rows(given.data, given.n)
     print_scored(rows, score_batch(function, rows), function.name, screen.console())
     return 0

@@ -60,6 +60,7 @@ def checks(runs: Path) -> Iterator[Check]:
     yield _memory()
     yield _disk(runs)
     yield from _folder(runs)
+    yield _sandbox()
     yield _gpu()
     with ThreadPoolExecutor(len(IMPORTS)) as threads:
         yield from threads.map(
@@ -200,6 +201,17 @@ def _folder(runs: Path) -> Iterator[Check]:
         yield Check("ok", "run folder", f"{runs}: writable, hard links, fsync")
     else:
         yield Check("fail", "run folder", "the file system replaces a name that exists", "Choose another folder: --runs DIR")
+
+
+def _sandbox() -> Check:
+    """What holds model-written code here. Only code rewards need it, so a host without walls is a warning."""
+    from selfkd.sandbox import host
+
+    found = host()
+    fact = f"tier {found.tier}: {found.walls}"
+    if found.tier == 2:
+        return Check("ok", "sandbox", f"{fact}; {found.attacks} attacks, all denied")
+    return Check("warn", "sandbox", f"{fact}. {'; '.join(found.lacks)}", found.fix)
 
 
 def _gpu() -> Check:

@@ -173,6 +173,11 @@ def doctests(function: Function, timeout: float = 60.0) -> list[str]:
     return found
 
 
+def notes(function: Function, timeout: float = 60.0) -> Any:
+    """What the function's file has to say of this host (its `notes()`), for a step's notes; None where it defines none."""
+    return ask(function, "notes", timeout) if "notes" in names_in(parsed(function.path)) else None
+
+
 def gold_check(function: Function, prompts: Iterable[Row], timeout: float = 10.0) -> tuple[int, int, str]:
     """(passed, total, first failure) with each gold answer scored as if it were the completion; passing is above one half.
 

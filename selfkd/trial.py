@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,18 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from selfkd.calling import Result
 from selfkd.errors import UsageError
+from selfkd.rewards import cut, spread
+from selfkd.types import Function
 
+BATCH = 32  # small, so that slow rows at the end do not leave a core idle
 FIELDS = ("prompt", "completion", "answer", "meta")
 SHAPE = 'A row looks like {"prompt": "2 + 2 = ?", "completion": "It is 4.", "answer": "4"}; other columns are the reward\'s by name.'
 
 
-def read_rows(path: Path, n: int) -> list[dict[str, Any]]:
-    """The first `n` rows of a JSONL file in the form rewards take; UsageError names file and line of a bad one.
+def read_rows(path: Path, n: int | None = None) -> list[dict[str, Any]]:
+    """The first `n` rows (None: all) of a JSONL file in the form rewards take; UsageError names file and line of a bad one.
 
     Rows with the same prompt form a group, as the samples of one prompt do.
     """
@@ -27,8 +32,8 @@ def read_rows(path: Path, n: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip() and len(rows) < n:
-                rows.append(_row(line, f"{path}:{number}"))
+            if line.strip() and (n is None or len(rows) < n):
+                rows.append({**_row(line, f"{path}:{number}"), "line": number})
     if not rows:
         raise UsageError("no rows in this file", str(path), SHAPE)
     return sorted(rows, key=lambda row: str(row["group"]))  # sorted() is stable: a group's samples become neighbours
@@ -56,7 +61,7 @@ def _row(line: str, where: str) -> dict[str, Any]:
     }
 
 
-def print_scored(rows: Sequence[dict[str, Any]], results: Sequence[tuple[float | None, str]], name: str, to: Console) -> None:
+def print_scored(rows: Sequence[dict[str, Any]], results: Sequence[Result], name: str, to: Console) -> None:
     """One panel per row: prompt, answer, completion, and the score with its reason; a failure is said, never a zero."""
     for row, (value, why) in zip(rows, results, strict=True):
         body = Text("prompt: ", "dim").append(row["prompt"], "default")
@@ -67,6 +72,20 @@ def print_scored(rows: Sequence[dict[str, Any]], results: Sequence[tuple[float |
             f"{name} {value:g}" if value is not None else f"{name} unscored", "bold green" if value is not None else "bold red"
         )
         to.print(Panel(body.append(f"   {why}" if why else "", "dim"), border_style="dim"))
+    print_summary(results, to)
+
+
+def print_summary(results: Sequence[Result], to: Console, more: str = "") -> None:
     scored = [value for value, _ in results if value is not None]
     mean = f", mean {sum(scored) / len(scored):.3g}" if scored else ""
-    to.print(f"{len(scored)} of {len(rows)} scored{mean}")
+    to.print(f"{len(scored)} of {len(results)} scored{mean}{more}")
+
+
+def score_all(function: Function, rows: Sequence[dict[str, Any]], out: Path, timeout: float = 60.0) -> list[Result]:
+    """Score every row in worker processes, one a core, and write {"line", "value", "why"} for each, in the file's order."""
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    results = [result for batch in spread(function, cut(rows, BATCH), workers, timeout) for result in batch]
+    with out.open("w", encoding="utf-8") as lines:
+        for row, (value, why) in sorted(zip(rows, results, strict=True), key=lambda pair: pair[0]["line"]):
+            lines.write(json.dumps({"line": row["line"], "value": value, "why": why}, ensure_ascii=False) + "\n")
+    return results

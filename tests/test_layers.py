@@ -12,7 +12,7 @@ import selfkd
 PACKAGE = Path(selfkd.__file__).parent
 LEVELS = {
     0: ["types", "errors", "digest", "trl_fields"],
-    1: ["storage", "templates", "rewards", "calling", "workers", "prompts", "sources", "tables", "yamlfile"],
+    1: ["storage", "templates", "rewards", "calling", "workers", "prompts", "sources", "tables", "yamlfile", "sandbox"],
     2: ["backend.base", "steps"],
     3: ["recipe", "lines", "checks", "explain", "machine", "plan", "reference"],
     4: ["run", "round", "keeping"],

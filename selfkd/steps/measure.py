@@ -57,7 +57,7 @@ class Measure(Step):
             name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout
         ).run(held, context)  # fmt: skip
         held = held + Pool({"scores": scored.whole("scores")})
-        return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held))
+        return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held), notes=scored.notes)
 
     def _summary(self, held: Pool) -> dict[str, Any]:
         """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is."""

@@ -13,7 +13,7 @@ from selfkd import tables
 from selfkd.backend.base import Context
 from selfkd.calling import failed as unscored
 from selfkd.errors import RewardError
-from selfkd.rewards import cut, wants
+from selfkd.rewards import cut, notes, wants
 from selfkd.steps.step import Step
 from selfkd.types import Addition, Function, Pool, shape
 
@@ -56,12 +56,14 @@ class Score(Step):
 
     def run(self, pool: Pool, context: Context) -> Addition:
         parts: list[Any] = []
+        found: dict[str, Any] = {}
         if self.logprob:
             parts.append(self._by_model(pool, context))
         for reference, name in zip(self.functions(), self.scores(), strict=False):
             function = context.function(reference, self.params)
             parts += [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
-        return Addition({"scores": parts})
+            found |= {name: said} if (said := notes(function)) else {}
+        return Addition({"scores": parts}, notes={"rewards": found} if found else {})
 
     def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
         done = pool.scores.filter(pl.col("name") == name).select(id="sample")
