@@ -162,7 +162,7 @@ def overwrite(t):
 
 
 def truncate(t):
-    os.truncate(t["victim"], 0)
+    os.truncate(t["truncated"], 0)
     return "truncated"
 
 
@@ -172,12 +172,12 @@ def rename_away(t):
 
 
 def remove(t):
-    os.unlink(t["victim"])
+    os.unlink(t["removed"])
     return "removed"
 
 
 def change_mode(t):
-    os.chmod(t["victim"], 0o666)
+    os.chmod(t["changed"], 0o666)
     return "mode changed"
 
 
@@ -253,11 +253,17 @@ def change_priority_of_owner(t):
 
 
 def shared_memory(t):
-    return "segment" if syscall(29, 194, 0x5E1F, ctypes.c_size_t(4096), 0o1600) >= 0 else ""  # shmget IPC_CREAT
+    segment = syscall(29, 194, 0, ctypes.c_size_t(4096), 0o1600)  # shmget IPC_PRIVATE IPC_CREAT
+    if segment >= 0:
+        syscall(31, 195, segment, 0, None)  # shmctl IPC_RMID
+        return "segment"
 
 
 def message_queue(t):
-    return "queue" if libc.mq_open(b"/selfkd", os.O_CREAT | os.O_RDWR, 0o600, None) >= 0 else ""
+    name = b"/selfkd-%d" % t["owner"]
+    if libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None) >= 0:
+        libc.mq_unlink(name)
+        return "queue"
 
 
 # ------------------------------------------------------------------------------------------------------------ privileges
@@ -304,7 +310,7 @@ def change_root(t):
 
 
 def keyring(t):
-    return "key" if syscall(248, 217, b"user", b"selfkd", b"x", ctypes.c_size_t(1), -3) > 0 else ""
+    return "key" if syscall(248, 217, b"user", b"selfkd", b"x", ctypes.c_size_t(1), -2) > 0 else ""
 
 
 def io_uring(t):

@@ -115,7 +115,7 @@ class Sandbox:
         host = tiers.host()
         tier = host.tier if self.tier is None else min(host.tier, self.tier)
         if tier < 1 and self.unsafe != ACCEPTED:
-            raise SandboxError(host.refusal, "", host.fix)
+            raise SandboxError(host.refusal)
         view = sites.python_view(self.python) if self.argv is None else sites.view_of(self.argv[0])
         own = sites.python_view(None) if host.bubble else ()
         shown = (*view, *own, *map(os.path.abspath, self.see))

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from selfkd.sandbox.walls import DEVICES, WORK, Site
 
 STAGE = "import sys; sys.path.append(sys.argv[2]); from selfkd.sandbox.warden import staged; staged(sys.argv[1])"
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = os.path.dirname(os.path.realpath(__file__))
+ROOT = os.path.dirname(os.path.dirname(PACKAGE))
 OPTIONS = ("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--hostname", "sandbox")
 
 
@@ -21,11 +21,11 @@ def enter(site: Site, settings: str, disk: int) -> None:
     """Become bwrap, which starts `warden.staged` in the new world. Descriptors 0 to 5 go along."""
     for handle in (4, 5):
         os.set_inheritable(handle, True)
-    shown = [*dict.fromkeys((*site.view, str(PACKAGE), str(PACKAGE.parent / "__init__.py")))]
+    shown = [*dict.fromkeys((*site.view, PACKAGE, f"{ROOT}/selfkd/__init__.py"))]
     binds = [word for path in shown for word in _show(path)]
     devices = [word for path in DEVICES for word in ("--dev-bind", path, path)]
     own = ["--size", str(disk), "--tmpfs", WORK, "--symlink", WORK, "/dev/shm", "--remount-ro", "/"]
-    inner = [os.path.realpath(sys.executable), "-S", "-s", "-B", "-c", STAGE, settings, str(PACKAGE.parent.parent)]
+    inner = [os.path.realpath(sys.executable), "-S", "-s", "-B", "-c", STAGE, settings, ROOT]
     options = [*OPTIONS, "--die-with-parent", "--cap-drop", "ALL", *binds, *devices, *own, "--chdir", WORK]
     os.execv(site.bubble, [site.bubble, *options, "--", *inner])
 

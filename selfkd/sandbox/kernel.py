@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Iterable
 
-MACHINE = platform.machine()
+MACHINE = os.uname().machine
 KNOWN = MACHINE in ("x86_64", "aarch64")
 PIVOT_ROOT, CAPSET = (155, 126) if MACHINE == "x86_64" else (41, 91)
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, CLOSE_RANGE, MOUNT_SETATTR = 444, 445, 446, 436, 442

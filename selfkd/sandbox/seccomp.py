@@ -8,7 +8,7 @@ with EPERM, so an ordinary program gets an error it knows.
 from __future__ import annotations
 
 import errno
-import platform
+import os
 import struct
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
@@ -51,7 +51,7 @@ LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 
 
-def program(bare: bool = False, signals: bool = True, forks: bool = True, machine: str = platform.machine()) -> bytes:
+def program(bare: bool = False, signals: bool = True, forks: bool = True, machine: str = os.uname().machine) -> bytes:
     """The filter for this machine. `bare`: no namespaces around; without `signals` or `forks`, none may be sent or made.
 
     KeyError on a machine whose numbers are not known here.

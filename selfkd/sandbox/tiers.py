@@ -31,6 +31,7 @@ from selfkd.sandbox.jail import Limits
 from selfkd.sandbox.walls import Site
 
 NAMES = {2: "namespaces, Landlock, seccomp", 1: "Landlock, seccomp", 0: "resource limits only"}
+VICTIMS = ("truncated", "removed", "renamed", "changed")  # one file for each attack that would take it from the next
 SWITCHES = {  # file: (value that closes user namespaces, how to open them)
     "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or install bubblewrap with its AppArmor profile"),
     "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
@@ -59,7 +60,9 @@ class Host:
 
     @property
     def refusal(self) -> str:
-        return f"this host cannot close the network to model-written code, so none is run: {'; '.join(self.lacks)}"
+        """One line: what is refused, what this host lacks, how to get it."""
+        fix = f". {self.fix}" if self.fix else ""
+        return f"this host cannot close the network to model-written code, so none is run: {'; '.join(self.lacks)}{fix}"
 
 
 @cache
@@ -179,7 +182,7 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
     kept = ctypes.create_string_buffer(b"in the owner's memory")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selfkd-targets-")))
-        for name in ("secret", "victim", "renamed"):
+        for name in ("secret", *VICTIMS):
             (folder / name).write_text(marker)
             (folder / name).chmod(0o600)
         tcp, udp = (socket.socket(type=kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM))
@@ -196,7 +199,7 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
         told = {
             "tcp": tcp.getsockname()[1], "udp": udp.getsockname()[1], "unix": addresses[2], "datagram": addresses[3],
             "abstract": f"selfkd-{marker[:8]}", "folder": str(folder), "secret": f"{folder}/secret",
-            "victim": f"{folder}/victim", "renamed": f"{folder}/renamed", "owner": os.getpid(), "address": ctypes.addressof(kept), "marker": marker,
+            **{name: f"{folder}/{name}" for name in VICTIMS}, "owner": os.getpid(), "address": ctypes.addressof(kept), "marker": marker,
             "root": os.geteuid() == 0,
         }  # fmt: skip
         states = [_state(folder)]

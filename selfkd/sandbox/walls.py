@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from selfkd.sandbox import kernel as k
 from selfkd.sandbox import seccomp
 
-WORK = "/work"
+WORK = "/box"  # no folder that an interpreter or a checkout is likely to lie in
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 STAGE = "/tmp"  # any folder that exists everywhere: the new root is mounted over it, in our own mount namespace only
 INSIDE_UID = 1000
@@ -45,7 +45,7 @@ class Site:
 
 
 def enter(site: Site, disk: int) -> None:
-    """Into new user, PID, network, IPC, UTS and mount namespaces, with nothing to see but the view and an empty /work.
+    """Into new user, PID, network, IPC, UTS and mount namespaces, with nothing to see but the view and an empty /box.
 
     As root the world is built first and root is given up afterwards, because the paths of the view may lie in folders that
     only root may walk through. The PID namespace begins with the next fork.
@@ -78,7 +78,7 @@ def _map(proc: int, user: int, group: int) -> None:
 
 
 def _world(view: tuple[str, ...], disk: int) -> None:
-    """A root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /work that is capped."""
+    """A root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /box that is capped."""
     k.mount("none", "/", None, k.MS_REC | k.MS_PRIVATE)
     k.mount("root", STAGE, "tmpfs", k.MS_NOSUID | k.MS_NODEV, "size=1m,mode=755")
     os.chdir(STAGE)

@@ -24,42 +24,144 @@ import time
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
-from selfkd.sandbox import bubble, walls, watch
+from selfkd.sandbox import bubble, cgroup, walls, watch
 from selfkd.sandbox import kernel as k
 
 KILL = b"K"
 TICKS_MS = (2, 4, 8, 10)  # between looks at a running program: often at first, when a bomb would go off
 FIRST_FREE = 6  # below: input, output, errors, channel, what went wrong, the gate
 OWN_UIDS = 0x70000000  # as root, programs run as a user of their own in a range that no system assigns
+OF_BUBBLE = 2  # processes of bubblewrap itself in the tree
 Job = dict[str, Any]
 
 
-def main(control: int, given: str) -> tuple[str, list[str]] | None:
-    """Serve until the owner leaves: None. In a forked child that is to become a warm program: (kind, import paths)."""
-    settings = json.loads(given)
-    site = read_site(settings["site"])
-    if site.uid is not None:
-        site = replace(site, uid=OWN_UIDS | os.getpid())
-    k.prctl("SUBREAPER", k.SUBREAPER, 1)
-    owner = socket.socket(fileno=control)
-    while True:
-        message, handles = receive(owner)
-        if not message:
+class Warden:
+    """The warden's own state: where programs run, who asks, and the cgroup that counts for it, if the host has one."""
+
+    def __init__(self, control: int, given: str) -> None:
+        site = read_site(json.loads(given)["site"])
+        k.prctl("SUBREAPER", k.SUBREAPER, 1)
+        self.owner = socket.socket(fileno=control)
+        self.group = cgroup.find()
+        counted = site.counted or self.group is not None
+        self.site = replace(site, counted=counted, uid=None if site.uid is None else OWN_UIDS | os.getpid())
+
+    def serve(self) -> tuple[str, list[str]] | None:
+        """Until the owner leaves: None. In a forked child that is to become a warm program: (kind, import paths)."""
+        while True:
+            message, handles = receive(self.owner)
+            if not message:
+                self.leave()
+            if message == KILL:
+                continue  # meant for a program that had ended by itself meanwhile
+            job = json.loads(message)
+            try:
+                program = self.start(job, handles)
+            except OSError as error:
+                reply: Job = {"failed": wrong(error)}
+            else:
+                if program is None:
+                    return job["kind"], job["extra"]
+                reply = program if isinstance(program, dict) else self.guard(program, job)
+            if self.site.tier < 2:
+                empty(self.site.work)
+            self.owner.send(json.dumps(reply).encode())
+
+    def start(self, job: Job, handles: list[int]) -> int | Job | None:
+        """Fork a program behind its walls: its process number, or {"failed": why}. None in the child that is a warm program."""
+        if self.group:
+            self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.SLACK)
+        said, saying = os.pipe()
+        gate, opening = os.pipe()
+        moved = [*handles, saying, gate]
+        first = os.fork()
+        if first == 0:
+            self.become(job, moved)
             return None
-        if message == KILL:
-            continue  # meant for a program that had ended by itself meanwhile
-        job = json.loads(message)
+        for handle in moved:
+            os.close(handle)
+        if self.site.tier == 2 and not self.site.bubble:
+            os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            os.write(opening, b"!")
+        os.close(opening)
+        with open(said, "rb") as words:
+            lines = words.read().decode(errors="replace").splitlines()
+        if failed := [line for line in lines if not line.isdigit()]:
+            sweep()
+            return {"failed": failed[0]}
+        return int(lines[0]) if lines else first
+
+    def become(self, job: Job, handles: list[int]) -> None:
+        """The child's way to the program. Returns only in a warm program, with the walls up; what fails is said and ends it."""
+        site = self.site
         try:
-            program = start(site, job, handles)
-        except OSError as error:
-            reply: Job = {"failed": wrong(error)}
-        else:
-            if program is None:
-                return job["kind"], job["extra"]
-            reply = program if isinstance(program, dict) else guard(program, site, job, owner)
-        if site.tier < 2:
-            empty(site.work)
-        owner.send(json.dumps(reply).encode())
+            if self.group:
+                self.group.enter()
+            _raise_oom_score()
+            _place(handles)
+            os.setsid()
+            if site.bubble:
+                bubble.enter(site, json.dumps({"site": asdict(site), "job": job}), job["limits"]["disk"])
+            if site.tier == 2:
+                walls.enter(site, job["limits"]["disk"])
+                if process := os.fork():
+                    os.write(4, f"{process}\n".encode())
+                    os._exit(0)
+            else:
+                os.chdir(site.work)
+            settle(site, job)
+            _wait_for_parent()
+            _start(site, job)
+        except Exception as error:  # whatever it is, the program must not run behind half of its walls
+            fail(error)
+
+    def guard(self, process: int, job: Job) -> Job:
+        """Wait for the end, or bring it about; {"status": wait status, "limit": name or null, "cpu": s, "memory": peak bytes}."""
+        ending = os.pidfd_open(process)
+        poll = select.poll()
+        poll.register(ending, select.POLLIN)
+        poll.register(self.owner, select.POLLIN)
+        limit, peak, look = None, 0, 0
+        while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
+            look += 1
+            if limit is None:
+                used = watch.use(process, job["limits"]["memory"])
+                peak, limit = max(peak, used.memory), self.over(used, job["limits"])
+            if ready and self.owner.recv(16) == b"":
+                self.leave()
+            if ready or limit:
+                self.kill(process)
+        os.close(ending)
+        _, status, spent = os.wait4(process, 0)
+        sweep()
+        limit = limit or (self.group and self.group.passed())
+        peak = max(peak, spent.ru_maxrss * 1024)
+        return {"status": status, "limit": limit, "cpu": spent.ru_utime + spent.ru_stime, "memory": peak}
+
+    def over(self, used: watch.Use, limits: Job) -> str | None:
+        """Which limit the tree as a whole has passed."""
+        if used.memory > limits["memory"]:
+            return "memory"
+        if used.cpu > limits["cpu"]:
+            return "cpu"
+        if used.tasks > limits["processes"] + (OF_BUBBLE if self.site.bubble else 0):
+            return "processes"
+        return "disk" if self.site.tier < 2 and size(self.site.work) > limits["disk"] else None
+
+    def kill(self, process: int) -> None:
+        if self.group:
+            self.group.kill()
+        os.kill(process, signal.SIGKILL)
+
+    def leave(self) -> NoReturn:
+        """The owner has gone: nothing of ours may stay."""
+        if self.group:
+            self.group.kill()
+        sweep()
+        if self.group:
+            self.group.remove()
+        os._exit(0)
 
 
 def receive(owner: socket.socket) -> tuple[bytes, list[int]]:
@@ -72,53 +174,6 @@ def receive(owner: socket.socket) -> tuple[bytes, list[int]]:
 
 
 # -------------------------------------------------------------------------------------------------------------- starting
-
-
-def start(site: walls.Site, job: Job, handles: list[int]) -> int | Job | None:
-    """Fork a program behind its walls: its process number, or {"failed": why}. None in the child that is a warm program."""
-    said, saying = os.pipe()
-    gate, opening = os.pipe()
-    moved = [*handles, saying, gate]
-    first = os.fork()
-    if first == 0:
-        become(site, job, moved)
-        return None
-    for handle in moved:
-        os.close(handle)
-    if site.tier == 2 and not site.bubble:
-        os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
-    with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
-        os.write(opening, b"!")
-    os.close(opening)
-    with open(said, "rb") as words:
-        lines = words.read().decode(errors="replace").splitlines()
-    if wrong := [line for line in lines if not line.isdigit()]:
-        sweep()
-        return {"failed": wrong[0]}
-    return int(lines[0]) if lines else first
-
-
-def become(site: walls.Site, job: Job, handles: list[int]) -> None:
-    """The child's way to the program. Returns only in a warm program, with the walls up; whatever fails is said and ends it."""
-    try:
-        _lower_oom_score()
-        _place(handles)
-        os.setsid()
-        if site.bubble:
-            bubble.enter(site, json.dumps({"site": asdict(site), "job": job}), job["limits"]["disk"])
-        if site.tier == 2:
-            walls.enter(site, job["limits"]["disk"])
-            if process := os.fork():
-                os.write(4, f"{process}\n".encode())
-                os._exit(0)
-        else:
-            os.chdir(site.work)
-        settle(site, job)
-        _wait_for_parent()
-        _start(site, job)
-    except Exception as error:  # whatever it is, the program must not run behind half of its walls
-        os.write(4, f"{wrong(error)}\n".encode())
-        os._exit(125)
 
 
 def settle(site: walls.Site, job: Job) -> None:
@@ -138,12 +193,16 @@ def staged(given: str) -> None:
         os.read(5, 1)
         _start(site, job)
     except Exception as error:
-        os.write(4, f"{wrong(error)}\n".encode())
-        os._exit(125)
+        fail(error)
 
 
 def read_site(given: Job) -> walls.Site:
     return walls.Site(**{**given, "view": tuple(given["view"])})
+
+
+def fail(error: Exception) -> NoReturn:
+    os.write(4, f"{wrong(error)}\n".encode())
+    os._exit(125)
 
 
 def wrong(error: Exception) -> str:
@@ -152,7 +211,7 @@ def wrong(error: Exception) -> str:
     return f"{error.filename or 'fork'}: {error.strerror}" if known else f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
-def _lower_oom_score() -> None:
+def _raise_oom_score() -> None:
     """If the machine runs out of memory, the kernel shall take the program first."""
     handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     os.write(handle, b"1000")
@@ -201,51 +260,7 @@ def _write(path: str) -> None:
             file.write(part)
 
 
-# -------------------------------------------------------------------------------------------------------------- watching
-
-
-def guard(process: int, site: walls.Site, job: Job, owner: socket.socket) -> Job:
-    """Wait for the end, or bring it about; {"status": wait status, "limit": name or null, "cpu": s, "memory": peak bytes}."""
-    ending = os.pidfd_open(process)
-    poll = select.poll()
-    poll.register(ending, select.POLLIN)
-    poll.register(owner, select.POLLIN)
-    limit, peak, look = None, 0, 0
-    while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
-        look += 1
-        if limit is None:
-            used = watch.use(process, job["limits"]["memory"])
-            peak, limit = max(peak, used.memory), over(used, site, job["limits"])
-        if ready and owner.recv(16) == b"":
-            leave(process)
-        if ready or limit:
-            os.kill(process, signal.SIGKILL)
-    os.close(ending)
-    _, status, spent = os.wait4(process, 0)
-    sweep()
-    return {
-        "status": status,
-        "limit": limit,
-        "cpu": spent.ru_utime + spent.ru_stime,
-        "memory": max(peak, spent.ru_maxrss * 1024),
-    }
-
-
-def over(used: watch.Use, site: walls.Site, limits: Job) -> str | None:
-    """Which limit the tree as a whole has passed."""
-    if used.memory > limits["memory"]:
-        return "memory"
-    if used.cpu > limits["cpu"]:
-        return "cpu"
-    if used.tasks > limits["processes"]:
-        return "processes"
-    return "disk" if site.tier < 2 and size(site.work) > limits["disk"] else None
-
-
-def leave(process: int) -> NoReturn:
-    os.kill(process, signal.SIGKILL)
-    sweep()
-    os._exit(0)
+# ------------------------------------------------------------------------------------------------------------ taking down
 
 
 def sweep() -> None:
@@ -285,5 +300,5 @@ def run() -> None:
 
     sys.path.remove(sys.argv[3])
     gc.freeze()  # what is here already is nothing for a program's collector to walk or to copy
-    if program := main(int(sys.argv[1]), sys.argv[2]):
+    if program := Warden(int(sys.argv[1]), sys.argv[2]).serve():
         inside.main(*program)

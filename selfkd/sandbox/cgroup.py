@@ -1,0 +1,117 @@
+"""A cgroup (version 2) for the programs of one warden, where the host has delegated one: memory and processes counted by the kernel.
+
+Documentation/admin-guide/cgroup-v2.rst. A group is made beside or below our own, where the memory and pids controllers are
+handed down and we may make folders: under a systemd user session, in a delegated unit, or as root. Elsewhere `find` gives
+None, and the warden counts by looking.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+ROOT = "/sys/fs/cgroup"
+PREFIX = "selfkd-"
+NEEDED = {"memory", "pids"}
+LEAVE_SECONDS = 1.0
+
+
+class Group:
+    """One folder of the cgroup file system; its programs are put in, watched and killed together."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.entrance = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        self.seen = self._events()
+
+    def limit(self, memory: int, processes: int) -> None:
+        """For the next program. Memory is that of the whole tree, files in the working directory and all."""
+        for name, value in (("memory.max", memory), ("memory.oom.group", 1), ("pids.max", processes)):
+            _write(f"{self.path}/{name}", value)
+        with contextlib.suppress(OSError):  # a kernel without swap accounting
+            _write(f"{self.path}/memory.swap.max", 0)
+        self.seen = self._events()
+
+    def enter(self) -> None:
+        """Called by a process to put itself in."""
+        os.write(self.entrance, b"0")
+
+    def passed(self) -> str | None:
+        """The limit that has been hit since `limit`, if one was."""
+        memory, processes = (now - before for now, before in zip(self._events(), self.seen))
+        return "memory" if memory else "processes" if processes else None
+
+    def _events(self) -> tuple[int, int]:
+        return _event(f"{self.path}/memory.events", "oom_kill"), _event(f"{self.path}/pids.events", "max")
+
+    def kill(self) -> None:
+        """Everything in it, at once (Linux 5.14)."""
+        with contextlib.suppress(OSError):
+            _write(f"{self.path}/cgroup.kill", 1)
+
+    def remove(self) -> None:
+        """When nothing is left in it; the last process may take a moment to go."""
+        os.close(self.entrance)
+        until = time.monotonic() + LEAVE_SECONDS
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.path)
+                return
+            time.sleep(0.01)
+
+
+def find(root: str = ROOT, own: str | None = None) -> Group | None:
+    """A new group of our own, or None where the host has not delegated one."""
+    here = _own() if own is None else own
+    if here is None:
+        return None
+    folder = os.path.normpath(f"{root}/{here}")
+    for parent in dict.fromkeys((folder, os.path.dirname(folder) if folder != root else root)):
+        with contextlib.suppress(OSError):
+            if set(_read(f"{parent}/cgroup.subtree_control").split()) >= NEEDED:
+                _clear(parent)
+                path = f"{parent}/{PREFIX}{os.getpid()}"
+                os.makedirs(path, exist_ok=True)
+                return _open(path)
+    return None
+
+
+def _open(path: str) -> Group | None:
+    try:
+        return Group(path)
+    except OSError:
+        os.rmdir(path)
+        return None
+
+
+def _clear(parent: str) -> None:
+    """Groups of wardens that were killed before they could remove them."""
+    for name in os.listdir(parent):
+        if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):
+            with contextlib.suppress(OSError):
+                os.rmdir(f"{parent}/{name}")
+
+
+def _own() -> str | None:
+    """Our place in the hierarchy, None where version 2 is not in use."""
+    with contextlib.suppress(OSError):
+        for line in _read("/proc/self/cgroup").splitlines():
+            if line.startswith("0::"):
+                return line[3:]
+    return None
+
+
+def _event(path: str, name: str) -> int:
+    found = dict(line.split() for line in _read(path).splitlines())
+    return int(found.get(name, 0))
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read()
+
+
+def _write(path: str, value: int) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(str(value))

@@ -1,0 +1,195 @@
+"""What a program tries and does not get: by user, by tier, on hosts that refuse namespaces or lack Landlock."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from confined import USERS, ask
+
+from selfkd.sandbox import Limits, Sandbox, attacks, kernel, seccomp, sites, tiers
+
+NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {tiers.host().walls}")
+
+# What gets through where nothing but resource limits stands: the sockets, the files, the processes, the kernel's doors.
+OPEN_AT_0 = {
+    "tcp", "udp", "unix_stream", "unix_datagram", "unix_datagram_pair", "abstract_socket", "read_passwd", "read_others_file",
+    "list_others_folder", "write_outside", "overwrite", "truncate", "rename_away", "remove", "change_mode", "change_time",
+    "symlink_escape", "climb_out", "signal_owner", "signal_by_pidfd", "unshare_again", "keyring",
+    "shared_memory", "change_limits_of_owner",
+}  # fmt: skip
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("who", USERS)
+def test_every_attack_is_denied_at_tiers_2_and_1_and_reported_at_tier_0(who: str) -> None:
+    found = ask(who, "nothing", "through")
+    assert (found["2"], found["1"]) == ([], [])
+    assert set(found["0"]) >= OPEN_AT_0
+    assert set(found["0"]) <= set(attacks.ALL)
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("who", USERS)
+@pytest.mark.parametrize(("lacking", "tier"), [("nothing", 2), ("namespaces", 1), ("landlock", 0)])
+def test_a_host_gets_the_tier_that_holds_there(who: str, lacking: str, tier: int) -> None:
+    found = ask(who, lacking, "host")
+    assert (found["tier"], found["uid"] == 0) == (tier, who == "root")
+    assert found["attacks"] == len(attacks.ALL) > 50
+    assert bool(found["lacks"]) == (tier < 2)
+    if lacking == "namespaces":
+        assert "unshare: Operation not permitted" in found["lacks"][0]
+
+
+@NEEDS_WALLS
+def test_without_walls_the_sandbox_refuses_in_one_line_and_runs_only_what_was_accepted() -> None:
+    found = ask(USERS[-1], "landlock", "refusal")
+    assert found["said"].startswith("this host cannot close the network to model-written code, so none is run")
+    assert "no Landlock in kernel" in found["said"] and "Linux 5.13 or newer" in found["said"]
+    assert "\n" not in found["said"]
+    assert (found["accepted"], found["tier"]) == ("1\n", 0)
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("who", USERS)
+@pytest.mark.parametrize("lacking", ["nothing", "namespaces"])
+def test_bombs_end_by_the_limit_they_hit(who: str, lacking: str) -> None:
+    found = ask(who, lacking, "limits")
+    forks = [False, "processes", "processes limit (32 processes and threads)"]
+    refused = [False, None, "exit status 1: PermissionError: [Errno 1] Operation not permitted"]
+    assert found["memory"][0] is False and (found["memory"][1] == "memory" or "MemoryError" in found["memory"][2])
+    assert found["forks"] == (forks if lacking == "nothing" else refused)
+    assert found["shared"] in ([forks, [False, "memory", "memory limit (512 MB)"]] if lacking == "nothing" else [refused])
+    assert found["daemon"] == ([True, None, ""] if lacking == "nothing" else refused)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+@pytest.mark.parametrize("who", USERS)
+def test_the_walls_hold_where_bubblewrap_makes_the_namespaces(who: str) -> None:
+    assert ask(who, "nothing", "bubble") == {}
+
+
+# ------------------------------------------------------------------------------------------- what a plain subprocess does
+
+TWENTY = (
+    "tcp", "tcp_listen", "udp", "unix_stream", "abstract_socket", "netlink", "read_passwd", "read_others_file",
+    "read_environment_of_owner", "read_descriptors_of_owner", "write_outside", "overwrite", "remove", "change_mode",
+    "symlink_escape", "signal_owner", "change_limits_of_owner", "unshare_again", "shared_memory", "secret_in_environment",
+)  # fmt: skip
+
+
+def plainly(name: str) -> str:
+    """One attack in a subprocess with a timeout, which is how evaluation scripts run model-written code."""
+    with tiers.targets() as (told, seen):
+        program = f"{Path(attacks.__file__).read_text()}\nprint(attack({name!r}, {told!r}))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+        return done.stdout.strip() or seen()
+
+
+@NEEDS_WALLS
+def test_a_plain_subprocess_lets_through_what_the_sandbox_denies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    denied = tiers.results(sites.site(2, sites.python_view(None)), TWENTY)
+    assert {name for name, evidence in denied.items() if evidence} == set()
+    open_doors = [name for name in TWENTY if plainly(name)]
+    assert len(open_doors) >= 18, sorted(set(TWENTY) - set(open_doors))
+
+
+# ----------------------------------------------------------------------------------------- traces of those who came before
+
+
+@NEEDS_WALLS
+def test_a_program_finds_no_trace_of_an_earlier_one_in_the_memory_it_was_forked_with() -> None:
+    """The scan asks the kernel to read each page, so that a hole is an error and not a crash."""
+    scan = """
+import ctypes, os, gc
+libc = ctypes.CDLL(None)
+reading, writing = os.pipe()
+first, second = (bytes(int(part, 16) for part in half.split()) for half in input().split(","))
+def pages(around):
+    here = id(around) & ~4095
+    return range(max(4096, here - (64 << 20)), here + (64 << 20), 4096)
+hits = pages_read = 0
+for page in pages(object()):
+    if libc.write(writing, ctypes.c_void_p(page), ctypes.c_size_t(4096)) == 4096:
+        pages_read += 1
+        text = os.read(reading, 4096)
+        hits += any(part.startswith(second) for part in text.split(first)[1:])
+print(hits, pages_read > 100, [one for one in gc.get_objects() if isinstance(one, dict) and "settings" in one])
+"""
+    marker = b"a-marker-of-an-earlier-program"
+    spaced = ",".join(" ".join(f"{byte:x}" for byte in half) for half in (marker[:15], marker[15:]))  # the scan holds no whole one
+    box = Sandbox(Limits(seconds=20))
+    held = box.run(f"kept = {marker.decode()!r} * 1000\n" + scan, stdin=spaced)
+    assert int(held.stdout.split()[0]) > 0, "the scan must find what is there"
+    assert box.run(scan, stdin=spaced).stdout == "0 True []\n"
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("tier", [2, 1])
+def test_files_and_queues_of_one_program_are_gone_before_the_next(tier: int) -> None:
+    box = Sandbox(tier=tier)
+    left = box.run("open('left', 'w').write('x')\nimport os\nprint(os.listdir('.'))")
+    assert left.stdout == "['left']\n"
+    assert box.run("import os\nprint(os.listdir('.'))").stdout == "[]\n"
+
+
+# --------------------------------------------------------------------------------------------------- the filter by itself
+
+
+def decide(code: bytes, number: int, *arguments: int, arch: int = seccomp.ARCHES["x86_64"]) -> int:
+    """What the kernel would answer: the filter, interpreted."""
+    data = struct.pack("=iIQ6Q", number, arch, 0, *[*arguments, *[0] * 6][:6])
+    steps = [struct.unpack_from("=HBBI", code, at) for at in range(0, len(code), 8)]
+    at, word = 0, 0
+    while True:
+        operation, yes, no, value = steps[at]
+        at += 1
+        if operation == seccomp.LOAD:
+            (word,) = struct.unpack_from("=I", data, value)
+        elif operation == seccomp.AND:
+            word &= value
+        elif operation == seccomp.RETURN:
+            return value & 0xFFFF if value != seccomp.ALLOW else 0
+        else:
+            holds = {seccomp.EQUAL: word == value, seccomp.ABOVE: word >= value, seccomp.SET: bool(word & value)}[operation]
+            at += yes if holds else no
+
+
+@pytest.mark.parametrize("machine", sorted(seccomp.ARCHES))
+def test_the_filter_denies_what_it_names_and_nothing_else(machine: str) -> None:
+    place = list(seccomp.ARCHES).index(machine)
+    arch = seccomp.ARCHES[machine]
+    code = seccomp.program(machine=machine)
+    named = {one if isinstance(one, int) else one[place] for one in seccomp.ALWAYS.values()} - {None}
+    special = {seccomp.CLONE3, seccomp.SOCKETPAIR[place]}
+    for number in range(470):
+        expected = 1 if number in named else 38 if number == seccomp.CLONE3 else 0
+        if number not in special - {seccomp.CLONE3}:
+            assert decide(code, number, arch=arch) == expected, number
+
+
+def test_the_filter_looks_at_arguments_where_they_matter() -> None:
+    clone, pair, prlimit, kill = 56, 53, 302, 62
+    loose, tight = seccomp.program(machine="x86_64"), seccomp.program(True, False, False, "x86_64")
+    assert decide(loose, clone, 17) == 0 and decide(loose, clone, 0x10000000 | 17) == 1
+    assert decide(tight, clone, 17) == 1 and decide(tight, clone, seccomp.THREAD | 0x900) == 0
+    assert decide(tight, clone, seccomp.THREAD | 0x10000000) == 1
+    assert decide(loose, pair, 1, 1 | 0o2000000) == 0 and decide(loose, pair, 1, 2) == 1 and decide(loose, pair, 1, 5) == 1
+    assert decide(loose, prlimit, 77) == 0 and decide(tight, prlimit, 77) == 1 and decide(tight, prlimit, 0) == 0
+    assert decide(loose, kill, 1) == 0 and decide(tight, kill, 1) == 1
+    assert decide(loose, 0x40000000 + 39) == 1
+    assert decide(loose, 20, arch=0x40000003) == 1  # the i386 calls
+
+
+@NEEDS_WALLS
+def test_older_landlock_lets_no_signal_through_at_tier_1() -> None:
+    """Before ABI 6 Landlock cannot tell one's own processes from others', and before ABI 4 it knows no TCP."""
+    view = sites.python_view(None)
+    for abi in {1, 3, 5} & set(range(kernel.landlock_abi())):
+        found = tiers.results(sites.site(1, view, abi=abi))
+        assert {name for name, evidence in found.items() if evidence} == set(), abi
