@@ -49,9 +49,11 @@ class Assertion:
         if not isinstance(statement, ast.Assert):
             raise ValueError(f"{where} is not one assert")
         for node in ast.walk(statement.test):
-            if not isinstance(node, LANGUAGE) or isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Add | ast.Sub):
+            if not isinstance(node, LANGUAGE) or (isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Add | ast.Sub)):
                 raise ValueError(f"{where} holds what cannot be checked from outside: {ast.unparse(node)[:60]}")
-        called = dict.fromkeys(name for node in ast.walk(statement.test) if (name := called_name(node)) not in (None, *HARMLESS))
+        called = dict.fromkeys(
+            name for node in ast.walk(statement.test) if (name := called_name(node)) not in (None, *HARMLESS)
+        )
         if len(called) != 1:
             said = f"calls {' and '.join(map(repr, called))}: one function only, the program's" if called else "calls nothing"
             raise ValueError(f"{where} {said}")
@@ -171,7 +173,9 @@ def same(got: Any, want: Any, exact: bool = True, tolerance: float = 0.0) -> boo
     if kinds[0] is not kinds[1]:
         return False
     if kinds[0] is dict:
-        return typed(frozenset(got)) == typed(frozenset(want)) and all(same(got[key], want[key], exact, tolerance) for key in want)
+        return typed(frozenset(got)) == typed(frozenset(want)) and all(
+            same(got[key], want[key], exact, tolerance) for key in want
+        )
     return typed(got) == typed(want) if kinds[0] in (set, frozenset) else got == want
 
 

@@ -81,7 +81,9 @@ def _try_arguments(to: ArgumentParser) -> None:
         "data", type=Path, metavar="DATA", help="JSONL: completion, and prompt, answer and other columns as the function asks"
     )
     to.add_argument("-n", type=int, default=5, metavar="N", help="rows to score and show; default: 5")
-    to.add_argument("--out", type=Path, metavar="FILE", help="score every row, on all cores, and write line, value and why as JSONL")
+    to.add_argument(
+        "--out", type=Path, metavar="FILE", help="score every row, on all cores, and write line, value and why as JSONL"
+    )
 
 
 def _cp_arguments(to: ArgumentParser) -> None:

@@ -30,7 +30,9 @@ def ask(who: str, lacking: str, check: str) -> Any:
     with home() as folder:
         command = [str(folder / "python" / interpreter()), "-S", "-s", str(folder / "confined.py"), lacking, check]
         variables = {"PATH": os.environ["PATH"], "HOME": str(folder / "home"), "SELFKD_DEBUG": "1"}
-        more: dict[str, Any] = {"user": ORDINARY, "group": ORDINARY, "extra_groups": []} if (os.geteuid(), who) == (0, "ordinary") else {}
+        more: dict[str, Any] = (
+            {"user": ORDINARY, "group": ORDINARY, "extra_groups": []} if (os.geteuid(), who) == (0, "ordinary") else {}
+        )
         done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, cwd=folder, **more)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -122,7 +122,9 @@ for page in pages(object()):
 print(hits, pages_read > 100, [one for one in gc.get_objects() if isinstance(one, dict) and "settings" in one])
 """
     marker = b"a-marker-of-an-earlier-program"
-    spaced = ",".join(" ".join(f"{byte:x}" for byte in half) for half in (marker[:15], marker[15:]))  # the scan holds no whole one
+    spaced = ",".join(
+        " ".join(f"{byte:x}" for byte in half) for half in (marker[:15], marker[15:])
+    )  # the scan holds no whole one
     box = Sandbox(Limits(seconds=20))
     held = box.run(f"kept = {marker.decode()!r} * 1000\n" + scan, stdin=spaced)
     assert int(held.stdout.split()[0]) > 0, "the scan must find what is there"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from selfkd.sandbox.values import Foreign as Foreign
 
 HOMES = {"Sandbox": "box", "Done": "box", "Calls": "calls", "Returned": "calls", "Limits": "jail", "Host": "tiers", "host": "tiers", "Foreign": "values"}  # fmt: skip
-__all__ = sorted(HOMES)  # noqa: PLE0605
+__all__ = sorted(HOMES)
 
 
 def __getattr__(name: str) -> Any:

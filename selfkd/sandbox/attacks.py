@@ -36,7 +36,7 @@ def connected(family, kind, address):
         one.settimeout(SECONDS)
         one.connect(address)
         one.send(b"out")
-        return "sent to %s" % (address,)
+        return f"sent to {address}"
 
 
 def owner(t):
@@ -108,7 +108,7 @@ def netlink(t):
 def opened(path, flags=os.O_RDONLY):
     handle = os.open(path, flags, 0o600)
     try:
-        return "read %r" % os.read(handle, 40) if flags == os.O_RDONLY else "opened"
+        return f"read {os.read(handle, 40)!r}" if flags == os.O_RDONLY else "opened"
     finally:
         os.close(handle)
 
@@ -130,21 +130,21 @@ def read_environment_of_init(t):
 
 
 def read_environment_of_owner(t):
-    return opened("/proc/%d/environ" % owner(t))
+    return opened(f"/proc/{owner(t)}/environ")
 
 
 def read_memory_of_owner(t):
-    return opened("/proc/%d/mem" % owner(t), os.O_RDWR)
+    return opened(f"/proc/{owner(t)}/mem", os.O_RDWR)
 
 
 def read_descriptors_of_owner(t):
-    return repr(os.listdir("/proc/%d/fd" % owner(t))[:3])
+    return repr(os.listdir(f"/proc/{owner(t)}/fd")[:3])
 
 
 def climb_through_descriptors(t):
     for handle in range(64):
         try:
-            return opened("/proc/self/fd/%d/../../../../etc/passwd" % handle)
+            return opened(f"/proc/self/fd/{handle}/../../../../etc/passwd")
         except OSError:
             pass
 
@@ -231,7 +231,7 @@ def read_vm_of_owner(t):
     piece = struct.pack("PN", ctypes.addressof(room), 8)
     there = struct.pack("PN", t["address"], 8)
     done = syscall(310, 270, owner(t), piece, ctypes.c_ulong(1), there, ctypes.c_ulong(1), ctypes.c_ulong(0))
-    return "read %r" % room.raw if done > 0 else ""
+    return f"read {room.raw!r}" if done > 0 else ""
 
 
 def steal_descriptor(t):
@@ -282,7 +282,7 @@ def set_user_id_program(t):
 def capabilities(t):
     data = (ctypes.c_uint32 * 6)()
     syscall(125, 90, (ctypes.c_uint32 * 2)(0x20080522, 0), data)
-    return "capabilities %x" % data[0] if any(data) else ""
+    return f"capabilities {data[0]:x}" if any(data) else ""
 
 
 def mount(t):
@@ -356,7 +356,7 @@ def inherited_descriptors(t):
             found.append(handle)
         except OSError:
             pass
-    return "descriptors %r" % found if found else ""
+    return f"descriptors {found!r}" if found else ""
 
 
 def answers_in_memory(t):
@@ -373,5 +373,7 @@ def answers_in_memory(t):
 ALL = tuple(
     name
     for name, one in list(globals().items())
-    if callable(one) and getattr(one, "__module__", None) == __name__ and name not in ("attack", "syscall", "connected", "opened", "owner")
+    if callable(one)
+    and getattr(one, "__module__", None) == __name__
+    and name not in ("attack", "syscall", "connected", "opened", "owner")
 )

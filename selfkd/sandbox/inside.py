@@ -8,6 +8,7 @@ Frames on descriptor 3, each a length (4 bytes, big-endian) and a body. In, from
 {"id": number, "error": "..."}. A value is null, true, a number, a text, or a list that opens with its kind (`encode`).
 """
 
+import gc
 import marshal
 import os
 import sys
@@ -20,12 +21,11 @@ KINDS = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"))
 
 def main(kind, extra):
     """`script`: descriptor 3 is the program's file. `calls`: a socket; the first frame is the program, the others are calls."""
-    for text, opened in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        fd = ("stdin", "stdout", "stderr").index(text)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
         errors = "backslashreplace" if fd == 2 else "strict"
-        stream = open(fd, opened, encoding="utf-8", errors=errors, closefd=False)
-        setattr(sys, text, stream)
-        setattr(sys, "__" + text + "__", stream)
+        stream = open(fd, "w" if fd else "r", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     sys.argv = ["main.py"]
     sys.path += extra
     if kind == "script":
@@ -61,7 +61,8 @@ def leave(status):
             sys.modules["threading"]._shutdown()
         if "atexit" in sys.modules:
             sys.modules["atexit"]._run_exitfuncs()
-        vars(sys.modules["__main__"]).clear()
+        del sys.modules["__main__"]
+        gc.collect()
         sys.stdout.flush()
         sys.stderr.flush()
     except BaseException:
@@ -106,8 +107,10 @@ def serve():
 
 
 def find(module, name):
-    """`f`, or `Solution.f` of a new instance."""
+    """`f`, or `Solution.f` of a new instance; plain `f` finds it there too, as judges of contests do."""
     first, *rest = name.split(".")
+    if not hasattr(module, first) and hasattr(module, "Solution"):
+        first, rest = "Solution", [first, *rest]
     found = getattr(module, first)
     for part in rest:
         found = getattr(found() if isinstance(found, type) else found, part)
@@ -126,26 +129,26 @@ def encode(value, depth):
     """The JSON text of a value with its exact type: no subclass passes for what it derives from."""
     kind = type(value)
     if depth > DEPTH:
-        raise ValueError("the value is nested more than %d deep" % DEPTH)
+        raise ValueError(f"the value is nested more than {DEPTH} deep")
     if value is None or kind is bool:
         return {None: "null", True: "true", False: "false"}[value]
     if kind is int:
-        return str(value) if -(1 << 63) <= value < 1 << 63 else '["i","%x"]' % value
+        return str(value) if -(1 << 63) <= value < 1 << 63 else f'["i","{value:x}"]'
     if kind is float:
-        return repr(value) if value - value == 0 else '["f","%r"]' % value
+        return repr(value) if value - value == 0 else f'["f","{value!r}"]'
     if kind is str:
         return quoted(value)
     if kind is bytes:
-        return '["b","%s"]' % value.hex()
+        return f'["b","{value.hex()}"]'
     if kind is complex:
-        return '["c",%s,%s]' % (encode(value.real, depth), encode(value.imag, depth))
+        return f'["c",{encode(value.real, depth)},{encode(value.imag, depth)}]'
     if kind is dict:
-        pairs = ",".join("[%s,%s]" % (encode(key, depth + 1), encode(one, depth + 1)) for key, one in value.items())
-        return '["d",[%s]]' % pairs
+        pairs = ",".join(f"[{encode(key, depth + 1)},{encode(one, depth + 1)}]" for key, one in value.items())
+        return f'["d",[{pairs}]]'
     for known, letter in KINDS:
         if kind is known:
-            return '["%s",[%s]]' % (letter, ",".join([encode(one, depth + 1) for one in value]))
-    return '["?",%s]' % quoted((kind.__module__ + "." + kind.__qualname__).replace("builtins.", "")[:WHY_CHARS])
+            return '["{}",[{}]]'.format(letter, ",".join([encode(one, depth + 1) for one in value]))
+    return '["?",{}]'.format(quoted((kind.__module__ + "." + kind.__qualname__).replace("builtins.", "")[:WHY_CHARS]))
 
 
 def quoted(text):
@@ -155,8 +158,8 @@ def quoted(text):
 
 
 def send(number, value, failure):
-    body = '"value":%s' % (value or "null") if failure is None else '"error":%s' % quoted(failure)
-    data = ('{"id":%d,%s}' % (number, body)).encode()
+    body = f'"value":{value or "null"}' if failure is None else f'"error":{quoted(failure)}'
+    data = f'{{"id":{number},{body}}}'.encode()
     view = memoryview(len(data).to_bytes(4, "big") + data)
     while view:
         view = view[os.write(CHANNEL, view) :]

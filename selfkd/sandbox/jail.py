@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import math
 import os
 import select
 import shutil
@@ -68,7 +67,7 @@ class Limits:
     output: int = MB
 
     def job(self, cpu: float | None = None) -> dict[str, Any]:
-        return {**asdict(self), "cpu": math.ceil(cpu or self.cpu or self.seconds) + 1}
+        return {**asdict(self), "cpu": cpu or self.cpu or self.seconds}
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Warden:
         root = str(Path(__file__).resolve().parent.parent.parent)
         settings = json.dumps({"site": asdict(replace(site, work=self.work))})
         self.process = subprocess.Popen(
-            [sys.executable, *PYTHON, "-c", START, str(theirs.fileno()), settings, root],
+            [os.path.realpath(sys.executable), *PYTHON, "-c", START, str(theirs.fileno()), settings, root],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if os.environ.get("SELFKD_DEBUG") == "1" else subprocess.DEVNULL,
@@ -125,7 +124,9 @@ class Warden:
 
     def lost(self) -> SandboxError:
         self.close()
-        return SandboxError(f"the sandbox's own process ended (status {self.process.returncode})", "", "SELFKD_DEBUG=1 shows why.")
+        return SandboxError(
+            f"the sandbox's own process ended (status {self.process.returncode})", "", "SELFKD_DEBUG=1 shows why."
+        )
 
     def close(self) -> None:
         """Idle or not: the warden takes its program down and ends."""
@@ -254,7 +255,9 @@ class Jail:
 
     def _ended(self, reply: dict[str, Any]) -> Ended:
         if "failed" in reply:
-            raise SandboxError(f"the walls could not be built: {reply['failed']}", "", "selfkd doctor says what this host allows.")
+            raise SandboxError(
+                f"the walls could not be built: {reply['failed']}", "", "selfkd doctor says what this host allows."
+            )
         status = os.waitstatus_to_exitcode(reply["status"])
         out, err = (bytes(stream) for stream in self.streams.values())
         limit = self.limit or reply["limit"] or {-signal.SIGXCPU: "cpu", -signal.SIGXFSZ: "file_size"}.get(status)

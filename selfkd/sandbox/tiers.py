@@ -189,7 +189,13 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
         unix, datagram, abstract = (
             socket.socket(socket.AF_UNIX, kind) for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_STREAM)
         )
-        addresses = [("127.0.0.1", 0), ("127.0.0.1", 0), f"{folder}/unix", f"{folder}/datagram", f"\0selfkd-{marker[:8]}"]
+        addresses: list[Any] = [
+            ("127.0.0.1", 0),
+            ("127.0.0.1", 0),
+            f"{folder}/unix",
+            f"{folder}/datagram",
+            f"\0selfkd-{marker[:8]}",
+        ]
         sockets = [tcp, udp, unix, datagram, abstract]
         for one, address in zip(sockets, addresses):
             stack.enter_context(one).bind(address)

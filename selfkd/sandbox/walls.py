@@ -7,9 +7,11 @@ tier says. Knows nothing of pipes, deadlines or verdicts.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from dataclasses import dataclass
+from typing import Any
 
 from selfkd.sandbox import kernel as k
 from selfkd.sandbox import seccomp
@@ -125,14 +127,14 @@ def _bind(source: str, target: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- limits
 
 
-def limit(limits: dict[str, int | None], counted: bool) -> None:
+def limit(limits: dict[str, Any], counted: bool) -> None:
     """Resource limits of the process and of each one it starts. RLIMIT_NPROC counts by user: only right in a namespace."""
     wanted = {
         resource.RLIMIT_AS: limits["address_space"],
         resource.RLIMIT_FSIZE: limits["file_size"],
         resource.RLIMIT_NOFILE: limits["files"],
-        resource.RLIMIT_CPU: limits["cpu"],
-        resource.RLIMIT_NPROC: (limits["processes"] or 1) + SLACK if counted else None,
+        resource.RLIMIT_CPU: math.ceil(limits["cpu"]) + 1,  # of one process; the watcher adds up and is finer
+        resource.RLIMIT_NPROC: limits["processes"] + SLACK if counted else None,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,

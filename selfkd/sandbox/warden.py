@@ -135,7 +135,7 @@ class Warden:
         os.close(ending)
         _, status, spent = os.wait4(process, 0)
         sweep()
-        limit = limit or (self.group and self.group.passed())
+        limit = limit or (self.group.passed() if self.group else None)
         peak = max(peak, spent.ru_maxrss * 1024)
         return {"status": status, "limit": limit, "cpu": spent.ru_utime + spent.ru_stime, "memory": peak}
 
@@ -207,8 +207,9 @@ def fail(error: Exception) -> NoReturn:
 
 def wrong(error: Exception) -> str:
     """One line: the call, and what the kernel said to it."""
-    known = isinstance(error, OSError) and error.strerror
-    return f"{error.filename or 'fork'}: {error.strerror}" if known else f"{type(error).__name__}: {error}".replace("\n", " ")
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'fork'}: {error.strerror}"
+    return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
 def _raise_oom_score() -> None:

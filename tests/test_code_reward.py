@@ -1,0 +1,453 @@
+"""Only a program that computes the right data passes: no forgery does, no oddity freezes or crashes the reward."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scoring import results, row
+
+from selfkd import calling, rewards, workers
+from selfkd.sandbox import Foreign, Limits, Sandbox, tiers, values
+
+NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
+CODE = rewards.builtin_folder() / "reward/code.py"
+
+
+@pytest.fixture(scope="module")
+def code() -> ModuleType:
+    return calling.loaded(CODE)
+
+
+def fenced(program: str) -> str:
+    return f"Here it is:\n\n```python\n{program}\n```\n"
+
+
+# ----------------------------------------------------------------------------------------------------------- forgeries
+
+CALLS = [{"call": "f", "args": [n], "returns": n * n + 7} for n in range(4)]
+PRINTS = [{"input": f"{n}", "output": f"{n * n + 7}"} for n in range(4)]
+
+FORGED_CALLS = {
+    "returns nothing": "def f(x): pass",
+    "returns an object equal to everything": "class A:\n  def __eq__(s, o): return True\n  def __ne__(s, o): return False\ndef f(x): return A()",
+    "returns a subclass of int equal to everything": "class A(int):\n  def __eq__(s, o): return True\n  __hash__ = int.__hash__\ndef f(x): return A(x * x + 7)",
+    "returns a bool for an int": "def f(x): return True",
+    "returns a float for an int": "def f(x): return float(x * x + 7)",
+    "returns text for an int": "def f(x): return str(x * x + 7)",
+    "sys.exit(0) when loaded": "import sys\ndef f(x): return 0\nsys.exit(0)",
+    "sys.exit(0) in the call": "import sys\ndef f(x): sys.exit(0)",
+    "os._exit(0) in the call": "import os\ndef f(x): os._exit(0)",
+    "os._exit(0) when loaded": "import os\nos._exit(0)",
+    "walks the frames for a verdict": (
+        "import sys\ndef f(x):\n  frame = sys._getframe()\n  while frame:\n    for name, value in list(frame.f_locals.items()):\n"
+        "      if isinstance(value, list): value.append('passed')\n      if isinstance(value, dict): value['passed'] = True\n"
+        "    frame = frame.f_back\n  return None"
+    ),
+    "walks the collector for answers": (
+        "import gc\ndef f(x):\n  for one in gc.get_objects():\n"
+        "    if isinstance(one, dict) and 'returns' in one: return one['returns']\n  return None"
+    ),
+    "prints what looks like a report": "def f(x):\n  print('{\"id\": 1, \"value\": 7}')\n  print('passed 4 of 4')",
+    "reports twice": (
+        "import os\ndef f(x):\n  b = b'{\"id\":%d,\"value\":%d}' % (x + 1, x * x + 7)\n  os.write(3, (len(b).to_bytes(4, 'big') + b) * 2)"
+    ),
+    "writes reports for calls to come": (
+        "import os\nfor n in range(9):\n  b = b'{\"id\":%d,\"value\":0}' % n\n  os.write(3, len(b).to_bytes(4, 'big') + b)\ndef f(x): return 0"
+    ),
+    "lets a forked child report": (
+        "import os, time\ndef f(x):\n  if os.fork() == 0:\n    b = b'{\"id\":%d,\"value\":1}' % (x + 1)\n"
+        "    os.write(3, len(b).to_bytes(4, 'big') + b); os._exit(0)\n  time.sleep(0.2)\n  return 1"
+    ),
+    "reports after the deadline": "import time\ndef f(x):\n  time.sleep(5)\n  return x * x + 7",
+    "patches comparison": "import builtins\nbuiltins.all = builtins.any = lambda *a: True\nint.__class__\ndef f(x): return 0",
+    "patches json, marshal and the harness": (
+        "import sys, json\njson.loads = lambda *a, **k: {'id': 1, 'value': 7}\njson.dumps = lambda *a, **k: 'passed'\n"
+        "for m in list(sys.modules.values()):\n  for n in ('encode', 'send', 'told', 'same', 'judge', 'read', 'value'):\n"
+        "    if hasattr(m, n):\n      try: setattr(m, n, lambda *a, **k: 'true')\n      except Exception: pass\ndef f(x): return 0"
+    ),
+    "patches builtins under the harness": (
+        "import builtins\nbuiltins.type = lambda *a: int\nbuiltins.len = lambda *a: 0\nbuiltins.repr = lambda *a: '7'\ndef f(x): return object()"
+    ),
+    "plants a test module": "import sys\nsys.modules['selfkd'] = sys.modules['reward'] = sys.modules['code'] = sys\ndef f(x): return None",
+    "raises what looks like success": "class passed(Exception): pass\ndef f(x): raise passed('4 of 4 tests')",
+    "an exception whose text explodes": "class E(Exception):\n  def __str__(s): raise SystemExit(0)\ndef f(x): raise E()",
+    "a type whose name is a report": "A = type('7}', (int,), {})\ndef f(x): return A(7)",
+    "a generator": "def f(x): yield x * x + 7",
+    "recurses for ever": "def f(x): return f(x)",
+    "an endless int": "def f(x): return 10 ** 10 ** 9",
+    "a huge int": "def f(x): return 1 << 20_000_000",
+    "NaN": "def f(x): return float('nan')",
+    "deep lists": "def f(x):\n  a = 7\n  for _ in range(5000): a = [a]\n  return a",
+    "raw bytes on the channel": "import os\ndef f(x):\n  while True: os.write(3, b'\\xff' * 4096)",
+    "half a report": "import os\ndef f(x):\n  os.write(3, b'\\0\\0\\0\\x10{'); os._exit(0)",
+    "closes the channel": "import os\ndef f(x): os.close(3)",
+}  # fmt: skip
+
+FORGED_PRINTS = {
+    "nothing": "",
+    "exit 0": "import sys; sys.exit(0)",
+    "os._exit(0)": "import os; os._exit(0)",
+    "claims": "print('All tests passed'); print('4 of 4 tests')",
+    "a report on descriptor 3": "import os\ntry: os.write(3, b'passed')\nexcept OSError: pass",
+    "the input": "print(input())",
+    "after the deadline": "import time\nn = int(input())\ntime.sleep(5)\nprint(n * n + 7)",
+    "right, then crashes": "n = int(input())\nprint(n * n + 7, flush=True)\n1 / 0",
+    "right, then is killed": "import os\nn = int(input())\nprint(n * n + 7, flush=True)\nos.abort()",
+    "right, then never ends": "n = int(input())\nprint(n * n + 7, flush=True)\nwhile True: pass",
+    "right, then floods": "n = int(input())\nprint(n * n + 7, flush=True)\nwhile True: print(n)",
+    "looks for the tests": (
+        "import os\nfor folder, _, files in os.walk('/'):\n  for name in files:\n    try: text = open(os.path.join(folder, name)).read()\n"
+        "    except Exception: continue\n    if '\"output\"' in text and 'selfkd' in text: print(text)\n    break"
+    ),
+    "looks into the environment and arguments": "import os, sys\nprint(os.environ, sys.argv, getattr(sys, 'orig_argv', 0))",
+    "no program": "This is not Python.",
+}  # fmt: skip
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("tier", [2, 1])
+@pytest.mark.parametrize("name", FORGED_CALLS)
+def test_no_forged_return_passes(code: ModuleType, name: str, tier: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(code, tier, monkeypatch)
+    value, why = code.code_tests(fenced(FORGED_CALLS[name]), CALLS, strict=True, seconds=1.0)
+    assert value == 0.0 and why.startswith("0 of 4 tests; test 1: ") and len(why) < 400, why
+    assert code.code_tests(fenced(FORGED_CALLS[name]), CALLS, seconds=0.3)[0] == 0.0
+
+
+@NEEDS_WALLS
+def test_a_second_report_that_comes_late_costs_the_call_it_falls_into(code: ModuleType) -> None:
+    program = (
+        "import os\ndef f(x):\n  b = b'{\"id\":%d,\"value\":%d}' % (x + 1, x * x + 7)\n  os.write(3, len(b).to_bytes(4, 'big') + b)\n"
+        "  return x * x + 7"
+    )
+    value, why = code.code_tests(fenced(program), CALLS)
+    assert value < 1.0 and "malformed report" in why
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("tier", [2, 1])
+@pytest.mark.parametrize("name", FORGED_PRINTS)
+def test_no_forged_output_passes(code: ModuleType, name: str, tier: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    at(code, tier, monkeypatch)
+    value, why = code.code_tests(fenced(FORGED_PRINTS[name]), PRINTS, strict=True, seconds=1.0)
+    assert value == 0.0 and why.startswith("0 of 4 tests; test 1: "), why
+
+
+def at(code: ModuleType, tier: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if tier > tiers.host().tier:
+        pytest.skip("this host has no such tier")
+    monkeypatch.setattr(code, "Sandbox", lambda *a, **k: Sandbox(*a, **k, tier=tier))
+
+
+@NEEDS_WALLS
+def test_honest_programs_pass(code: ModuleType) -> None:
+    assert code.code_tests(fenced("def f(x): return x * x + 7"), CALLS) == (1.0, "4 of 4 tests")
+    assert code.code_tests(fenced("n = int(input())\nprint(n * n + 7)"), PRINTS) == (1.0, "4 of 4 tests")
+    assert code.code_tests(fenced("n = int(input())\nprint(n * n + 7 if n < 3 else 0)"), PRINTS) == (
+        0.75,
+        "3 of 4 tests; test 4: wrong output: 0",
+    )
+
+
+@NEEDS_WALLS
+def test_no_reason_quotes_an_expected_answer(code: ModuleType) -> None:
+    secret = "the-hidden-answer"
+    tests = [{"input": "x", "output": secret}, {"call": "f", "args": [1], "returns": secret}, f"assert f(2) == {secret!r}"]
+    for program in ("def f(x): return 'no'\nprint('no')", "1 / 0", "print(1)", "def f(x): raise ValueError(x)"):
+        for strict in (True, False):
+            value, why = code.code_tests(fenced(program), tests, strict=strict)
+            assert value == 0.0 and secret not in why
+
+
+# ----------------------------------------------------------------------------------------------------- the report channel
+
+
+def report(text: str, number: int = 7) -> Any:
+    return values.read(text.encode("utf-8", "surrogatepass"), number)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the report is not JSON"),
+        ("{", "the report is not JSON"),
+        ("[" * 100_000, "the report is not JSON"),
+        ('{"id":7,"value":' + "9" * 5000 + "}", "the report is not JSON"),
+        ('{"id":7,"value":NaN}', "NaN is not JSON"),
+        ('{"id":7,"value":1,"value":2}', "a name stands twice in the report"),
+        ('{"id":8,"value":1}', "a report for another call"),
+        ('{"id":true,"value":1}', "a report for another call"),
+        ('{"id":7.0,"value":1}', "a report for another call"),
+        ('{"id":7}', "not a report"),
+        ('{"id":7,"value":1,"error":"x"}', "not a report"),
+        ('{"id":7,"value":1,"passed":true}', "not a report"),
+        ('{"id":7,"error":1}', "not a report"),
+        ('{"id":7,"value":{}}', "the report holds a value of no known form"),
+        ('{"id":7,"value":[]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["q",1]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["l",1]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["l",[],[]]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["d",[[["l",[]],1]]]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["d",[[1]]]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["s",[["l",[]]]]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["i","zz"]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["f","1.5"]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["c",1,"x"]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":["b","0"]}', "the report holds a value of no known form"),
+        ('{"id":7,"value":' + '["l",[' * 70 + "1" + "]]" * 70 + "}", "the value is nested more than 64 deep"),
+    ],
+)
+def test_a_report_that_is_not_exactly_one_is_malformed(text: str, reason: str) -> None:
+    with pytest.raises(values.Malformed) as caught:
+        report(text)
+    assert str(caught.value) == reason
+
+
+JSONS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["l", "t", "s", "z", "d", "c", "i", "f", "b", "?"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["id", "value", "error", "x"]), inner, max_size=3)
+    ),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        JSONS.map(lambda one: json.dumps(one).encode()),
+        JSONS.map(lambda one: json.dumps({"id": 7, "value": one}).encode()),
+    )
+)
+def test_whatever_arrives_as_a_report_is_a_value_or_a_reason(data: bytes) -> None:
+    try:
+        values.read(data, 7)
+    except (values.Malformed, values.Failed) as reason:
+        assert str(reason) or isinstance(reason, values.Failed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=4), st.booleans())
+@NEEDS_WALLS
+def test_whatever_a_program_writes_on_its_channel_is_a_failure_or_one_value(frames: list[bytes], framed: bool) -> None:
+    """Random frames, and random bytes without frames, then a clean end: never a hang, never another exception."""
+    data = b"".join(struct.pack(">I", len(one)) + one if framed else one for one in frames)
+    program = f"import os\ndef f():\n  os.write(3, {data!r})\n  os._exit(0)"
+    with Sandbox(Limits(seconds=2.0)).calls(program) as functions:
+        began = time.monotonic()
+        returned = functions.call("f")
+        assert time.monotonic() - began < 10
+        assert returned.ok is False and returned.reason, (frames, returned)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.complex_numbers(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN)
+def test_plain_data_comes_back_as_it_was(value: Any) -> None:
+    from selfkd.sandbox import inside
+
+    read = values.read(f'{{"id":1,"value":{inside.encode(value, 0)}}}'.encode(), 1)
+    assert read == value and repr(read) == repr(value)
+
+
+def test_a_foreign_value_is_equal_to_nothing_and_shows_its_type() -> None:
+    found = report('{"id":7,"value":["?","numpy.int64"]}')
+    assert isinstance(found, Foreign) and found != found and repr(found) == "<numpy.int64>"
+
+
+# ------------------------------------------------------------------------------------------------------------- completions
+
+
+@pytest.mark.parametrize(
+    ("completion", "block"),
+    [
+        ("", None),
+        ("no code here", None),
+        ("```python\na\n```", "a\n"),
+        ("```python\na\n```\ntext\n```python\nb\n```", "b\n"),
+        ("```python\na\n```\n```\nb\n```", "b\n"),
+        ("```python\na\n```\n```bash\nb\n```", "a\n"),
+        ("```Python title=x\na\n```", "a\n"),
+        ("```{.python}\na\n```", "a\n"),
+        ("````python\n```\na\n```\n````", "```\na\n```\n"),
+        ("~~~py\na\n~~~", "a\n"),
+        ("  ```python\n  a\n    b\n  ```", "a\n  b\n"),
+        ("    ```python\n    a\n    ```", None),
+        ("```python\na\nb", "a\nb\n"),
+        ("`` x ``` y", None),
+        ("```python a```", None),
+        ("```bash\na\n```", None),
+        ("```python\r\na\r\n```\r\n", "a\r\n"),
+    ],
+)
+def test_the_last_block_of_the_language_is_the_program(code: ModuleType, completion: str, block: str | None) -> None:
+    assert code.last_block(completion) == block
+
+
+ODD_COMPLETIONS = {
+    "": "no python block in the completion",
+    "no code": "no python block in the completion",
+    "```python\n```": "0 of 1 tests; test 1: printed nothing",
+    "```python\n" + "x = 1\n" * 900_000 + "```": "the program has 5400000 bytes, the limit is 1000000",
+    "```python\nprint('\0')\n```": "0 of 1 tests; test 1: exit status 1: SyntaxError: source code string cannot contain null bytes",
+    "```python\nprint('\ud800')\n```": "SyntaxError",
+    "```python\nprint(7\n```": "SyntaxError",
+    "```python\nimport sys; sys.stdout.buffer.write(b'\\xff\\xfe')\n```": "wrong output: ��",
+}
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("completion", ODD_COMPLETIONS)
+def test_an_odd_completion_is_a_zero_with_its_reason(code: ModuleType, completion: str) -> None:
+    value, why = code.code_tests(completion, [{"input": "", "output": "7"}])
+    assert value == 0.0 and ODD_COMPLETIONS[completion] in why, why
+
+
+# ------------------------------------------------------------------------------------------------------------------ tests
+
+
+@NEEDS_WALLS
+def test_every_form_of_tests_is_understood(code: ModuleType) -> None:
+    method = fenced("class Solution:\n    def add(self, a, b):\n        return a + b")
+    plain = fenced("def add(a, b):\n    return a + b")
+    forms = [
+        [{"call": "add", "args": [3, 4], "returns": 7}],
+        [{"call": "add", "kwargs": {"a": 3, "b": 4}, "returns": 7}],
+        {"inputs": [[3, 4], [[1], [2]]], "outputs": [7, [[1, 2]]], "fn_name": "add"},
+        json.dumps({"inputs": [[3, 4]], "outputs": [[7]], "fn_name": "add"}),
+        "assert add(3, 4) == 7",
+        ["assert add([1], [2]) == [1, 2]", "assert 7 == add(3, 4) and add(1, 1) > 1", "assert not add(0, 0)"],
+    ]
+    for tests in forms:
+        assert code.code_tests(plain, tests)[0] == 1.0, tests
+        assert code.code_tests(method, tests)[0] == 1.0, tests
+    functional = [{"input": "3\n4", "output": "7", "testtype": "functional"}]
+    assert code.code_tests(method, functional, entry_point="add")[0] == 1.0
+    printing = fenced("print(sum(int(input()) for _ in range(2)))")
+    for tests in ({"inputs": ["3\n4\n"], "outputs": ["7\n"]}, {"inputs": [["3", "4"]], "outputs": [["7"]]}):
+        assert code.code_tests(printing, tests)[0] == 1.0, tests
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [
+        ([], "there are no tests"),
+        ("[torn", "Expecting"),
+        ([{"input": "1"}], "test 1 has neither input and output (texts) nor call and returns"),
+        ([{"input": 1, "output": "1"}], "test 1 has neither"),
+        ([7], "test 1 is neither a mapping nor an assert"),
+        ({"inputs": ["1"], "outputs": []}, "1 inputs but 0 outputs"),
+        ([{"input": "1", "output": "1", "testtype": "functional"}], "test 1 calls a function, but there is no entry_point"),
+        (["assert f(1) == 1; import os"], "test 1 is not one assert"),
+        (["assert True"], "test 1 calls nothing"),
+        (["assert f(1) == [x for x in (1,)]"], "test 1 holds what cannot be checked from outside: [x for x in (1,)]"),
+        (["assert f(1) == 'a' * 10 ** 9"], "test 1 holds what cannot be checked from outside"),
+        (["assert __import__('os').system('true') == f(1)"], "one function only, the program's"),
+        (["assert f(" + "(" * 5000 + ")" * 5000 + ") == 1"], "test 1 is not one assert"),
+    ],
+)
+def test_tests_that_are_none_are_an_error_of_the_data_and_no_zero(code: ModuleType, tests: Any, reason: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        code.code_tests(fenced("print(1)"), tests)
+    assert reason in str(caught.value)
+
+
+@NEEDS_WALLS
+def test_types_are_exact_unless_told_otherwise(code: ModuleType) -> None:
+    def score(program: str, test: Any, **more: Any) -> float:
+        value: float = code.code_tests(fenced(f"def f(x): return {program}"), [test], **more)[0]
+        return value
+
+    three = {"call": "f", "args": [3], "returns": 3}
+    assert [score(text, three) for text in ("x", "float(x)", "x == 3", "str(x)", "x + 0j")] == [1, 0, 0, 0, 0]
+    assert [score(text, three, exact=False) for text in ("x", "float(x)", "x == 3")] == [1, 1, 0]
+    pair = {"call": "f", "args": [1], "returns": [1, {"2": 3}]}
+    assert [score(text, pair) for text in ("(x, {2: 3})", "[True, {2: 3}]", "[x, {'2': 3}]")] == [1, 0, 1]
+    assert [score("(1,)", "assert f(1) == [1]", exact=exact) for exact in (True, False)] == [0, 1]
+    assert score("1 / 3", {"call": "f", "args": [1], "returns": 0.3333}, tolerance=1e-3) == 1
+    assert score("1 / 3", {"call": "f", "args": [1], "returns": 0.3333}) == 0
+    assert score("float('nan')", {"call": "f", "args": [1], "returns": 0.3}, tolerance=1e9) == 0
+    prints = fenced("print('a', 0.33331)")
+    assert [code.code_tests(prints, [{"input": "", "output": "a 0.3333"}], tolerance=t)[0] for t in (0.0, 1e-3)] == [0, 1]
+
+
+@NEEDS_WALLS
+def test_a_hang_costs_its_test_and_the_budget_ends_the_rest(code: ModuleType) -> None:
+    program = fenced("n = int(input())\nwhile n == 1: pass\nprint(n)")
+    tests = [{"input": str(n), "output": str(n)} for n in range(3)]
+    assert code.code_tests(program, tests, seconds=0.3) == (2 / 3, "2 of 3 tests; test 2: time limit (0.3 s)")
+    value, why = code.code_tests(fenced("while True: pass"), tests * 10, seconds=0.3, budget=0.5)
+    assert (value, why) == (0.0, "0 of 30 tests; test 1: time limit (0.3 s)")
+    value, why = code.code_tests(program, [*tests[1:2], *tests], seconds=0.3, budget=0.2)
+    assert why == "0 of 4 tests; test 1: time limit (0.3 s)"
+    began = time.monotonic()
+    assert code.code_tests(fenced("while True: pass"), tests * 10, seconds=0.3, strict=True)[0] == 0.0
+    assert time.monotonic() - began < 5, "strict stops at the first failure"
+
+
+# ----------------------------------------------------------------------------------------------------------- as a reward
+
+
+@NEEDS_WALLS
+def test_it_is_a_reward_like_others_in_worker_processes() -> None:
+    function = rewards.find("reward/code.py:code_tests", [])
+    assert rewards.check(function, ["tests"]) == []
+    tests = json.loads(json.dumps(PRINTS))
+    rows = [row(fenced("n = int(input())\nprint(n * n + 7)"), None, f"p{n}", tests=tests) for n in range(6)]
+    rows += [row(fenced("while True: pass"), None, "p7", tests=tests), row("none", None, "p8", tests=[])]
+    found = results(function, rows, timeout=30.0)
+    assert found[:6] == [(1.0, "4 of 4 tests")] * 6
+    assert found[6][0] == 0.0 and found[7] == (None, "ValueError: there are no tests")
+    assert rewards.notes(function) == {"tier": tiers.host().tier, "walls": tiers.host().walls}
+    workers.dismiss_idle()
+
+
+def test_on_a_host_without_walls_the_reward_is_unscored_with_one_line(
+    code: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tiers.Host(
+        0, "", 0, 57, ("tier 2: no Landlock in kernel 4.18", "tier 1: no Landlock in kernel 4.18"), "Get a newer kernel"
+    )
+    monkeypatch.setattr(tiers, "host", lambda: bare)
+    reward = calling.load(CODE, "code_tests")
+    [(value, why)] = reward.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])])
+    assert value is None
+    assert why.startswith(
+        "SandboxError: this host cannot close the network to model-written code, so none is run: tier 2: no Landlock"
+    )
+    accepting = calling.load(CODE, "code_tests", {"unsafe": "I accept"})
+    assert accepting.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])]) == [(1.0, "1 of 1 tests")]
+    refusing = calling.load(CODE, "code_tests", {"unsafe": "yes"})
+    assert refusing.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])])[0][0] is None
+
+
+@NEEDS_WALLS
+def test_javascript_and_shell_programs_are_scored_too(code: ModuleType) -> None:
+    if Path("/usr/bin/node").exists():
+        completion = "```js\nconst n = +require('fs').readFileSync(0);\nconsole.log(n * n + 7)\n```"
+        assert code.code_tests(completion, PRINTS, language="javascript", argv=["/usr/bin/node", "{program}.js"]) == (
+            1.0,
+            "4 of 4 tests",
+        )
+    completion = "```bash\nread n; echo $((n * n + 7))\n```"
+    assert code.code_tests(completion, PRINTS, language="bash", argv=["/usr/bin/bash", "{program}"]) == (1.0, "4 of 4 tests")
