@@ -20,7 +20,8 @@ OPEN_AT_0 = {
     "tcp", "udp", "unix_stream", "unix_datagram", "unix_datagram_pair", "abstract_socket", "read_passwd", "read_others_file",
     "list_others_folder", "write_outside", "overwrite", "truncate", "rename_away", "remove", "change_mode", "change_time",
     "symlink_escape", "climb_out", "signal_owner", "signal_by_pidfd", "unshare_again", "keyring",
-    "shared_memory", "change_limits_of_owner",
+    "shared_memory", "change_limits_of_owner", "signal_by_descriptor", "outlive_owner", "lock_outside", "queue_by_number",
+    "remove_queue", "shared_memory_of_nobody", "deep_pipe", "pass_descriptor",
 }  # fmt: skip
 
 

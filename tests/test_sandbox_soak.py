@@ -15,7 +15,7 @@ from selfkd.sandbox import Limits, Sandbox, tiers, watch
 pytestmark = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {tiers.host().walls}")
 MB = 1 << 20
 WHOLE, TENTH = 100_000, 10_000
-LIMITS = Limits(seconds=0.15, memory=64 * MB, address_space=256 * MB, output=20_000, disk=2 * MB, file_size=MB)
+LIMITS = Limits(seconds=0.1, memory=64 * MB, address_space=256 * MB, output=20_000, disk=2 * MB, file_size=MB)
 USUAL = "print(int(input()) + 1)"
 UNUSUAL = (
     "while True: pass",
@@ -37,10 +37,10 @@ UNUSUAL = (
 
 
 def soak(count: int) -> None:
-    """One in ten programs is unusual; which one is drawn with a seed, so that a failure can be repeated."""
+    """One in twenty programs is unusual; which one is drawn with a seed, so that a failure can be repeated."""
     before, zombies = left_behind(), zombies_of_ours()
     draw = random.Random(20261125)
-    programs = [draw.choice(UNUSUAL) if draw.random() < 0.1 else USUAL for _ in range(count)]
+    programs = [draw.choice(UNUSUAL) if draw.random() < 0.05 else USUAL for _ in range(count)]
     boxes = (Sandbox(LIMITS), Sandbox(LIMITS, tier=1))
 
     def run(number: int) -> bool:

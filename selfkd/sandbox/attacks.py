@@ -5,7 +5,9 @@ Run inside, as a program: by the probe, to learn what this host's walls hold, an
 """
 
 import ctypes
+import fcntl
 import gc
+import mmap
 import os
 import platform
 import resource
@@ -95,6 +97,21 @@ def unix_datagram_pair(t):
 
 def abstract_socket(t):
     return connected(socket.AF_UNIX, socket.SOCK_STREAM, "\0" + t["abstract"])
+
+
+def abstract_name(t):
+    one, other = socket.socketpair()
+    with one, other:
+        one.bind("\0" + t["abstract"] + "-taken")
+        return "holds a name outside"
+
+
+def pass_descriptor(t):
+    """Descriptors on their way in a socket outlive who sent them."""
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", 1))])
+        return "sent"
 
 
 def netlink(t):
@@ -222,6 +239,40 @@ def signal_by_pidfd(t):
         os.close(handle)
 
 
+def signal_by_descriptor(t):
+    """A socket that signals its owner, who may be anybody, when something arrives."""
+    one, other = socket.socketpair()
+    with one, other:
+        fcntl.fcntl(one, fcntl.F_SETOWN, owner(t))
+        fcntl.fcntl(one, 10, int(signal.SIGURG))  # F_SETSIG; a signal that nobody minds
+        fcntl.fcntl(one, fcntl.F_SETFL, os.O_ASYNC)
+        other.send(b"x")
+        return "may signal"
+
+
+def outlive_owner(t):
+    return "no longer dies with its warden" if libc.prctl(1, 0, 0, 0, 0) == 0 else ""
+
+
+def lock_outside(t):
+    with open(os.__file__) as file:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return "locked"
+
+
+def lease_outside(t):
+    with open(os.__file__) as file:
+        fcntl.fcntl(file, 1024, fcntl.F_RDLCK)
+        return "leased"
+
+
+def mark_outside(t):
+    with open(os.__file__) as file:
+        flags = struct.unpack("i", fcntl.ioctl(file, 0x80086601, b"0000"))[0]  # FS_IOC_GETFLAGS
+        fcntl.ioctl(file, 0x40086602, struct.pack("i", flags))  # the same flags again
+        return "flags set"
+
+
 def trace_owner(t):
     return "attached" if syscall(101, 117, 0x4206, owner(t), 0, 0) == 0 else ""  # PTRACE_SEIZE
 
@@ -259,6 +310,15 @@ def shared_memory(t):
         return "segment"
 
 
+def queue_by_number(t):
+    room = ctypes.create_string_buffer(64)
+    return "read" if libc.msgrcv(t["queue"], room, ctypes.c_size_t(32), ctypes.c_long(0), 0o4000) > 0 else ""
+
+
+def remove_queue(t):
+    return "removed" if libc.msgctl(t["queue"], 0, None) == 0 else ""
+
+
 def message_queue(t):
     name = b"/selfkd-%d" % t["owner"]
     if libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None) >= 0:
@@ -285,7 +345,7 @@ def capabilities(t):
     return f"capabilities {data[0]:x}" if any(data) else ""
 
 
-def mount(t):
+def mount_over(t):
     return "mounted" if libc.mount(b"x", b".", b"tmpfs", ctypes.c_ulong(0), None) == 0 else ""
 
 
@@ -336,6 +396,40 @@ def other_architecture(t):
     return "x32 call" if X86 and libc.syscall(0x40000000 + 39) > 0 else ""
 
 
+def i386_call(t):
+    """getpid by `int 0x80`: mov eax, 20; int 0x80; ret."""
+    if X86:
+        code = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")
+        return "called" if ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))() > 0 else ""
+
+
+# ------------------------------------------------------------------------------------------------------ what nobody counts
+
+
+def shared_memory_of_nobody(t):
+    """Pages that stay although no process holds them in its resident size."""
+    mmap.mmap(-1, 4096, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    return "mapped"
+
+
+def deep_socket(t):
+    one, other = socket.socketpair()
+    with one, other:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+        return "a buffer of megabytes"
+
+
+def deep_pipe(t):
+    reading, writing = os.pipe()
+    try:
+        fcntl.fcntl(writing, 1031, 1 << 20)  # F_SETPIPE_SZ
+        return "a pipe of a megabyte"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 # --------------------------------------------------------------------------------------------------------------- secrets
 
 
@@ -374,6 +468,6 @@ ALL = tuple(
     name
     for name, one in list(globals().items())
     if callable(one)
-    and getattr(one, "__module__", None) == __name__
+    and getattr(one, "__globals__", None) is globals()
     and name not in ("attack", "syscall", "connected", "opened", "owner")
 )

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import SandboxError, UsageError
 from selfkd.sandbox import sites
-from selfkd.sandbox.jail import ENVIRONMENT, MB, PYTHON, Ended, Jail, Limits, warden
+from selfkd.sandbox.jail import ENVIRONMENT, MB, PYTHON, Ended, Jail, Limits, line, warden
 from selfkd.sandbox.walls import WORK
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from selfkd.sandbox.calls import Calls
 
 ACCEPTED = "I accept"
-WHY_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -148,8 +147,8 @@ def why(ended: Ended, limits: Limits, stderr: str = "") -> str:
         return told(ended.limit, limits)
     if ended.status < 0:
         return f"ended by {_signal(-ended.status)}"
-    last = next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "")
-    return "" if ended.status == 0 else f"exit status {ended.status}{': ' + last[:WHY_CHARS] if last else ''}"
+    last = next((text for text in reversed(stderr.splitlines()) if text.strip()), "")
+    return "" if ended.status == 0 else f"exit status {ended.status}{': ' + line(last) if last else ''}"
 
 
 def told(limit: str, limits: Limits) -> str:

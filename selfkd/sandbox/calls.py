@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from selfkd.sandbox import values
-from selfkd.sandbox.jail import Jail, warden
+from selfkd.sandbox.jail import Jail, line, warden
 
 if TYPE_CHECKING:
     from selfkd.sandbox.box import Sandbox
 
 HEAD = 4
 GOING_SECONDS = 1.0  # for a process that has closed its channel to end
-MANY_SECONDS = 3600.0  # of processor time for a process that answers many calls, each of which has its own deadline
+MANY_SECONDS = 600.0  # of processor time for a process that answers many calls, each of which has its own deadline
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Calls:
                 return Returned(False, None, self.end(None))
             return Returned(True, values.read(report, self.number), "")
         except values.Failed as failed:
-            return Returned(False, None, str(failed))
+            return Returned(False, None, line(str(failed)))
         except values.Malformed as malformed:
             self.end("stopped")
             return Returned(False, None, f"malformed report: {malformed}")
@@ -125,10 +125,11 @@ class Calls:
                 pass
             except OSError:
                 return None  # it closed its end
-            if not self._received() and not self.buffer and self._closed:
-                return None
+            self._received()
             if report := self._whole(jail):
                 return report
+            if self._closed:
+                return None
         return None
 
     def _received(self) -> bool:

@@ -69,12 +69,21 @@ def find(root: str = ROOT, own: str | None = None) -> Group | None:
     folder = os.path.normpath(f"{root}/{here}")
     for parent in dict.fromkeys((folder, os.path.dirname(folder) if folder != root else root)):
         with contextlib.suppress(OSError):
-            if set(_read(f"{parent}/cgroup.subtree_control").split()) >= NEEDED:
+            if _hands_down(parent):
                 _clear(parent)
                 path = f"{parent}/{PREFIX}{os.getpid()}"
                 os.makedirs(path, exist_ok=True)
                 return _open(path)
     return None
+
+
+def _hands_down(parent: str) -> bool:
+    """Whether groups in `parent` get our controllers; where they are only offered, they are switched on."""
+    given, offered = (set(_read(f"{parent}/cgroup.{name}").split()) for name in ("subtree_control", "controllers"))
+    if not given >= NEEDED and offered >= NEEDED:
+        _write(f"{parent}/cgroup.subtree_control", "+memory +pids")  # refused where processes stand in `parent` itself
+        return True
+    return given >= NEEDED
 
 
 def _open(path: str) -> Group | None:
@@ -112,6 +121,6 @@ def _read(path: str) -> str:
         return file.read()
 
 
-def _write(path: str, value: int) -> None:
+def _write(path: str, value: int | str) -> None:
     with open(path, "w", encoding="ascii") as file:
         file.write(str(value))

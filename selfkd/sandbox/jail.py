@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -18,12 +19,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfkd.errors import SandboxError
+from selfkd.errors import SandboxError, UsageError
 from selfkd.sandbox import sites
 from selfkd.sandbox.walls import WORK, Site
 
@@ -32,6 +34,8 @@ START_SECONDS, END_SECONDS = 60.0, 30.0  # for a warden to start, and to take a 
 START = "import sys; sys.path.append(sys.argv[3]); from selfkd.sandbox.warden import run; run()"
 PYTHON = ("-S", "-s", "-B")
 MB = 1 << 20
+MOST = 1 << 50
+REASON_CHARS = 300
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "HOME": WORK,
@@ -66,6 +70,11 @@ class Limits:
     disk: int = 64 * MB
     output: int = MB
 
+    def __post_init__(self) -> None:
+        numbers = {name: value for name, value in asdict(self).items() if value is not None}
+        if bad := [name for name, value in numbers.items() if not 0 < value < MOST]:
+            raise UsageError(f"a limit is a positive number, not {numbers[bad[0]]}", f"Limits.{bad[0]}")
+
     def job(self, cpu: float | None = None) -> dict[str, Any]:
         return {**asdict(self), "cpu": cpu or self.cpu or self.seconds}
 
@@ -83,15 +92,23 @@ class Ended:
     memory: int
 
 
+def line(text: str) -> str:
+    """Text of a program as one short line that is safe to print and to encode."""
+    return "".join(sign if sign.isprintable() else " " for sign in text[:REASON_CHARS]).strip()
+
+
 class Warden:
     """One warden process and the socket to it."""
 
     def __init__(self, site: Site) -> None:
-        self.site, self.owner, self.work = site, os.getpid(), ""
+        self.site, self.work = site, ""
         if site.tier < 2:
             sites.clear_left()
             self.work = sites.folder()
-        self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        _all.add(self)
+        self.socket, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with end:  # not below 3, where the new process's own streams go
+            theirs = socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
         root = str(Path(__file__).resolve().parent.parent.parent)
         settings = json.dumps({"site": asdict(replace(site, work=self.work))})
         self.process = subprocess.Popen(
@@ -143,17 +160,32 @@ class Warden:
 # ---------------------------------------------------------------------------------------------------------------- wardens
 
 _idle: list[Warden] = []
+_all: weakref.WeakSet[Warden] = weakref.WeakSet()
 _lock = threading.Lock()
+
+
+def _after_fork() -> None:
+    """A fork of this process must neither use its parent's wardens nor keep them alive."""
+    global _lock
+    _lock = threading.Lock()
+    _idle.clear()
+    for one in list(_all):
+        one.socket.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
 def warden(site: Site) -> Iterator[Warden]:
     """A warden of this site, for the caller alone. It is kept for the next one unless something went wrong."""
     with _lock:
-        _idle[:] = [one for one in _idle if one.owner == os.getpid()]  # a fork of this process must not use its parent's
         found = next((one for one in _idle if one.site == site), None)
         if found:
             _idle.remove(found)
+    if found and found.process.poll() is not None:  # somebody killed it meanwhile
+        found.close()
+        found = None
     one = found or Warden(site)
     try:
         yield one
@@ -171,7 +203,7 @@ def warden(site: Site) -> Iterator[Warden]:
 def close_idle() -> None:
     """End the wardens kept for a next program."""
     with _lock:
-        mine = [one for one in _idle if one.owner == os.getpid()]
+        mine = list(_idle)
         _idle.clear()
     for one in mine:
         one.socket.close()  # all of them first, so that they end side by side
@@ -191,21 +223,24 @@ class Jail:
         """`stdin` and `channel` are descriptors for the program; they stay the caller's to close."""
         self.warden, self.limits = warden, limits
         self.streams: dict[int, bytearray] = {}
-        theirs = []
-        for _ in ("stdout", "stderr"):
-            ours, end = os.pipe()
-            os.set_blocking(ours, False)
-            self.streams[ours] = bytearray()
-            theirs.append(end)
-        self.poll = select.poll()
-        for handle in (*self.streams, warden.socket.fileno()):
-            self.poll.register(handle, select.POLLIN)
         self.limit: str | None = None
         self.reply: dict[str, Any] | None = None
-        self.began = time.monotonic()
-        self.deadline = self.began + limits.seconds
+        self.poll = select.poll()
+        self.poll.register(warden.socket, select.POLLIN)
+        theirs: list[int] = []
         try:
+            for _ in ("stdout", "stderr"):
+                ours, end = os.pipe()
+                theirs.append(end)
+                self.streams[ours] = bytearray()
+                self.poll.register(ours, select.POLLIN)
+                os.set_blocking(ours, False)
+            self.began = time.monotonic()
+            self.deadline = self.began + limits.seconds
             warden.send(json.dumps({**job, "limits": limits.job(cpu)}).encode(), [stdin, *theirs, channel])
+        except BaseException:
+            self.close()
+            raise
         finally:
             for end in theirs:
                 os.close(end)
@@ -247,10 +282,11 @@ class Jail:
         """Until nothing of it is left. What it wrote before its end is read to the last byte, up to the cap."""
         while self.reply is None:
             self.step()
-        for handle in self.streams:
-            os.set_blocking(handle, True)  # nobody can write any more
-            while len(self.streams[handle]) <= self.limits.output and (data := os.read(handle, 1 << 16)):
-                self.streams[handle] += data
+        for handle, stream in self.streams.items():
+            # All that was written is in the pipe by now. Its end may never come: a descriptor can be on its way in a socket.
+            with contextlib.suppress(BlockingIOError):
+                while len(stream) <= self.limits.output and (data := os.read(handle, 1 << 16)):
+                    stream += data
         return self._ended(self.reply)
 
     def _ended(self, reply: dict[str, Any]) -> Ended:
@@ -260,6 +296,8 @@ class Jail:
             )
         status = os.waitstatus_to_exitcode(reply["status"])
         out, err = (bytes(stream) for stream in self.streams.values())
+        if self.warden.site.bubble and 128 < status < 128 + signal.SIGSYS:
+            status = 128 - status  # bubblewrap says so where the program was ended by a signal
         limit = self.limit or reply["limit"] or {-signal.SIGXCPU: "cpu", -signal.SIGXFSZ: "file_size"}.get(status)
         if limit is None and len(out) + len(err) > self.limits.output:
             limit = "output"

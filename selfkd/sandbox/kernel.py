@@ -7,6 +7,7 @@ for x86_64 and aarch64; the others (400 and above) are the same everywhere. Sour
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable
 
@@ -50,7 +51,12 @@ def syscall(name: str, number: int, *arguments: object) -> int:
 
 
 def unshare(flags: int) -> None:
-    check(_libc.unshare(flags), "unshare")
+    try:
+        check(_libc.unshare(flags), "unshare")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # "no space left on device" would mislead
+            raise OSError(error.errno, "user namespaces are used up or switched off", "unshare") from None
+        raise
 
 
 def prctl(name: str, option: int, *values: object) -> None:

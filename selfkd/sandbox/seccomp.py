@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Iterable
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 
@@ -30,7 +31,11 @@ ALWAYS: dict[str, tuple[int | None, int | None] | int] = {
     "sethostname": (170, 161), "setdomainname": (171, 162), "clock_settime": (227, 112), "settimeofday": (164, 170),
     "adjtimex": (159, 171), "clock_adjtime": (305, 266), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None),
     "memfd_create": (319, 279), "memfd_secret": 447, "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190),
-    "msgget": (68, 186), "mq_open": (240, 180),
+    "shmctl": (31, 195), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192), "msgget": (68, 186),
+    "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180), "mq_unlink": (241, 181),
+    # A pair of sockets may be written to and read from; whatever else is done with one reaches or costs others.
+    "bind": (49, 200), "listen": (50, 201), "connect": (42, 203), "sendmsg": (46, 211), "sendmmsg": (307, 269),
+    "setsockopt": (54, 208), "getsockopt": (55, 209), "flock": (73, 32), "sync": (162, 81), "syncfs": (306, 267),
 }  # fmt: skip
 # Where no namespace hides the rest of the machine: what changes files that may not be opened, and what steers processes.
 BARE: dict[str, tuple[int | None, int | None] | int] = {
@@ -45,7 +50,13 @@ BARE: dict[str, tuple[int | None, int | None] | int] = {
 SIGNALS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
 FORKS = {"fork": (57, None), "vfork": (58, None)}
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT = (56, 220), 435, (53, 199), (302, 261)
-NEW_NAMESPACES, THREAD, STREAM, TYPE_MASK = 0x7E020000, 0x10000, 1, 0xF
+NEW_NAMESPACES, THREAD, UNIX, STREAM, TYPE_MASK = 0x7E020000, 0x10000, 1, 1, 0xF
+FCNTL, IOCTL, PRCTL, MMAP = (72, 25), (16, 29), (157, 167), (9, 222)
+# A descriptor made to send signals to anybody; leases and notices on others' files; pipes that use up the user's share.
+STEERING = (8, 10, 15, 1024, 1026, 1031)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
+# FIOSETOWN, SIOCSPGRP, and what changes a file's flags through a descriptor that may only read.
+MARKING = (0x8901, 0x8902, 0x40086602, 0x40046602, 0x401C5820, 0x40806685)
+SET_PDEATHSIG, SHARED, SHARED_ANONYMOUS, HUGE = 1, 1, 0x21, 0x40000
 
 LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF instructions on 32-bit words
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
@@ -57,26 +68,54 @@ def program(bare: bool = False, signals: bool = True, forks: bool = True, machin
     KeyError on a machine whose numbers are not known here.
     """
     place = list(ARCHES).index(machine) if machine in ARCHES else ARCHES[machine]
-    denied = {**ALWAYS, **(BARE if bare else {}), **({} if signals else SIGNALS), **({} if forks else FORKS)}
-    numbers = [number if isinstance(number, int) else number[place] for number in denied.values()]
+    denied = {**ALWAYS, **(BARE if bare else {}), **({} if signals else SIGNALS)}
+    code = deny(number if isinstance(number, int) else number[place] for number in denied.values())
+    code += when(FCNTL[place], 1, deny(STEERING)) + when(IOCTL[place], 1, deny(MARKING))
+    code += when(PRCTL[place], 0, deny((SET_PDEATHSIG,)))  # it shall die with the warden
+    # A datagram pair can be pointed at any socket file; a stream pair stays a pair.
+    code += when(SOCKETPAIR[place], 0, [(EQUAL, 1, 0, UNIX), refuse()])
+    code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), (EQUAL, 1, 0, STREAM), refuse()])
+    # Memory that nobody's resident size shows: shared without a file, huge pages, and below tier 2 of files without a name.
+    code += when(
+        MMAP[place], 3, [(SET, 0, 1, HUGE), refuse(), (AND, 0, 0, SHARED_ANONYMOUS), (EQUAL, 0, 1, SHARED_ANONYMOUS), refuse()]
+    )
+    code += when(MMAP[place], 3, [(SET, 0, 1, SHARED), refuse()]) if bare else []
+    code += when(PRLIMIT[place], 0, [(EQUAL, 1, 0, 0), refuse()]) if bare else []  # only one's own limits
+    return assembled(machine, code + ([] if forks else no_forks(place)))
+
+
+def threads_only(machine: str = os.uname().machine) -> bytes:
+    """A filter that denies new processes and nothing else, for where they could be neither counted nor swept away."""
+    return assembled(machine, no_forks(list(ARCHES).index(machine)))
+
+
+Step = tuple[int, int, int, int]
+
+
+def assembled(machine: str, checks: list[Step]) -> bytes:
+    """The bytes of a filter: other architectures' calls are refused, then `checks`, and what is left is allowed."""
+    place = list(ARCHES).index(machine)
     code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, ARCHES[machine]), refuse(), (LOAD, 0, 0, 0)]
     code += [(ABOVE, 0, 1, 0x40000000), refuse()] if machine == "x86_64" else []  # the x32 calls
     code += [(EQUAL, 0, 1, CLONE3), refuse(errno.ENOSYS)]  # its flags cannot be seen; C libraries then use clone
-    for number in numbers:
-        code += [] if number is None else [(EQUAL, 0, 1, number), refuse()]
     code += when(CLONE[place], 0, [(SET, 0, 1, NEW_NAMESPACES), refuse()])
-    code += [] if forks else when(CLONE[place], 0, [(SET, 1, 0, THREAD), refuse()])
-    # A datagram pair can be pointed at any socket file; a stream pair stays a pair.
-    code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), (EQUAL, 1, 0, STREAM), refuse()])
-    code += when(PRLIMIT[place], 0, [(EQUAL, 1, 0, 0), refuse()]) if bare else []  # only one's own limits
-    return b"".join(struct.pack("=HBBI", *one) for one in [*code, (RETURN, 0, 0, ALLOW)])
+    return b"".join(struct.pack("=HBBI", *one) for one in [*code, *checks, (RETURN, 0, 0, ALLOW)])
 
 
-def refuse(number: int = errno.EPERM) -> tuple[int, int, int, int]:
+def no_forks(place: int) -> list[Step]:
+    return deny(number[place] for number in FORKS.values()) + when(CLONE[place], 0, [(SET, 1, 0, THREAD), refuse()])
+
+
+def deny(numbers: Iterable[int | None]) -> list[Step]:
+    """Refuse where the loaded word is one of these."""
+    return [step for number in numbers if number is not None for step in ((EQUAL, 0, 1, number), refuse())]
+
+
+def refuse(number: int = errno.EPERM) -> Step:
     return (RETURN, 0, 0, ERRNO | number)
 
 
-def when(number: int, argument: int, check: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+def when(number: int, argument: int, check: list[Step]) -> list[Step]:
     """`check` with the low word of an argument loaded, where the call is `number`; the call's number stands again after it."""
     inner = [(LOAD, 0, 0, 16 + 8 * argument), *check, (LOAD, 0, 0, 0)]
     return [(EQUAL, 0, len(inner), number), *inner]

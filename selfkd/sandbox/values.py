@@ -10,6 +10,8 @@ import json
 from typing import Any, NoReturn
 
 DEPTH = 64
+MANY = 1000
+NO_FORM = "the report holds a value of no known form"
 GROUPS = {"l": list, "t": tuple, "s": set, "z": frozenset}
 NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
@@ -60,7 +62,7 @@ def parsed(report: bytes) -> Any:
         return dict(pairs)
 
     try:
-        return json.loads(report, object_pairs_hook=once, parse_constant=_refuse)
+        return json.loads(report.decode("ascii"), object_pairs_hook=once, parse_constant=_refuse)
     except Malformed:
         raise
     except (ValueError, RecursionError):  # a bad encoding, bad JSON, thousands of digits, thousands of levels
@@ -82,32 +84,48 @@ def value(found: Any, depth: int = 0) -> Any:
         return _made(kind, parts, depth + 1)
     except Malformed:
         raise
-    except (ValueError, TypeError):  # too few parts, no number where one should be, a list as a key
-        raise Malformed("the report holds a value of no known form") from None
+    except (ValueError, TypeError, ArithmeticError):  # too few parts, no number where one should be, a list as a key
+        raise Malformed(NO_FORM) from None
 
 
 def _made(kind: Any, parts: list[Any], depth: int) -> Any:
-    if kind in ("l", "t", "s", "z"):
-        [inner] = parts
-        return GROUPS[kind](value(one, depth) for one in _list(inner))
-    if kind == "d":
-        [inner] = parts
-        return {value(key, depth): value(one, depth) for key, one in map(_list, _list(inner))}
     if kind == "c":
         real, imaginary = (value(one, depth) for one in parts)
-        return complex(real, imaginary)
-    [text] = parts
-    if type(text) is not str:
-        raise Malformed("the report holds a value of no known form")
-    if kind == "f" and text in NOT_FINITE:
-        return NOT_FINITE[text]
-    makers = {"i": lambda word: int(word, 16), "b": bytes.fromhex, "?": Foreign}
-    if kind not in makers:
-        raise Malformed("the report holds a value of no known form")
-    return makers[kind](text)
+        if type(real) is type(imaginary) is float:
+            return complex(real, imaginary)
+        raise Malformed(NO_FORM)
+    [inner] = parts
+    if kind in ("l", "t"):
+        return GROUPS[kind](value(one, depth) for one in _list(inner))
+    if kind in ("s", "z"):
+        return GROUPS[kind](_distinct([value(one, depth) for one in _list(inner)]))
+    if kind == "d":
+        pairs = [(value(key, depth), value(one, depth)) for key, one in map(_list, _list(inner))]
+        _distinct([key for key, _ in pairs])
+        return dict(pairs)
+    if type(inner) is not str:
+        raise Malformed(NO_FORM)
+    if kind == "f" and inner in NOT_FINITE:
+        return NOT_FINITE[inner]
+    if kind == "i" and f"{int(inner, 16):x}" == inner:
+        return int(inner, 16)
+    if kind == "b" and inner == inner.lower():
+        return bytes.fromhex(inner)
+    if kind == "?":
+        return Foreign(inner)
+    raise Malformed(NO_FORM)
+
+
+def _distinct(members: list[Any]) -> list[Any]:
+    """Members of a set or keys, none twice. Hashes chosen to collide would make the building of it take minutes."""
+    if len(members) > MANY and 4 * len(set(map(hash, members))) < len(members):
+        raise Malformed("the members of a set have hashes that collide")
+    if len(set(members)) < len(members):
+        raise Malformed(NO_FORM)
+    return members
 
 
 def _list(found: Any) -> list[Any]:
     if type(found) is not list:
-        raise Malformed("the report holds a value of no known form")
+        raise Malformed(NO_FORM)
     return found

@@ -17,7 +17,7 @@ from selfkd.sandbox import kernel as k
 from selfkd.sandbox import seccomp
 
 WORK = "/box"  # no folder that an interpreter or a checkout is likely to lie in
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")  # not zero: memory mapped from it is not counted
 STAGE = "/tmp"  # any folder that exists everywhere: the new root is mounted over it, in our own mount namespace only
 INSIDE_UID = 1000
 SLACK = 8  # processes above the limit that the kernel still allows, so that the watcher sees the excess and can name it
@@ -61,14 +61,18 @@ def enter(site: Site, disk: int) -> None:
     else:
         k.unshare(k.NEWNS)
         _world(site.view, disk)
-        os.setgroups([])
-        os.setresgid(site.uid, site.uid, site.uid)
-        os.setresuid(site.uid, site.uid, site.uid)
+        give_up_root(site.uid)
         k.prctl("DUMPABLE", k.DUMPABLE, 1)  # giving up root made /proc/self root's
         k.unshare(k.NEWUSER | k.NEWNS | k.NEWPID | k.NEWNET | k.NEWIPC | k.NEWUTS)
         _map(proc, site.uid, site.uid)
     os.close(proc)
     k.check(k._libc.sethostname(b"sandbox", 7), "sethostname")
+
+
+def give_up_root(user: int) -> None:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
 
 
 def _map(proc: int, user: int, group: int) -> None:
@@ -129,22 +133,28 @@ def _bind(source: str, target: str) -> None:
 
 def limit(limits: dict[str, Any], counted: bool) -> None:
     """Resource limits of the process and of each one it starts. RLIMIT_NPROC counts by user: only right in a namespace."""
+    seconds = math.ceil(limits["cpu"]) + 1  # of one process; the watcher adds up, and is finer
     wanted = {
         resource.RLIMIT_AS: limits["address_space"],
         resource.RLIMIT_FSIZE: limits["file_size"],
         resource.RLIMIT_NOFILE: limits["files"],
-        resource.RLIMIT_CPU: math.ceil(limits["cpu"]) + 1,  # of one process; the watcher adds up and is finer
         resource.RLIMIT_NPROC: limits["processes"] + SLACK if counted else None,
-        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CORE: 1,  # 0 does not stop a core handler that is a program; 1 does (core(5))
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_RTPRIO: 0,
     }
     for which, most in wanted.items():
         if most is not None:
-            hard = resource.getrlimit(which)[1]
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(which, (most, most))
+            _set(which, most, most)
+    _set(resource.RLIMIT_CPU, seconds, seconds + 1)  # SIGXCPU, which has a name, before SIGKILL
+
+
+def _set(which: int, soft: int, hard: int) -> None:
+    """No higher than it already is."""
+    now = resource.getrlimit(which)[1]
+    most = hard if now == resource.RLIM_INFINITY else min(hard, now)
+    resource.setrlimit(which, (min(soft, most), most))
 
 
 # ----------------------------------------------------------------------------------------------------------------- locks
@@ -155,10 +165,11 @@ def lock(site: Site) -> None:
     k.drop_capabilities()
     if site.tier:
         k.landlock(rights(site), site.abi)
-        if k.KNOWN:
-            hidden = site.tier == 2
-            scoped = hidden or site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
-            k.install(seccomp.program(bare=not hidden, signals=scoped, forks=site.counted))
+        hidden = site.tier == 2
+        scoped = hidden or site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
+        k.install(seccomp.program(bare=not hidden, signals=scoped, forks=site.counted))
+    elif k.KNOWN:
+        k.install(seccomp.threads_only())  # no wall, but a fork bomb that nothing counts would take the host
 
 
 def rights(site: Site) -> list[tuple[str, int]]:

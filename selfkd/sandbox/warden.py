@@ -27,10 +27,11 @@ from typing import Any, NoReturn
 from selfkd.sandbox import bubble, cgroup, walls, watch
 from selfkd.sandbox import kernel as k
 
-KILL = b"K"
+KILL, READY = b"K", "ready"
 TICKS_MS = (2, 4, 8, 10)  # between looks at a running program: often at first, when a bomb would go off
 FIRST_FREE = 6  # below: input, output, errors, channel, what went wrong, the gate
 OWN_UIDS = 0x70000000  # as root, programs run as a user of their own in a range that no system assigns
+ENTRY, MOST_FILES = 4096, 4096  # what a file costs however small, and how many there may be below tier 2
 OF_BUBBLE = 2  # processes of bubblewrap itself in the tree
 Job = dict[str, Any]
 
@@ -62,8 +63,8 @@ class Warden:
             else:
                 if program is None:
                     return job["kind"], job["extra"]
-                reply = program if isinstance(program, dict) else self.guard(program, job)
-            if self.site.tier < 2:
+                reply = program if isinstance(program, dict) else self.guarded(program, job)
+            if self.site.work:
                 empty(self.site.work)
             self.owner.send(json.dumps(reply).encode())
 
@@ -78,19 +79,24 @@ class Warden:
         if first == 0:
             self.become(job, moved)
             return None
-        for handle in moved:
-            os.close(handle)
-        if self.site.tier == 2 and not self.site.bubble:
-            os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
-            os.write(opening, b"!")
-        os.close(opening)
-        with open(said, "rb") as words:
-            lines = words.read().decode(errors="replace").splitlines()
-        if failed := [line for line in lines if not line.isdigit()]:
+        try:
+            for handle in moved:
+                os.close(handle)
+            if self.site.tier == 2 and not self.site.bubble:
+                os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+                os.write(opening, b"!")
+            lines = read_all(said).splitlines()
+        finally:
+            os.close(opening)
+            os.close(said)
+        failed = [line for line in lines if line != READY and not line.isdigit()]
+        if self.site.bubble and READY not in lines:
+            failed.append("bubblewrap: it ended before the program began")
+        if failed:
             sweep()
             return {"failed": failed[0]}
-        return int(lines[0]) if lines else first
+        return int(lines[0]) if lines and lines[0] != READY else first
 
     def become(self, job: Job, handles: list[int]) -> None:
         """The child's way to the program. Returns only in a warm program, with the walls up; what fails is said and ends it."""
@@ -110,11 +116,20 @@ class Warden:
                     os._exit(0)
             else:
                 os.chdir(site.work)
-            settle(site, job)
             _wait_for_parent()
+            settle(site, job)
             _start(site, job)
         except Exception as error:  # whatever it is, the program must not run behind half of its walls
             fail(error)
+
+    def guarded(self, process: int, job: Job) -> Job:
+        """`guard`; if that fails, nothing of the program goes on unwatched."""
+        try:
+            return self.guard(process, job)
+        except BaseException:
+            os.kill(process, signal.SIGKILL)
+            sweep()
+            raise
 
     def guard(self, process: int, job: Job) -> Job:
         """Wait for the end, or bring it about; {"status": wait status, "limit": name or null, "cpu": s, "memory": peak bytes}."""
@@ -122,11 +137,13 @@ class Warden:
         poll = select.poll()
         poll.register(ending, select.POLLIN)
         poll.register(self.owner, select.POLLIN)
+        self.process = process
+        watcher = watch.Watcher(process)
         limit, peak, look = None, 0, 0
         while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
             look += 1
             if limit is None:
-                used = watch.use(process, job["limits"]["memory"])
+                used = watcher.look(job["limits"]["memory"])
                 peak, limit = max(peak, used.memory), self.over(used, job["limits"])
             if ready and self.owner.recv(16) == b"":
                 self.leave()
@@ -147,7 +164,7 @@ class Warden:
             return "cpu"
         if used.tasks > limits["processes"] + (OF_BUBBLE if self.site.bubble else 0):
             return "processes"
-        return "disk" if self.site.tier < 2 and size(self.site.work) > limits["disk"] else None
+        return "disk" if self.site.work and size(self.site.work, self.process) > limits["disk"] else None
 
     def kill(self, process: int) -> None:
         if self.group:
@@ -161,6 +178,9 @@ class Warden:
         sweep()
         if self.group:
             self.group.remove()
+        if self.site.work:
+            empty(self.site.work)
+            os.rmdir(self.site.work)
         os._exit(0)
 
 
@@ -177,6 +197,7 @@ def receive(owner: socket.socket) -> tuple[bytes, list[int]]:
 
 
 def settle(site: walls.Site, job: Job) -> None:
+    """Below the limits, then behind the locks: the last things that a trusted line of code does here."""
     walls.limit(job["limits"], site.counted and site.tier == 2)
     walls.lock(site)
 
@@ -191,6 +212,7 @@ def staged(given: str) -> None:
             os.set_inheritable(handle, False)
         settle(site, job)
         os.read(5, 1)
+        os.write(4, f"{READY}\n".encode())
         _start(site, job)
     except Exception as error:
         fail(error)
@@ -221,7 +243,8 @@ def _raise_oom_score() -> None:
 
 def _place(handles: list[int]) -> None:
     """The program's four descriptors to 0..3, ours to 4 and 5, everything else closed."""
-    high = [fcntl.fcntl(handle, fcntl.F_DUPFD, 64) for handle in handles]
+    above = max(FIRST_FREE, *handles) + 1
+    high = [fcntl.fcntl(handle, fcntl.F_DUPFD, above) for handle in handles]
     for number, handle in enumerate(high):
         os.dup2(handle, number, inheritable=number < 4)
     k.close_from(FIRST_FREE)
@@ -229,9 +252,12 @@ def _place(handles: list[int]) -> None:
 
 def _wait_for_parent() -> None:
     """PR_SET_PDEATHSIG counts from the parent of the moment, so it must be the warden; a closed gate says that it is gone."""
-    if not os.read(5, 1):
-        os._exit(125)
+    gone = select.poll()
+    gone.register(4, 0)  # an error on what it listens to, once nobody listens
+    opened = os.read(5, 1)
     k.prctl("PDEATHSIG", k.PDEATHSIG, signal.SIGKILL)
+    if not opened or gone.poll(0):
+        os._exit(125)
 
 
 def _start(site: walls.Site, job: Job) -> None:
@@ -280,8 +306,24 @@ def sweep() -> None:
         time.sleep(0.0005)
 
 
-def size(folder: str) -> int:
-    return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
+def size(folder: str, process: int) -> int:
+    """Bytes that the program's files take up, those it has opened and unlinked too. Very many files are as bad as large ones."""
+    files: dict[int, int] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                found = entry.stat(follow_symlinks=False)
+                files[found.st_ino] = max(found.st_blocks * 512, found.st_size) + ENTRY
+            if len(files) > MOST_FILES:
+                return sys.maxsize
+    device = os.stat(folder).st_dev
+    with contextlib.suppress(OSError):
+        for handle in os.listdir(f"/proc/{process}/fd"):
+            with contextlib.suppress(OSError):
+                found = os.stat(f"/proc/{process}/fd/{handle}")
+                if found.st_dev == device and found.st_nlink == 0:
+                    files[found.st_ino] = max(found.st_blocks * 512, found.st_size)
+    return sum(files.values())
 
 
 def empty(folder: str) -> None:
@@ -293,13 +335,22 @@ def empty(folder: str) -> None:
             os.unlink(entry.path)
 
 
+def read_all(handle: int) -> str:
+    parts = []
+    while part := os.read(handle, 4096):
+        parts.append(part)
+    return b"".join(parts).decode(errors="replace")
+
+
 def run() -> None:
-    """Entry point (`jail.START`): control descriptor and settings are the arguments; the import path is a program's by now."""
+    """Entry point (`jail.START`): control descriptor, settings and the package's folder are the arguments."""
     import _sitebuiltins  # noqa: F401  before the first fork: warm programs find it loaded
 
     from selfkd.sandbox import inside
 
     sys.path.remove(sys.argv[3])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever our owner had set
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     gc.freeze()  # what is here already is nothing for a program's collector to walk or to copy
     if program := Warden(int(sys.argv[1]), sys.argv[2]).serve():
         inside.main(*program)

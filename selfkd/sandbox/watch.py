@@ -13,7 +13,7 @@ PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
 class Use(NamedTuple):
-    """Memory in bytes, processor time in seconds (with that of children that ended), processes and threads together."""
+    """Memory in bytes, processor time in seconds, processes and threads together."""
 
     memory: int
     cpu: float
@@ -55,27 +55,49 @@ def tree(process: int) -> list[int]:
     return found
 
 
-def use(process: int, memory_limit: int) -> Use:
-    """What the tree uses now. Pages shared by forks are only told apart (slowly) where the plain sum is over the limit."""
-    processes = tree(process)
-    resident = sum(_resident(one) for one in processes)
-    if resident > memory_limit and len(processes) > 1:
-        resident = sum(_proportional(one) for one in processes)
-    return Use(resident, sum(map(_cpu, processes)), sum(len(threads(one)) for one in processes))
+class Watcher:
+    """Looks at one program's tree again and again. Remembers the processor time of those that have gone meanwhile."""
+
+    def __init__(self, process: int) -> None:
+        self.process = process
+        self.own: dict[int, float] = {}  # processor time last seen of each process, without its children's
+
+    def look(self, memory_limit: int) -> Use:
+        """What the tree uses now. Pages shared by forks are only told apart (slowly) where the plain sum is over the limit.
+
+        Processor time is counted in two ways, and the larger one holds: with the children that were waited for, and by what
+        each process was last seen with, since a parent that ignores SIGCHLD is not charged for its children.
+        """
+        processes = tree(self.process)
+        resident = sum(map(_resident, processes))
+        if resident > memory_limit and len(processes) > 1:
+            resident = sum(map(_proportional, processes))
+        times = {one: _times(one) for one in processes}
+        self.own |= {one: own for one, (own, _) in times.items()}
+        charged = sum(own + waited for own, waited in times.values())
+        return Use(resident, max(charged, sum(self.own.values())), sum(len(threads(one)) for one in processes))
+
+
+def _of_a_thread(process: int, name: str) -> bytes:
+    """A file about the whole process, by its first living thread: the one of a leader that has ended says nothing."""
+    found = (read(f"/proc/{process}/task/{thread}/{name}") for thread in threads(process))
+    return next((text for text in found if text and not text.startswith(b"0 ")), b"")
 
 
 def _resident(process: int) -> int:
-    words = read(f"/proc/{process}/statm").split()
+    words = _of_a_thread(process, "statm").split()
     return int(words[1]) * PAGE if words else 0
 
 
 def _proportional(process: int) -> int:
-    for line in read(f"/proc/{process}/smaps_rollup").splitlines():
+    for line in _of_a_thread(process, "smaps_rollup").splitlines():
         if line.startswith(b"Pss:"):
             return int(line.split()[1]) * 1024
     return _resident(process)
 
 
-def _cpu(process: int) -> float:
+def _times(process: int) -> tuple[float, float]:
+    """(its own, that of children it waited for), in seconds."""
     words = read(f"/proc/{process}/stat").rpartition(b")")[2].split()  # a name may hold spaces and brackets
-    return sum(map(int, words[11:15])) / TICK if words else 0.0
+    user, system, waited_user, waited_system = map(int, words[11:15]) if words else (0, 0, 0, 0)
+    return (user + system) / TICK, (waited_user + waited_system) / TICK
