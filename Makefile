@@ -1,11 +1,11 @@
 # make demo   from nothing to a measured chain on this machine
 # make test   set-up, then the test suite       make check   format, lint and types too (what .ci/run runs)
-# make bench  the tables of docs/benchmarks.md
+# make bench  the tables of docs/benchmarks.md   make bench-sandbox   those of docs/sandbox.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
-.PHONY: demo test check bench nightly docs clean
+.PHONY: demo test check bench bench-sandbox nightly docs clean
 
 demo: .venv/.engine
 	@$(BIN)/selfkd run quickstart
@@ -24,6 +24,9 @@ nightly: .venv/.dev
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/run.py
+
+bench-sandbox: .venv/.dev
+	$(BIN)/python benchmarks/sandbox.py
 
 docs: .venv/.dev
 	$(BIN)/python -m selfkd.reference > docs/recipes.md

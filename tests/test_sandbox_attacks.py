@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from confined import USERS, ask
 
+from selfkd import calling
 from selfkd.sandbox import Limits, Sandbox, attacks, kernel, seccomp, sites, tiers
 
 NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {tiers.host().walls}")
@@ -76,28 +75,15 @@ def test_the_walls_hold_where_bubblewrap_makes_the_namespaces(who: str) -> None:
 
 # ------------------------------------------------------------------------------------------- what a plain subprocess does
 
-TWENTY = (
-    "tcp", "tcp_listen", "udp", "unix_stream", "abstract_socket", "netlink", "read_passwd", "read_others_file",
-    "read_environment_of_owner", "read_descriptors_of_owner", "write_outside", "overwrite", "remove", "change_mode",
-    "symlink_escape", "signal_owner", "change_limits_of_owner", "unshare_again", "shared_memory", "secret_in_environment",
-)  # fmt: skip
-
-
-def plainly(name: str) -> str:
-    """One attack in a subprocess with a timeout, which is how evaluation scripts run model-written code."""
-    with tiers.targets() as (told, seen):
-        program = f"{Path(attacks.__file__).read_text()}\nprint(attack({name!r}, {told!r}))"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
-        return done.stdout.strip() or seen()
-
 
 @NEEDS_WALLS
-def test_a_plain_subprocess_lets_through_what_the_sandbox_denies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    denied = tiers.results(sites.site(2, sites.python_view(None)), TWENTY)
-    assert {name for name, evidence in denied.items() if evidence} == set()
-    open_doors = [name for name in TWENTY if plainly(name)]
-    assert len(open_doors) >= 18, sorted(set(TWENTY) - set(open_doors))
+def test_a_plain_subprocess_lets_through_what_the_sandbox_denies() -> None:
+    """The twenty of docs/sandbox.md, and the way the table there is made."""
+    bench = calling.loaded(Path(__file__).parent.parent / "benchmarks/sandbox.py")
+    denied = tiers.results(sites.site(2, sites.python_view(None)), bench.TWENTY)
+    assert len(denied) == 20 and not any(denied.values())
+    through = [name for name in bench.TWENTY if bench.plainly(name)]
+    assert len(through) >= 18, sorted(set(bench.TWENTY) - set(through))
 
 
 # ----------------------------------------------------------------------------------------- traces of those who came before
