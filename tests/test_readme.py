@@ -58,12 +58,23 @@ def test_the_tree_of_the_readme_names_every_module():
     missing += [
         path.name for path in (ROOT / "selfkd/backend").glob("*.py") if path.name not in tree and not path.name.startswith("__")
     ]
+    missing += [
+        path.name for path in (ROOT / "selfkd/sandbox").glob("*.py") if path.name not in tree and not path.name.startswith("__")
+    ]
     missing += [verb for verb in VERBS if verb not in tree]
     assert missing == []
 
 
+def test_the_programs_of_the_readme_are_scored_as_printed(tmp_path, monkeypatch, capsys):
+    [line] = re.findall(r"^printf '%s\\n' '(.*)' > programs.jsonl$", README, re.MULTILINE)
+    (tmp_path / "programs.jsonl").write_text(line + "\n")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["try", "reward/code.py:code_tests", "programs.jsonl"]) == 0
+    assert "code_tests 1   1 of 1 tests" in README and "code_tests 1   1 of 1 tests" in capsys.readouterr().out
+
+
 def test_every_file_that_the_documents_link_to_is_there():
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert link.startswith("http") or (path.parent / link).exists(), f"{path.name}: {link}"
 
@@ -78,6 +89,12 @@ def test_the_public_surface_is_what_it_was_meant_to_be():
 
 
 def test_no_file_says_where_it_was_made():
-    for path in [*ROOT.glob("*.*"), *(ROOT / "selfkd").rglob("*.py"), *(ROOT / "docs").glob("*"), *(ROOT / "locks").glob("*")]:
+    for path in [
+        *ROOT.glob("*.*"),
+        *(ROOT / "selfkd").rglob("*.py"),
+        *(ROOT / "benchmarks").glob("*.py"),
+        *(ROOT / "docs").glob("*"),
+        *(ROOT / "locks").glob("*"),
+    ]:
         if path.is_file() and path.suffix in (".py", ".md", ".txt", ".toml", ".yaml"):
             assert not re.search(r"/(root|home|work)/\w+/", path.read_text()), path.name

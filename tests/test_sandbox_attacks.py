@@ -17,8 +17,8 @@ NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {
 # What gets through where nothing but resource limits stands: the sockets, the files, the processes, the kernel's doors.
 OPEN_AT_0 = {
     "tcp", "udp", "unix_stream", "unix_datagram", "unix_datagram_pair", "abstract_socket", "read_passwd", "read_others_file",
-    "list_others_folder", "write_outside", "overwrite", "truncate", "rename_away", "remove", "change_mode", "change_time",
-    "symlink_escape", "climb_out", "signal_owner", "signal_by_pidfd", "unshare_again", "keyring",
+    "write_outside", "overwrite", "truncate", "rename_away", "remove", "change_mode", "change_time",
+    "symlink_escape", "signal_owner", "signal_by_pidfd", "unshare_again", "keyring",
     "shared_memory", "change_limits_of_owner", "signal_by_descriptor", "outlive_owner", "lock_outside", "queue_by_number",
     "remove_queue", "shared_memory_of_nobody", "deep_pipe", "pass_descriptor",
 }  # fmt: skip

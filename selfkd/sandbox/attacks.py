@@ -138,10 +138,6 @@ def read_others_file(t):
     return opened(t["secret"])
 
 
-def list_others_folder(t):
-    return repr(os.listdir(os.path.dirname(t["secret"])))
-
-
 def read_environment_of_init(t):
     return opened("/proc/1/environ")
 
@@ -156,18 +152,6 @@ def read_memory_of_owner(t):
 
 def read_descriptors_of_owner(t):
     return repr(os.listdir(f"/proc/{owner(t)}/fd")[:3])
-
-
-def climb_through_descriptors(t):
-    for handle in range(64):
-        try:
-            return opened(f"/proc/self/fd/{handle}/../../../../etc/passwd")
-        except OSError:
-            pass
-
-
-def climb_out(t):
-    return opened("../" * 20 + "etc/passwd")
 
 
 def write_outside(t):
@@ -346,11 +330,8 @@ def capabilities(t):
 
 
 def mount_over(t):
-    return "mounted" if libc.mount(b"x", b".", b"tmpfs", ctypes.c_ulong(0), None) == 0 else ""
-
-
-def new_mount_api(t):
-    return "opened" if libc.syscall(430, b"tmpfs", 0) >= 0 else ""  # fsopen
+    old, new = libc.mount(b"x", b".", b"tmpfs", ctypes.c_ulong(0), None), libc.syscall(430, b"tmpfs", 0)  # fsopen
+    return "mounted" if old == 0 or new >= 0 else ""
 
 
 def unshare_again(t):
@@ -434,12 +415,9 @@ def deep_pipe(t):
 
 
 def secret_in_environment(t):
-    return repr([name for name, value in os.environ.items() if t["marker"][1:] in value and value[:1] == t["marker"][:1]])[1:-1]
-
-
-def secret_in_arguments(t):
-    words = [*sys.argv, *sys.orig_argv]
-    return "argv" if any(t["marker"][1:] in word and word[0] == t["marker"][0] for word in words if word) else ""
+    """In a variable or an argument; a line of this text never holds the marker whole."""
+    words = [*os.environ.values(), *sys.argv, *sys.orig_argv]
+    return "found" if any(t["marker"][1:] in word and t["marker"][0] in word[:1] for word in words) else ""
 
 
 def inherited_descriptors(t):
