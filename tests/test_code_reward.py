@@ -15,6 +15,11 @@ from hypothesis import strategies as st
 from scoring import results, row
 
 from selfkd import calling, rewards, workers
+from selfkd.backend.base import Machine
+from selfkd.backend.fake import Fake
+from selfkd.loop import walk
+from selfkd.recipe import load
+from selfkd.run import Run, read_record
 from selfkd.sandbox import Foreign, Limits, Sandbox, tiers, values
 
 NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
@@ -439,6 +444,53 @@ def test_on_a_host_without_walls_the_reward_is_unscored_with_one_line(
     assert accepting.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])]) == [(1.0, "1 of 1 tests")]
     refusing = calling.load(CODE, "code_tests", {"unsafe": "yes"})
     assert refusing.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])])[0][0] is None
+
+
+CHAIN = """
+# A chain for tests: write programs, keep those that pass, learn.
+name: programs
+model: fake
+rounds: 1
+chunk: 8
+prompts:
+  train: {file: train.jsonl, prompt: question}
+  dev: {file: dev.jsonl, prompt: question}
+steps:
+  - sample: {n: 2, temperature: 0.8, max_tokens: 64}
+  - score: {reward: "reward/code.py:code_tests", params: {strict: true}, as: passed, timeout: 30}
+  - select: {where: "passed = 1"}
+  - train: {loss: sft}
+  - measure: {reward: "reward/code.py:code_tests", timeout: 30}
+"""
+
+
+def program_of(messages: list[dict[str, str]], seed: int, skill: float) -> str:
+    """A model that writes the right program two times in three, and else one that tries to pass without."""
+    return fenced("print(int(input()) + 1)" if seed % 3 else "import os\nprint('passed', flush=True)\nos._exit(0)")
+
+
+@NEEDS_WALLS
+def test_a_chain_learns_from_programs_that_pass_and_records_the_walls(tmp_path: Path) -> None:
+    ends = []
+    for name in ("first", "second"):
+        for split, count in (("train", 9), ("dev", 3)):
+            rows = [
+                {"question": f"{split}: print {n} + 1", "tests": [{"input": f"{n}", "output": f"{n + 1}"}]}
+                for n in range(count)
+            ]
+            (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "programs.yaml").write_text(CHAIN)
+        run = Run.open(load(str(tmp_path / "programs.yaml")), tmp_path / name, Machine(backend="fake"))
+        walk(run, Fake(run.numerics, program_of))
+        ends.append(run.sealed()[-1]["digest"])
+    assert ends[0] == ends[1]
+    [scored] = (tmp_path / "first/round-001").glob("*-score.json")
+    [measured] = (tmp_path / "first/round-001").glob("*-measure.json")
+    walls = {"tier": tiers.host().tier, "walls": tiers.host().walls}
+    assert read_record(scored)["notes"]["rewards"] == {"passed": walls}
+    assert read_record(measured)["notes"]["rewards"] == {"code_tests": walls}
+    kept = run.sealed()[-1]["metrics"]
+    assert 0 < kept["dev/code_tests"] <= 1
 
 
 @NEEDS_WALLS
