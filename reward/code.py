@@ -80,6 +80,28 @@ def code_tests(
     return (float(passed == len(cases)) if strict else passed / len(cases)), why
 
 
+def row(raw: dict) -> dict:
+    """A row of MBPP (Austin et al. 2021), APPS (Hendrycks et al. 2021) or LiveCodeBench (Jain et al. 2024) as prompt and tests.
+
+    MBPP names the function only in its tests, so the prompt shows the first one; the others stay hidden. Of LiveCodeBench the
+    public tests are read: the private ones are a pickle.
+
+    >>> row({"text": "Add two numbers.", "test_list": ["assert add(1, 2) == 3", "assert add(0, 0) == 0"], "test_setup_code": ""})["tests"]
+    ['assert add(1, 2) == 3', 'assert add(0, 0) == 0']
+    >>> row({"question": "Add.", "input_output": '{"inputs": ["1 2"], "outputs": ["3"]}', "starter_code": ""})["prompt"]
+    'Add.'
+    """
+    if "test_list" in raw:
+        setup = "\n".join([*raw.get("test_imports", []), raw.get("test_setup_code", "")]).strip()
+        asked = f"{raw.get('text') or raw['prompt']}\nYour code should pass tests like this one:\n{raw['test_list'][0]}"
+        return {"prompt": asked, "tests": raw["test_list"], "prelude": setup}
+    starter = f"\nBegin with:\n{raw['starter_code']}" if raw.get("starter_code") else ""
+    if "input_output" in raw:
+        return {"prompt": raw["question"] + starter, "tests": raw["input_output"]}
+    entry = json.loads(raw.get("metadata") or "{}").get("func_name", "")
+    return {"prompt": raw["question_content"] + starter, "tests": json.loads(raw["public_test_cases"]), "entry_point": entry}
+
+
 def notes() -> dict:
     """What a run records beside the scores, outside of every digest: the walls that stood.
 

@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from selfkd import checks, prompts, rewards, tables, templates
-from selfkd.errors import GuardError, SelfkdError
+from selfkd.errors import GuardError, RewardError, SelfkdError
 from selfkd.lines import LISTS, Line
 from selfkd.recipe import Recipe
 from selfkd.steps import Measure, Score, Step
@@ -194,6 +194,11 @@ def _tried(recipe: Recipe, report: Report) -> list[str]:
         return [
             f"the dry run kept nothing to train on (its stand-in answers may not be in the form that the rewards want): {error.what}"
         ]
+    except RewardError as error:
+        if any(isinstance(source, Mapping) and "hub" in source for source in recipe.splits().values()):
+            return [f"the dry run could not score the stand-ins for prompts that lie on a hub: {error.what}"]
+        report.problems.append(f"dry run: {error}")
+        return []
     except SelfkdError as error:
         report.problems.append(f"dry run: {error}")
         return []

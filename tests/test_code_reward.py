@@ -410,6 +410,32 @@ def test_a_hang_costs_its_test_and_the_budget_ends_the_rest(code: ModuleType) ->
     assert time.monotonic() - began < 5, "strict stops at the first failure"
 
 
+@NEEDS_WALLS
+def test_rows_of_known_data_sets_become_prompts_and_tests(code: ModuleType) -> None:
+    """The shapes are those of the hub's rows; the rows are ours."""
+    mbpp = {
+        "text": "Double it.",
+        "code": "",
+        "test_list": ["assert f(1) == 2", "assert f(0) == 0"],
+        "test_setup_code": "import math",
+    }
+    sanitized = {"prompt": "Double it.", "test_imports": ["import math"], "test_list": mbpp["test_list"]}
+    apps = {
+        "question": "Double it.",
+        "starter_code": "def f(x):",
+        "input_output": '{"fn_name": "f", "inputs": [[1]], "outputs": [2]}',
+    }
+    bench = {
+        "question_content": "Double it.", "starter_code": "class Solution:\n    def f(self, x):", "metadata": '{"func_name": "f"}',
+        "public_test_cases": '[{"input": "1", "output": "2", "testtype": "functional"}]', "private_test_cases": "a pickle",
+    }  # fmt: skip
+    for raw in (mbpp, sanitized, apps, bench):
+        found = code.row(raw)
+        assert found.pop("prompt").startswith("Double it.\n")
+        assert code.code_tests(fenced("class Solution:\n  def f(self, x): return 2 * x"), **found)[0] == 1.0
+        assert code.code_tests(fenced("def f(x): return x"), **found)[0] < 1.0
+
+
 # ----------------------------------------------------------------------------------------------------------- as a reward
 
 

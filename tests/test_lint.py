@@ -163,6 +163,8 @@ def test_a_dry_run_that_keeps_nothing_is_noted_and_one_that_cannot_go_on_is_a_pr
     Path("my.py").write_text(REWARD.replace("return float", "if 'think' in completion: raise KeyError('no')\n    return float"))
     [problem] = linted(RECIPE, dry_run=True).problems
     assert problem.startswith("dry run: round-000/measure") and "could not be scored" in problem
+    unread = linted(RECIPE.replace("{file: train.jsonl,", "{hub: some/where,"), dry_run=True)
+    assert unread.ok and "could not score the stand-ins for prompts that lie on a hub" in unread.notes[-1]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -53,6 +53,7 @@ def _inside(path: str, folder: str) -> bool:
     return os.path.isdir(folder) and not os.path.islink(folder) and Path(path).is_relative_to(folder)
 
 
+@cache
 def site(tier: int, view: tuple[str, ...], bubble: str = "", abi: int | None = None) -> Site:
     """A site of this tier. As root, programs get a user of their own where the view can be read by everybody."""
     root = os.geteuid() == 0

@@ -68,6 +68,8 @@ class Host:
 @cache
 def host() -> Host:
     """The host's tier: as noted since the last boot, else by trying."""
+    if sys.platform != "linux":
+        return Host(0, "", 0, 0, (f"{sys.platform} has neither namespaces nor Landlock",), "Run it on Linux")
     path = _note()
     with contextlib.suppress(OSError, ValueError, TypeError):
         found = json.loads(path.read_text("utf-8"))
