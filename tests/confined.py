@@ -50,7 +50,9 @@ def home() -> Iterator[Path]:
     shutil.copytree(PACKAGE / "sandbox", folder / "selfkd/sandbox", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("__init__.py", "errors.py"):
         shutil.copyfile(PACKAGE / name, folder / "selfkd" / name)
-    shutil.copyfile(__file__, folder / "confined.py")
+    for name in ("confined.py", "forgeries.py"):
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+    shutil.copytree(PACKAGE.parent / "reward", folder / "reward", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "home").mkdir()
     (folder / "home").chmod(0o777)
     (folder / "python").mkdir()
@@ -146,7 +148,35 @@ def refusal() -> Any:
     return {"said": said, "accepted": done.stdout, "tier": done.tier}
 
 
-CHECKS = {one.__name__: one for one in (host, through, bubble, limits, refusal)}
+def forgeries() -> Any:
+    """The score of each forged program, and of an honest one of either kind, at tiers 2 and 1."""
+    import importlib.util
+
+    from forgeries import CALLS, FORGED_CALLS, FORGED_PRINTS, HONEST_CALL, HONEST_PRINT, PRINTS
+
+    from selfkd import sandbox
+
+    folder = Path(__file__).parent / "reward"
+    sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location("code_reward", folder / "code.py")
+    assert spec and spec.loader
+    code = importlib.util.module_from_spec(spec)
+    sys.modules["code_reward"] = code
+    spec.loader.exec_module(code)
+    found = {}
+    for tier in (2, 1):
+        code.Sandbox = lambda *a, tier=tier, **k: sandbox.Sandbox(*a, **k, tier=tier)
+        for programs, tests in (
+            ({**FORGED_CALLS, "honest": HONEST_CALL}, CALLS),
+            ({**FORGED_PRINTS, "honest": HONEST_PRINT}, PRINTS),
+        ):
+            for name, text in programs.items():
+                value, _ = code.code_tests(f"```python\n{text}\n```", tests, strict=True, seconds=1.0)
+                found[f"{tier} {len(programs)} {name}"] = value
+    return found
+
+
+CHECKS = {one.__name__: one for one in (host, through, bubble, limits, refusal, forgeries)}
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))

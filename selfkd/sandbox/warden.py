@@ -151,6 +151,8 @@ class Warden:
                 self.kill(process)
         os.close(ending)
         _, status, spent = os.wait4(process, 0)
+        if self.group:
+            self.group.kill()
         sweep()
         limit = limit or (self.group.passed() if self.group else None)
         peak = max(peak, spent.ru_maxrss * 1024)
