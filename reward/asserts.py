@@ -6,21 +6,51 @@ program's, the rest is a small language of literals, comparisons and a few harml
 """
 
 import ast
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-HARMLESS: dict[str, Callable[..., Any]] = {
-    one.__name__: one for one in (abs, all, any, bool, dict, float, frozenset, int, len, list, max, min, round, set, sorted, str, sum, tuple)
-}  # fmt: skip
+ALIKE = 32  # members of a set that may have the same hash: those of a hostile list all have it, and building takes minutes
 
 
 def isclose(a: float, b: float, rel_tol: float = 1e-9, abs_tol: float = 0.0) -> bool:
-    """math.isclose, whose module has the name of a file in this folder."""
-    return a == b or abs(a - b) <= max(rel_tol * max(abs(a), abs(b)), abs_tol)
+    """math.isclose, whose module has the name of a file in this folder.
+
+    >>> isclose(1.0, 1.0 + 1e-10), isclose(float("inf"), 3.14), isclose(complex(float("inf"), 0), 1), isclose(float("nan"), 1)
+    (True, False, False, False)
+    """
+    if a == b:
+        return True
+    distance, size = abs(a - b), max(abs(a), abs(b))
+    return size < float("inf") and distance <= max(rel_tol * size, abs_tol)
 
 
-HARMLESS["math.isclose"] = HARMLESS["isclose"] = isclose
+def careful(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """`set`, `frozenset` or `dict` of what a program returned."""
+
+    def make(*given: Any) -> Any:
+        members = [*given[0]] if given else []
+        keys = [one[0] for one in members] if kind is dict and not isinstance(given[0], dict) else members
+        if keys and max(Counter(map(hash, keys)).values()) > ALIKE:
+            raise ValueError("hashes that collide")
+        return kind(*given)
+
+    return make
+
+
+def rounded(value: Any, digits: int | None = None) -> Any:
+    if digits is not None and not -400 <= digits <= 400:
+        raise ValueError("too many digits")
+    return round(value, digits)
+
+
+HARMLESS: dict[str, Callable[..., Any]] = {
+    one.__name__: one for one in (abs, all, any, bool, float, int, len, list, max, min, sorted, str, tuple)
+}  # fmt: skip
+HARMLESS |= {"set": careful(set), "frozenset": careful(frozenset), "dict": careful(dict), "round": rounded}
+HARMLESS |= {"sum": lambda values: sum(values), "math.isclose": isclose, "isclose": isclose}
+GOT_CHARS = 60
 LONGEST = 100_000  # characters of one assert
 
 
@@ -63,7 +93,7 @@ class Assertion:
         """'' where it holds, else the reason. `call(name, *arguments, **keywords)` asks the program."""
         asked: list[Any] = []
         try:
-            holds = self.value(self.test, call, asked)
+            holds = bool(self.value(self.test, call, asked))
         except Refused as refused:
             return str(refused)
         except Exception as error:  # the value that came back does not fit the test: len(None), 1 < "a"
@@ -76,7 +106,7 @@ class Assertion:
         if isinstance(node, ast.Constant):
             return node.value
         if isinstance(node, ast.List | ast.Tuple | ast.Set):
-            return {ast.List: list, ast.Tuple: tuple, ast.Set: set}[type(node)](inner)
+            return {ast.List: list, ast.Tuple: tuple, ast.Set: careful(set)}[type(node)](inner)
         if isinstance(node, ast.Dict):
             return dict(zip(inner[: len(node.keys)], inner[len(node.keys) :]))
         if isinstance(node, ast.UnaryOp):
@@ -84,7 +114,8 @@ class Assertion:
         if isinstance(node, ast.BinOp):
             return inner[0] + inner[1] if isinstance(node.op, ast.Add) else inner[0] - inner[1]
         if isinstance(node, ast.BoolOp):
-            return all(inner) if isinstance(node.op, ast.And) else any(inner)
+            deciding = [one for one in inner[:-1] if bool(one) is isinstance(node.op, ast.Or)]
+            return deciding[0] if deciding else inner[-1]
         if isinstance(node, ast.Subscript):
             return inner[0][inner[1]]
         if isinstance(node, ast.Compare):
@@ -108,6 +139,8 @@ class Assertion:
             return same(left, right, self.exact, self.tolerance)
         if isinstance(operator, ast.NotEq | ast.IsNot):
             return not same(left, right, self.exact, self.tolerance)
+        if isinstance(operator, ast.In | ast.NotIn) and isinstance(right, str | bytes):
+            return (left in right) is isinstance(operator, ast.In)
         if isinstance(operator, ast.In | ast.NotIn):
             return any(same(left, one, self.exact, self.tolerance) for one in right) is isinstance(operator, ast.In)
         return {ast.Lt: left < right, ast.LtE: left <= right, ast.Gt: left > right, ast.GtE: left >= right}[type(operator)]
@@ -153,8 +186,30 @@ def children(node: Any) -> list[Any]:
 
 
 def short(asked: list[Any]) -> str:
-    said = " and ".join(map(repr, asked))
-    return said if len(said) <= 60 else said[:60] + "…"
+    """What the program returned, as one short line that can be printed and stored, whatever it is.
+
+    >>> short([1, "a\\n\\x1b"]), len(short(["\\ud800" * 99])), short([1 << 20000])
+    ("1 and 'a\\\\n\\\\x1b'", 61, 'a whole number of 20001 bits')
+    """
+    return shown(" and ".join(map(told, asked)))
+
+
+def told(value: Any) -> str:
+    if type(value) is int and value.bit_length() > 1000:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        return repr(value)
+    except ValueError:  # a number of thousands of digits in it
+        return f"a {type(value).__name__} that holds a very large number"
+
+
+def shown(text: str) -> str:
+    """
+    >>> shown("a\\nb"), shown("\\x1b[2J"), len(shown("x" * 1000))
+    ('a b', '?[2J', 61)
+    """
+    flat = "".join(sign if sign.isprintable() else "?" for sign in " ".join(text[: 4 * GOT_CHARS].split()))
+    return flat if len(flat) <= GOT_CHARS else flat[:GOT_CHARS] + "…"
 
 
 def same(got: Any, want: Any, exact: bool = True, tolerance: float = 0.0) -> bool:

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from asserts import Assertion, same
+from asserts import Assertion, same, short, shown
 
+from selfkd.errors import SelfkdError
 from selfkd.sandbox import Limits, Sandbox, host
 
 PROGRAM_BYTES = 1_000_000
 ALIASES = {"python": ("python", "py", "python3"), "javascript": ("javascript", "js", "node"), "bash": ("bash", "sh", "shell")}
-GOT_CHARS = 60
 
 
 def code_tests(
@@ -122,16 +122,24 @@ def run(box: Sandbox, program: str, cases: list, budget: float, strict: bool) ->
             began = monotonic()
             if spent >= budget:
                 reason = f"not run: the tests before it took {budget:g} s"
-            elif isinstance(case, Printed):
-                reason = case.judge(box.run(program, case.input))
             else:
-                reason = case.judge(functions.call)
+                reason = judged(case, box, program, functions)
             spent += monotonic() - began
             passed += not reason
             first = first or (f"test {number}: {reason}" if reason else "")
             if reason and strict:
                 break
     return passed, first
+
+
+def judged(case: Any, box: Sandbox, program: str, functions: Any) -> str:
+    """'' where the test passed, else why not. Data that breaks the comparison is a wrong answer: never a score that is missing."""
+    try:
+        return case.judge(box.run(program, case.input) if isinstance(case, Printed) else functions.call)
+    except SelfkdError:  # this host, or these words in the recipe
+        raise
+    except Exception as error:
+        return f"wrong answer ({type(error).__name__})"
 
 
 class NoCalls:
@@ -164,7 +172,7 @@ class Printed:
         got, want = lines(done.stdout), lines(self.output)
         if got == want or (self.tolerance and close(got, want, self.tolerance)):
             return ""
-        return f"wrong output: {shown(done.stdout.strip())}" if done.stdout.strip() else "printed nothing"
+        return f"wrong output: {shown(done.stdout)}" if done.stdout.strip() else "printed nothing"
 
 
 @dataclass(frozen=True)
@@ -184,7 +192,7 @@ class Called:
             return returned.reason
         got = plain(returned.value)  # the test is JSON: it has no tuples to ask for
         right = any(same(got, one, self.exact, self.tolerance) for one in self.alternatives)
-        return "" if right else f"wrong answer: {shown(repr(returned.value))}"
+        return "" if right else f"wrong answer: {short([returned.value])}"
 
 
 def read(tests: Any, entry_point: str = "", exact: bool = True, tolerance: float = 0.0) -> list:
@@ -285,17 +293,9 @@ def plain(value: Any) -> Any:
     if type(value) in (list, tuple):
         return [plain(one) for one in value]
     if type(value) is dict:
-        return {str(key) if type(key) is int else key: plain(one) for key, one in value.items()}
+        found = {str(key) if type(key) is int and abs(key) < 1 << 64 else key: plain(one) for key, one in value.items()}
+        return found if len(found) == len(value) else object()  # {1: ..., "1": ...} is nothing that JSON could ask for
     return value
-
-
-def shown(value: str) -> str:
-    """
-    >>> shown("a\\nb"), len(shown("x" * 1000))
-    ('a b', 61)
-    """
-    flat = " ".join(value[: 4 * GOT_CHARS].split())
-    return flat if len(flat) <= GOT_CHARS else flat[:GOT_CHARS] + "…"
 
 
 # ------------------------------------------------------------------------------------------------------------ extraction

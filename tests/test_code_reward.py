@@ -93,6 +93,75 @@ def test_honest_programs_pass(code: ModuleType) -> None:
     )
 
 
+HOSTILE_DATA = {
+    "infinity for close": ("def f(x): return float('inf')", ["assert isclose(f(2), 3.14)", "assert math.isclose(f(3), 9.86, rel_tol=1e-3)"]),
+    "complex infinity for close": ("def f(x): return complex(float('inf'), 0)", ["assert isclose(f(2), 3.14)"]),
+    "a number of thousands of digits": ("def f(x): return 1 << 20000", ["assert f(1) == 3", {"call": "f", "args": [1], "returns": 3}]),
+    "the same as a key": ("def f(x): return {1 << 20000: 1}", [{"call": "f", "args": [1], "returns": {"1": 1}}]),
+    "two keys that JSON cannot tell apart": ("def f(x): return {1: 0, '1': 2}", [{"call": "f", "args": [1], "returns": {"1": 2}}]),
+    "hashes that collide, in a list": ("def f(x): return [i * (2**61 - 1) for i in range(33000)]", ["assert set(f(1)) == {1}"]),
+    "hashes that collide, in a set": ("def f(x): return {i * (2**61 - 1) for i in range(3000)}", ["assert f(1) == {1}"]),
+    "an object that is true": ("def f(x): return f", ["assert f(1)", "assert not f(1)", "assert bool(f(1))", "assert f(1) or False"]),
+    "control signs for a name": (
+        "import os\ndef f(x):\n  b = b'{\"id\":%d,\"value\":[\"?\",\"\\\\ud800\\\\u001b[2J\\\\n\"]}' % x\n"
+        "  os.write(3, len(b).to_bytes(4, 'big') + b); os._exit(0)", ["assert f(1) == 3"],
+    ),
+    "text that holds the answer's letters": ("def f(x): return 'a bad word'", ["assert 'bad' not in f(1)"]),
+    "a rounding without end": ("def f(x): return -3000000", ["assert round(123456, f(1)) == 0"]),
+}  # fmt: skip
+
+
+@NEEDS_WALLS
+@pytest.mark.parametrize("name", HOSTILE_DATA)
+def test_hostile_data_is_a_wrong_answer_and_never_a_missing_score(code: ModuleType, name: str) -> None:
+    program, tests = HOSTILE_DATA[name]
+    for test in tests:
+        began = time.process_time()
+        value, why = code.code_tests(fenced(program), [test], exact=False, tolerance=1e-6)
+        assert value == 0.0 and why.startswith("0 of 1 tests; test 1: "), (test, value, why)
+        assert why.isprintable() and why.encode() and time.process_time() - began < 3
+
+
+@NEEDS_WALLS
+def test_asserts_mean_what_python_means_by_them(code: ModuleType) -> None:
+    program = fenced("def f(x): return x")
+    right = [
+        "(f(1) and 5) == 5",
+        "(f(0) or 5) == 5",
+        "'b' in f('abc')",
+        "f(3) in (1, 3)",
+        "4 not in f([1])",
+        "len(f([1, 2])) == 2",
+    ]
+    right += [
+        "f(2) > 1",
+        "1 < f(2) <= 2",
+        "f([1, [2]])[1][0] == 2",
+        "not f(0)",
+        "f(-1) == -1",
+        "set(f([1, 1])) == {1}",
+        "f(2) - 1 == 1",
+    ]
+    right += [
+        "f(x=3) == 3",
+        "sorted(f([2, 1])) == [1, 2]",
+        "f({'a': (1,)}) == {'a': (1,)}",
+        "f(None) is None",
+        "round(f(2.5678), 2) == 2.57",
+    ]
+    assert code.code_tests(program, [f"assert {one}" for one in right])[1] == f"{len(right)} of {len(right)} tests"
+    wrong = [
+        "(f(1) and 5) == 1",
+        "'d' in f('abc')",
+        "f(3) in (1, True)",
+        "f(1) == True",
+        "f((1,)) == [1]",
+        "f(1) == 1.0",
+        "len(f(1)) == 1",
+    ]
+    assert code.code_tests(program, [f"assert {one}" for one in wrong])[0] == 0.0
+
+
 @NEEDS_WALLS
 def test_no_reason_quotes_an_expected_answer(code: ModuleType) -> None:
     secret = "the-hidden-answer"

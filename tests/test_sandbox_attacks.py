@@ -18,7 +18,7 @@ NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {
 OPEN_AT_0 = {
     "tcp", "udp", "unix_stream", "unix_datagram", "unix_datagram_pair", "abstract_socket", "read_passwd", "read_others_file",
     "write_outside", "overwrite", "truncate", "rename_away", "remove", "change_mode", "change_time",
-    "symlink_escape", "signal_owner", "signal_by_pidfd", "unshare_again", "keyring",
+    "symlink_escape", "signal_owner", "unshare_again", "keyring",
     "shared_memory", "change_limits_of_owner", "signal_by_descriptor", "outlive_owner", "lock_outside", "queue_by_number",
     "remove_queue", "shared_memory_of_nobody", "deep_pipe", "pass_descriptor",
 }  # fmt: skip
@@ -155,7 +155,7 @@ def test_the_filter_denies_what_it_names_and_nothing_else(machine: str) -> None:
     arch = seccomp.ARCHES[machine]
     code = seccomp.program(machine=machine)
     named = {one if isinstance(one, int) else one[place] for one in seccomp.ALWAYS.values()} - {None}
-    special = {seccomp.CLONE3, seccomp.SOCKETPAIR[place]}
+    special = {seccomp.CLONE3, seccomp.SOCKETPAIR[place], seccomp.IOCTL[place]}
     for number in range(470):
         expected = 1 if number in named else 38 if number == seccomp.CLONE3 else 0
         if number not in special - {seccomp.CLONE3}:
@@ -164,12 +164,25 @@ def test_the_filter_denies_what_it_names_and_nothing_else(machine: str) -> None:
 
 def test_the_filter_looks_at_arguments_where_they_matter() -> None:
     clone, pair, prlimit, kill = 56, 53, 302, 62
-    loose, tight = seccomp.program(machine="x86_64"), seccomp.program(True, False, False, "x86_64")
+    loose = seccomp.program(machine="x86_64")
+    tight = seccomp.program(seccomp.Rules(bare=True, signals=False, forks=False, execs=False, trunc=False), "x86_64")
     assert decide(loose, clone, 17) == 0 and decide(loose, clone, 0x10000000 | 17) == 1
     assert decide(tight, clone, 17) == 1 and decide(tight, clone, seccomp.THREAD | 0x900) == 0
     assert decide(tight, clone, seccomp.THREAD | 0x10000000) == 1
     assert decide(loose, pair, 1, 1 | 0o2000000) == 0 and decide(loose, pair, 1, 2) == 1 and decide(loose, pair, 1, 5) == 1
     assert decide(loose, prlimit, 77) == 0 and decide(tight, prlimit, 77) == 1 and decide(tight, prlimit, 0) == 0
+    for number, at, allowed, denied in (
+        (72, 1, (0, 1, 2, 3, 4, 1030), seccomp.STEERING),  # fcntl: duplicates, flags
+        (16, 1, seccomp.ASKING, (0x8901, 0x8902, 0x40086602, 0x40087602, 0x5412, 0)),  # ioctl
+        (157, 0, (3, 15, 38, 22), seccomp.ESCAPING),  # prctl
+        (9, 3, (0x2, 0x22, 0x20022), (0x21, 0x23, 0x40022)),  # mmap
+    ):
+        assert [decide(loose, number, *[0] * at, value) for value in allowed] == [0] * len(allowed), number
+        assert [decide(loose, number, *[0] * at, value | 0xFF << 32) for value in denied] == [1] * len(denied), number
+    assert [decide(code, 9, 0, 0, 0, 0x1) for code in (loose, tight)] == [0, 1]
+    assert [decide(code, 257, 0, 0, 0x200 | 0x41) for code in (loose, tight)] == [0, 1]
+    assert [decide(code, 2, 0, 0x410002) for code in (loose, tight)] == [0, 1]
+    assert [decide(code, 59) for code in (loose, tight)] == [0, 1]
     assert decide(loose, kill, 1) == 0 and decide(tight, kill, 1) == 1
     assert decide(loose, 0x40000000 + 39) == 1
     assert decide(loose, 20, arch=0x40000003) == 1  # the i386 calls

@@ -55,20 +55,6 @@ def tcp(t):
     return connected(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", t["tcp"]))
 
 
-def tcp_fast_open(t):
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as one:
-        one.settimeout(SECONDS)
-        one.sendto(b"out", 0x20000000, ("127.0.0.1", t["tcp"]))  # MSG_FASTOPEN connects without connect()
-        return "sent"
-
-
-def mptcp(t):
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262) as one:  # Landlock's rule for TCP does not know it
-        one.settimeout(SECONDS)
-        one.connect(("127.0.0.1", t["tcp"]))
-        return "connected"
-
-
 def tcp_listen(t):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -167,6 +153,11 @@ def truncate(t):
     return "truncated"
 
 
+def truncate_what_is_shown(t):
+    os.close(os.open(t["shown"] + "/kept", os.O_RDONLY | os.O_TRUNC))
+    return "truncated"
+
+
 def rename_away(t):
     os.rename(t["renamed"], t["renamed"] + "-gone")
     return "renamed"
@@ -212,15 +203,6 @@ def open_by_handle(t):
 def signal_owner(t):
     os.kill(owner(t), 0)
     return "may signal"
-
-
-def signal_by_pidfd(t):
-    handle = os.pidfd_open(owner(t))
-    try:
-        signal.pidfd_send_signal(handle, 0)
-        return "may signal"
-    finally:
-        os.close(handle)
 
 
 def signal_by_descriptor(t):
@@ -398,6 +380,24 @@ def deep_socket(t):
     with one, other:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
         return "a buffer of megabytes"
+
+
+def splice_into_pipe(t):
+    reading, writing = os.pipe()
+    room = ctypes.create_string_buffer(8192)
+    piece = struct.pack("PN", ctypes.addressof(room), 8192)
+    try:
+        return "pages in a pipe" if syscall(278, 75, writing, piece, ctypes.c_ulong(1), 0) > 0 else ""
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def requests_of_the_host(t):
+    context = ctypes.c_ulong(0)
+    if syscall(206, 0, 1, ctypes.byref(context)) == 0:
+        syscall(207, 1, context)
+        return "io_setup"
 
 
 def deep_pipe(t):

@@ -18,7 +18,7 @@ OPTIONS = ("--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", 
 
 
 def enter(site: Site, settings: str, disk: int) -> None:
-    """Become bwrap, which starts `warden.staged` in the new world. Descriptors 0 to 5 go along."""
+    """Become bwrap, which starts `warden.staged` in the new world. Descriptors 0 to 5 go along; the 6th is not needed."""
     for handle in (4, 5):
         os.set_inheritable(handle, True)
     shown = [*dict.fromkeys((*site.view, PACKAGE, f"{ROOT}/selfkd/__init__.py"))]

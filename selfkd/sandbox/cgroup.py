@@ -23,7 +23,7 @@ class Group:
     def __init__(self, path: str) -> None:
         self.path = path
         self.entrance = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        self.seen = self._events()
+        self.seen, self.before = self._events(), self._cpu()
 
     def limit(self, memory: int, processes: int) -> None:
         """For the next program. Memory is that of the whole tree, files in the working directory and all."""
@@ -32,10 +32,15 @@ class Group:
         with contextlib.suppress(OSError):  # a kernel without swap accounting
             _write(f"{self.path}/memory.swap.max", 0)
         self.seen = self._events()
+        self.before = self._cpu()
 
     def enter(self) -> None:
         """Called by a process to put itself in."""
         os.write(self.entrance, b"0")
+
+    def cpu(self) -> float:
+        """Seconds of processor time since `limit`, of those that have gone too."""
+        return self._cpu() - self.before
 
     def passed(self) -> str | None:
         """The limit that has been hit since `limit`, if one was."""
@@ -44,6 +49,11 @@ class Group:
 
     def _events(self) -> tuple[int, int]:
         return _event(f"{self.path}/memory.events", "oom_kill"), _event(f"{self.path}/pids.events", "max")
+
+    def _cpu(self) -> float:
+        with contextlib.suppress(OSError):
+            return _event(f"{self.path}/cpu.stat", "usage_usec") / 1e6
+        return 0.0
 
     def kill(self) -> None:
         """Everything in it, at once (Linux 5.14)."""
@@ -54,7 +64,7 @@ class Group:
         """When nothing is left in it; the last process may take a moment to go."""
         os.close(self.entrance)
         until = time.monotonic() + LEAVE_SECONDS
-        while time.monotonic() < until:
+        while time.monotonic() < until and os.path.isdir(self.path):
             with contextlib.suppress(OSError):
                 os.rmdir(self.path)
                 return
@@ -71,8 +81,8 @@ def find(root: str = ROOT, own: str | None = None) -> Group | None:
         with contextlib.suppress(OSError):
             if _hands_down(parent):
                 _clear(parent)
-                path = f"{parent}/{PREFIX}{os.getpid()}"
-                os.makedirs(path, exist_ok=True)
+                path = f"{parent}/{_prefix()}{os.getpid()}-{os.urandom(4).hex()}"
+                os.mkdir(path)
                 return _open(path)
     return None
 
@@ -87,17 +97,38 @@ def _hands_down(parent: str) -> bool:
 
 
 def _open(path: str) -> Group | None:
+    """The group, if it can be used: limits set, and a process put in, which the folder's owner alone does not decide."""
     try:
-        return Group(path)
+        group = Group(path)
     except OSError:
         os.rmdir(path)
         return None
+    trying = os.fork()
+    if trying == 0:
+        try:
+            group.limit(1 << 30, 64)
+            group.enter()
+            os._exit(0)
+        except OSError:
+            os._exit(1)
+    if os.waitpid(trying, 0)[1] == 0:
+        return group
+    group.remove()
+    return None
+
+
+def _prefix() -> str:
+    """Names tell of which PID namespace a group's warden is: numbers of another one say nothing here."""
+    return f"{PREFIX}{os.readlink('/proc/self/ns/pid')[5:-1]}-"
 
 
 def _clear(parent: str) -> None:
-    """Groups of wardens that were killed before they could remove them."""
+    """Groups of wardens that were killed before they could remove them, with what is left in them."""
+    prefix = _prefix()
     for name in os.listdir(parent):
-        if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):
+        if name.startswith(prefix) and not os.path.exists(f"/proc/{name.removeprefix(prefix).split('-')[0]}"):
+            with contextlib.suppress(OSError):
+                _write(f"{parent}/{name}/cgroup.kill", 1)
             with contextlib.suppress(OSError):
                 os.rmdir(f"{parent}/{name}")
 
@@ -122,5 +153,8 @@ def _read(path: str) -> str:
 
 
 def _write(path: str, value: int | str) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.write(str(value))
+    handle = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)  # the kernel makes these files, never we
+    try:
+        os.write(handle, str(value).encode())
+    finally:
+        os.close(handle)

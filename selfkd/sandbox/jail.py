@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.errors import SandboxError, UsageError
-from selfkd.sandbox import sites
+from selfkd.sandbox import sites, watch
 from selfkd.sandbox.walls import WORK, Site
 
 KEPT = 8  # idle wardens kept for the next program
@@ -34,7 +34,7 @@ START_SECONDS, END_SECONDS = 60.0, 30.0  # for a warden to start, and to take a 
 START = "import sys; sys.path.append(sys.argv[3]); from selfkd.sandbox.warden import run; run()"
 PYTHON = ("-S", "-s", "-B")
 MB = 1 << 20
-MOST = 1 << 50
+MOST, LONGEST = 1 << 50, 1e6
 REASON_CHARS = 300
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -72,7 +72,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         numbers = {name: value for name, value in asdict(self).items() if value is not None}
-        if bad := [name for name, value in numbers.items() if not 0 < value < MOST]:
+        most = {"seconds": LONGEST, "cpu": LONGEST}
+        if bad := [name for name, value in numbers.items() if not 0 < value < most.get(name, MOST)]:
             raise UsageError(f"a limit is a positive number, not {numbers[bad[0]]}", f"Limits.{bad[0]}")
 
     def job(self, cpu: float | None = None) -> dict[str, Any]:
@@ -105,7 +106,6 @@ class Warden:
         if site.tier < 2:
             sites.clear_left()
             self.work = sites.folder()
-        _all.add(self)
         self.socket, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with end:  # not below 3, where the new process's own streams go
             theirs = socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3))
@@ -122,6 +122,7 @@ class Warden:
             start_new_session=True,  # Ctrl-C is for the owner, who then takes the warden down
         )
         theirs.close()
+        _all.add(self)
 
     def send(self, message: bytes, handles: Sequence[int] = ()) -> None:
         try:
@@ -151,7 +152,9 @@ class Warden:
         try:
             self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            self.process.kill()
+            for one in watch.tree(self.process.pid):  # stuck: what is below it goes too
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
             self.process.wait()
         if self.work:
             shutil.rmtree(self.work, ignore_errors=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 
@@ -36,6 +37,7 @@ ALWAYS: dict[str, tuple[int | None, int | None] | int] = {
     # A pair of sockets may be written to and read from; whatever else is done with one reaches or costs others.
     "bind": (49, 200), "listen": (50, 201), "connect": (42, 203), "sendmsg": (46, 211), "sendmmsg": (307, 269),
     "setsockopt": (54, 208), "getsockopt": (55, 209), "flock": (73, 32), "sync": (162, 81), "syncfs": (306, 267),
+    "vmsplice": (278, 75), "io_setup": (206, 0),  # memory in pipes that is not counted; the host's share of requests
 }  # fmt: skip
 # Where no namespace hides the rest of the machine: what changes files that may not be opened, and what steers processes.
 BARE: dict[str, tuple[int | None, int | None] | int] = {
@@ -43,53 +45,80 @@ BARE: dict[str, tuple[int | None, int | None] | int] = {
     "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
     "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": 463,
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": 466, "file_setattr": 469,
-    "truncate": (76, 45), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
+    "link": (86, None), "linkat": (265, 37), "openat2": 437, "truncate": (76, 45), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "pidfd_open": 434,
 }  # fmt: skip
 SIGNALS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
+EXECS = {"execve": (59, 221), "execveat": (322, 281)}
 FORKS = {"fork": (57, None), "vfork": (58, None)}
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT = (56, 220), 435, (53, 199), (302, 261)
 NEW_NAMESPACES, THREAD, UNIX, STREAM, TYPE_MASK = 0x7E020000, 0x10000, 1, 1, 0xF
-FCNTL, IOCTL, PRCTL, MMAP = (72, 25), (16, 29), (157, 167), (9, 222)
-# A descriptor made to send signals to anybody; leases and notices on others' files; pipes that use up the user's share.
-STEERING = (8, 10, 15, 1024, 1026, 1031)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ
-# FIOSETOWN, SIOCSPGRP, and what changes a file's flags through a descriptor that may only read.
-MARKING = (0x8901, 0x8902, 0x40086602, 0x40046602, 0x401C5820, 0x40806685)
-SET_PDEATHSIG, SHARED, SHARED_ANONYMOUS, HUGE = 1, 1, 0x21, 0x40000
+FCNTL, IOCTL, PRCTL, MMAP, OPEN, OPENAT, CREAT = (72, 25), (16, 29), (157, 167), (9, 222), (2, None), (257, 56), (85, None)
+# A descriptor made to send signals to anybody; leases, notices and locks on others' files; pipes that use up the user's share.
+STEERING = (
+    8,
+    10,
+    15,
+    1024,
+    1026,
+    1031,
+    6,
+    7,
+    37,
+    38,
+)  # F_SETOWN F_SETSIG F_SETOWN_EX F_SETLEASE F_NOTIFY F_SETPIPE_SZ F_*SETLK*
+ASKING = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX: all of ioctl
+ESCAPING = (1, 4)  # PR_SET_PDEATHSIG: it shall die with the warden; PR_SET_DUMPABLE: and stay visible to it
+SHARED, SHARED_ANONYMOUS, HUGE, TMPFILE, TRUNC = 1, 0x21, 0x40000, 0x400000, 0x200
 
 LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF instructions on 32-bit words
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+Step = tuple[int, int, int, int]  # an instruction: code, jump if true, jump if false, value
 
 
-def program(bare: bool = False, signals: bool = True, forks: bool = True, machine: str = os.uname().machine) -> bytes:
-    """The filter for this machine. `bare`: no namespaces around; without `signals` or `forks`, none may be sent or made.
+@dataclass(frozen=True)
+class Rules:
+    """What the filter allows beyond what it never does. `bare`: no namespaces hide the host. `trunc`: files may be opened so as
+    to be emptied, which Landlock only sees from ABI 3 on."""
 
-    KeyError on a machine whose numbers are not known here.
-    """
-    place = list(ARCHES).index(machine) if machine in ARCHES else ARCHES[machine]
-    denied = {**ALWAYS, **(BARE if bare else {}), **({} if signals else SIGNALS)}
+    bare: bool = False
+    signals: bool = True
+    forks: bool = True
+    execs: bool = True
+    trunc: bool = True
+
+
+def program(rules: Rules = Rules(), machine: str = os.uname().machine) -> bytes:
+    """The filter for this machine. ValueError on one whose numbers are not known here."""
+    place = list(ARCHES).index(machine)
+    denied = {**ALWAYS, **(BARE if rules.bare else {})}
+    denied |= {**({} if rules.signals else SIGNALS), **({} if rules.execs else EXECS)}
     code = deny(number if isinstance(number, int) else number[place] for number in denied.values())
-    code += when(FCNTL[place], 1, deny(STEERING)) + when(IOCTL[place], 1, deny(MARKING))
-    code += when(PRCTL[place], 0, deny((SET_PDEATHSIG,)))  # it shall die with the warden
+    code += when(FCNTL[place], 1, deny(STEERING)) + when(IOCTL[place], 1, deny_but(ASKING))
+    code += when(PRCTL[place], 0, deny(ESCAPING))
     # A datagram pair can be pointed at any socket file; a stream pair stays a pair.
-    code += when(SOCKETPAIR[place], 0, [(EQUAL, 1, 0, UNIX), refuse()])
-    code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), (EQUAL, 1, 0, STREAM), refuse()])
-    # Memory that nobody's resident size shows: shared without a file, huge pages, and below tier 2 of files without a name.
-    code += when(
-        MMAP[place], 3, [(SET, 0, 1, HUGE), refuse(), (AND, 0, 0, SHARED_ANONYMOUS), (EQUAL, 0, 1, SHARED_ANONYMOUS), refuse()]
-    )
-    code += when(MMAP[place], 3, [(SET, 0, 1, SHARED), refuse()]) if bare else []
-    code += when(PRLIMIT[place], 0, [(EQUAL, 1, 0, 0), refuse()]) if bare else []  # only one's own limits
-    return assembled(machine, code + ([] if forks else no_forks(place)))
+    code += when(SOCKETPAIR[place], 0, deny_but((UNIX,)))
+    code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), *deny_but((STREAM,))])
+    # Memory that nobody's resident size shows: shared without a file, huge pages; and where files have no cap, of files.
+    code += when(MMAP[place], 3, [(SET, 0, 1, HUGE), refuse(), (AND, 0, 0, SHARED_ANONYMOUS), *deny((SHARED_ANONYMOUS,))])
+    if rules.bare:
+        code += when(MMAP[place], 3, [(SET, 0, 1, SHARED), refuse()])
+        code += when(PRLIMIT[place], 0, deny_but((0,)))  # only one's own limits
+        code += opening(place, TMPFILE | (0 if rules.trunc else TRUNC))
+    return assembled(machine, code + ([] if rules.forks else no_forks(place)))
+
+
+def opening(place: int, flags: int) -> list[Step]:
+    """No file may be opened with any of these flags."""
+    named = [(OPEN[place], 1), (OPENAT[place], 2)]
+    found = [step for number, at in named if number is not None for step in when(number, at, [(SET, 0, 1, flags), refuse()])]
+    return found + (deny(CREAT[place : place + 1]) if flags & TRUNC else [])
 
 
 def threads_only(machine: str = os.uname().machine) -> bytes:
     """A filter that denies new processes and nothing else, for where they could be neither counted nor swept away."""
     return assembled(machine, no_forks(list(ARCHES).index(machine)))
-
-
-Step = tuple[int, int, int, int]
 
 
 def assembled(machine: str, checks: list[Step]) -> bytes:
@@ -109,6 +138,11 @@ def no_forks(place: int) -> list[Step]:
 def deny(numbers: Iterable[int | None]) -> list[Step]:
     """Refuse where the loaded word is one of these."""
     return [step for number in numbers if number is not None for step in ((EQUAL, 0, 1, number), refuse())]
+
+
+def deny_but(numbers: Sequence[int]) -> list[Step]:
+    """Refuse where the loaded word is none of these."""
+    return [*((EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)), refuse()]
 
 
 def refuse(number: int = errno.EPERM) -> Step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -76,8 +77,9 @@ def clear_left() -> None:
     """Remove the folders of processes that were killed before they could do it, once in the life of this one."""
     for path in Path(_place()).glob(f"{PREFIX}*-*"):
         owner = path.name.removeprefix(PREFIX).split("-")[0]
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and path.stat().st_uid == os.geteuid():
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody else's, or gone by now
+            if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and path.lstat().st_uid == os.geteuid():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _place() -> str:

@@ -2,8 +2,8 @@
 
 Tier 2: own namespaces, Landlock, system calls filtered. Tier 1: Landlock and the filter. Tier 0: resource limits only, and then
 the sandbox refuses. A tier counts only if every attack of `selfkd.sandbox.attacks` was denied in a throw-away program on this host.
-The result is kept until the next boot, for this kernel, user, interpreter and version of the sandbox. A wrong or stale note in
-that file cannot make anything unsafe: a wall that cannot be built stops the program.
+The result is kept until the next boot, for this kernel, user, interpreter and version of the sandbox, in a file that only counts
+if nobody else can have written it. A stale note makes nothing unsafe: a wall that cannot be built stops the program.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,27 @@ def host() -> Host:
         return Host(0, "", 0, 0, (f"{sys.platform} has neither namespaces nor Landlock",), "Run it on Linux")
     path = _note()
     with contextlib.suppress(OSError, ValueError, TypeError):
-        found = json.loads(path.read_text("utf-8"))
-        return Host(**{**found, "lacks": tuple(found["lacks"])})
+        found = json.loads(_own_text(path))
+        known = Host(**{**found, "lacks": tuple(found["lacks"])})
+        if known.bubble in ("", shutil.which("bwrap")):
+            return known
     found = probe()
     with contextlib.suppress(OSError):  # a home that cannot be written to costs a second per process, no more
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         beside = path.with_suffix(f".{os.getpid()}")
         beside.write_text(json.dumps(asdict(found)), "utf-8")
+        beside.chmod(0o600)
         os.replace(beside, path)
     return found
+
+
+def _own_text(path: Path) -> str:
+    """A file's text, if nobody else can have written it: it names a program that is started. PermissionError otherwise."""
+    with path.open(encoding="utf-8") as file:
+        state = os.fstat(file.fileno())
+        if state.st_uid != os.geteuid() or state.st_mode & 0o022:
+            raise PermissionError(str(path))
+        return file.read()
 
 
 def _note() -> Path:
@@ -90,6 +102,7 @@ def _note() -> Path:
     words += [_switch(path) or "" for path in SWITCHES] + [shutil.which("bwrap") or ""]
     name = hashlib.sha256(b"\0".join([*map(str.encode, words), *code])).hexdigest()[:24]
     folder = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = folder if os.path.isabs(folder) else "/nonexistent"  # no home: no note
     return Path(folder) / "selfkd" / f"sandbox-{name}.json"
 
 
@@ -167,6 +180,7 @@ def results(site: Site, only: tuple[str, ...] = ()) -> dict[str, str]:
     source = Path(__file__).with_name("attacks.py").read_bytes()
     found: dict[str, str] = {}
     with targets() as (told, seen), Fixed(Limits(seconds=20.0)).calls(source) as program:
+        site = replace(site, view=(*site.view, told["shown"]))
         honest = program.call("attack", "none", told)
         if not honest.ok:
             raise SandboxError(f"an honest program does not run: {honest.reason}")
@@ -185,7 +199,12 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
     libc = ctypes.CDLL(None)
     kept = ctypes.create_string_buffer(b"in the owner's memory")
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selfkd-targets-")))
+        folder, shown = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"selfkd-{name}-"))) for name in ("targets", "shown")
+        )
+        shown.chmod(0o755)
+        (shown / "kept").write_text(marker[::-1])
+        (shown / "kept").chmod(0o644)
         for name in ("secret", *VICTIMS):
             (folder / name).write_text(marker)
             (folder / name).chmod(0o600)
@@ -208,7 +227,7 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
                 one.listen()
         told = {
             "tcp": tcp.getsockname()[1], "udp": udp.getsockname()[1], "unix": addresses[2], "datagram": addresses[3],
-            "abstract": f"selfkd-{marker[:8]}", "folder": str(folder), "secret": f"{folder}/secret",
+            "abstract": f"selfkd-{marker[:8]}", "folder": str(folder), "shown": str(shown), "secret": f"{folder}/secret",
             **{name: f"{folder}/{name}" for name in VICTIMS}, "owner": os.getpid(), "address": ctypes.addressof(kept), "marker": marker,
             "root": os.geteuid() == 0,
         }  # fmt: skip
@@ -216,10 +235,10 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
         libc.msgsnd(queue, b"\1" + bytes(15), ctypes.c_size_t(8), 0o4000)
         stack.callback(libc.msgctl, queue, 0, None)
         told["queue"] = queue
-        states = [_state(folder)]
+        states = [_state(folder, shown)]
 
         def seen() -> str:
-            states[:] = [*states[-1:], _state(folder)]
+            states[:] = [*states[-1:], _state(folder, shown)]
             return _heard(sockets) or ("files outside changed" if states[0] != states[1] else "")
 
         os.environ["SELFKD_PROBE"] = marker
@@ -227,10 +246,11 @@ def targets() -> Iterator[tuple[dict[str, Any], Any]]:
         yield told, seen
 
 
-def _state(folder: Path) -> list[tuple[str, int, int, bytes]]:
+def _state(*folders: Path) -> list[tuple[str, int, int, bytes]]:
     """Names, modes, times and contents of the targets."""
     return [
         (path.name, path.lstat().st_mode, path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
+        for folder in folders
         for path in sorted(folder.iterdir())
     ]
 

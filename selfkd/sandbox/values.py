@@ -7,10 +7,11 @@ that one honest report has is Malformed, whoever wrote it.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, NoReturn
 
 DEPTH = 64
-MANY = 1000
+ALIKE = 32  # members of a set that may have the same hash
 NO_FORM = "the report holds a value of no known form"
 GROUPS = {"l": list, "t": tuple, "s": set, "z": frozenset}
 NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
@@ -25,10 +26,13 @@ class Failed(Exception):
 
 
 class Foreign:
-    """A value of a type that is not plain data; equal to nothing, itself included."""
+    """A value of a type that is not plain data; equal to nothing, itself included, and neither true nor false."""
 
     def __init__(self, kind: str) -> None:
-        self.kind = kind
+        self.kind = "".join(sign if sign.isprintable() else "?" for sign in kind[:300])
+
+    def __bool__(self) -> bool:
+        raise TypeError(f"{self!r} is no plain data")
 
     def __eq__(self, other: object) -> bool:
         return False
@@ -118,7 +122,7 @@ def _made(kind: Any, parts: list[Any], depth: int) -> Any:
 
 def _distinct(members: list[Any]) -> list[Any]:
     """Members of a set or keys, none twice. Hashes chosen to collide would make the building of it take minutes."""
-    if len(members) > MANY and 4 * len(set(map(hash, members))) < len(members):
+    if members and max(Counter(map(hash, members)).values()) > ALIKE:
         raise Malformed("the members of a set have hashes that collide")
     if len(set(members)) < len(members):
         raise Malformed(NO_FORM)

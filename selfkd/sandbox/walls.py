@@ -20,6 +20,7 @@ WORK = "/box"  # no folder that an interpreter or a checkout is likely to lie in
 DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")  # not zero: memory mapped from it is not counted
 STAGE = "/tmp"  # any folder that exists everywhere: the new root is mounted over it, in our own mount namespace only
 INSIDE_UID = 1000
+SIGPENDING = 11  # RLIMIT_SIGPENDING, which the resource module does not name
 SLACK = 8  # processes above the limit that the kernel still allows, so that the watcher sees the excess and can name it
 
 
@@ -29,7 +30,7 @@ class Site:
 
     `tier` 2: namespaces, Landlock, seccomp; 1: Landlock and seccomp; 0: resource limits only. `work` is the host's folder
     for the working directory below tier 2. `abi` is the newest Landlock ABI to use. `counted`: the kernel can count the
-    program's processes; where it cannot, there are threads but no further processes. `bubble`: the bwrap that makes the
+    program's processes and end them all; where it cannot, there are threads but no further processes. `bubble`: the bwrap that makes the
     namespaces, '' for our own.
     """
 
@@ -143,6 +144,7 @@ def limit(limits: dict[str, Any], counted: bool) -> None:
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_RTPRIO: 0,
+        SIGPENDING: 64,  # timers too: they count against the user's other processes
     }
     for which, most in wanted.items():
         if most is not None:
@@ -160,21 +162,30 @@ def _set(which: int, soft: int, hard: int) -> None:
 # ----------------------------------------------------------------------------------------------------------------- locks
 
 
-def lock(site: Site) -> None:
-    """No capability, no new one; Landlock as the second wall around files, or the only one; system calls filtered."""
+def lock(site: Site, execs: bool) -> None:
+    """No capability, no new one; Landlock as the second wall around files, or the only one; system calls filtered.
+
+    `execs`: other programs may be started. Below tier 2 a warm program does not need to, and one that did would lose its
+    tie to the warden's life.
+    """
     k.drop_capabilities()
-    if site.tier:
+    if site.tier == 2:
         k.landlock(rights(site), site.abi)
-        hidden = site.tier == 2
-        scoped = hidden or site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
-        k.install(seccomp.program(bare=not hidden, signals=scoped, forks=site.counted))
+        k.install(seccomp.program(seccomp.Rules(forks=site.counted)))
+    elif site.tier == 1:
+        k.landlock(rights(site), site.abi)
+        scoped = site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
+        k.install(seccomp.program(seccomp.Rules(True, scoped, site.counted, execs, site.abi >= 3)))
     elif k.KNOWN:
         k.install(seccomp.threads_only())  # no wall, but a fork bomb that nothing counts would take the host
 
 
 def rights(site: Site) -> list[tuple[str, int]]:
-    """Below tier 2 the working directory is a flat folder of the host: no folders, links or devices in it to clean up."""
-    flat = k.WRITE_FILE | k.READ_FILE | k.READ_DIR | k.REMOVE_FILE | k.MAKE_REG | k.TRUNCATE
+    """Below tier 2 the working directory is a flat folder of the host: only files, and none is removed while it can be held open.
+
+    So what a program stores is what the folder shows, and there are no folders, links or devices to clean up.
+    """
+    flat = k.WRITE_FILE | k.READ_FILE | k.READ_DIR | k.MAKE_REG | k.TRUNCATE
     own = k.file_rights(site.abi) & ~(k.EXECUTE | k.MAKE_CHAR | k.MAKE_BLOCK | k.IOCTL_DEV)
     return [
         *((path, k.READ) for path in site.view),

@@ -29,9 +29,9 @@ from selfkd.sandbox import kernel as k
 
 KILL, READY = b"K", "ready"
 TICKS_MS = (2, 4, 8, 10)  # between looks at a running program: often at first, when a bomb would go off
-FIRST_FREE = 6  # below: input, output, errors, channel, what went wrong, the gate
+SAYING, GATE, TELLING = 4, 5, 6  # above the program's four descriptors: what went wrong, leave to begin, how it ended
 OWN_UIDS = 0x70000000  # as root, programs run as a user of their own in a range that no system assigns
-ENTRY, MOST_FILES = 4096, 4096  # what a file costs however small, and how many there may be below tier 2
+ENTRY, MOST_FILES = 4096, 1024  # what a file costs however small, and how many there may be below tier 2
 OF_BUBBLE = 2  # processes of bubblewrap itself in the tree
 Job = dict[str, Any]
 
@@ -44,8 +44,12 @@ class Warden:
         k.prctl("SUBREAPER", k.SUBREAPER, 1)
         self.owner = socket.socket(fileno=control)
         self.group = cgroup.find()
-        counted = site.counted or self.group is not None
-        self.site = replace(site, counted=counted, uid=None if site.uid is None else OWN_UIDS | os.getpid())
+        self.asked = replace(site, uid=None if site.uid is None else OWN_UIDS | os.getpid())
+
+    @property
+    def site(self) -> walls.Site:
+        """As asked for; at tier 2 a cgroup can count processes where the user limit cannot."""
+        return replace(self.asked, counted=self.asked.counted or (self.group is not None and self.asked.tier == 2))
 
     def serve(self) -> tuple[str, list[str]] | None:
         """Until the owner leaves: None. In a forked child that is to become a warm program: (kind, import paths)."""
@@ -71,10 +75,14 @@ class Warden:
     def start(self, job: Job, handles: list[int]) -> int | Job | None:
         """Fork a program behind its walls: its process number, or {"failed": why}. None in the child that is a warm program."""
         if self.group:
-            self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.SLACK)
+            try:
+                self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.SLACK // 2)
+            except OSError:  # somebody took its controllers, or the group itself: from now on we count by looking
+                self.group = None
         said, saying = os.pipe()
         gate, opening = os.pipe()
-        moved = [*handles, saying, gate]
+        self.told, telling = os.pipe()
+        moved = [*handles, saying, gate, telling]
         first = os.fork()
         if first == 0:
             self.become(job, moved)
@@ -93,41 +101,48 @@ class Warden:
         failed = [line for line in lines if line != READY and not line.isdigit()]
         if self.site.bubble and READY not in lines:
             failed.append("bubblewrap: it ended before the program began")
+        if self.site.tier == 2 and not self.site.bubble and not lines:
+            failed.append("fork: the namespaces ended before the program began")
         if failed:
             sweep()
+            os.close(self.told)
             return {"failed": failed[0]}
         return int(lines[0]) if lines and lines[0] != READY else first
 
     def become(self, job: Job, handles: list[int]) -> None:
         """The child's way to the program. Returns only in a warm program, with the walls up; what fails is said and ends it."""
-        site = self.site
+        site, saying = self.site, handles[SAYING]
         try:
             if self.group:
                 self.group.enter()
             _raise_oom_score()
             _place(handles)
+            saying = SAYING
             os.setsid()
             if site.bubble:
                 bubble.enter(site, json.dumps({"site": asdict(site), "job": job}), job["limits"]["disk"])
             if site.tier == 2:
                 walls.enter(site, job["limits"]["disk"])
                 if process := os.fork():
-                    os.write(4, f"{process}\n".encode())
+                    os.write(SAYING, f"{process}\n".encode())
                     os._exit(0)
             else:
                 os.chdir(site.work)
             _wait_for_parent()
+            if site.tier == 2 and (process := os.fork()):
+                keep(process)
             settle(site, job)
             _start(site, job)
         except Exception as error:  # whatever it is, the program must not run behind half of its walls
-            fail(error)
+            fail(error, saying)
 
     def guarded(self, process: int, job: Job) -> Job:
         """`guard`; if that fails, nothing of the program goes on unwatched."""
         try:
             return self.guard(process, job)
         except BaseException:
-            os.kill(process, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
             sweep()
             raise
 
@@ -137,11 +152,12 @@ class Warden:
         poll = select.poll()
         poll.register(ending, select.POLLIN)
         poll.register(self.owner, select.POLLIN)
-        self.process = process
-        watcher = watch.Watcher(process)
-        limit, peak, look = None, 0, 0
+        watcher = watch.Watcher(process, self.site.tier == 2 and not self.site.bubble)
+        limit: str | None = None
+        peak = look = 0
         while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
             look += 1
+            limit = limit or (self.group.passed() if self.group else None)  # the kernel's word first: looking may be slow
             if limit is None:
                 used = watcher.look(job["limits"]["memory"])
                 peak, limit = max(peak, used.memory), self.over(used, job["limits"])
@@ -154,19 +170,21 @@ class Warden:
         if self.group:
             self.group.kill()
         sweep()
+        told = os.read(self.told, 16)
+        os.close(self.told)
         limit = limit or (self.group.passed() if self.group else None)
-        peak = max(peak, spent.ru_maxrss * 1024)
-        return {"status": status, "limit": limit, "cpu": spent.ru_utime + spent.ru_stime, "memory": peak}
+        cpu = max(spent.ru_utime + spent.ru_stime, self.group.cpu() if self.group else 0.0, watcher.cpu)
+        return {"status": int(told or status), "limit": limit, "cpu": cpu, "memory": max(peak, spent.ru_maxrss * 1024)}
 
     def over(self, used: watch.Use, limits: Job) -> str | None:
         """Which limit the tree as a whole has passed."""
         if used.memory > limits["memory"]:
             return "memory"
-        if used.cpu > limits["cpu"]:
+        if max(used.cpu, self.group.cpu() if self.group else 0.0) > limits["cpu"]:
             return "cpu"
         if used.tasks > limits["processes"] + (OF_BUBBLE if self.site.bubble else 0):
             return "processes"
-        return "disk" if self.site.work and size(self.site.work, self.process) > limits["disk"] else None
+        return "disk" if self.site.work and size(self.site.work) > limits["disk"] else None
 
     def kill(self, process: int) -> None:
         if self.group:
@@ -198,10 +216,25 @@ def receive(owner: socket.socket) -> tuple[bytes, list[int]]:
 # -------------------------------------------------------------------------------------------------------------- starting
 
 
+def keep(program: int) -> NoReturn:
+    """The life of process 1: tied to the warden, it waits for the program, says how it ended, and takes all with it.
+
+    No signal from inside can end it, and it runs nothing but this.
+    """
+    for handle in range(TELLING):
+        os.close(handle)
+    k.drop_capabilities()
+    while True:
+        process, status = os.wait()  # orphans of the program fall to us
+        if process == program:
+            os.write(TELLING, b"%d" % status)
+            os._exit(0)
+
+
 def settle(site: walls.Site, job: Job) -> None:
     """Below the limits, then behind the locks: the last things that a trusted line of code does here."""
     walls.limit(job["limits"], site.counted and site.tier == 2)
-    walls.lock(site)
+    walls.lock(site, job["argv"] is not None)
 
 
 def staged(given: str) -> None:
@@ -210,23 +243,26 @@ def staged(given: str) -> None:
         settings = json.loads(given)
         site, job = read_site(settings["site"]), settings["job"]
         os.chdir(site.home)
-        for handle in (4, 5):
+        for handle in (SAYING, GATE):
             os.set_inheritable(handle, False)
         settle(site, job)
-        os.read(5, 1)
-        os.write(4, f"{READY}\n".encode())
+        os.read(GATE, 1)
+        os.write(SAYING, f"{READY}\n".encode())
         _start(site, job)
     except Exception as error:
-        fail(error)
+        fail(error, SAYING)
 
 
 def read_site(given: Job) -> walls.Site:
     return walls.Site(**{**given, "view": tuple(given["view"])})
 
 
-def fail(error: Exception) -> NoReturn:
-    os.write(4, f"{wrong(error)}\n".encode())
-    os._exit(125)
+def fail(error: Exception, saying: int) -> NoReturn:
+    """Say what went wrong, and end: never go on as a second warden."""
+    try:
+        os.write(saying, f"{wrong(error)}\n".encode())
+    finally:
+        os._exit(125)
 
 
 def wrong(error: Exception) -> str:
@@ -244,19 +280,19 @@ def _raise_oom_score() -> None:
 
 
 def _place(handles: list[int]) -> None:
-    """The program's four descriptors to 0..3, ours to 4 and 5, everything else closed."""
-    above = max(FIRST_FREE, *handles) + 1
+    """The program's four descriptors to 0..3, ours above, everything else closed."""
+    above = max(TELLING, *handles) + 1
     high = [fcntl.fcntl(handle, fcntl.F_DUPFD, above) for handle in handles]
     for number, handle in enumerate(high):
         os.dup2(handle, number, inheritable=number < 4)
-    k.close_from(FIRST_FREE)
+    k.close_from(TELLING + 1)
 
 
 def _wait_for_parent() -> None:
     """PR_SET_PDEATHSIG counts from the parent of the moment, so it must be the warden; a closed gate says that it is gone."""
     gone = select.poll()
-    gone.register(4, 0)  # an error on what it listens to, once nobody listens
-    opened = os.read(5, 1)
+    gone.register(SAYING, 0)  # an error on what it listens to, once nobody listens
+    opened = os.read(GATE, 1)
     k.prctl("PDEATHSIG", k.PDEATHSIG, signal.SIGKILL)
     if not opened or gone.poll(0):
         os._exit(125)
@@ -265,8 +301,7 @@ def _wait_for_parent() -> None:
 def _start(site: walls.Site, job: Job) -> None:
     variables = {name: value.replace(walls.WORK, site.home) for name, value in job["env"].items()}
     if job["argv"] is None:
-        os.close(4)
-        os.close(5)
+        k.close_from(SAYING)
         os.environ.clear()
         os.environ.update(variables)
         return
@@ -308,24 +343,17 @@ def sweep() -> None:
         time.sleep(0.0005)
 
 
-def size(folder: str, process: int) -> int:
-    """Bytes that the program's files take up, those it has opened and unlinked too. Very many files are as bad as large ones."""
-    files: dict[int, int] = {}
+def size(folder: str) -> int:
+    """Bytes that the files of a program take up. Very many are as bad as large ones, and counting them would take our time."""
+    total = 0
     with os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):  # gone meanwhile
-                found = entry.stat(follow_symlinks=False)
-                files[found.st_ino] = max(found.st_blocks * 512, found.st_size) + ENTRY
-            if len(files) > MOST_FILES:
+        for number, entry in enumerate(entries):
+            if number == MOST_FILES:
                 return sys.maxsize
-    device = os.stat(folder).st_dev
-    with contextlib.suppress(OSError):
-        for handle in os.listdir(f"/proc/{process}/fd"):
-            with contextlib.suppress(OSError):
-                found = os.stat(f"/proc/{process}/fd/{handle}")
-                if found.st_dev == device and found.st_nlink == 0:
-                    files[found.st_ino] = max(found.st_blocks * 512, found.st_size)
-    return sum(files.values())
+            with contextlib.suppress(OSError):  # gone meanwhile, at tier 0
+                found = entry.stat(follow_symlinks=False)
+                total += max(found.st_blocks * 512, found.st_size) + ENTRY
+    return total
 
 
 def empty(folder: str) -> None:

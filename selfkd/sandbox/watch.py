@@ -7,8 +7,10 @@ an orphan falls to process 1, so the tree is whole.
 from __future__ import annotations
 
 import os
+import time
 from typing import NamedTuple
 
+PATIENCE_SECONDS = 0.03
 PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
@@ -58,8 +60,10 @@ def tree(process: int) -> list[int]:
 class Watcher:
     """Looks at one program's tree again and again. Remembers the processor time of those that have gone meanwhile."""
 
-    def __init__(self, process: int) -> None:
-        self.process = process
+    def __init__(self, process: int, kept: bool) -> None:
+        """`kept`: the process itself is ours, only what is below it is the program's."""
+        self.process, self.kept = process, kept
+        self.cpu = 0.0
         self.own: dict[int, float] = {}  # processor time last seen of each process, without its children's
 
     def look(self, memory_limit: int) -> Use:
@@ -68,14 +72,20 @@ class Watcher:
         Processor time is counted in two ways, and the larger one holds: with the children that were waited for, and by what
         each process was last seen with, since a parent that ignores SIGCHLD is not charged for its children.
         """
-        processes = tree(self.process)
+        processes = tree(self.process)[self.kept :]
         resident = sum(map(_resident, processes))
         if resident > memory_limit and len(processes) > 1:
-            resident = sum(map(_proportional, processes))
+            resident = self._without_shares(processes)
         times = {one: _times(one) for one in processes}
         self.own |= {one: own for one, (own, _) in times.items()}
         charged = sum(own + waited for own, waited in times.values())
-        return Use(resident, max(charged, sum(self.own.values())), sum(len(threads(one)) for one in processes))
+        self.cpu = max(self.cpu, charged, sum(self.own.values()))
+        return Use(resident, self.cpu, sum(len(threads(one)) for one in processes))
+
+    def _without_shares(self, processes: list[int]) -> int:
+        """Pages shared by forks counted once. It is slow where much is mapped, so what is not reached in time counts in full."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        return sum(_proportional(one) if time.monotonic() < until else _resident(one) for one in processes)
 
 
 def _of_a_thread(process: int, name: str) -> bytes:
