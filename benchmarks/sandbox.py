@@ -112,6 +112,7 @@ def on(cores: int) -> Iterator[None]:
 def parallel() -> Iterator[tuple[str, str]]:
     cores = len(os.sched_getaffinity(0))
     for threads in (cores, PARALLEL):
+        many(Sandbox(), "import time; time.sleep(0.2)", threads, threads)  # so that all wardens are there
         began = time.perf_counter()
         times = sorted(many(Sandbox(), WORK, 10 * PARALLEL, threads))
         rate = 10 * PARALLEL / (time.perf_counter() - began)
@@ -146,7 +147,7 @@ def memory() -> Iterator[tuple[str, str]]:
             waiting = thread.submit(box.run, "import time; time.sleep(1)")
             time.sleep(0.6)
             [warden] = watch.children(os.getpid())
-            [program] = watch.children(warden)
+            program = watch.tree(warden)[-1]
             sizes = [watch._proportional(one) / jail.MB for one in (program, warden)]
             waiting.result()
         yield f"memory (PSS), {name}", f"{sizes[0]:.1f} MB for the program, {sizes[1]:.1f} MB for its warden"
