@@ -114,22 +114,25 @@ class Sandbox:
         host = tiers.host()
         tier = host.tier if self.tier is None else min(host.tier, self.tier)
         if tier < 1 and self.unsafe != ACCEPTED:
-            raise SandboxError(host.refusal)
+            raise SandboxError(host.refusal if host.tier < 1 else f"tier 0 has no walls; unsafe is not {ACCEPTED!r}")
         view = sites.python_view(self.python) if self.argv is None else sites.view_of(self.argv[0])
         own = sites.python_view(None) if host.bubble else ()
-        shown = (*view, *own, *map(os.path.abspath, self.see))
+        shown = (*view, *own, *self._seen())
         return sites.site(tier, shown, host.bubble if tier == 2 else "")
 
     def job(self, kind: str) -> dict[str, Any]:
         env = {**ENVIRONMENT, **self.env}
         if self.forked:
-            return {"argv": None, "kind": kind, "extra": list(self.see), "env": env}
+            return {"argv": None, "kind": kind, "extra": self._seen(), "env": env}
         argv = list(self.argv or self._interpreter(kind))
         return {"argv": argv, "kind": kind, "extra": [], "env": env}
 
+    def _seen(self) -> list[str]:
+        return [os.path.abspath(path) for path in self.see]
+
     def _interpreter(self, kind: str) -> list[str]:
         text = Path(__file__).with_name("inside.py").read_text("utf-8")
-        start = f"{text}\n\nmain({kind!r}, {list(self.see)!r})\n"
+        start = f"{text}\n\nmain({kind!r}, {self._seen()!r})\n"
         return [os.path.realpath(self.python or sys.executable), *PYTHON, "-c", start]
 
     def done(self, ended: Ended, tier: int, work: str) -> Done:
