@@ -6,7 +6,6 @@ program's, the rest is a small language of literals, comparisons and a few harml
 """
 
 import ast
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -27,29 +26,45 @@ def isclose(a: float, b: float, rel_tol: float = 1e-9, abs_tol: float = 0.0) -> 
 
 
 def careful(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """`set`, `frozenset` or `dict` of what a program returned."""
+    """`set`, `frozenset` or `dict` of what a program returned.
 
-    def make(*given: Any) -> Any:
-        members = [*given[0]] if given else []
-        keys = [one[0] for one in members] if kind is dict and not isinstance(given[0], dict) else members
-        if keys and max(Counter(map(hash, keys)).values()) > ALIKE:
-            raise ValueError("hashes that collide")
-        return kind(*given)
+    >>> careful(set)([1] * 99), careful(dict)([("a", 1)], b=2), careful(set)([n * (2**61 - 1) for n in range(99)])
+    Traceback (most recent call last):
+    ValueError: hashes that collide
+    """
+
+    def make(*given: Any, **named: Any) -> Any:
+        alike: dict[int, list[Any]] = {}
+        for one in given[0] if given else ():
+            key = next(iter(one)) if kind is dict and not isinstance(given[0], dict) else one
+            known = alike.setdefault(hash(key), [])
+            if key not in known:
+                known.append(key)
+            if len(known) > ALIKE:
+                raise ValueError("hashes that collide")
+        return kind(*given, **named)
 
     return make
 
 
-def rounded(value: Any, digits: int | None = None) -> Any:
-    if digits is not None and not -400 <= digits <= 400:
+def summed(values: Any, start: float = 0) -> Any:
+    """sum of numbers; of lists it would be quadratic."""
+    if isinstance(start, list | tuple):
+        raise TypeError("only numbers are summed")
+    return sum(values, start)
+
+
+def rounded(number: Any, ndigits: int | None = None) -> Any:
+    if ndigits is not None and not -400 <= ndigits <= 400:
         raise ValueError("too many digits")
-    return round(value, digits)
+    return round(number, ndigits)
 
 
 HARMLESS: dict[str, Callable[..., Any]] = {
     one.__name__: one for one in (abs, all, any, bool, float, int, len, list, max, min, sorted, str, tuple)
 }  # fmt: skip
 HARMLESS |= {"set": careful(set), "frozenset": careful(frozenset), "dict": careful(dict), "round": rounded}
-HARMLESS |= {"sum": lambda values: sum(values), "math.isclose": isclose, "isclose": isclose}
+HARMLESS |= {"sum": summed, "math.isclose": isclose, "isclose": isclose}
 GOT_CHARS = 60
 LONGEST = 100_000  # characters of one assert
 
@@ -96,12 +111,14 @@ class Assertion:
             holds = bool(self.value(self.test, call, asked))
         except Refused as refused:
             return str(refused)
-        except Exception as error:  # the value that came back does not fit the test: len(None), 1 < "a"
+        except BAD_DATA as error:  # the value that came back does not fit the test: len(None), 1 < "a"
             return f"wrong answer: {short(asked)} ({type(error).__name__})"
         return "" if holds else f"wrong answer: {short(asked)}"
 
     def value(self, node: Any, call: Callable[..., Any], asked: list[Any]) -> Any:
         """The value of an expression of the language; what the program returned is added to `asked`."""
+        if isinstance(node, ast.BoolOp):
+            return self.either(node, call, asked)
         inner = [self.value(child, call, asked) for child in children(node)]
         if isinstance(node, ast.Constant):
             return node.value
@@ -113,14 +130,19 @@ class Assertion:
             return {ast.Not: lambda x: not x, ast.USub: lambda x: -x, ast.UAdd: lambda x: +x}[type(node.op)](inner[0])
         if isinstance(node, ast.BinOp):
             return inner[0] + inner[1] if isinstance(node.op, ast.Add) else inner[0] - inner[1]
-        if isinstance(node, ast.BoolOp):
-            deciding = [one for one in inner[:-1] if bool(one) is isinstance(node.op, ast.Or)]
-            return deciding[0] if deciding else inner[-1]
         if isinstance(node, ast.Subscript):
             return inner[0][inner[1]]
         if isinstance(node, ast.Compare):
             return all(map(self.compare, node.ops, inner, inner[1:]))
         return self.called(node, inner, call, asked)
+
+    def either(self, node: Any, call: Callable[..., Any], asked: list[Any]) -> Any:
+        """`and` and `or`, which ask no further than Python does."""
+        for child in node.values:
+            found = self.value(child, call, asked)
+            if bool(found) is isinstance(node.op, ast.Or):
+                break
+        return found
 
     def called(self, node: Any, inner: list[Any], call: Callable[..., Any], asked: list[Any]) -> Any:
         count = len(node.args)
@@ -144,6 +166,9 @@ class Assertion:
         if isinstance(operator, ast.In | ast.NotIn):
             return any(same(left, one, self.exact, self.tolerance) for one in right) is isinstance(operator, ast.In)
         return {ast.Lt: left < right, ast.LtE: left <= right, ast.Gt: left > right, ast.GtE: left >= right}[type(operator)]
+
+
+BAD_DATA = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)  # and no error of this host
 
 
 class Refused(Exception):
@@ -228,10 +253,9 @@ def same(got: Any, want: Any, exact: bool = True, tolerance: float = 0.0) -> boo
     if kinds[0] is not kinds[1]:
         return False
     if kinds[0] is dict:
-        return typed(frozenset(got)) == typed(frozenset(want)) and all(
-            same(got[key], want[key], exact, tolerance) for key in want
-        )
-    return typed(got) == typed(want) if kinds[0] in (set, frozenset) else got == want
+        keys = len(got) == len(want) and typed(frozenset(got)) == typed(frozenset(want))
+        return keys and all(same(got[key], want[key], exact, tolerance) for key in want)
+    return len(got) == len(want) and typed(got) == typed(want) if kinds[0] in (set, frozenset) else got == want
 
 
 def near(got: float, want: float, tolerance: float) -> bool:

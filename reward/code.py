@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from asserts import Assertion, same, short, shown
+from asserts import BAD_DATA, Assertion, same, short, shown
 
-from selfkd.errors import SelfkdError
 from selfkd.sandbox import Limits, Sandbox, host
 
 PROGRAM_BYTES = 1_000_000
@@ -133,12 +132,14 @@ def run(box: Sandbox, program: str, cases: list, budget: float, strict: bool) ->
 
 
 def judged(case: Any, box: Sandbox, program: str, functions: Any) -> str:
-    """'' where the test passed, else why not. Data that breaks the comparison is a wrong answer: never a score that is missing."""
+    """'' where the test passed, else why not. Data that breaks the comparison is a wrong answer: never a score that is missing.
+
+    An error of this host is none of the program's, and comes through.
+    """
+    given = box.run(program, case.input) if isinstance(case, Printed) else functions.call
     try:
-        return case.judge(box.run(program, case.input) if isinstance(case, Printed) else functions.call)
-    except SelfkdError:  # this host, or these words in the recipe
-        raise
-    except Exception as error:
+        return case.judge(given)
+    except BAD_DATA as error:
         return f"wrong answer ({type(error).__name__})"
 
 

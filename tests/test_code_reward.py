@@ -19,6 +19,7 @@ from scoring import results, row
 from selfkd import calling, rewards, workers
 from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
+from selfkd.errors import SandboxError
 from selfkd.loop import walk
 from selfkd.recipe import load
 from selfkd.run import Run, read_record
@@ -101,6 +102,10 @@ HOSTILE_DATA = {
     "two keys that JSON cannot tell apart": ("def f(x): return {1: 0, '1': 2}", [{"call": "f", "args": [1], "returns": {"1": 2}}]),
     "hashes that collide, in a list": ("def f(x): return [i * (2**61 - 1) for i in range(33000)]", ["assert set(f(1)) == {1}"]),
     "hashes that collide, in a set": ("def f(x): return {i * (2**61 - 1) for i in range(3000)}", ["assert f(1) == {1}"]),
+    "keys that collide, in dicts for pairs": (
+        "def f(x):\n  P = 2**61 - 1\n  return [{P * i: 1, 0: i} for i in range(1, 16000)]", ["assert dict(f(1)) == {1: 1}"],
+    ),
+    "many members, one wanted": ("def f(x): return {(i, i * 7) for i in range(20000)}", ["assert f(1) == {(1, 2)}"]),
     "an object that is true": ("def f(x): return f", ["assert f(1)", "assert not f(1)", "assert bool(f(1))", "assert f(1) or False"]),
     "control signs for a name": (
         "import os\ndef f(x):\n  b = b'{\"id\":%d,\"value\":[\"?\",\"\\\\ud800\\\\u001b[2J\\\\n\"]}' % x\n"
@@ -517,6 +522,19 @@ def test_a_chain_learns_from_programs_that_pass_and_records_the_walls(tmp_path: 
     assert read_record(measured)["notes"]["rewards"] == {"code_tests": walls}
     kept = run.sealed()[-1]["metrics"]
     assert 0 < kept["dev/code_tests"] <= 1
+
+
+@NEEDS_WALLS
+def test_an_error_of_the_host_is_no_verdict_about_a_program(code: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (SandboxError("no walls"), OSError(24, "Too many open files")):
+
+        def broken(self: Sandbox, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(Sandbox, "site", broken)
+        for test in (CALLS[0], PRINTS[0], "assert f(1) == 1"):
+            with pytest.raises(type(error)):
+                code.code_tests(fenced("def f(x): return 1"), [test])
 
 
 @NEEDS_WALLS

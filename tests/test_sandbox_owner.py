@@ -85,6 +85,32 @@ def test_processor_time_is_counted_of_children_that_nobody_waits_for() -> None:
     assert (done.limit, done.seconds < 15) == ("cpu", True), done
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_huge_pages_of_which_little_is_kept_are_off(tier: int) -> None:
+    asked = "import ctypes\nL = ctypes.CDLL(None)\nprint(L.prctl(42, 0, 0, 0, 0), L.prctl(41, 0, 0, 0, 0))"  # PR_GET_, PR_SET_THP_DISABLE
+    assert Sandbox(tier=tier).run(asked).stdout == "1 -1\n"
+
+
+@pytest.mark.skipif(2 not in TIERS, reason="needs namespaces")
+def test_processor_time_of_orphans_is_counted() -> None:
+    burn = (
+        "import os, time\nt = time.monotonic()\nwhile time.monotonic() - t < 6:\n  p = os.fork()\n  if p == 0:\n    if os.fork() == 0:\n"
+        "      e = time.process_time()\n      while time.process_time() - e < 0.03: pass\n    os._exit(0)\n  os.waitpid(p, 0)\n  time.sleep(0.03)"
+    )
+    assert Sandbox(Limits(seconds=20, cpu=1)).run(burn).limit == "cpu"
+
+
+@pytest.mark.skipif(2 not in TIERS, reason="needs namespaces")
+def test_process_one_is_out_of_reach() -> None:
+    program = (
+        "import os, resource, signal\nassert os.getppid() == 1\nfor number in range(1, 65):\n  try: os.kill(1, number)\n  except OSError: pass\n"
+        "for handle in range(3, 64):\n  try: os.write(handle, b'0'); print('wrote', handle)\n  except OSError: pass\n"
+        "try: resource.prlimit(1, resource.RLIMIT_CPU, (0, 0)); print('limited')\nexcept OSError: pass\nprint('still here', flush=True)\nos._exit(7)"
+    )
+    done = Sandbox().run(program)
+    assert (done.status, done.stdout) == (7, "still here\n"), done
+
+
 def test_a_busy_loop_ends_by_the_limit_it_passed() -> None:
     for tier in TIERS:
         assert (

@@ -69,7 +69,8 @@ STEERING = (
     38,
 )  # F_SETOWN F_SETSIG F_SETOWN_EX F_SETLEASE F_NOTIFY F_SETPIPE_SZ F_*SETLK*
 ASKING = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX: all of ioctl
-ESCAPING = (1, 4)  # PR_SET_PDEATHSIG: it shall die with the warden; PR_SET_DUMPABLE: and stay visible to it
+# PR_SET_PDEATHSIG: it shall die with the warden; PR_SET_DUMPABLE: and stay visible to it; PR_SET_THP_DISABLE: and be counted.
+ESCAPING = (1, 4, 41)
 SHARED, SHARED_ANONYMOUS, HUGE, TMPFILE, TRUNC = 1, 0x21, 0x40000, 0x400000, 0x200
 
 LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF instructions on 32-bit words
@@ -102,9 +103,9 @@ def program(rules: Rules = Rules(), machine: str = os.uname().machine) -> bytes:
     code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), *deny_but((STREAM,))])
     # Memory that nobody's resident size shows: shared without a file, huge pages; and where files have no cap, of files.
     code += when(MMAP[place], 3, [(SET, 0, 1, HUGE), refuse(), (AND, 0, 0, SHARED_ANONYMOUS), *deny((SHARED_ANONYMOUS,))])
+    code += when(PRLIMIT[place], 0, deny_but((0,)))  # only one's own limits
     if rules.bare:
         code += when(MMAP[place], 3, [(SET, 0, 1, SHARED), refuse()])
-        code += when(PRLIMIT[place], 0, deny_but((0,)))  # only one's own limits
         code += opening(place, TMPFILE | (0 if rules.trunc else TRUNC))
     return assembled(machine, code + ([] if rules.forks else no_forks(place)))
 

@@ -133,7 +133,7 @@ class Warden:
                 keep(process)
             settle(site, job)
             _start(site, job)
-        except Exception as error:  # whatever it is, the program must not run behind half of its walls
+        except BaseException as error:  # whatever it is, the program must not run behind half of its walls
             fail(error, saying)
 
     def guarded(self, process: int, job: Job) -> Job:
@@ -174,6 +174,7 @@ class Warden:
         os.close(self.told)
         limit = limit or (self.group.passed() if self.group else None)
         cpu = max(spent.ru_utime + spent.ru_stime, self.group.cpu() if self.group else 0.0, watcher.cpu)
+        limit = limit or ("cpu" if cpu > job["limits"]["cpu"] else None)
         return {"status": int(told or status), "limit": limit, "cpu": cpu, "memory": max(peak, spent.ru_maxrss * 1024)}
 
     def over(self, used: watch.Use, limits: Job) -> str | None:
@@ -221,6 +222,7 @@ def keep(program: int) -> NoReturn:
 
     No signal from inside can end it, and it runs nothing but this.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a handler of Python's would let it through
     for handle in range(TELLING):
         os.close(handle)
     k.drop_capabilities()
@@ -257,7 +259,7 @@ def read_site(given: Job) -> walls.Site:
     return walls.Site(**{**given, "view": tuple(given["view"])})
 
 
-def fail(error: Exception, saying: int) -> NoReturn:
+def fail(error: BaseException, saying: int) -> NoReturn:
     """Say what went wrong, and end: never go on as a second warden."""
     try:
         os.write(saying, f"{wrong(error)}\n".encode())
@@ -265,7 +267,7 @@ def fail(error: Exception, saying: int) -> NoReturn:
         os._exit(125)
 
 
-def wrong(error: Exception) -> str:
+def wrong(error: BaseException) -> str:
     """One line: the call, and what the kernel said to it."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'fork'}: {error.strerror}"

@@ -76,7 +76,7 @@ class Watcher:
         resident = sum(map(_resident, processes))
         if resident > memory_limit and len(processes) > 1:
             resident = self._without_shares(processes)
-        times = {one: _times(one) for one in processes}
+        times = {one: _times(one) for one in dict.fromkeys((self.process, *processes))}  # orphans are charged to what we keep
         self.own |= {one: own for one, (own, _) in times.items()}
         charged = sum(own + waited for own, waited in times.values())
         self.cpu = max(self.cpu, charged, sum(self.own.values()))
