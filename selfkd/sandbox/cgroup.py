@@ -21,7 +21,7 @@ class Group:
     """One folder of the cgroup file system; its programs are put in, watched and killed together."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        self.path, self.lost = path, False
         self.entrance = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
         self.seen, self.before = self._events(), self._cpu()
 
@@ -43,8 +43,12 @@ class Group:
         return self._cpu() - self.before
 
     def passed(self) -> str | None:
-        """The limit that has been hit since `limit`, if one was."""
-        memory, processes = (now - before for now, before in zip(self._events(), self.seen))
+        """The limit that has been hit since `limit`, if one was. `lost`: somebody took the controllers away, so nothing is known."""
+        try:
+            memory, processes = (now - before for now, before in zip(self._events(), self.seen))
+        except OSError:
+            self.lost = True
+            return None
         return "memory" if memory else "processes" if processes else None
 
     def _events(self) -> tuple[int, int]:

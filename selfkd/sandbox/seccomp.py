@@ -54,7 +54,7 @@ EXECS = {"execve": (59, 221), "execveat": (322, 281)}
 FORKS = {"fork": (57, None), "vfork": (58, None)}
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT = (56, 220), 435, (53, 199), (302, 261)
 NEW_NAMESPACES, THREAD, UNIX, STREAM, TYPE_MASK = 0x7E020000, 0x10000, 1, 1, 0xF
-FCNTL, IOCTL, PRCTL, MMAP, OPEN, OPENAT, CREAT = (72, 25), (16, 29), (157, 167), (9, 222), (2, None), (257, 56), (85, None)
+FCNTL, IOCTL, PRCTL, MMAP, OPEN, OPENAT = (72, 25), (16, 29), (157, 167), (9, 222), (2, None), (257, 56)
 # A descriptor made to send signals to anybody; leases, notices and locks on others' files; pipes that use up the user's share.
 STEERING = (
     8,
@@ -72,6 +72,7 @@ ASKING = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ F
 # PR_SET_PDEATHSIG: it shall die with the warden; PR_SET_DUMPABLE: and stay visible to it; PR_SET_THP_DISABLE: and be counted.
 ESCAPING = (1, 4, 41)
 SHARED, SHARED_ANONYMOUS, HUGE, TMPFILE, TRUNC = 1, 0x21, 0x40000, 0x400000, 0x200
+WRITING = (1, 2)  # O_WRONLY, O_RDWR
 
 LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF instructions on 32-bit words
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
@@ -80,8 +81,8 @@ Step = tuple[int, int, int, int]  # an instruction: code, jump if true, jump if 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the filter allows beyond what it never does. `bare`: no namespaces hide the host. `trunc`: files may be opened so as
-    to be emptied, which Landlock only sees from ABI 3 on."""
+    """What the filter allows beyond what it never does. `bare`: no namespaces hide the host. `trunc`: files may be opened
+    for reading so as to be emptied, which Landlock only sees from ABI 3 on."""
 
     bare: bool = False
     signals: bool = True
@@ -106,15 +107,18 @@ def program(rules: Rules = Rules(), machine: str = os.uname().machine) -> bytes:
     code += when(PRLIMIT[place], 0, deny_but((0,)))  # only one's own limits
     if rules.bare:
         code += when(MMAP[place], 3, [(SET, 0, 1, SHARED), refuse()])
-        code += opening(place, TMPFILE | (0 if rules.trunc else TRUNC))
+        code += opening(place, [(SET, 0, 1, TMPFILE), refuse()])
+        # Landlock sees opening for writing; to be emptied by one who only reads it sees from ABI 3 on.
+        code += (
+            [] if rules.trunc else opening(place, [(SET, 0, 1 + len(WRITING) + 1, TRUNC), (AND, 0, 0, 3), *deny_but(WRITING)])
+        )
     return assembled(machine, code + ([] if rules.forks else no_forks(place)))
 
 
-def opening(place: int, flags: int) -> list[Step]:
-    """No file may be opened with any of these flags."""
+def opening(place: int, check: list[Step]) -> list[Step]:
+    """`check` on the flags with which a file is opened."""
     named = [(OPEN[place], 1), (OPENAT[place], 2)]
-    found = [step for number, at in named if number is not None for step in when(number, at, [(SET, 0, 1, flags), refuse()])]
-    return found + (deny(CREAT[place : place + 1]) if flags & TRUNC else [])
+    return [step for number, at in named if number is not None for step in when(number, at, check)]
 
 
 def threads_only(machine: str = os.uname().machine) -> bytes:

@@ -51,6 +51,11 @@ class Warden:
         """As asked for; at tier 2 a cgroup can count processes where the user limit cannot."""
         return replace(self.asked, counted=self.asked.counted or (self.group is not None and self.asked.tier == 2))
 
+    @property
+    def exact(self) -> bool:
+        """Whether the kernel itself holds the memory limit of the tree; our own sum may count shared pages twice."""
+        return self.group is not None and not self.group.lost
+
     def serve(self) -> tuple[str, list[str]] | None:
         """Until the owner leaves: None. In a forked child that is to become a warm program: (kind, import paths)."""
         while True:
@@ -78,6 +83,7 @@ class Warden:
             try:
                 self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.SLACK // 2)
             except OSError:  # somebody took its controllers, or the group itself: from now on we count by looking
+                self.group.remove()
                 self.group = None
         said, saying = os.pipe()
         gate, opening = os.pipe()
@@ -159,7 +165,7 @@ class Warden:
             look += 1
             limit = limit or (self.group.passed() if self.group else None)  # the kernel's word first: looking may be slow
             if limit is None:
-                used = watcher.look(job["limits"]["memory"])
+                used = watcher.look(sys.maxsize if self.exact else job["limits"]["memory"])
                 peak, limit = max(peak, used.memory), self.over(used, job["limits"])
             if ready and self.owner.recv(16) == b"":
                 self.leave()
@@ -179,7 +185,7 @@ class Warden:
 
     def over(self, used: watch.Use, limits: Job) -> str | None:
         """Which limit the tree as a whole has passed."""
-        if used.memory > limits["memory"]:
+        if used.memory > limits["memory"] and not self.exact:
             return "memory"
         if max(used.cpu, self.group.cpu() if self.group else 0.0) > limits["cpu"]:
             return "cpu"
