@@ -28,7 +28,9 @@ def isclose(a: float, b: float, rel_tol: float = 1e-9, abs_tol: float = 0.0) -> 
 def careful(kind: Callable[..., Any]) -> Callable[..., Any]:
     """`set`, `frozenset` or `dict` of what a program returned.
 
-    >>> careful(set)([1] * 99), careful(dict)([("a", 1)], b=2), careful(set)([n * (2**61 - 1) for n in range(99)])
+    >>> careful(set)([1] * 99), careful(dict)([("a", 1)], b=2)
+    ({1}, {'a': 1, 'b': 2})
+    >>> careful(set)([n * (2**61 - 1) for n in range(99)])
     Traceback (most recent call last):
     ValueError: hashes that collide
     """
@@ -93,7 +95,12 @@ class Assertion:
             raise ValueError(f"{where} is not one assert") from None
         if not isinstance(statement, ast.Assert):
             raise ValueError(f"{where} is not one assert")
+        functions = {inner for node in ast.walk(statement.test) if isinstance(node, ast.Call) for inner in ast.walk(node.func)}
         for node in ast.walk(statement.test):
+            if isinstance(node, ast.Name | ast.Attribute) and node not in functions:
+                raise ValueError(f"{where} names '{ast.unparse(node)[:60]}', which is nothing here")
+            if isinstance(node, ast.keyword) and node.arg is None:
+                raise ValueError(f"{where} unpacks a mapping, which cannot be checked from outside")
             if not isinstance(node, LANGUAGE) or (isinstance(node, ast.BinOp) and not isinstance(node.op, ast.Add | ast.Sub)):
                 raise ValueError(f"{where} holds what cannot be checked from outside: {ast.unparse(node)[:60]}")
         called = dict.fromkeys(
@@ -205,8 +212,6 @@ def children(node: Any) -> list[Any]:
     """The expressions below a node whose values it is made of."""
     if isinstance(node, ast.Call):
         return [*node.args, *(one.value for one in node.keywords)]
-    if isinstance(node, ast.Name | ast.Attribute):
-        raise Refused(f"the test names '{ast.unparse(node)}', which is nothing")
     return [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
 
 
