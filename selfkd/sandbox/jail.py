@@ -30,7 +30,7 @@ from selfkd.sandbox import sites, watch
 from selfkd.sandbox.walls import WORK, Site
 
 KEPT = 8  # idle wardens kept for the next program
-START_SECONDS, END_SECONDS = 60.0, 30.0  # for a warden to start, and to take a killed program down, on a busy machine
+END_SECONDS = 30.0  # for a warden to take a killed program down, on a busy machine
 START = "import sys; sys.path.append(sys.argv[3]); from selfkd.sandbox.warden import run; run()"
 PYTHON = ("-S", "-s", "-B")
 MB = 1 << 20
