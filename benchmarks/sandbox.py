@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from selfkd.sandbox import Sandbox, attacks, host, jail, sites, tiers, watch
+from selfkd.sandbox import Limits, Sandbox, attacks, host, jail, sites, tiers, watch
 
 DOCS = Path(__file__).parent.parent / "docs/sandbox.md"
 ROUNDS, PROGRAMS, PARALLEL = 150, 400, 16
@@ -42,17 +42,6 @@ def boxes() -> dict[str, Sandbox]:
     return found | {"tier 1, warm": Sandbox(tier=1), "tier 1, cold": Sandbox(warm=False, tier=1)}
 
 
-class Bubbled(Sandbox):
-    """Tier 2 with namespaces by bubblewrap."""
-
-    def site(self) -> sites.Site:
-        return sites.site(2, sites.python_view(None), shutil.which("bwrap") or "")
-
-    @property
-    def forked(self) -> bool:
-        return False
-
-
 def timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
@@ -64,8 +53,9 @@ def starts() -> Iterator[tuple[str, str]]:
     ways: dict[str, Callable[[], object]] = {"bare `python -S -c pass`": bare}
     ways["`subprocess.run`, no walls"] = lambda: subprocess.run(BARE, capture_output=True)
     ways |= {name: (lambda box=box: box.run(HELLO)) for name, box in boxes().items()}
-    if shutil.which("bwrap"):
-        ways["tier 2, cold, by bubblewrap"] = lambda: Bubbled().run(HELLO)
+    if bubble := shutil.which("bwrap"):
+        bubbled = tiers.at(sites.site(2, sites.python_view(None), bubble), Limits())
+        ways["tier 2, cold, by bubblewrap"] = lambda: bubbled.run(HELLO)
     for call in ways.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in ways}

@@ -146,8 +146,11 @@ class Reward:
         return {name: value for name, value in values.items() if value is not Missing}
 
     def notes(self) -> Any:
-        """What the file's own `notes()` says of this host, for the record."""
-        return self.module.notes()
+        """What the file's own `notes()` says of this host, as plain JSON for the record; if it fails, why."""
+        try:
+            return json.loads(json.dumps(self.module.notes(), allow_nan=False))
+        except (Exception, SystemExit) as error:  # a note is no reason to lose the scores
+            return {"failed": brief(error)}
 
     def doctests(self) -> list[str]:
         """Failures of the doctests of the whole file, one line each."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from selfkd import storage
-from selfkd.backend.base import free_cores
+from selfkd.backend.base import free_cores, usable_cores
 
 GIB = 1 << 30
 NEEDED_MEMORY, NEEDED_DISK = 8 * GIB, 10 * GIB  # the quickstart on a CPU; its checkpoints and the engine's packages
@@ -138,7 +138,7 @@ def _trap(torch: str) -> Iterator[Check]:
 
 
 def _cores() -> Check:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     free = free_cores()
     if free < usable:
         fix = "A thread that waits for a busy core makes a run 2.5 to 8 times slower: stop other work, or create the run with fewer threads."

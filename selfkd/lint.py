@@ -94,7 +94,7 @@ def _lines(recipe: Recipe) -> Iterator[Line]:
 def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFrame]:
     frames = {}
     for split, source in recipe.splits().items():
-        if isinstance(source, Mapping) and "hub" in source and not hub:
+        if prompts.on_hub(source) and not hub:
             report.notes.append(f"prompts.{split}: {source['hub']} lies on a hub, so its rows were not read")
             _mapping(recipe, source, split, report)
             continue
@@ -194,12 +194,9 @@ def _tried(recipe: Recipe, report: Report) -> list[str]:
         return [
             f"the dry run kept nothing to train on (its stand-in answers may not be in the form that the rewards want): {error.what}"
         ]
-    except RewardError as error:
-        if any(isinstance(source, Mapping) and "hub" in source for source in recipe.splits().values()):
-            return [f"the dry run could not score the stand-ins for prompts that lie on a hub: {error.what}"]
-        report.problems.append(f"dry run: {error}")
-        return []
     except SelfkdError as error:
+        if isinstance(error, RewardError) and any(map(prompts.on_hub, recipe.splits().values())):
+            return [f"the dry run could not score the stand-ins for prompts that lie on a hub: {error.what}"]
         report.problems.append(f"dry run: {error}")
         return []
     return ["two rounds were walked with a fake model"]
@@ -234,7 +231,7 @@ def in_small(recipe: Recipe) -> Recipe:
 
 
 def _few(recipe: Recipe, split: str, source: Any, place: int) -> Any:
-    if isinstance(source, Mapping) and "hub" in source:
+    if prompts.on_hub(source):
         first = 1 + 100 * place
         named = {name: f"the {name}" for name in sorted(_columns_named(recipe))}
         return [

@@ -75,7 +75,7 @@ def text(recipe: Recipe, machine: Machine | None = None) -> str:
 def size(recipe: Recipe, split: str) -> int | None:
     """How many prompts a split has; of a hub's data set only what its slice says."""
     source = recipe.splits()[split]
-    if isinstance(source, Mapping) and "hub" in source:
+    if prompts.on_hub(source):
         limit = source.get("limit")
         sliced = re.search(r"\[(\d*):(\d+)\]$", str(source.get("split", "")))
         count = int(sliced[2]) - int(sliced[1] or 0) if sliced else None
@@ -155,7 +155,7 @@ def _row_tokens(recipe: Recipe) -> int:
     """A prompt of the mean length and the longest answer, where the prompts are here; else as much as the context holds."""
     longest = max((step.max_tokens for step in recipe.steps_of(1) if isinstance(step, Sample)), default=recipe.context)
     source = recipe.splits()["train"]
-    if isinstance(source, Mapping) and "hub" in source:
+    if prompts.on_hub(source):
         return recipe.context
     try:
         messages = prompts.read(source, recipe.folders, "train")["messages"]

@@ -13,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import polars as pl
@@ -84,6 +84,11 @@ def problems(source: Mapping[str, Any] | str | Sequence[Any], split_name: str) -
     if "messages" in spec and "prompt" in spec:
         found.append(f"prompts.{split_name}: name a `prompt` column or a `messages` column, not both")
     return found
+
+
+def on_hub(source: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Whether a split's source lies on a hub, so that reading it takes the network."""
+    return isinstance(source, Mapping) and "hub" in source
 
 
 def check_keys(spec: Mapping[str, Any], split_name: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ def doctests(function: Function, timeout: float = 60.0) -> list[str]:
 
 def notes(function: Function, timeout: float = 60.0) -> Any:
     """What the function's file has to say of this host (its `notes()`), for a step's notes; None where it defines none."""
-    return ask(function, "notes", timeout) if "notes" in names_in(parsed(function.path)) else None
+    node = definition(replace(function, name="notes"))
+    return ask(function, "notes", timeout) if node and not required(node) else None
 
 
 def gold_check(function: Function, prompts: Iterable[Row], timeout: float = 10.0) -> tuple[int, int, str]:

@@ -7,7 +7,6 @@ read back from disk, never what was in memory.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from selfkd import digest, keeping, rewards, storage, tables, templates
-from selfkd.backend.base import Backend, Chunk, Sampling, Trained, TrainSpec
+from selfkd.backend.base import Backend, Chunk, Sampling, Trained, TrainSpec, usable_cores
 from selfkd.errors import BackendError, ChainError, GuardError, WeightsError
 from selfkd.run import Run, clean_tmp, read_record
 from selfkd.steps import Step
@@ -311,7 +310,7 @@ class Round:
     def map(
         self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float
     ) -> Iterator[list[tuple[float | None, str]]]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         yield from rewards.spread(function, batches, workers=cores, timeout=timeout)
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:

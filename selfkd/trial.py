@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from selfkd.backend.base import usable_cores
 from selfkd.calling import Result
 from selfkd.errors import UsageError
 from selfkd.rewards import cut, spread
@@ -83,8 +83,7 @@ def print_summary(results: Sequence[Result], to: Console, more: str = "") -> Non
 
 def score_all(function: Function, rows: Sequence[dict[str, Any]], out: Path, timeout: float = 60.0) -> list[Result]:
     """Score every row in worker processes, one a core, and write {"line", "value", "why"} for each, in the file's order."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    results = [result for batch in spread(function, cut(rows, BATCH), workers, timeout) for result in batch]
+    results = [result for batch in spread(function, cut(rows, BATCH), usable_cores(), timeout) for result in batch]
     with out.open("w", encoding="utf-8") as lines:
         for row, (value, why) in sorted(zip(rows, results, strict=True), key=lambda pair: pair[0]["line"]):
             lines.write(json.dumps({"line": row["line"], "value": value, "why": why}, ensure_ascii=False) + "\n")

@@ -202,3 +202,13 @@ def test_the_same_batch_scored_here_gives_the_same(write: Write) -> None:
     f = write("def f(completion, answer): return completion == answer, 'compared'")
     rows = [row(), row("1")]
     assert rewards.score_batch(f, rows) == results(f, rows) == [(1.0, "compared"), (0.0, "compared")]
+
+
+def test_notes_of_a_file_are_recorded_and_never_cost_a_score(write: Write) -> None:
+    def said(text: str) -> object:
+        return rewards.notes(write(f"def f(completion): return 1\n{text}"))
+
+    assert said("def notes(): return {'walls': (1, 2)}") == {"walls": [1, 2]}
+    assert said("def notes(): raise KeyError('gone')") == {"failed": "KeyError: 'gone'"}
+    assert said("def notes(): return {1, 2}") == {"failed": "TypeError: Object of type set is not JSON serializable"}
+    assert [said(text) for text in ("", "notes = ['mine']", "def notes(sample): return sample")] == [None, None, None]

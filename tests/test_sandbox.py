@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from selfkd import workers
 from selfkd.errors import SandboxError, UsageError
 from selfkd.sandbox import Foreign, Limits, Sandbox, cgroup, jail, sites, tiers, watch
 
@@ -23,6 +24,12 @@ pytestmark = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {t
 MB = 1 << 20
 BOX = Sandbox(Limits(seconds=10, memory=256 * MB))
 SHORT = Sandbox(Limits(seconds=0.4))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone() -> None:
+    """No idle reward workers of other tests among our children: what is counted here is the sandbox's."""
+    workers.dismiss_idle()
 
 
 def left_behind() -> dict[str, int]:

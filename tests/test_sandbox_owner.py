@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
-from test_sandbox import MB, left_behind, wait_until_gone
+from test_sandbox import MB, alone, left_behind, wait_until_gone
 
 from selfkd.errors import SandboxError, UsageError
 from selfkd.sandbox import Limits, Sandbox, jail, sites, tiers, values, watch
 
+__all__ = ["alone"]  # a fixture
 pytestmark = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
 TIERS = [tier for tier in (2, 1) if tier <= tiers.host().tier]
 ROOT = str(Path(sites.__file__).parent.parent.parent)

@@ -231,9 +231,14 @@ NUMERIC = (
 )
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_cores(window: float = 0.25) -> int:
     """Cores idle over `window` seconds: a thread that waits for a busy core costs 2.5 to 8 times what it gains."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = usable_cores()
     if not Path("/proc/stat").is_file():
         return usable
     before = _idle_ticks()

@@ -31,8 +31,7 @@ class Group:
             _write(f"{self.path}/{name}", value)
         with contextlib.suppress(OSError):  # a kernel without swap accounting
             _write(f"{self.path}/memory.swap.max", 0)
-        self.seen = self._events()
-        self.before = self._cpu()
+        self.seen, self.before = self._events(), self._cpu()
 
     def enter(self) -> None:
         """Called by a process to put itself in."""

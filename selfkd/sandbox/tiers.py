@@ -23,12 +23,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfkd.errors import SandboxError
 from selfkd.sandbox import kernel, sites
 from selfkd.sandbox.jail import Limits
 from selfkd.sandbox.walls import Site
+
+if TYPE_CHECKING:
+    from selfkd.sandbox.box import Sandbox
 
 NAMES = {2: "namespaces, Landlock, seccomp", 1: "Landlock, seccomp", 0: "resource limits only"}
 VICTIMS = ("truncated", "removed", "renamed", "changed")  # one file for each attack that would take it from the next
@@ -162,14 +165,11 @@ def attacked(site: Site) -> str:
     return f"not denied: {', '.join(found)}" if found else ""
 
 
-def results(site: Site, only: tuple[str, ...] = ()) -> dict[str, str]:
-    """Evidence by attack, '' for those denied; what the targets saw counts, whatever the program says.
-
-    SandboxError where the walls cannot be built or an honest program does not run behind them.
-    """
+def at(site: Site, limits: Limits) -> Sandbox:
+    """A sandbox for Python at this very site, whatever the host's own tier."""
     from selfkd.sandbox.box import Sandbox
 
-    class Fixed(Sandbox):
+    class At(Sandbox):
         def site(self) -> Site:
             return site
 
@@ -177,10 +177,20 @@ def results(site: Site, only: tuple[str, ...] = ()) -> dict[str, str]:
         def forked(self) -> bool:
             return not site.bubble
 
+    return At(limits)
+
+
+def results(site: Site, only: tuple[str, ...] = ()) -> dict[str, str]:
+    """Evidence by attack, '' for those denied; what the targets saw counts, whatever the program says.
+
+    SandboxError where the walls cannot be built or an honest program does not run behind them.
+    """
     source = Path(__file__).with_name("attacks.py").read_bytes()
     found: dict[str, str] = {}
-    with targets() as (told, seen), Fixed(Limits(seconds=20.0)).calls(source) as program:
-        site = replace(site, view=(*site.view, told["shown"]))
+    with ExitStack() as stack:
+        told, seen = stack.enter_context(targets())
+        box = at(replace(site, view=(*site.view, told["shown"])), Limits(seconds=20.0))
+        program = stack.enter_context(box.calls(source))
         honest = program.call("attack", "none", told)
         if not honest.ok:
             raise SandboxError(f"an honest program does not run: {honest.reason}")

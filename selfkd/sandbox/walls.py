@@ -30,8 +30,8 @@ class Site:
 
     `tier` 2: namespaces, Landlock, seccomp; 1: Landlock and seccomp; 0: resource limits only. `work` is the host's folder
     for the working directory below tier 2. `abi` is the newest Landlock ABI to use. `counted`: the kernel can count the
-    program's processes and end them all; where it cannot, there are threads but no further processes. `bubble`: the bwrap that makes the
-    namespaces, '' for our own.
+    program's processes and end them all; where it cannot, there are threads but no further processes. `bubble`: the bwrap that
+    makes the namespaces, '' for our own.
     """
 
     tier: int
@@ -39,8 +39,13 @@ class Site:
     work: str
     abi: int
     uid: int | None = None
-    counted: bool = True
+    counted: bool = False
     bubble: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether process 1 of the namespace is ours, with the program below it."""
+        return self.tier == 2 and not self.bubble
 
     @property
     def home(self) -> str:
@@ -176,7 +181,7 @@ def lock(site: Site, execs: bool) -> None:
     elif site.tier == 1:
         k.landlock(rights(site), site.abi)
         scoped = site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
-        k.install(seccomp.program(seccomp.Rules(True, scoped, site.counted, execs, site.abi >= 3)))
+        k.install(seccomp.program(seccomp.Rules(bare=True, signals=scoped, forks=False, execs=execs, trunc=site.abi >= 3)))
     elif k.KNOWN:
         k.install(seccomp.threads_only())  # no wall, but a fork bomb that nothing counts would take the host
 

@@ -45,11 +45,8 @@ class Warden:
         self.owner = socket.socket(fileno=control)
         self.group = cgroup.find()
         self.asked = replace(site, uid=None if site.uid is None else OWN_UIDS | os.getpid())
-
-    @property
-    def site(self) -> walls.Site:
-        """As asked for; at tier 2 a cgroup can count processes where the user limit cannot."""
-        return replace(self.asked, counted=self.asked.counted or (self.group is not None and self.asked.tier == 2))
+        # At tier 2 a cgroup can count processes where the user limit cannot.
+        self.site = replace(self.asked, counted=site.counted or (self.group is not None and site.tier == 2))
 
     @property
     def exact(self) -> bool:
@@ -84,7 +81,7 @@ class Warden:
                 self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.SLACK // 2)
             except OSError:  # somebody took its controllers, or the group itself: from now on we count by looking
                 self.group.remove()
-                self.group = None
+                self.group, self.site = None, self.asked
         said, saying = os.pipe()
         gate, opening = os.pipe()
         self.told, telling = os.pipe()
@@ -96,7 +93,7 @@ class Warden:
         try:
             for handle in moved:
                 os.close(handle)
-            if self.site.tier == 2 and not self.site.bubble:
+            if self.site.kept:
                 os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
             with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
                 os.write(opening, b"!")
@@ -107,7 +104,7 @@ class Warden:
         failed = [line for line in lines if line != READY and not line.isdigit()]
         if self.site.bubble and READY not in lines:
             failed.append("bubblewrap: it ended before the program began")
-        if self.site.tier == 2 and not self.site.bubble and not lines:
+        if self.site.kept and not lines:
             failed.append("fork: the namespaces ended before the program began")
         if failed:
             sweep()
@@ -158,7 +155,7 @@ class Warden:
         poll = select.poll()
         poll.register(ending, select.POLLIN)
         poll.register(self.owner, select.POLLIN)
-        watcher = watch.Watcher(process, self.site.tier == 2 and not self.site.bubble)
+        watcher = watch.Watcher(process, self.site.kept)
         limit: str | None = None
         peak = look = 0
         while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
@@ -179,7 +176,7 @@ class Warden:
         told = os.read(self.told, 16)
         os.close(self.told)
         limit = limit or (self.group.passed() if self.group else None)
-        cpu = max(spent.ru_utime + spent.ru_stime, self.group.cpu() if self.group else 0.0, watcher.cpu)
+        cpu = self.spent(max(spent.ru_utime + spent.ru_stime, watcher.cpu))
         limit = limit or ("cpu" if cpu > job["limits"]["cpu"] else None)
         return {"status": int(told or status), "limit": limit, "cpu": cpu, "memory": max(peak, spent.ru_maxrss * 1024)}
 
@@ -187,11 +184,15 @@ class Warden:
         """Which limit the tree as a whole has passed."""
         if used.memory > limits["memory"] and not self.exact:
             return "memory"
-        if max(used.cpu, self.group.cpu() if self.group else 0.0) > limits["cpu"]:
+        if self.spent(used.cpu) > limits["cpu"]:
             return "cpu"
         if used.tasks > limits["processes"] + (OF_BUBBLE if self.site.bubble else 0):
             return "processes"
         return "disk" if self.site.work and size(self.site.work) > limits["disk"] else None
+
+    def spent(self, seen: float) -> float:
+        """Seconds of processor time: what was seen, or what the kernel counted."""
+        return max(seen, self.group.cpu()) if self.group else seen
 
     def kill(self, process: int) -> None:
         if self.group:
@@ -241,7 +242,7 @@ def keep(program: int) -> NoReturn:
 
 def settle(site: walls.Site, job: Job) -> None:
     """Below the limits, then behind the locks: the last things that a trusted line of code does here."""
-    walls.limit(job["limits"], site.counted and site.tier == 2)
+    walls.limit(job["limits"], site.counted)
     walls.lock(site, job["argv"] is not None)
 
 
