@@ -1,0 +1,44 @@
+"""The digests of every shipped recipe's chain on the fake backend, as written down: no move and no tidying may change them.
+
+Where a change is meant (a new format, a step that says something else), write them anew and say so in the commit:
+`python tests/test_digests.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from selfkd.backend.base import Machine
+from selfkd.backend.fake import Fake
+from selfkd.lint import in_small, knowing
+from selfkd.loop import walk
+from selfkd.recipe import load
+from selfkd.run import Run
+
+RECORDED = Path(__file__).with_name("digests.json")
+RECIPES = ("quickstart", "rest-em", "star", "spin", "irpo")
+
+
+def chain(name: str, folder: Path) -> list[str]:
+    """The digest of each round of a shipped recipe, in small, on a model that knows some answers."""
+    recipe = in_small(load(name))
+    run = Run.open(recipe, folder / name, Machine(backend="fake"))
+    walk(run, Fake({}, knowing(recipe)))
+    return [sealed["digest"] for sealed in run.sealed()]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_chain_of_a_shipped_recipe_has_the_digests_that_were_written_down(tmp_path, name):
+    assert chain(name, tmp_path) == json.loads(RECORDED.read_text())[name]
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as place:
+        found = {name: chain(name, Path(place)) for name in RECIPES}
+    RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+    sys.stdout.write(RECORDED.read_text())
