@@ -29,7 +29,7 @@ bench-sandbox: .venv/.dev
 	$(BIN)/python benchmarks/sandbox.py
 
 docs: .venv/.dev
-	$(BIN)/python -m selfkd.reference > docs/recipes.md
+	$(BIN)/python -m selfkd.recipe.reference > docs/recipes.md
 
 # The lock holds exact versions of everything, so nothing is resolved and what it leaves out stays out.
 .venv/.engine: locks/cpu.txt pyproject.toml

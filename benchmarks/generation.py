@@ -19,8 +19,8 @@ import polars as pl
 
 from selfkd.backend import open_backend
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
-from selfkd.run import Run, read_record
-from selfkd.types import Model
+from selfkd.chain.run import Run, read_record
+from selfkd.core.pool import Model
 
 TIMES = 3
 SAMPLING = Sampling(temperature=0.8, max_tokens=48)

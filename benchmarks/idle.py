@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfkd.run import Run, read_record
+from selfkd.chain.run import Run, read_record
 
 STAGES = {"sample": "generate", "score": "score", "train": "train", "measure": "measure"}
 

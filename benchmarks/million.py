@@ -14,11 +14,12 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.backend.base import Completion, Machine, Reply, write_chunk
+from selfkd.backend.base import Completion, Reply, write_chunk
 from selfkd.backend.fake import Fake
-from selfkd.loop import walk
-from selfkd.recipe import load
-from selfkd.run import Run
+from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.recipe.load import load
 
 PROMPTS, PER_PROMPT = 125_000, 8
 REWARD = '''def right(completion: str, answer: str) -> float:

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from selfkd.run import Run
+from selfkd.chain.run import Run
 
 HERE = Path(__file__).parent
 
@@ -55,7 +55,7 @@ def by_hand(run: Run) -> dict[str, Any]:
 
 
 def _rows(run: Run, split: str) -> list[dict[str, Any]]:
-    from selfkd import templates
+    from selfkd.prompts import templates
 
     told = templates.load("templates/sum_examples.j2", run.recipe.folders)
     rows = []

@@ -2,6 +2,6 @@
 
 import sys
 
-from selfkd.cli import main
+from selfkd.cli.main import main
 
 sys.exit(main())

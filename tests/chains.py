@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from selfkd import storage
-from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
-from selfkd.loop import walk
-from selfkd.recipe import Recipe, load
-from selfkd.run import Run
+from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.core import storage
+from selfkd.recipe.load import load
+from selfkd.recipe.schema import Recipe
 
 RECIPE = """
 # A chain for tests: answer sums, keep the right ones, learn.

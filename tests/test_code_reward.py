@@ -16,22 +16,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring import results, row
 
-from selfkd import calling, rewards, workers
-from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
+from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run, read_record
+from selfkd.core.files import builtin_folder
 from selfkd.errors import SandboxError
-from selfkd.loop import walk
-from selfkd.recipe import load
-from selfkd.run import Run, read_record
+from selfkd.recipe.load import load
+from selfkd.rewards.check import notes, parameter_problems
+from selfkd.rewards.contract import load as load_reward
+from selfkd.rewards.contract import loaded
+from selfkd.rewards.find import find_function
+from selfkd.rewards.pool import dismiss_idle
 from selfkd.sandbox import Foreign, Limits, Sandbox, tiers, values
 
 NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
-CODE = rewards.builtin_folder() / "reward/code.py"
+CODE = builtin_folder() / "reward/code.py"
 
 
 @pytest.fixture(scope="module")
 def code() -> ModuleType:
-    return calling.loaded(CODE)
+    return loaded(CODE)
 
 
 def fenced(program: str) -> str:
@@ -449,16 +454,16 @@ def test_rows_of_known_data_sets_become_prompts_and_tests(code: ModuleType) -> N
 
 @NEEDS_WALLS
 def test_it_is_a_reward_like_others_in_worker_processes() -> None:
-    function = rewards.find("reward/code.py:code_tests", [])
-    assert rewards.check(function, ["tests"]) == []
+    function = find_function("reward/code.py:code_tests", [])
+    assert parameter_problems(function, ["tests"]) == []
     tests = json.loads(json.dumps(PRINTS))
     rows = [row(fenced("n = int(input())\nprint(n * n + 7)"), None, f"p{n}", tests=tests) for n in range(6)]
     rows += [row(fenced("while True: pass"), None, "p7", tests=tests), row("none", None, "p8", tests=[])]
     found = results(function, rows, timeout=30.0)
     assert found[:6] == [(1.0, "4 of 4 tests")] * 6
     assert found[6][0] == 0.0 and found[7] == (None, "ValueError: there are no tests")
-    assert rewards.notes(function) == {"tier": tiers.host().tier, "walls": tiers.host().walls}
-    workers.dismiss_idle()
+    assert notes(function) == {"tier": tiers.host().tier, "walls": tiers.host().walls}
+    dismiss_idle()
 
 
 def test_on_a_host_without_walls_the_reward_is_unscored_with_one_line(
@@ -468,15 +473,15 @@ def test_on_a_host_without_walls_the_reward_is_unscored_with_one_line(
         0, "", 0, 57, ("tier 2: no Landlock in kernel 4.18", "tier 1: no Landlock in kernel 4.18"), "Get a newer kernel"
     )
     monkeypatch.setattr(tiers, "host", lambda: bare)
-    reward = calling.load(CODE, "code_tests")
+    reward = load_reward(CODE, "code_tests")
     [(value, why)] = reward.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])])
     assert value is None
     assert why.startswith(
         "SandboxError: this host cannot close the network to model-written code, so none is run: tier 2: no Landlock"
     )
-    accepting = calling.load(CODE, "code_tests", {"unsafe": "I accept"})
+    accepting = load_reward(CODE, "code_tests", {"unsafe": "I accept"})
     assert accepting.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])]) == [(1.0, "1 of 1 tests")]
-    refusing = calling.load(CODE, "code_tests", {"unsafe": "yes"})
+    refusing = load_reward(CODE, "code_tests", {"unsafe": "yes"})
     assert refusing.score([row(fenced("print(7)"), tests=[{"input": "", "output": "7"}])])[0][0] is None
 
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfkd import digest, types
+from selfkd.core import digest
+from selfkd.core.pool import shape
+from selfkd.core.source_code import code_digest
 
 CELLS = {
     "id": st.text(min_size=1, max_size=4),
@@ -25,26 +27,26 @@ ROWS = st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=6, unique_by=
 
 @given(ROWS, st.randoms())
 def test_the_order_of_rows_and_columns_does_not_count(rows, random):
-    frame = types.shape("samples", rows)
+    frame = shape("samples", rows)
     shuffled = frame[random.sample(range(frame.height), frame.height)].select(random.sample(frame.columns, len(frame.columns)))
     assert digest.table(frame, ("id",)) == digest.table(shuffled, ("id",))
 
 
 @given(ROWS, ROWS)
 def test_two_tables_have_one_digest_only_if_they_are_equal(left, right):
-    a, b = types.shape("samples", left).sort("id"), types.shape("samples", right).sort("id")
+    a, b = shape("samples", left).sort("id"), shape("samples", right).sort("id")
     assert (digest.table(a, ("id",)) == digest.table(b, ("id",))) == a.equals(b)
 
 
 def test_a_null_is_not_an_empty_text_nor_an_empty_list_nor_a_zero():
     def of(**cells: object) -> str:
-        return digest.table(types.shape("samples", [{"id": "a", **cells}]), ("id",))
+        return digest.table(shape("samples", [{"id": "a", **cells}]), ("id",))
 
     assert len({of(), of(text=""), of(token_ids=[]), of(token_ids=[0]), of(logprob=0.0), of(asked=[])}) == 6
 
 
 def test_the_parquet_writer_does_not_count(tmp_path):
-    frame = types.shape("samples", [{"id": str(i), "text": "x" * i} for i in range(50)])
+    frame = shape("samples", [{"id": str(i), "text": "x" * i} for i in range(50)])
     frame.write_parquet(tmp_path / "a.parquet", compression="zstd")
     frame.write_parquet(tmp_path / "b.parquet", compression="uncompressed", row_group_size=7)
     a, b = (digest.table(pl.read_parquet(tmp_path / name), ("id",)) for name in ("a.parquet", "b.parquet"))
@@ -77,11 +79,11 @@ def test_any_changed_tensor_changes_the_weights(tmp_path, change):
 def test_a_comment_in_a_reward_changes_nothing_and_a_helper_it_imports_does(tmp_path):
     (tmp_path / "helper.py").write_text("LIMIT = 3\n")
     (tmp_path / "mine.py").write_text('"""Doc."""\nfrom helper import LIMIT\ndef f(x):\n    return x > LIMIT\n')
-    before = digest.code(tmp_path / "mine.py")
+    before = code_digest(tmp_path / "mine.py")
     (tmp_path / "mine.py").write_text('"""Other doc."""\n# why\nfrom helper import LIMIT\n\ndef f(x):\n    return x > LIMIT\n')
-    assert digest.code(tmp_path / "mine.py") == before
+    assert code_digest(tmp_path / "mine.py") == before
     (tmp_path / "helper.py").write_text("LIMIT = 4\n")
-    assert digest.code(tmp_path / "mine.py") != before
+    assert code_digest(tmp_path / "mine.py") != before
 
 
 def test_seeds_come_from_names_and_fit_63_bits():

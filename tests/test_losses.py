@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from selfkd.backend.base import TrainSpec
+from selfkd.core.pool import Model, shape
 from selfkd.errors import UsageError
-from selfkd.types import Model, shape
 
 START = {"a": 0.3, "b": 0.6}  # the probability that the next token is b, after a and after b
 REFERENCE = {"a": 0.45, "b": 0.2}
@@ -76,7 +76,7 @@ def written(folder: Path, weights: list[float] | None = None, count: int = len(P
 def trained(
     folder: Path, start: Model, reference: Model | None, spec: dict[str, Any], weights: list[float] | None = None
 ) -> Any:
-    from selfkd.backend.trl import train_rank
+    from selfkd.backend.trainer.update import train_rank
 
     trl = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, **spec.pop("trl", {})}
     arguments = TrainSpec(**{"loss": "dpo", "seed": 3, **spec, "trl": trl})
@@ -189,7 +189,7 @@ def test_only_learned_positions_reach_the_vocabulary(tmp_path, start):
     from transformers import AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    import selfkd.backend.losses  # noqa: F401 - imported for what it changes in TRL
+    import selfkd.backend.trainer.losses  # noqa: F401 - imported for what it changes in TRL
 
     model = AutoModelForCausalLM.from_pretrained(start.path)
     add_fused_lm_head(model)

@@ -12,13 +12,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from selfkd import prompts, rewards, sources
+import selfkd
+from selfkd.core.pool import SCHEMAS
 from selfkd.errors import UsageError
-from selfkd.types import SCHEMAS
+from selfkd.prompts import sources
+from selfkd.prompts.overlap import duplicates, overlap, shared_passages
+from selfkd.prompts.read import meta_columns, read_prompts, source_problems
+from selfkd.rewards.check import gold_check, score_batch
+from selfkd.rewards.find import find_function
 
 
 def read(source: Any, folder: Path, split: str = "train") -> pl.DataFrame:
-    return prompts.read(source, [folder], split)
+    return read_prompts(source, [folder], split)
 
 
 def lines(folder: Path, *rows: Any, name: str = "data.jsonl") -> str:
@@ -40,7 +45,7 @@ def test_a_jsonl_file_becomes_prompts_with_everything_else_in_meta(tmp_path: Pat
     assert frame["messages"][0].to_list() == [{"role": "user", "content": "6 x 7?"}]
     assert frame["answer"].to_list() == ["42", "2"] and frame["source"].to_list() == ["data.jsonl"] * 2
     assert [json.loads(text) for text in frame["meta"]] == [{"level": 3, "tags": ["x"]}, {}]
-    assert prompts.columns(frame) == ["level", "tags"]
+    assert meta_columns(frame) == ["level", "tags"]
 
 
 def test_a_path_alone_uses_the_usual_column_names(tmp_path: Path) -> None:
@@ -67,7 +72,7 @@ def test_a_function_is_a_source_and_a_map_changes_or_skips_rows(tmp_path: Path) 
         "def row(raw): return {'prompt': 'say ' + raw['q'], 'answer': raw['q'], 'k': raw['k']} if raw['k'] % 2 else None\n"
     )
     frame = read({"function": "my.py:rows", "params": {"n": 6}, "map": "my.py:row", "limit": 2}, tmp_path)
-    assert user_texts(frame) == ["say 1", "say 3"] and prompts.columns(frame) == ["k"]
+    assert user_texts(frame) == ["say 1", "say 3"] and meta_columns(frame) == ["k"]
 
 
 def test_gsm8k_rows_are_mapped_by_the_shipped_function(tmp_path: Path) -> None:
@@ -97,17 +102,17 @@ def test_a_gym_task_carries_what_its_scorer_needs(tmp_path: Path) -> None:
     rows = [
         dict(completion=f"Answer: {answer}", answer=answer, meta=text) for answer, text in zip(frame["answer"], frame["meta"])
     ]
-    solved = rewards.find("reward/gym.py:solved", [])
-    assert rewards.score_batch(solved, rows) == [(1.0, "")] * 20
+    solved = find_function("reward/gym.py:solved", [])
+    assert score_batch(solved, rows) == [(1.0, "")] * 20
     gold = [dict(id=row["id"], prompt="", answer=row["answer"], meta=row["meta"]) for row in frame.to_dicts()]
-    assert rewards.gold_check(solved, gold, 60.0) == (20, 20, "")
+    assert gold_check(solved, gold, 60.0) == (20, 20, "")
 
 
 def test_a_gym_scorer_that_compares_tuples_gets_them_back(tmp_path: Path) -> None:
     pytest.importorskip("reasoning_gym")
     frame = read({"reasoning_gym": {"task": "arc_agi", "size": 2}}, tmp_path)
     rows = [dict(completion=f"Answer: {row['answer']}", answer=row["answer"], meta=row["meta"]) for row in frame.to_dicts()]
-    assert rewards.score_batch(rewards.find("reward/gym.py:solved", []), rows) == [(1.0, "")] * 2
+    assert score_batch(find_function("reward/gym.py:solved", []), rows) == [(1.0, "")] * 2
 
 
 def test_a_gym_task_or_option_that_does_not_exist_is_named(tmp_path: Path) -> None:
@@ -123,11 +128,11 @@ def test_a_gym_task_or_option_that_does_not_exist_is_named(tmp_path: Path) -> No
 def test_a_hub_set_without_network_says_so_quickly(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     code = (
-        "from selfkd import prompts; from selfkd.errors import UsageError\n"
-        "try: prompts.read({'hub': 'openai/gsm8k', 'subset': 'main'}, [], 'train')\n"
+        "from selfkd.prompts.read import read_prompts; from selfkd.errors import UsageError\n"
+        "try: read_prompts({'hub': 'openai/gsm8k', 'subset': 'main'}, [], 'train')\n"
         "except UsageError as error: print(error)"
     )
-    home = str(Path(prompts.__file__).parent.parent)
+    home = str(Path(selfkd.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": home, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert "prompts.train (hub: openai/gsm8k)" in done.stdout and "HF_HOME" in done.stdout, done.stdout + done.stderr
@@ -142,7 +147,7 @@ def test_ids_are_content_and_repeats_are_counted(tmp_path: Path) -> None:
     frame = read(rows, tmp_path)
     first = frame["id"][0]
     assert len(first) == 16 and frame["id"].to_list().count(f"{first}-2") == 1 and frame["id"].n_unique() == 4
-    assert prompts.duplicates(frame) == 1
+    assert duplicates(frame) == 1
     assert set(read(rows[::-1], tmp_path)["id"]) == set(frame["id"])
 
 
@@ -158,17 +163,17 @@ def test_limit_takes_the_first_and_shuffle_mixes_by_seed(tmp_path: Path) -> None
 def test_train_prompts_found_in_a_held_out_split_are_listed(tmp_path: Path) -> None:
     train = read(["What is  ONE plus one?", "Something else", "x"], tmp_path)
     test = read({"rows": ["what is one\nplus one?"], "system": "Be brief."}, tmp_path, "test")
-    assert prompts.overlap(train, test) == [train["id"][0]]
-    assert prompts.overlap(train, read(["nothing"], tmp_path)) == []
+    assert overlap(train, test) == [train["id"][0]]
+    assert overlap(train, read(["nothing"], tmp_path)) == []
 
 
 def test_thirteen_words_in_a_row_are_a_shared_passage(tmp_path: Path) -> None:
     passage = " ".join(f"w{n}" for n in range(13))
     train = read([f"a b {passage} c", "short text", passage[3:], "x " + passage.replace("w5", "v5")], tmp_path)
     test = read([f"q {passage.upper()}", "short text"], tmp_path)
-    assert prompts.shared_passages(train, test) == [train["id"][0]]
+    assert shared_passages(train, test) == [train["id"][0]]
     wording = read([f"{passage} {n}" for n in range(11)], tmp_path)
-    assert prompts.shared_passages(train, wording) == []
+    assert shared_passages(train, wording) == []
 
 
 # ----------------------------------------------------------------------------------------------------------- what is bad
@@ -248,10 +253,10 @@ def test_a_source_with_wrong_words_is_refused_before_it_is_read(tmp_path: Path) 
         "both": ({"file": "x", "prompt": "a", "messages": "b"}, "not both"),
         "map": ({"file": "x", "map": "a.py:b", "prompt": "a"}, "with `map`, the function names the columns"),
     }.values():
-        assert message in prompts.problems(source, "train")[0]
+        assert message in source_problems(source, "train")[0]
         with pytest.raises(UsageError):
             read(source, tmp_path)
-    assert prompts.problems("data.jsonl", "train") == [] == prompts.problems(["a"], "train")
+    assert source_problems("data.jsonl", "train") == [] == source_problems(["a"], "train")
 
 
 def test_an_error_in_a_users_function_names_its_line_and_the_row(tmp_path: Path) -> None:

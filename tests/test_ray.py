@@ -19,17 +19,18 @@ from typing import Any
 import polars as pl
 import pytest
 
-from selfkd import digest
-from selfkd.backend.base import REQUESTS, Chunk, Completion, Machine, Reply, Sampling, Trained, TrainSpec, write_chunk
+from selfkd.backend.base import REQUESTS, Chunk, Completion, Reply, Sampling, Trained, TrainSpec, write_chunk
+from selfkd.backend.machine import Machine
+from selfkd.core import digest
+from selfkd.core.pool import Model, shape
 from selfkd.errors import BackendError, GuardError, UsageError, WeightsError
-from selfkd.types import Model, shape
 
 if not find_spec("ray"):  # looked for, not imported: the backend sets what Ray reads at its import
     pytest.skip("the Ray backend needs the extra [cpu] or [gpu]", allow_module_level=True)
 
-from selfkd.backend.cluster import Cluster
 from selfkd.backend.local import LocalBackend
-from selfkd.backend.ray import RayBackend
+from selfkd.backend.ray.cluster import Cluster
+from selfkd.backend.ray.dispatcher import RayBackend
 
 OLD, NEW = Model("policy", "old", "0" * 64), Model("policy", "new", "1" * 64)
 NUMERICS = {"threads": 1, "trainers": 1, "tensor_parallel": 1}
@@ -337,7 +338,7 @@ def driver(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def descendants(root: int) -> dict[int, str]:
     """{pid: start time} of all that `root` started, and what those started."""
-    from selfkd.backend.guardian import processes
+    from selfkd.backend.ray.guardian import processes
 
     running = processes()
     found: dict[int, str] = {}

@@ -7,12 +7,13 @@ import json
 import re
 from pathlib import Path
 
-from selfkd import cli, reference
-from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
-from selfkd.loop import walk
-from selfkd.recipe import load
-from selfkd.run import Run
+from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.cli import main
+from selfkd.recipe import reference
+from selfkd.recipe.load import load
 from selfkd.steps import VERBS
 
 ROOT = Path(__file__).parent.parent
@@ -47,29 +48,28 @@ def test_every_command_of_the_documents_exists():
         for word in re.findall(r"`?selfkd ([a-z]+)\b", path.read_text())
     }
     wanted = {"run", "resume", "status", "show", "verify", "lint", "try", "recipes", "cp", "doctor", "help"}
-    assert wanted <= set(cli.COMMANDS)
+    assert wanted <= set(main.COMMANDS)
     words = {"runs", "is", "works", "on", "finds", "asks"}  # of sentences
-    assert named - words <= set(cli.COMMANDS), named - words - set(cli.COMMANDS)
+    assert named - words <= set(main.COMMANDS), named - words - set(main.COMMANDS)
 
 
-def test_the_tree_of_the_readme_names_every_module():
+def test_the_tree_of_the_readme_names_every_module_and_nothing_else():
     tree = README[README.index("## The tree") : README.index("## Limits")]
-    missing = [path.name for path in (ROOT / "selfkd").glob("*.py") if path.name not in tree and not path.name.startswith("__")]
-    missing += [
-        path.name for path in (ROOT / "selfkd/backend").glob("*.py") if path.name not in tree and not path.name.startswith("__")
-    ]
-    missing += [
-        path.name for path in (ROOT / "selfkd/sandbox").glob("*.py") if path.name not in tree and not path.name.startswith("__")
-    ]
-    missing += [verb for verb in VERBS if verb not in tree]
-    assert missing == []
+    package = tree[: tree.index("\nrecipes/")]
+    there = {path.name for path in (ROOT / "selfkd").rglob("*.py") if not path.name.startswith("__")}
+    verbs = {f"{verb}.py" for verb in VERBS}
+    assert set(re.findall(r"\b\w+\.py\b", package)) - {"test_layers.py"} == there - verbs
+    assert set(re.findall(r"^  (\w+)/", package, re.MULTILINE)) == {
+        path.parent.name for path in (ROOT / "selfkd").glob("*/__init__.py")
+    }
+    assert [verb for verb in VERBS if verb not in package] == []
 
 
 def test_the_programs_of_the_readme_are_scored_as_printed(tmp_path, monkeypatch, capsys):
     [line] = re.findall(r"^printf '%s\\n' '(.*)' > programs.jsonl$", README, re.MULTILINE)
     (tmp_path / "programs.jsonl").write_text(line + "\n")
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["try", "reward/code.py:code_tests", "programs.jsonl"]) == 0
+    assert main.main(["try", "reward/code.py:code_tests", "programs.jsonl"]) == 0
     assert "code_tests 1   1 of 1 tests" in README and "code_tests 1   1 of 1 tests" in capsys.readouterr().out
 
 

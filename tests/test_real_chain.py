@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
-from selfkd.backend.base import has_gpu
-from selfkd.run import Run, read_record
-from selfkd.verify import verify
+from selfkd.chain.run import Run, read_record
+from selfkd.core.hardware import has_gpu
+from selfkd.report.verify import verify
 
 pytestmark = pytest.mark.real
 

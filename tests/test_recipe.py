@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from selfkd import yamlfile
+from selfkd.core.files import builtin_folder
 from selfkd.errors import RecipeError, UsageError
-from selfkd.recipe import Recipe, load
-from selfkd.rewards import builtin_folder
-from selfkd.yamlfile import Problems
+from selfkd.recipe import yamlfile
+from selfkd.recipe.load import frozen, load
+from selfkd.recipe.schema import Recipe
+from selfkd.recipe.yamlfile import Problems
 
 SHIPPED = sorted(path.stem for path in (builtin_folder() / "recipes").glob("*.yaml"))
 HEAD = """\
@@ -376,7 +377,7 @@ def test_repeat_and_each_unroll_into_plain_steps():
     recipe = loaded(steps)
     assert names(recipe, 1) == ["draft", "draft-2", "sample", "sample-2"]
     assert [(step.temperature, step.as_) for step in recipe.steps_of(1)[2:]] == [(0.5, "hot-0.5"), (1.0, "hot-1.0")]
-    assert names(Recipe.frozen(recipe.resolved(), Path.cwd()), 1) == names(recipe, 1)
+    assert names(frozen(recipe.resolved(), Path.cwd()), 1) == names(recipe, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from scoring import Write, results, row, write
 
-from selfkd import calling, rewards
+from selfkd.core.files import builtin_folder
+from selfkd.core.pool import Function
 from selfkd.errors import UsageError
-from selfkd.types import Function
+from selfkd.rewards.check import doctests, gold_check, notes, parameter_problems, score_batch
+from selfkd.rewards.contract import WHY_CHARS, failed
+from selfkd.rewards.find import definition, find_function, names_in, parsed
 
 __all__ = ["write"]  # a fixture
 
@@ -68,7 +71,7 @@ def f(completion): return RETURNS[completion]
     assert got["list"][1].startswith("returned list") and got["huge"][1] == "returned a number that is too large"
     assert got["object"] == (None, "returned object '<object object at 0x...>', expected a number")
     assert got["triple"] == (None, "returned a tuple of 3, expected (value, why)")
-    assert [rewards.failed(*got[name]) for name in ("none", "why", "pair", "nan")] == [False, False, False, True]
+    assert [failed(*got[name]) for name in ("none", "why", "pair", "nan")] == [False, False, False, True]
 
 
 def test_what_is_raised_is_the_reason_and_never_a_zero(write: Write) -> None:
@@ -80,7 +83,7 @@ def test_what_is_raised_is_the_reason_and_never_a_zero(write: Write) -> None:
         (2.0, ""),
     ]
     long = write("def f(completion): raise KeyError('k' * 1000)")
-    assert len(results(long, [row()])[0][1]) == calling.WHY_CHARS
+    assert len(results(long, [row()])[0][1]) == WHY_CHARS
 
 
 def test_a_prompt_without_an_answer_is_not_compared_with_none(write: Write) -> None:
@@ -130,25 +133,25 @@ def f(prompts, completions, completion_ids, ground_truth, **kwargs):
 
 
 def test_a_file_next_to_the_recipe_comes_before_a_built_in_one(tmp_path: Path) -> None:
-    assert rewards.find("reward/exact.py:match", [tmp_path]).path == rewards.builtin_folder() / "reward/exact.py"
+    assert find_function("reward/exact.py:match", [tmp_path]).path == builtin_folder() / "reward/exact.py"
     (tmp_path / "reward").mkdir()
     (tmp_path / "reward/exact.py").write_text("def match(completion): return 1")
-    assert rewards.find("reward/exact.py:match", [tmp_path]).path == tmp_path / "reward/exact.py"
+    assert find_function("reward/exact.py:match", [tmp_path]).path == tmp_path / "reward/exact.py"
 
 
 def test_what_cannot_be_found_names_the_nearest_and_the_places(write: Write, tmp_path: Path) -> None:
     write("def correct(completion): return 1\ndef wrong(completion): return 0", "correct")
     with pytest.raises(UsageError, match=r"no function 'corect'.*Did you mean 'correct'") as caught:
-        rewards.find("mine.py:corect", [tmp_path])
+        find_function("mine.py:corect", [tmp_path])
     assert "correct, wrong" in str(caught.value)
     with pytest.raises(UsageError, match=r"no file 'mime.py'. Did you mean 'mine.py'") as caught:
-        rewards.find("mime.py:f", [tmp_path])
+        find_function("mime.py:f", [tmp_path])
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(UsageError, match=r"file\.py:function"):
-        rewards.find("mine.py", [tmp_path])
+        find_function("mine.py", [tmp_path])
     (tmp_path / "torn.py").write_text("x = 1\ndef f(:\n")
     with pytest.raises(UsageError, match=r"torn.py:2"):
-        rewards.find("torn.py:f", [tmp_path])
+        find_function("torn.py:f", [tmp_path])
 
 
 def test_the_digest_is_that_of_the_code_and_its_helpers(tmp_path: Path, write: Write) -> None:
@@ -156,57 +159,57 @@ def test_the_digest_is_that_of_the_code_and_its_helpers(tmp_path: Path, write: W
     first = write("import helper\ndef f(completion): return helper.VALUE")
     assert write("import helper\n# a comment\ndef f(completion): return helper.VALUE").digest == first.digest
     (tmp_path / "helper.py").write_text("VALUE = 2")
-    assert rewards.find("mine.py:f", [tmp_path]).digest != first.digest
+    assert find_function("mine.py:f", [tmp_path]).digest != first.digest
 
 
 def test_unknown_parameters_are_named_before_anything_runs(write: Write) -> None:
     f = write("def f(completion, anwser, level, lvl=1): return 1")
-    (problem,) = rewards.check(f, ["level"])
+    (problem,) = parameter_problems(f, ["level"])
     assert "'anwser'" in problem and "Did you mean 'answer'?" in problem and "mine.py:1" in problem
-    assert rewards.check(f, None) == []
-    assert rewards.check(write("def f(prompts, completions, completion_ids, **kwargs): return []"), []) == []
-    (problem,) = rewards.check(write("def f(completion, maximum=1): return 1", maximun=2), [])
+    assert parameter_problems(f, None) == []
+    assert parameter_problems(write("def f(prompts, completions, completion_ids, **kwargs): return []"), []) == []
+    (problem,) = parameter_problems(write("def f(completion, maximum=1): return 1", maximun=2), [])
     assert "no parameter 'maximun'. Did you mean 'maximum'?" in problem
-    (problem,) = rewards.check(write("def f(completion, completions): return []"), [])
+    (problem,) = parameter_problems(write("def f(completion, completions): return []"), [])
     assert "take 'completions'" in problem
-    (problem,) = rewards.check(write("def f(completion, /): return 1"), [])
+    (problem,) = parameter_problems(write("def f(completion, /): return 1"), [])
     assert "by position" in problem
 
 
 def test_failing_doctests_are_reported(write: Write) -> None:
     f = write('def f(completion):\n    """One.\n\n    >>> f("a")\n    2.0\n    """\n    return 1.0')
-    (failure,) = rewards.doctests(f)
+    (failure,) = doctests(f)
     assert failure.endswith('f("a") gives 1.0, expected 2.0') and "mine.py:4" in failure
-    assert rewards.doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
+    assert doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
 
 
 def test_gold_answers_are_scored_in_the_forms_in_which_they_are_stated(write: Write) -> None:
     gold = [dict(id=str(n), prompt="?", answer=str(n), meta={}) for n in range(4)]
     strict = write("def f(completion, answer): return completion == f'Answer: {answer}' and answer != '3'")
-    passed, total, first = rewards.gold_check(strict, gold)
+    passed, total, first = gold_check(strict, gold)
     assert (passed, total) == (3, 4) and first
-    assert rewards.gold_check(write("def f(completion): return 0"), gold) == (0, 0, "")
+    assert gold_check(write("def f(completion): return 0"), gold) == (0, 0, "")
 
 
-BUILT_IN = sorted(rewards.builtin_folder().glob("reward/*.py"))
+BUILT_IN = sorted(builtin_folder().glob("reward/*.py"))
 
 
 @pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.name)
 def test_the_doctests_of_a_shipped_reward_pass(path: Path) -> None:
-    names = [name for name in rewards.names_in(rewards.parsed(path)) if rewards.definition(Function(name, path, ""))]
-    assert names and rewards.doctests(rewards.find(f"{path}:{names[0]}", []), 120.0) == []
-    assert all(rewards.check(rewards.find(f"{path}:{name}", []), None) == [] for name in names)
+    names = [name for name in names_in(parsed(path)) if definition(Function(name, path, ""))]
+    assert names and doctests(find_function(f"{path}:{names[0]}", []), 120.0) == []
+    assert all(parameter_problems(find_function(f"{path}:{name}", []), None) == [] for name in names)
 
 
 def test_the_same_batch_scored_here_gives_the_same(write: Write) -> None:
     f = write("def f(completion, answer): return completion == answer, 'compared'")
     rows = [row(), row("1")]
-    assert rewards.score_batch(f, rows) == results(f, rows) == [(1.0, "compared"), (0.0, "compared")]
+    assert score_batch(f, rows) == results(f, rows) == [(1.0, "compared"), (0.0, "compared")]
 
 
 def test_notes_of_a_file_are_recorded_and_never_cost_a_score(write: Write) -> None:
     def said(text: str) -> object:
-        return rewards.notes(write(f"def f(completion): return 1\n{text}"))
+        return notes(write(f"def f(completion): return 1\n{text}"))
 
     assert said("def notes(): return {'walls': (1, 2)}") == {"walls": [1, 2]}
     assert said("def notes(): raise KeyError('gone')") == {"failed": "KeyError: 'gone'"}

@@ -14,12 +14,14 @@ import pytest
 from chains import RECIPE, Faults, Killed, go, recipe_in
 from rich.console import Console
 
-from selfkd import screen, status, storage
-from selfkd.backend.base import Machine
 from selfkd.backend.fake import Fake
+from selfkd.backend.machine import Machine
+from selfkd.chain.run import Run
+from selfkd.core.lease import Lease
+from selfkd.core.stats import change
 from selfkd.errors import ChainError, UsageError
-from selfkd.run import Run
-from selfkd.stats import change
+from selfkd.report import status, tables
+from selfkd.report.bar import Screen
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def done(tmp_path_factory) -> Path:
 
 def printed(state: status.Status, width: int = 120) -> str:
     to = Console(width=width, record=True, file=io.StringIO(), highlight=False)
-    screen.print_status(state, to)
+    tables.print_status(state, to)
     return to.export_text()
 
 
@@ -156,7 +158,7 @@ def test_a_run_that_was_only_created_is_new(tmp_path):
 
 def test_a_held_lease_means_running_and_names_the_process(done, tmp_path):
     copy = Path(shutil.copytree(done, tmp_path / "run"))
-    with storage.Lease(copy / "leases", copy / "tmp"):
+    with Lease(copy / "leases", copy / "tmp"):
         state = status.read(copy)
     assert state.state == "running"
     assert f"process {os.getpid()}" in state.note
@@ -249,7 +251,7 @@ def watched(done: Path, events: list[dict], seconds: list[float]) -> str:
     to = Console(width=120, record=True, file=io.StringIO(), force_terminal=False)
     now = iter(seconds)
     current = [0.0]
-    shown = screen.Screen(done, lambda index: 7, to, lambda: current[0])
+    shown = Screen(done, lambda index: 7, to, lambda: current[0])
     with shown:
         for event in events:
             current[0] = next(now)

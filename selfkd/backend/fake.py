@@ -14,9 +14,9 @@ from typing import Any
 
 import polars as pl
 
-from selfkd import digest
 from selfkd.backend.base import Chunk, Completion, Reply, Sampling, Trained, TrainSpec, write_chunk
-from selfkd.types import KEYS, Model
+from selfkd.core import digest
+from selfkd.core.pool import KEYS, Model
 
 Answer = Callable[[list[dict[str, str]], int, float], str]
 SUM = re.compile(r"(-?\d+) *([-+]) *(\d+)")

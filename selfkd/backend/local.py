@@ -17,11 +17,11 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend import base
-from selfkd.backend.base import Chunk, Machine, Reply, Sampling, Trained, TrainSpec
-from selfkd.backend.generator import ENGINE, LOADER, TRAINER, Generator, resolve
+from selfkd.backend.base import Chunk, Reply, Sampling, Trained, TrainSpec
+from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, Generator, resolve
+from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.core.pool import Model
 from selfkd.errors import UsageError
-from selfkd.types import Model
 
 Target = str | Callable[..., Any]
 
@@ -39,7 +39,7 @@ class LocalBackend:
         loader: Target = LOADER,
     ) -> None:
         if numerics is None:
-            numerics = base.numerics(machine)
+            numerics = fixed_numerics(machine)
         if numerics["trainers"] > 1:
             what = f"the local backend trains on one rank, and {numerics['trainers']} are asked for"
             raise UsageError(what, "machine.trainers", "Use `backend: ray`, or `trainers: 1`.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from selfkd import digest
+from selfkd.core import digest
 from selfkd.errors import WeightsError
 
 NAME = "probe.json"

@@ -1,4 +1,4 @@
-"""The verbs, in the order in which a round usually uses them: one file each."""
+"""The verbs, one file each, in the order in which a round usually uses them. They see a pool and a context: no path, no machine."""
 
 from selfkd.steps.build import Build
 from selfkd.steps.gold import Gold

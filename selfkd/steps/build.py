@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, model_validator
 
-from selfkd import digest, tables
-from selfkd.backend.base import Context
+from selfkd.core import digest, views
+from selfkd.core.pool import Addition, Pool, empty, shape
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool, empty, shape
 
 SLICE = 100_000  # rows whose texts are in memory at once
 
@@ -67,16 +67,16 @@ class Build(Step):
         return Addition({"rows": [context.save("rows", part) for part in self._rows(pairs, pool, context)]})
 
     def _singles(self, pool: Pool) -> pl.DataFrame:
-        view = tables.sample_view(pool, self.of, self.where, self.weight)
-        kept = view.filter(tables.expression(self.where, view.columns, self.name)) if self.where else view
-        weight = tables.expression(self.weight, view.columns, self.name) if self.weight else pl.lit(1.0)
+        view = views.sample_view(pool, self.of, self.where, self.weight)
+        kept = view.filter(views.expression(self.where, view.columns, self.name)) if self.where else view
+        weight = views.expression(self.weight, view.columns, self.name) if self.weight else pl.lit(1.0)
         return kept.select("prompt", chosen="id", rejected=pl.lit(None, pl.String), weight=weight.cast(pl.Float64))
 
     def _pairs(self, pool: Pool) -> pl.DataFrame:
         """Pairs of one prompt: the i-th is (chosen[i mod n], rejected[i mod m]), or the product in that order; none twice."""
         texts = [text for text in (self.chosen, self.rejected, self.by) if text and not text.isidentifier()]
-        view = tables.sample_view(pool, self.of, *texts)
-        order = tables.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
+        view = views.sample_view(pool, self.of, *texts)
+        order = views.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
         view = view.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True).drop("_by")
         chosen = _ranked(view.filter(self._side(self.chosen, view)), "chosen")
         rejected = _ranked(view.filter(self._side(self.rejected, view)), "rejected")
@@ -86,15 +86,15 @@ class Build(Step):
         )
         wide = wide.sort("prompt", "_i")
         if self.where:
-            wide = wide.filter(tables.expression(self.where, wide.columns, self.name))
-        weight = tables.expression(self.weight, wide.columns, self.name) if self.weight else pl.lit(1.0)
+            wide = wide.filter(views.expression(self.where, wide.columns, self.name))
+        weight = views.expression(self.weight, wide.columns, self.name) if self.weight else pl.lit(1.0)
         return wide.with_columns(weight=weight.cast(pl.Float64)).select("prompt", "chosen", "rejected", "weight")
 
     def _side(self, text: str | None, view: pl.DataFrame) -> pl.Expr:
         """`text` as an expression; a bare word that is no column is the name of a stream."""
         if text and text.isidentifier() and text not in view.columns:
             return pl.col("stream") == text
-        return tables.expression(text or "", view.columns, self.name)
+        return views.expression(text or "", view.columns, self.name)
 
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
         views: list[Any] = [context.template(reference) for reference in self.templates()] or [None]

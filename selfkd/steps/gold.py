@@ -7,10 +7,10 @@ from typing import ClassVar
 import polars as pl
 from pydantic import Field
 
-from selfkd import digest, tables
-from selfkd.backend.base import Context
+from selfkd.core import digest, views
+from selfkd.core.pool import Addition, Pool, shape
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool, shape
 
 
 class Gold(Step):
@@ -27,7 +27,7 @@ class Gold(Step):
 
     def run(self, pool: Pool, context: Context) -> Addition:
         render = context.template(self.text)
-        prompts = tables.with_heavy(tables.live_prompts(pool), pool, ["messages", "meta"], "prompts")
+        prompts = views.with_heavy(views.live_prompts(pool), pool, ["messages", "meta"], "prompts")
         rows = []
         for prompt in prompts.filter(pl.col("answer").is_not_null()).iter_rows(named=True):
             text = render(prompt, [{"role": "user", "content": ""}], of=None)[-1]["content"].strip()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from selfkd.backend.base import Context
+from selfkd.core.pool import Addition, Pool
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool
 
 
 class Load(Step):

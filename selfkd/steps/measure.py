@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from selfkd import tables
-from selfkd.backend.base import Context
+from selfkd.core import views
+from selfkd.core.pool import Addition, Pool, light
+from selfkd.core.stats import interval
+from selfkd.steps.context import Context
 from selfkd.steps.sample import Sample
 from selfkd.steps.score import Score
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool, light
 
 
 class Measure(Step):
@@ -61,7 +62,7 @@ class Measure(Step):
 
     def _summary(self, held: Pool) -> dict[str, Any]:
         """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is."""
-        view = tables.with_scores(held.samples, held)
+        view = views.with_scores(held.samples, held)
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
         found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish") == "length").mean()).row(0)
         for reference in self.functions():
@@ -72,6 +73,6 @@ class Measure(Step):
                 else pl.Series([], dtype=pl.Float64)
             )
             found[name] = column.sort().mean()
-            found[f"{name}_interval"] = tables.interval(column.drop_nulls().sort().to_list())
+            found[f"{name}_interval"] = interval(column.drop_nulls().sort().to_list())
         place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…
         return {f"{place}/{name}": value for name, value in found.items()}

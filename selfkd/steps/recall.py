@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from selfkd import tables
-from selfkd.backend.base import Context
+from selfkd.core import views
+from selfkd.core.pool import Addition, Pool, shape
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool, shape
 
 
 class Recall(Step):
@@ -29,7 +29,7 @@ class Recall(Step):
         have, prompts = set(pool.samples["id"]), set(pool.prompts["id"])
         parts: dict[str, list[Any]] = {"prompts": [], "samples": [], "scores": []}
         for _, earlier in context.earlier(self.rounds):
-            chosen = tables.live(earlier, self.of) if self.kept else _stream(earlier.samples, self.of)
+            chosen = views.live(earlier, self.of) if self.kept else _stream(earlier.samples, self.of)
             chosen = chosen.filter(~pl.col("id").is_in(list(have)))
             have |= set(chosen["id"])
             samples = earlier.scan("samples").filter(pl.col("id").is_in(chosen["id"].implode())).collect()

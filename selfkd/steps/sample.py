@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field
 
-from selfkd import digest, tables
-from selfkd.backend.base import REQUESTS, Context, Sampling
+from selfkd.backend.base import REQUESTS, Sampling
+from selfkd.core import digest, views
+from selfkd.core.pool import Addition, Pool
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool
 
 
 class Sample(Step):
@@ -72,16 +73,16 @@ class Sample(Step):
 
     def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
         """What is asked about, and with which messages: one entry per prompt or per parent sample."""
-        prompts = tables.with_heavy(tables.prompt_view(pool), pool, ["messages", "meta"], "prompts")
+        prompts = views.with_heavy(views.prompt_view(pool), pool, ["messages", "meta"], "prompts")
         parents: list[dict[str, Any] | None] = [None] * prompts.height
         if self.of:
-            view = tables.sample_view(pool, self.of, self.where)
-            chosen = view.filter(tables.expression(self.where, view.columns, self.name)) if self.where else view
-            chosen = tables.with_heavy(chosen, pool, [name for name in ("text",) if name not in chosen.columns])
+            view = views.sample_view(pool, self.of, self.where)
+            chosen = view.filter(views.expression(self.where, view.columns, self.name)) if self.where else view
+            chosen = views.with_heavy(chosen, pool, [name for name in ("text",) if name not in chosen.columns])
             parents = list(chosen.iter_rows(named=True))
             prompts = chosen.select(id="prompt").join(prompts, on="id", how="left", maintain_order="left")
         elif self.where:
-            prompts = prompts.filter(tables.expression(self.where, prompts.columns, self.name))
+            prompts = prompts.filter(views.expression(self.where, prompts.columns, self.name))
             parents = [None] * prompts.height
         render = context.template(self.template) if self.template else None
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)

@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 import polars as pl
 from pydantic import Field, model_validator
 
-from selfkd import tables
-from selfkd.backend.base import Context
-from selfkd.calling import failed as unscored
+from selfkd.core import views
+from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
-from selfkd.rewards import cut, notes, wants
+from selfkd.rewards.check import notes
+from selfkd.rewards.contract import failed as unscored
+from selfkd.rewards.find import wants
+from selfkd.rewards.pool import cut
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Function, Pool, shape
 
 SLICE = 50_000  # samples whose texts are in memory at once
 BATCH = 512  # samples per call of a worker
@@ -67,11 +69,11 @@ class Score(Step):
 
     def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
         done = pool.scores.filter(pl.col("name") == name).select(id="sample")
-        return tables.live(pool, self.of).join(done, on="id", how="anti").sort("prompt", "id")
+        return views.live(pool, self.of).join(done, on="id", how="anti").sort("prompt", "id")
 
     def _by_model(self, pool: Pool, context: Context) -> pl.DataFrame:
-        samples = tables.with_heavy(self._unscored(pool, self.scores()[0]), pool, ["text", "token_ids"])
-        messages = tables.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
+        samples = views.with_heavy(self._unscored(pool, self.scores()[0]), pool, ["text", "token_ids"])
+        messages = views.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
         rows = samples.join(messages, on="prompt", how="left", maintain_order="left")
         found = context.logprobs(context.model(self.logprob or ""), rows)
         return shape(
@@ -108,7 +110,7 @@ def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | 
     """One dict per sample: group, prompt, messages, answer, meta, and of completion, token_ids and sample what is `wanted`."""
     heavy = {"completion": "text", "token_ids": "token_ids"}
     names = {key: column for key, column in heavy.items() if wanted is None or key in wanted}
-    view = tables.with_heavy(samples, pool, list(names.values()))
+    view = views.with_heavy(samples, pool, list(names.values()))
     prompts = pool.scan("prompts").filter(pl.col("id").is_in(samples["prompt"].unique().implode())).collect()
     known = {row["id"]: _prompt_fields(row) for row in prompts.iter_rows(named=True)}
     keys = list(names)

@@ -7,10 +7,10 @@ from typing import ClassVar
 import polars as pl
 from pydantic import Field
 
-from selfkd import tables
-from selfkd.backend.base import Context
+from selfkd.core import views
+from selfkd.core.pool import Addition, Pool, shape
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool, shape
 
 
 class Select(Step):
@@ -34,7 +34,7 @@ class Select(Step):
 
     def run(self, pool: Pool, context: Context) -> Addition:
         rows = self._view(pool)
-        order = tables.expression(self.by, rows.columns, self.name) if self.by else pl.lit(0.0)
+        order = views.expression(self.by, rows.columns, self.name) if self.by else pl.lit(0.0)
         rows = rows.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True)
         dropped = []
         for reason, keep in self._tests(rows.columns):
@@ -48,8 +48,8 @@ class Select(Step):
 
     def _view(self, pool: Pool) -> pl.DataFrame:
         if self.of != "prompts":
-            return tables.sample_view(pool, self.of, self.where, self.dedup, self.by)
-        prompts = tables.prompt_view(pool)
+            return views.sample_view(pool, self.of, self.where, self.dedup, self.by)
+        prompts = views.prompt_view(pool)
         order = pl.col("id").alias("u")  # a content hash: as good as random, and the same everywhere
         return prompts.with_columns(order, stream=pl.lit(None, pl.String), prompt=pl.lit("all"))
 
@@ -57,9 +57,9 @@ class Select(Step):
         """(reason, expression that keeps a row), in the order they apply; rows are sorted by preference."""
         found: list[tuple[str, pl.Expr]] = []
         if self.where:
-            found.append((f"not {self.where}", tables.expression(self.where, columns, self.name)))
+            found.append((f"not {self.where}", views.expression(self.where, columns, self.name)))
         if self.dedup:
-            value = tables.expression(self.dedup, columns, self.name)
+            value = views.expression(self.dedup, columns, self.name)
             found.append(("repeat", pl.struct(pl.col("prompt"), value.alias("_value")).is_first_distinct()))
         if self.per_prompt:
             found.append(

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from selfkd.backend.base import Context
-from selfkd.types import Addition, Pool
+from selfkd.core.pool import Addition, Pool
+from selfkd.steps.context import Context
 
 
 class Step(BaseModel):

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, model_validator
 
-from selfkd import tables
-from selfkd.backend.base import Context, TrainSpec
+from selfkd.backend.base import TrainSpec
+from selfkd.core import views
+from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import GuardError
 from selfkd.steps.build import Build
+from selfkd.steps.context import Context
 from selfkd.steps.step import Step
-from selfkd.types import Addition, Pool, shape
 
 
 class Train(Step):
@@ -78,7 +79,7 @@ class Train(Step):
     def _enough(self, rows: pl.DataFrame, pool: Pool, context: Context) -> None:
         if rows.height < self.min_rows:
             raise GuardError(
-                f"{rows.height} training rows, at least {self.min_rows} wanted\n{tables.funnel_text(pool)}",
+                f"{rows.height} training rows, at least {self.min_rows} wanted\n{views.funnel_text(pool)}",
                 f"round-{context.index:03d}/{self.name}",
                 "Sample more (sample.n), loosen the selection, or start from a model that solves some of the prompts.",
             )

@@ -1,0 +1,1 @@
+"""vLLM and the root of a chain: the only folder that imports vLLM. Knows no round and no Ray."""

@@ -1,0 +1,160 @@
+"""One engine and the model it must hold, in the process that runs it; `local` calls it, `ray` puts it into an actor.
+
+Knows neither Ray nor vLLM: the engine is named (`module:Class`) and imported where it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd.backend.base import Chunk, Reply, Sampling
+from selfkd.core.pool import Model
+from selfkd.errors import WeightsError
+
+ENGINE = "selfkd.backend.engine.vllm:Engine"
+TRAINER = "selfkd.backend.trainer.update:train_rank"
+LOADER = "selfkd.backend.engine.root_model:load_model"
+HEAVY = {ENGINE: ("vllm",), TRAINER: ("selfkd.backend.trainer.losses",)}  # seconds to import, so done early
+
+
+def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
+    """What `module:name` names; a callable is itself."""
+    if callable(target):
+        return target
+    module, name = target.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def preload(target: str | Callable[..., Any]) -> float:
+    """Import what `target` will need, while something else runs; returns the seconds it took."""
+    started = time.perf_counter()
+    resolve(target)
+    for module in HEAVY.get(target, ()) if isinstance(target, str) else ():
+        importlib.import_module(module)
+    return time.perf_counter() - started
+
+
+def redirect(log: Path) -> None:
+    """Send all that this process prints, C libraries included, to the end of `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+
+
+@contextmanager
+def traced() -> Iterator[None]:
+    """An error that leaves this process keeps its traceback here, in the log."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        raise
+
+
+class Beat:
+    """Two numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+        self.put(0, 0)
+
+    def put(self, requests: int, tokens: int) -> None:
+        os.pwrite(self._handle, f"{requests:010d} {tokens:015d}\n".encode(), 0)
+
+    @staticmethod
+    def read(path: Path) -> tuple[int, int]:
+        """(requests finished, tokens) of the chunk in flight; zeros where nothing was written yet."""
+        try:
+            requests, tokens = path.read_text().split()
+        except (OSError, ValueError):
+            return 0, 0
+        return int(requests), int(tokens)
+
+
+class Generator:
+    """Answers only with the weights it was asked for: `ensure` first, and every call checks again."""
+
+    def __init__(
+        self, engine: str | Callable[..., Any], numerics: Mapping[str, Any], beat: Path, log: Path | None = None
+    ) -> None:
+        if log is not None:
+            redirect(log)
+            print(f"generator, process {os.getpid()}")
+        self._target, self._numerics, self._beat = engine, dict(numerics), Beat(beat)
+        self._engine: Any = None
+        self._asleep = False
+
+    def preload(self) -> float:
+        with traced():
+            return preload(self._target)
+
+    def ensure(self, model: Model) -> tuple[str, dict[str, Any]]:
+        """Start the engine, wake it or swap its weights, so that it holds `model`; returns (weights, notes of the swap)."""
+        started, kind = time.perf_counter(), "start" if self._engine is None else "wake" if self._asleep else "swap"
+        with traced():
+            if self._engine is None:
+                self._engine = resolve(self._target)(self._numerics, model)
+            notes = self._engine.wake(model) if self._asleep else self._engine.swap(model)
+            self._asleep = False
+        return self._engine.weights, {**notes, "kind": kind, "total_seconds": round(time.perf_counter() - started, 3)}
+
+    def generate(self, model: Model, chunk: Chunk, sampling: Sampling) -> Reply:
+        with traced():
+            self._must_hold(model)
+            self._beat.put(0, 0)
+            reply = self._engine.generate(chunk, sampling, self._beat.put)
+            must_match(reply, model)
+            return reply
+
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
+        with traced():
+            self._must_hold(model)
+            return self._engine.logprobs(rows)
+
+    def sleep(self) -> None:
+        """Free the GPU for the trainer; the next `ensure` wakes the engine with whatever model is current then."""
+        with traced():
+            if self._engine is not None and not self._asleep:
+                self._engine.sleep()
+                self._asleep = True
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def holds(self, model: Model) -> bool:
+        return self._held() == model.digest
+
+    def _held(self) -> str:
+        return "" if self._engine is None or self._asleep else self._engine.weights
+
+    def _must_hold(self, model: Model) -> None:
+        if not self.holds(model):
+            what = f"the engine holds {self._held()[:12] or 'no weights'}, and {model} was asked"
+            raise WeightsError(what, "generator", REPORT)
+
+
+REPORT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
+
+
+def must_match(reply: Reply, model: Model) -> None:
+    """Checked where a reply is made and again where it arrives: a reply of other weights stops the run."""
+    if reply.weights != model.digest:
+        what = f"chunk {reply.key[:12]} was answered by weights {reply.weights[:12] or 'unknown'}, not by {model}"
+        raise WeightsError(what, "generator", REPORT)

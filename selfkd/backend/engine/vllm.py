@@ -1,0 +1,363 @@
+"""One vLLM engine that lives across steps and rounds: weights are swapped in place, and every swap is proved.
+
+Knows nothing of recipes, runs or Ray: a model folder and a chunk go in, a written chunk and the digest of the weights that
+made it come out. vLLM and torch are imported when an engine is made, never before.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from selfkd.backend.base import Chunk, Completion, Reply, Sampling, write_chunk
+from selfkd.backend.probe import Probe, Scored, Verdict, judge, read_probe
+from selfkd.backend.tokens import encode_completion, encode_prompt, end_ids, tokenizer
+from selfkd.core.hardware import has_gpu
+from selfkd.core.pool import Model
+from selfkd.errors import BackendError, UsageError, WeightsError
+
+Progress = Callable[[int, int], None]
+REPORT_SECONDS = 1.0
+BLOCK = 32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
+BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
+CANARY = 2 * BLOCK + 1  # tokens of a prompt that a swap must make the engine forget
+QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
+
+class Engine:
+    """Holds the weights `weights` (a digest; "" means unknown, and then it refuses to answer).
+
+    It starts on random weights: even the first model arrives by `swap`, so that start and swap are one code path.
+    """
+
+    def __init__(self, numerics: Mapping[str, Any], model: Model) -> None:
+        self.numerics, self.weights, self.model = dict(numerics), "", model
+        self.context = _context(Path(model.path), numerics["max_model_len"])
+        self.llm: Any = _start(numerics, model, self.context)
+        self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
+        self._tok = tokenizer(model.path)
+        self._notes: dict[str, Any] = {}
+        self._asleep = False
+
+    def swap(self, model: Model, fresh: bool = False) -> dict[str, Any]:
+        """Load `model` in place and prove it; WeightsError if the engine then does not hold it. Free if it holds it already.
+
+        Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
+        distance (from the trainer's log-probabilities), cached_tokens.
+        """
+        if model.digest == self.weights and not fresh:
+            return {**self._notes, "seconds": 0.0}
+        started = time.perf_counter()
+        probe = read_probe(Path(model.path))
+        held, self.weights = self.weights, ""
+        scores = None if self._asleep else self._score(probe)[0]  # also puts a prompt into the cache that must be forgotten
+        self._reload(model)
+        self._forget()
+        after, cached = self._score(probe)
+        before = None if held == model.digest else scores
+        verdict = judge(probe, Scored(after, before, bool(held) and held == probe.parent), self.numerics["dtype"])
+        _refuse(model, verdict, cached)
+        self.weights, self.model, self._tok = model.digest, model, tokenizer(model.path)
+        self._notes = {**verdict.notes(), "cached_tokens": cached, "seconds": round(time.perf_counter() - started, 3)}
+        return self._notes
+
+    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Progress | None = None) -> Reply:
+        """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens(requests done, tokens)` about once a second.
+
+        All requests enter before the first step, so the batches are the same in every engine with the same numerics.
+        """
+        self._must_know_its_weights()
+        started = time.perf_counter()
+        self._forget()
+        ends = sorted(end_ids(self._tok))
+        rows = chunk.requests.select("id", "seed", "asked").to_dicts()
+        prompts = [self._prompt(row["id"], row["asked"], sampling.max_tokens) for row in rows]
+        outputs = self._run(prompts, [_params(sampling, ends, row["seed"]) for row in rows], on_tokens)
+        completions = [_completion(output.outputs[0]) for output in outputs]
+        path = write_chunk(chunk, self.model, completions)
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
+
+    def logprobs(self, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
+        """(id, summed log-probability, tokens) of each row's completion: `token_ids` as sampled, else `text` and an end token."""
+        self._must_know_its_weights()
+        ids, starts = [], []
+        for row in rows.select("id", "messages", "text", "token_ids").iter_rows(named=True):
+            prompt, sampled = encode_prompt(self._tok, row["messages"]), row["token_ids"]
+            completion = encode_completion(self._tok, row["text"] or "", sampled, ended=sampled is None)
+            self._must_fit(row["id"], len(prompt) + len(completion), 1)
+            ids.append(prompt + completion)
+            starts.append(len(prompt))
+        outputs = self._run(ids, [_scoring() for _ in ids])
+        scores = [_scores(output, start) for output, start in zip(outputs, starts, strict=True)]
+        return [(name, sum(values), len(values)) for name, values in zip(rows["id"], scores, strict=True)]
+
+    def sleep(self) -> None:
+        """Give the GPU's memory back: weights and KV cache are dropped, not kept. On CPU nothing happens."""
+        if not self.cpu and not self._asleep:
+            self._forget()
+            self.llm.sleep(level=2)
+            self.weights, self._asleep = "", True
+
+    def wake(self, model: Model) -> dict[str, Any]:
+        """Take memory again, load `model` and prove it; the notes of `swap`."""
+        return self.swap(model)
+
+    def close(self) -> None:
+        """End the engine. vLLM in one process gives all of a GPU's memory back only when the process ends."""
+        self.weights = ""
+        self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        gc.collect()
+
+    def _must_know_its_weights(self) -> None:
+        if not self.weights:
+            raise WeightsError("the engine holds no proved weights", self.model.path, "Swap to a model first.")
+
+    def _must_fit(self, name: str, length: int, room: int) -> None:
+        if length + room > self.context:
+            what = (
+                f"prompt {name} has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
+            )
+            raise UsageError(what, "", "Shorten or drop the prompt, lower max_tokens, or raise max_model_len of the machine.")
+
+    def _prompt(self, name: str, messages: Sequence[Mapping[str, str]], room: int) -> list[int]:
+        ids = encode_prompt(self._tok, messages)
+        self._must_fit(name, len(ids), room)
+        return ids
+
+    def _reload(self, model: Model) -> None:
+        """Weights wake before the KV cache does, so that the peak of memory is no higher than at the start."""
+        if self._asleep:
+            self.llm.wake_up(["weights"])
+        missing = {name for names in self.llm.collective_rpc("selfkd_reload", args=(model.path,)) for name in names}
+        if self._asleep:
+            self.llm.wake_up(["kv_cache"])
+            self._asleep = False
+        if missing:
+            what = f"{len(missing)} tensors of the engine were not in the checkpoint: {', '.join(sorted(missing)[:5])}"
+            raise WeightsError(
+                what, model.path, "The checkpoint is incomplete, or vLLM does not know this architecture's names."
+            )
+
+    def _forget(self) -> None:
+        """Drop the prefix cache: a reload leaves it there, and answers would start from the old weights' keys and values."""
+        if not self.llm.reset_prefix_cache():
+            raise BackendError(
+                "vLLM did not drop its prefix cache: requests are still running", "engine", "Restart the engine."
+            )
+
+    def _score(self, probe: Probe) -> tuple[np.ndarray, int]:
+        """The engine's log-probabilities on the probe, and how many tokens of a long prompt it took from its cache.
+
+        The scores cannot see a stale cache (vLLM does not read it when it scores a prompt); the long prompt can. It shares no
+        prefix with the probe's sequences, which enter the cache in the same step.
+        """
+        backwards = [token for sequence in probe.ids for token in reversed(sequence)]
+        long = (backwards * (1 + CANARY // len(backwards)))[: min(CANARY, self.context - 1)]
+        outputs = self._run([*probe.ids, long], [*(_scoring() for _ in probe.ids), _one_token()])
+        scores = [_scores(output, start) for output, start in zip(outputs, probe.starts, strict=False)]
+        return np.array([value for values in scores for value in values]), outputs[-1].num_cached_tokens
+
+    def _run(self, prompts: Sequence[list[int]], params: Sequence[Any], on_tokens: Progress | None = None) -> list[Any]:
+        """Outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine."""
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        names = self.llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else []
+        try:
+            outputs = list(self._finish(on_tokens))
+        except BaseException:  # Ctrl-C too: a request left here would join the next chunk's batch
+            self.llm.llm_engine.abort_request(names, internal=True)
+            raise
+        return sorted(outputs, key=lambda output: int(output.request_id))
+
+    def _finish(self, on_tokens: Progress | None) -> Iterator[Any]:
+        done, tokens, told = 0, 0, time.monotonic()
+        while self.llm.llm_engine.has_unfinished_requests():
+            for output in self.llm.llm_engine.step():
+                done, tokens = done + 1, tokens + len(output.outputs[0].token_ids)
+                yield output
+            if on_tokens and time.monotonic() - told >= REPORT_SECONDS:
+                told = time.monotonic()
+                on_tokens(done, tokens + self._tokens_in_flight())
+
+    def _tokens_in_flight(self) -> int:
+        """Of unfinished requests, where the scheduler lives in this process (tensor_parallel 1); else 0."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+        return sum(request.num_output_tokens for request in core.scheduler.running) if core else 0
+
+
+class Reload:
+    """What vLLM mixes into its worker: load a Hugging Face folder in place, tied or not."""
+
+    model_runner: Any
+    reload_weights: Any
+
+    def selfkd_reload(self, folder: str) -> list[str]:
+        """Names of the engine's parameters that the checkpoint did not fill; vLLM itself only warns about those."""
+        model = self.model_runner.get_model()
+        wanted, filled = {name for name, _ in model.named_parameters()}, set()
+        load = model.load_weights
+
+        def loading(weights: Iterator[tuple[str, Any]]) -> Any:
+            filled.update(load(weights))
+            return filled
+
+        model.load_weights = loading
+        try:
+            self.reload_weights(weights_iterator=checkpoint(Path(folder)))
+        finally:
+            del model.load_weights
+        return sorted(wanted - filled)
+
+
+def checkpoint(folder: Path) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of a folder, with the output head spelled out where it is tied to the embeddings.
+
+    vLLM on CPU packs the head apart; a reload of a tied model by its own loader leaves the old head in place (0.31, 0.32).
+    """
+    from safetensors import safe_open
+
+    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings", True)
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                if tied and name == "lm_head.weight":
+                    continue
+                tensor = tensors.get_tensor(name)
+                yield name, tensor
+                if tied and name.endswith(EMBEDDINGS):
+                    yield "lm_head.weight", tensor
+
+
+def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
+    fix = "Nothing was generated with these weights. Repeat the command; if it happens again, report it with the log."
+    if verdict.wrong:
+        raise WeightsError(f"after the swap the engine does not hold {model}: {verdict.wrong}", model.path, fix)
+    if cached:
+        raise WeightsError(f"after the swap the engine still used {cached} cached tokens of the old weights", model.path, fix)
+
+
+def _context(folder: Path, wanted: int) -> int:
+    """Tokens of prompt and answer together: the machine's limit, or the model's if that is less."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return min(wanted, config.get("max_position_embeddings") or wanted)
+
+
+def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
+    """vLLM with random weights. `numerics["engine"]` passes through to vLLM's LLM and wins over every choice made here."""
+    _set_environment(numerics)
+    try:
+        import torch
+
+        cpu = not torch.cuda.is_available()
+        if cpu and numerics["engine"].get("enforce_eager", True):
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first log-probability waits 14 s for a compiler, to count ranks
+        from vllm import LLM
+    except ImportError as error:
+        fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA); then `selfkd doctor`."
+        raise BackendError(f"vLLM cannot be imported: {error}", "engine", fix) from error
+    set_threads = torch.set_num_threads
+    if cpu and numerics["threads"]:
+        set_threads(numerics["threads"])
+    options = _cpu_options(numerics, context) if cpu else {"enable_sleep_mode": True}
+    try:
+        return LLM(**_options(numerics, model, context), **options, **numerics["engine"])
+    finally:
+        torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a warning, also for a trainer in this process
+
+
+def _set_environment(numerics: Mapping[str, Any]) -> None:
+    """Before vLLM is imported. Of several processes only tensor parallelism has need, and they start slowly and outlive a kill."""
+    alone = numerics["tensor_parallel"] == 1
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and has_gpu() else "0",
+    }
+    os.environ.update(wanted)
+    if numerics["threads"]:
+        os.environ["OMP_NUM_THREADS"] = str(numerics["threads"])
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available" on every CPU
+    warnings.filterwarnings("ignore", module=r"vllm\..*")
+
+
+def _options(numerics: Mapping[str, Any], model: Model, context: int) -> dict[str, Any]:
+    given = numerics["engine"]
+    options = {
+        "model": model.path,
+        "load_format": "dummy",
+        "hf_overrides": {"tie_word_embeddings": False},
+        "worker_extension_cls": f"{__name__}.{Reload.__name__}",
+        "generation_config": "vllm",  # a folder's defaults (top_p, penalties) would change what a recipe asked for
+        "dtype": numerics["dtype"],
+        "max_model_len": context,
+        "max_num_seqs": numerics["max_num_seqs"],
+        "tensor_parallel_size": numerics["tensor_parallel"],
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    return {name: value for name, value in options.items() if name not in given}
+
+
+def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
+    options = {
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * 2**30),
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(context, BATCH_TOKENS),
+        "block_size": BLOCK,
+    }
+    return {name: value for name, value in options.items() if name not in numerics["engine"]}
+
+
+def _params(sampling: Sampling, ends: list[int], seed: int) -> Any:
+    """Log-probabilities of the sampled tokens cost 7 % of generation (SmolLM2-135M, CPU): `extra: {logprobs: 0}` asks for them."""
+    from vllm import SamplingParams
+
+    return SamplingParams(
+        **{
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_tokens,
+            "stop": list(sampling.stop),
+            "stop_token_ids": ends,
+            "seed": seed,
+            **sampling.extra,
+        }
+    )
+
+
+def _scoring() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+
+
+def _one_token() -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+
+
+def _scores(output: Any, start: int) -> list[float]:
+    ids, entries = output.prompt_token_ids, output.prompt_logprobs
+    return [entries[place][ids[place]].logprob for place in range(start, len(ids))]
+
+
+def _completion(output: Any) -> Completion:
+    return Completion(output.text, list(output.token_ids), output.finish_reason or "abort", output.cumulative_logprob)

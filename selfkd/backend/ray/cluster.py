@@ -1,0 +1,178 @@
+"""The Ray cluster of a run: one that is there (RAY_ADDRESS names it, or this process uses it already), or a private one.
+
+A private cluster listens on loopback only, wants a token, has no dashboard and keeps its files in a short temporary folder
+(Unix sockets have at most 107 bytes). It holds no data of the run: rows and weights go through files. When its driver
+is killed, Ray's own processes go within about 4 s; `guardian.py` ends the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from selfkd.backend.ray import guardian
+from selfkd.errors import BackendError, SelfkdError
+
+STORE_BYTES = 200_000_000
+SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
+TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads it once
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+PRIVATE = {
+    "RAY_AUTH_TOKEN": TOKEN,  # Ray 2.60 then asks every client for it; RAY_AUTH_MODE would be read too early, at the import
+    # Ray's own switch for "no other machine": without it Ray turns 127.0.0.1 into the address of the machine and listens there.
+    LOOPBACK: "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+}
+
+
+class Cluster:
+    """A connection to Ray. `close` ends a private cluster with all its processes and files; it leaves a joined one, and does
+    nothing to one that this process used before.
+    """
+
+    folder: Path | None
+    _guardian: subprocess.Popen[bytes] | None
+
+    def __init__(self, log: Path, cpus: int, threads: int) -> None:
+        self.log, self.folder, self._guardian = log, None, None
+        log.mkdir(parents=True, exist_ok=True)
+        self.used = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        if not self.used and os.environ.get("RAY_ADDRESS"):
+            self._join(threads)
+        elif not self.used:
+            self._start(cpus, threads)
+
+    def gpus(self) -> int:
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def close(self) -> None:
+        import ray
+
+        if self.used:
+            return
+        ray.shutdown()
+        if self._guardian is not None:
+            with suppress(OSError):
+                self._guardian.communicate(b".", timeout=5)
+            self._guardian = None
+        if self.folder is not None:
+            self._keep_logs()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder = None
+
+    def _join(self, threads: int) -> None:
+        with _quiet_import(self.log) as ray:
+            try:
+                variables = {"OMP_NUM_THREADS": str(threads)}
+                ray.init(**_silent(), runtime_env={"env_vars": variables})
+            except SelfkdError:
+                raise  # asked to stop
+            except Exception as error:
+                where, fix = os.environ["RAY_ADDRESS"], "Start that cluster, or unset RAY_ADDRESS to have a private one."
+                raise BackendError(f"cannot join the Ray cluster: {error}", where, fix) from error
+
+    def _start(self, cpus: int, threads: int) -> None:
+        # Workers inherit this. A runtime environment would cost each of them 0.7 s, and the prestarted ones would be of no use.
+        with _environment({**PRIVATE, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
+            self.folder = _short_folder()
+            self._guardian = _watch(self.folder)
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    object_store_memory=STORE_BYTES,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=str(self.folder),
+                    **_silent(),
+                )
+            except BaseException as error:
+                self.close()
+                if isinstance(error, SelfkdError) or not isinstance(error, Exception):
+                    raise  # asked to stop
+                fix = f"Ray's own log: {self.log / 'ray'}. `selfkd doctor` checks the machine; the backend `local` needs none."
+                raise BackendError(f"a private Ray cluster did not start: {error}", "ray", fix) from error
+
+    def _keep_logs(self) -> None:
+        """Ray's logs move to the run; the rest of its folder is sockets."""
+        assert self.folder is not None
+        for session in self.folder.glob("session_*_*"):
+            with suppress(OSError, shutil.Error):
+                shutil.copytree(session / "logs", self.log / "ray", dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """The exception that was raised over there, with its own type; Ray hands over a copy wrapped in its own."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, BaseException) else error
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line: Ray's run to dozens, and say what matters first, or last where an actor could not be made."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    text = (lines[-1] if "creation task" in lines[0] else lines[0]) if lines else "no message"
+    return f"{type(error).__name__}: {text}"
+
+
+def _silent() -> dict[str, Any]:
+    return {"log_to_driver": False, "logging_level": logging.WARNING}
+
+
+@contextmanager
+def _quiet_import(log: Path) -> Iterator[Any]:
+    """Ray, with its words going to a file instead of the terminal, and without its handler on SIGTERM: the run has its own.
+
+    For words about dead workers and for the handler Ray 2.60 has no option.
+    """
+    import ray
+
+    logger = logging.getLogger("ray")
+    logger.handlers = [logging.FileHandler(log / "ray.log", delay=True)]
+    logger.propagate = False
+    ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
+    ray._private.utils.set_sigterm_handler = lambda handler: None
+    if os.environ.get(LOOPBACK) == "0":
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read at the import, which vLLM may have made long before
+    yield ray
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for what is started meanwhile. The token must not stay: rewards and model-written code inherit the rest."""
+    before = {name: os.environ.get(name) for name in (*values, "RAY_AUTH_MODE")}
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _short_folder() -> Path:
+    """A new folder for Ray's sockets: in the system's temporary folder if the names stay short enough there, else in /tmp."""
+    wanted = Path(tempfile.gettempdir())
+    short = len(str(wanted)) + SOCKET_ROOM + len("/selfkd-12345678") < 107
+    return Path(tempfile.mkdtemp(prefix="selfkd-", dir=wanted if short else "/tmp"))
+
+
+def _watch(folder: Path) -> subprocess.Popen[bytes] | None:
+    """Start the guardian, in a session of its own: Ctrl-C at the terminal must not reach it."""
+    if not Path("/proc/self/stat").exists():
+        return None
+    command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid()), str(folder)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)

@@ -1,0 +1,235 @@
+"""TRL's SFTTrainer and DPOTrainer on rows that are already token ids, guarded, with the same result on any number of ranks.
+
+The losses are TRL's own, looked at through the model's outputs: what they read is scaled or sliced where a plain mean over a
+micro-batch would be wrong. Knows neither files nor folders.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import trl.trainer.dpo_trainer
+import trl.trainer.utils
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import DPOTrainer, SFTTrainer
+
+from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, record
+from selfkd.backend.trainer.checkpoint import LOWER
+from selfkd.errors import GuardError, UsageError
+
+# On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a
+# changing shape. On CPU that was half of the time: SmolLM2-135M, SFT, bf16, one thread: 79 tokens/s, without it 150.
+trl.trainer.utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")
+# TRL hashes the whole model (0.5 s for 135M parameters) to name a cache of reference log-probabilities that is never made here.
+trl.trainer.dpo_trainer.hash_module = lambda module: ""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class _Stepwise:
+    """What both trainers share: our batches instead of a data loader's, a stop at the first number that is not finite."""
+
+    def __init__(self, rows: Sequence[Row], split: Share, seed: int, **more: Any) -> None:
+        self.rows, self.split, self.order_seed, self.latest = rows, split, seed, math.nan
+        first = {name: [value] for name, value in record(rows[0], 1.0, False).items()}
+        super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
+        self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+
+    def _send_telemetry(self) -> None:
+        """Nothing leaves this machine."""
+
+    def get_train_dataloader(self) -> Feed:
+        rank = self.accelerator.process_index  # type: ignore[attr-defined]
+        return Feed(self.rows, self.split, self.order_seed, rank, self._collate)
+
+    def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.data_collator(records)  # type: ignore[attr-defined]
+        if "scale" in records[0]:
+            batch["scale"] = torch.tensor([entry["scale"] for entry in records])
+        return batch
+
+    def training_step(self, *arguments: Any, **more: Any) -> Any:
+        loss = super().training_step(*arguments, **more)  # type: ignore[misc]
+        self.latest = loss.detach()
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """Called on every rank before each optimiser step, with gradients already summed over ranks: all stop together."""
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[misc]
+        if not math.isfinite(norm):
+            raise not_finite(self.state.global_step + 1, f"the gradient norm is {norm}, the loss {float(self.latest)}")  # type: ignore[attr-defined]
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise not_finite(self.state.global_step, f"the loss is {loss}")  # type: ignore[attr-defined]
+        super().log(logs, start_time)  # type: ignore[misc]
+
+
+def not_finite(step: int, what: str) -> GuardError:
+    return GuardError(f"at optimiser step {step} {what}", "train", LOWER)
+
+
+class Supervised(_Stepwise, SFTTrainer):
+    """Negative log-likelihood of the completions, per token over the whole global batch; `scale` weighs rows within it."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.model_accepts_loss_kwargs = (
+            True  # TRL's loss divides by the tokens of the whole step, whatever the model's signature
+        )
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        scale = inputs.pop("scale", None)
+        if scale is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        def weighed(**arguments: Any) -> Any:
+            outputs = model(**arguments)
+            outputs.log_probs = outputs.log_probs * scale[:, None]
+            return outputs
+
+        return super().compute_loss(weighed, inputs, return_outputs, num_items_in_batch)
+
+
+class Preference(_Stepwise, DPOTrainer):
+    """A preference loss of TRL against reference log-probabilities that come with the rows; `nll` adds IRPO's second term."""
+
+    def __init__(self, nll: float, references: dict[str, tuple[float, float]], **more: Any) -> None:
+        self.nll, self.references = nll, references
+        super().__init__(**more)
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+    def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        for entry in records:
+            entry["ref_chosen_logps"], entry["ref_rejected_logps"] = self.references[entry["id"]]
+        return super()._collate(records)
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> torch.Tensor:
+        """TRL's loss of a micro-batch, or with `scale` the scaled sum of TRL's losses of its pairs, from one forward pass."""
+        scale, pairs = inputs.pop("scale", None), len(inputs["ref_chosen_logps"])
+        mask = inputs["completion_mask"]
+        arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
+        if self.aux_loss_enabled:
+            arguments["output_router_logits"] = True
+        arguments["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
+        outputs = model(**arguments, fused_lm_head=True)
+        nll = self._length_normalised(outputs.log_probs[:pairs], mask[:pairs, 1:])
+        if scale is None:
+            loss = super()._compute_loss(lambda **_: outputs, inputs, False)
+            return loss + self.nll * nll.mean() if self.nll else loss
+        losses = [super(Preference, self)._compute_loss(*_one(outputs, inputs, pairs, i), False) for i in range(pairs)]
+        return (scale * (torch.stack(losses) + self.nll * nll)).sum()
+
+    def _length_normalised(self, log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """-log p(y|x) / |y| of each chosen answer (Pang et al. 2024, arXiv 2404.19733, eq. 1).
+
+        TRL's own loss type `sft` is the mean over all chosen tokens of a micro-batch instead: long answers weigh more there.
+        """
+        values = -log_probs.sum(1) / mask.sum(1).clamp(min=1)
+        if self.nll:
+            self._metrics["train"]["nll/chosen"].append(self.accelerator.gather(values.detach()).mean().item())
+        return values
+
+
+def _one(outputs: Any, inputs: dict[str, Any], pairs: int, at: int) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Pair `at` alone, as model and inputs: chosen sequences are the first half of a batch, rejected ones the second."""
+
+    def cut(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.ndim:
+            return value
+        return value[[at, pairs + at]] if len(value) == 2 * pairs else value[at : at + 1]
+
+    chosen = type(outputs)(**{name: cut(value) for name, value in outputs.items()})
+    return (lambda **_: chosen), {name: cut(value) for name, value in inputs.items()}
+
+
+class Progress(TrainerCallback):
+    """Tells `report` about each optimiser step; `seconds` is the time from the start of the first to the end of the last."""
+
+    def __init__(self, report: Report | None) -> None:
+        self.report, self.started, self.seconds = report, 0.0, 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started = self.started or time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.seconds = time.perf_counter() - self.started
+        if self.report:
+            done = {"step": state.global_step, "steps": state.max_steps, "loss": logs["loss"]}
+            self.report({**done, "tokens": int(logs["num_tokens"]), "seconds": self.seconds})
+
+
+def completion_logprobs(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, rank: int = 0, ranks: int = 1) -> list[float]:
+    """Sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off.
+
+    Batches are cut from the list sorted by length, whoever computes them: the numbers do not depend on the number of ranks.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]) + len(pairs[i][1]), i))
+    cuts = [order[at : at + REFERENCE_BATCH] for at in range(0, len(order), REFERENCE_BATCH)]
+    model.eval()
+    trl.trainer.utils.add_fused_lm_head(model)
+    try:
+        found = {
+            i: value
+            for cut in cuts[rank::ranks]
+            for i, value in zip(cut, _sums(model, [pairs[i] for i in cut], bf16), strict=True)
+        }
+    finally:
+        del model.forward  # the class's own forward shows again
+    for part in _gathered(found, ranks):
+        found.update(part)
+    return [found[i] for i in range(len(pairs))]
+
+
+REFERENCE_BATCH = 8
+
+
+def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool) -> list[float]:
+    device = next(model.parameters()).device
+    width = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    ids, labels = torch.zeros((len(pairs), width), dtype=torch.long), torch.full((len(pairs), width), -100)
+    for at, (prompt, completion) in enumerate(pairs):
+        end = len(prompt) + len(completion)
+        ids[at, :end] = torch.tensor([*prompt.tolist(), *completion.tolist()])
+        labels[at, len(prompt) : end] = ids[at, len(prompt) : end]
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        outputs = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True)
+    return outputs.log_probs.float().sum(1).tolist()
+
+
+def _gathered(found: dict[int, float], ranks: int) -> list[dict[int, float]]:
+    if ranks == 1:
+        return []
+    parts: list[Any] = [None] * ranks
+    torch.distributed.all_gather_object(parts, found)
+    return parts
+
+
+UNSPLITTABLE = {"aot", "aot_unpaired"}  # they sort a batch before they compare
+
+
+def refuse_unsplittable(rows: Sequence[Row], split: Share, loss_types: Sequence[str]) -> None:
+    """Losses that are not a mean over rows cannot honour weights, and some change with the micro-batch."""
+    weighted = len({row.weight for row in rows}) > 1
+    odd = sorted(({"dft"} | UNSPLITTABLE) & set(loss_types))
+    if odd and weighted:
+        raise UsageError(
+            f"loss_type {odd[0]} cannot honour rows of unequal weight", "trl.loss_type", "Leave out `weight` in `build`."
+        )
+    if UNSPLITTABLE & set(odd) and split.ranks * split.accumulation > 1:
+        fix = "Use one rank and trl.gradient_accumulation_steps: 1."
+        raise UsageError(f"loss_type {odd[0]} sorts a whole batch, which must not be split", "trl.loss_type", fix)

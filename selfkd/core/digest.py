@@ -1,0 +1,142 @@
+"""Identity is content: canonical JSON, hashes of meaning, and seeds that come from names.
+
+Nothing here knows an index, a time, a host or a path. Parquet files and Hugging Face configs carry the version of their
+writer, so tables and weights are hashed by what they mean; the hash of a file's bytes is only used to find damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+BLOCK = 1 << 22
+
+_encoder = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)  # made once: seeds by the million
+
+VOLATILE = {"transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"}
+
+
+def canonical(value: Any) -> bytes:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
+    return _encoder.encode(value).encode()
+
+
+def of(*parts: Any) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of `parts`, kept apart by being one list."""
+    return hashlib.sha256(canonical(list(parts))).hexdigest()
+
+
+def seed(*names: Any) -> int:
+    """63 bits of a hash of names (run seed, round, step, prompt, sample number, try): order and restarts cannot matter."""
+    return int(of("seed", *names)[:16], 16) >> 1
+
+
+def uniform(*names: Any) -> float:
+    """A number in [0, 1) hashed from names; breaks ties the same way on every machine."""
+    return (int(of("u", *names)[:16], 16) >> 11) / (1 << 53)
+
+
+def file(path: Path) -> str:
+    """SHA-256 of a file's bytes: finds damage, says nothing about meaning."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def table(frame: pl.DataFrame, by: Iterable[str]) -> str:
+    """Digest of a table's meaning: rows sorted by the key columns `by`, then each column's values, name and type.
+
+    Row order, chunking, compression and the Parquet writer do not matter; a null differs from a zero or an empty text.
+    """
+    frame = frame.sort([column for column in by if column in frame.columns], nulls_last=True)
+    state = hashlib.sha256(canonical([frame.height, sorted(frame.columns)]))
+    for name in sorted(frame.columns):
+        state.update(canonical([name, str(frame.schema[name])]))
+        for part in _buffers(frame[name]):
+            state.update(part)
+    return state.hexdigest()
+
+
+def _buffers(series: pl.Series) -> Iterator[bytes]:
+    """The bytes of a column, free of the memory layout: a null mask, lengths where values vary, then values."""
+    yield np.packbits(series.is_null().to_numpy()).tobytes()
+    if isinstance(series.dtype, pl.List):
+        yield series.list.len().fill_null(0).cast(pl.Int64).to_numpy().tobytes()
+        filled = series.filter(series.list.len() > 0)  # exploding a null or an empty list would invent a row
+        yield from _buffers(filled.explode()) if len(filled) else ()
+    elif isinstance(series.dtype, pl.Struct):
+        for field in series.struct.fields:
+            yield from _buffers(series.struct.field(field))
+    elif series.dtype == pl.String:
+        yield series.str.len_bytes().fill_null(0).cast(pl.Int64).to_numpy().tobytes()
+        yield "".join(series.fill_null("").to_list()).encode()
+    else:
+        yield series.fill_null(0).to_numpy().tobytes()
+
+
+def weights(folder: Path) -> str:
+    """Digest of a model folder: (name, dtype, shape, bytes) of each tensor, architecture, tokenizer and chat template.
+
+    Reads safetensors headers itself, so `verify` needs neither torch nor safetensors. A folder without safetensors is a
+    fake model: its `weights.json` is what it is.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        return of("fake", json.loads((folder / "weights.json").read_text()))
+    with ThreadPoolExecutor(4) as threads:  # hashlib lets go of the interpreter lock
+        tensors = dict(entry for entries in threads.map(_tensors, shards) for entry in entries)
+    return of("weights", tensors, {name: _meaning(folder / name) for name in MEANT if (folder / name).is_file()})
+
+
+MEANT = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "adapter_config.json")
+
+
+def _meaning(path: Path) -> str:
+    if path.suffix != ".json":
+        return of(path.read_text("utf-8"))
+    content = json.loads(path.read_text("utf-8"))
+    return of({key: value for key, value in content.items() if key not in VOLATILE})
+
+
+def _tensors(path: Path) -> list[tuple[str, list[Any]]]:
+    """[(name, [dtype, shape, sha256 of the bytes])] of one safetensors file, by the format's published layout."""
+    found = []
+    with path.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header: Mapping[str, Any] = json.loads(handle.read(length))
+        for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])[0]):
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                handle.seek(8 + length + start)
+                found.append((name, [entry["dtype"], entry["shape"], _span(handle, end - start)]))
+    return found
+
+
+def _span(handle: Any, length: int) -> str:
+    state = hashlib.sha256()
+    while length > 0:
+        block = handle.read(min(BLOCK, length))
+        if not block:
+            raise EOFError("the file ends inside a tensor")
+        state.update(block)
+        length -= len(block)
+    return state.hexdigest()
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` with its own digest under "self", so that a flipped bit in a JSON file is found by reading it alone."""
+    body = {key: value for key, value in record.items() if key != "self"}
+    return {**body, "self": of("self", body)}
+
+
+def intact(record: Mapping[str, Any]) -> bool:
+    return sealed(record)["self"] == record.get("self")

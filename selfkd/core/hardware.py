@@ -1,0 +1,34 @@
+"""What this machine has, asked without loading CUDA or any library: cores, free cores, a GPU."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_cores(window: float = 0.25) -> int:
+    """Cores idle over `window` seconds: a thread that waits for a busy core costs 2.5 to 8 times what it gains."""
+    usable = usable_cores()
+    if not Path("/proc/stat").is_file():
+        return usable
+    before = _idle_ticks()
+    time.sleep(window)
+    idle = (_idle_ticks() - before) / (os.sysconf("SC_CLK_TCK") * window)
+    return max(1, min(usable, round(idle)))
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA device is visible, asked without loading CUDA: a driver process must never hold a context."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
+    return Path("/dev/nvidia0").exists() and not hidden
+
+
+def _idle_ticks() -> int:
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return int(fields[4]) + int(fields[5])  # idle and waiting for the disk

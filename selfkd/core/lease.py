@@ -1,0 +1,116 @@
+"""The lease of a run: one driver at a time, told apart by process and heartbeat.
+
+It only saves work that two drivers would do twice; being correct rests on put-if-absent commits, never on a lease.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from selfkd.core.storage import put_json
+from selfkd.errors import BusyError
+
+BEAT_SECONDS = 5.0
+
+_held: set[Path] = set()  # leases of this very process: one it began to take and never held is nobody's
+
+PATIENCE_SECONDS = 60.0  # longer than the directory caches of NFS (30 to 60 s by default)
+
+
+class Lease:
+    """Tells two drivers of one run apart: numbered files put if absent, and a heartbeat beside the newest.
+
+    A holder is dead when its process is gone (same host) or when its heartbeat stood still for `PATIENCE_SECONDS` on the
+    contender's own clock (another host; clocks are never compared). Losing it costs work, never correctness.
+    """
+
+    def __init__(self, folder: Path, tmp: Path) -> None:
+        self.folder, self.tmp = folder, tmp
+        self._stop = threading.Event()
+
+    def __enter__(self) -> Lease:
+        while True:
+            newest = max((int(path.stem) for path in self.folder.glob("*.json")), default=0)
+            if newest and self._alive(newest):
+                raise BusyError(
+                    f"another driver holds this run ({self._holder(newest)})",
+                    str(self.folder.parent),
+                    "Wait for it, stop it, or give this run another name: --name X",
+                )
+            if put_json(self.folder / f"{newest + 1:06d}.json", this_process(), self.tmp):
+                self.epoch = newest + 1
+                _held.add(self._path(self.epoch, ".json"))
+                self._beat = threading.Thread(target=self._beating, daemon=True)
+                self._beat.start()
+                return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._beat.join()
+        _held.discard(self._path(self.epoch, ".json"))
+        self._path(self.epoch, ".done").touch()
+
+    def _path(self, epoch: int, suffix: str) -> Path:
+        return self.folder / f"{epoch:06d}{suffix}"
+
+    def _beating(self) -> None:
+        count = 0
+        while not self._stop.wait(BEAT_SECONDS if count else 0):
+            count += 1
+            self._path(self.epoch, ".beat").write_text(str(count))
+
+    def _holder(self, epoch: int) -> str:
+        holder = json.loads(self._path(epoch, ".json").read_text())
+        return f"process {holder['pid']} on {holder['host']}"
+
+    def _alive(self, epoch: int) -> bool:
+        if self._path(epoch, ".done").exists():
+            return False
+        holder, me = json.loads(self._path(epoch, ".json").read_text()), this_process()
+        if (holder["host"], holder["boot"]) == (me["host"], me["boot"]):
+            mine = holder["pid"] == me["pid"]
+            return started_at(holder["pid"]) == holder["started"] and (not mine or self._path(epoch, ".json") in _held)
+        before = self._count(epoch)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            time.sleep(BEAT_SECONDS / 5)
+            if self._count(epoch) != before:
+                return True
+        return False
+
+    def _count(self, epoch: int) -> str:
+        beat = self._path(epoch, ".beat")
+        return beat.read_text() if beat.exists() else ""
+
+
+def this_process() -> dict[str, Any]:
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return {
+        "host": socket.gethostname(),
+        "boot": boot.read_text().strip() if boot.exists() else "",
+        "pid": os.getpid(),
+        "started": started_at(os.getpid()),
+    }
+
+
+def started_at(pid: int) -> str:
+    """The start time of a process in clock ticks, or '' if it is gone: a reused pid has another one."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return "" if fields[0] in "ZX" else fields[19]  # a zombie holds nothing
+    except FileNotFoundError:
+        return str(pid) if not Path("/proc").is_dir() and _exists(pid) else ""
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return True

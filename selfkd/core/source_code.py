@@ -1,0 +1,62 @@
+"""The identity of a Python file: its syntax tree and those of the local modules that it imports.
+
+A comment or a docstring changes nothing, a helper does. Nothing in the file is run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from selfkd.core.digest import of
+
+
+def code_digest(path: Path, root: Path | None = None) -> str:
+    """Digest of a Python file's syntax tree and of the local modules it imports: comments do not count, helpers do."""
+    return of("code", {name: _tree(source) for name, source in local_sources(path, root).items()})
+
+
+def local_sources(path: Path, root: Path | None = None) -> dict[str, Path]:
+    """{name relative to `root`: file} of a Python file and of every local module it imports, directly or not."""
+    found: dict[str, Path] = {}
+    _collect(path.resolve(), (root or path.parent).resolve(), found)
+    return found
+
+
+def _tree(path: Path) -> str:
+    tree = ast.parse(path.read_text("utf-8"), filename=str(path))
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+
+
+def _collect(path: Path, root: Path, found: dict[str, Path]) -> None:
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    if name in found:
+        return
+    found[name] = path
+    for module in _imports(ast.parse(path.read_text("utf-8"), filename=str(path))):
+        for folder in (path.parent, root):
+            local = folder.joinpath(*module.split("."))
+            for candidate in (local.with_suffix(".py"), local / "__init__.py"):
+                if candidate.is_file():
+                    _collect(candidate, root, found)
+
+
+def _without_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names)

@@ -1,0 +1,84 @@
+"""The recipes that are shipped or lie in the working directory: listing them, and copying one with all the files it names."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from selfkd.core.files import builtin_folder
+from selfkd.core.source_code import local_sources
+from selfkd.errors import UsageError
+from selfkd.prompts import templates
+from selfkd.recipe.load import load, locate
+from selfkd.recipe.schema import Recipe
+from selfkd.rewards.find import find_function
+
+
+def recipes() -> list[tuple[str, str]]:
+    """(name or path, its first comment line) of the recipes here and of the shipped ones; one's own come first."""
+    own = {path.stem: (str(path), _first_line(path)) for path in _files(Path("recipes"))}
+    shipped = {path.stem: (path.stem, _first_line(path)) for path in _files(builtin_folder() / "recipes")}
+    same = Path("recipes").absolute() == builtin_folder() / "recipes"
+    return list((shipped if same else {**shipped, **own}).values())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.yaml"))
+
+
+def _first_line(path: Path) -> str:
+    first = path.read_text("utf-8").split("\n", 1)[0]
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def copy(name: str, folder: Path) -> list[Path]:
+    """The recipe `name`, the ones it extends, and the rewards and templates they name, under `folder`; what was written.
+
+    A copied recipe finds its files next to itself, so it runs from anywhere. Files that exist with other content are refused
+    before anything is written.
+    """
+    recipe = load(name)
+    wanted = dict(_wanted(recipe, locate(name)))
+    taken = [folder / target for target, source in wanted.items() if _differs(folder / target, source)]
+    if taken:
+        raise UsageError("exists already with other content", str(taken[0]), "Copy to another folder, or move that file away.")
+    for target, source in wanted.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / target)
+    return [folder / target for target in wanted]
+
+
+def _differs(target: Path, source: Path) -> bool:
+    return target.exists() and target.read_bytes() != source.read_bytes()
+
+
+def _wanted(recipe: Recipe, path: Path) -> Iterator[tuple[str, Path]]:
+    """(name under the target folder, file) of everything a recipe needs: each under the name the recipe calls it by."""
+    yield path.name, path
+    yield from _parents(path)
+    functions, texts = recipe.references()
+    maps = [
+        source["map"] for source in recipe.splits().values() if isinstance(source, dict) and isinstance(source.get("map"), str)
+    ]
+    for reference in (*functions, *maps):
+        function = find_function(reference, recipe.folders)
+        home = Path(reference.rsplit(":", 1)[0]).parent
+        for name, source in local_sources(function.path).items():
+            yield (home / name).as_posix(), source
+    for reference in texts:
+        template = templates.load(reference, list(recipe.folders))
+        if Path(template.name).is_file():  # a template written into the recipe itself has no file
+            yield reference, Path(template.name)
+
+
+def _parents(path: Path) -> Iterator[tuple[str, Path]]:
+    """The files that a recipe extends, one after the other, each beside its child as `extends` names it."""
+    above = (yaml.safe_load(path.read_text("utf-8")) or {}).get("extends")
+    if above:
+        beside = path.parent / above
+        parent = beside if beside.is_file() else locate(above)
+        yield Path(above).name if not beside.is_file() else above, parent
+        yield from _parents(parent)

@@ -1,0 +1,186 @@
+"""What can be found wrong with a recipe without a model: files, code, templates, prompts, and what each step can see.
+
+`load` has judged the words already. This reads what they point to: rewards are parsed, their doctests run and gold answers
+scored in worker processes; prompts are read unless they lie on a hub. Torch is never imported.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd.core import views
+from selfkd.core.pool import Function
+from selfkd.errors import SelfkdError
+from selfkd.prompts import templates
+from selfkd.prompts.overlap import duplicates, overlap, shared_passages
+from selfkd.prompts.read import meta_columns, on_hub, read_prompts, source_words
+from selfkd.recipe import checks
+from selfkd.recipe.lines import LISTS, Line
+from selfkd.recipe.schema import Recipe
+from selfkd.rewards.check import doctests, gold_check, parameter_problems
+from selfkd.rewards.find import find_function
+from selfkd.steps import Measure, Score, Step
+
+GOLD_SHARE = 0.95  # of gold answers that a reward must accept
+GOLD_ROWS = 200
+ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
+
+
+@dataclass
+class Report:
+    """problems stop a run; notes do not. columns: what expressions may use after each step, by table."""
+
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    columns: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
+    tested: dict[Path, list[str]] = field(default_factory=dict, repr=False)  # failures of the doctests of each file
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def text(self) -> str:
+        shown = [
+            f"{name}\n    " + "\n    ".join(f"{table}: {', '.join(names)}" for table, names in seen.items())
+            for name, seen in self.columns
+        ]
+        return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems]) or "nothing to say"
+
+
+def lint(recipe: Recipe, hub: bool = False) -> Report:
+    """Everything that can be checked before a run without walking it; `hub` reads prompts from the network too."""
+    report = Report(columns=columns(recipe))
+    frames = _prompts(recipe, report, hub)
+    _overlap(recipe, frames, report)
+    for line in all_lines(recipe):
+        step = line.at(1)
+        for reference in dict.fromkeys(step.templates()):
+            report.problems += [
+                f"{line.where}  {line.label}: {problem}" for problem in templates.problems(reference, recipe.folders)
+            ]
+        for reference in step.functions():
+            _reward(reference, step, line, recipe, frames, report)
+    return report
+
+
+def columns(recipe: Recipe) -> list[tuple[str, dict[str, list[str]]]]:
+    """(step, what it makes usable): the sample columns after each step that adds some, new ones only; first those always there."""
+    found = [("always", {name: names for name, names in views.columns_after(()).items() if name != "pairs"})]
+    for part in LISTS:
+        seen = checks.Seen()
+        for line in getattr(recipe, part):
+            before = views.columns_after(seen.scores)
+            checks.after(line.at(1), seen, recipe)
+            after = views.columns_after(seen.scores)
+            new = {table: [name for name in names if name not in before[table]] for table, names in after.items()}
+            if any(new.values()):
+                found.append((f"after {line.name}", new))
+    return found
+
+
+def all_lines(recipe: Recipe) -> Iterator[Line]:
+    for part in LISTS:
+        yield from getattr(recipe, part)
+
+
+# ---- prompts ----
+
+
+def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFrame]:
+    frames = {}
+    for split, source in recipe.splits().items():
+        if on_hub(source) and not hub:
+            report.notes.append(f"prompts.{split}: {source['hub']} lies on a hub, so its rows were not read")
+            _mapping(recipe, source, split, report)
+            continue
+        try:
+            frames[split] = read_prompts(source, recipe.folders, split)
+        except SelfkdError as error:
+            report.problems.append(str(error))
+            continue
+        repeats = duplicates(frames[split])
+        if repeats:
+            report.notes.append(f"prompts.{split}: {repeats} of {frames[split].height} prompts repeat an earlier one")
+    return frames
+
+
+def _mapping(recipe: Recipe, source: Mapping[str, Any], split: str, report: Report) -> None:
+    """A mapping function can be looked up and its doctests run without a row."""
+    if "map" not in source:
+        return
+    try:
+        _sound(find_function(source["map"], recipe.folders), report, f"prompts.{split}")
+    except SelfkdError as error:
+        report.problems.append(f"prompts.{split}: {error}")
+
+
+def _overlap(recipe: Recipe, frames: Mapping[str, pl.DataFrame], report: Report) -> None:
+    """Train prompts that are held out too: refused, or said, as the recipe wants; shared passages are only said."""
+    for split in ("dev", "test"):
+        if "train" not in frames or split not in frames:
+            continue
+        same = overlap(frames["train"], frames[split])
+        if same and recipe.overlap == "refuse":
+            fix = "separate the splits, or write `overlap: drop` to take them out of train"
+            report.problems.append(f"prompts.train: {len(same)} prompts stand in '{split}' too, such as {same[0]}: {fix}")
+        elif same:
+            report.notes.append(f"prompts.train: {len(same)} prompts that stand in '{split}' too will be left out")
+        if any(source_words(recipe.splits()[name]).get("reasoning_gym") for name in ("train", split)):
+            continue  # generated tasks share their wording with every number in it: no sign of anything
+        shared = set(shared_passages(frames["train"], frames[split])) - set(same)
+        if shared:
+            report.notes.append(f"prompts.train: {len(shared)} prompts share 13 words in a row with '{split}'")
+
+
+# ---- rewards ----
+
+
+def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Mapping[str, pl.DataFrame], report: Report) -> None:
+    """Is it there, can it be called, does it do what its doctests say, and does it accept the gold answers?"""
+    at = f"{line.where}  {line.label}"
+    try:
+        function = replace(find_function(reference, recipe.folders), params=getattr(step, "params", {}))
+        split = step.split if isinstance(step, Measure) else "train"
+        frame = frames.get(split)
+        problems = parameter_problems(function, None if frame is None else meta_columns(frame))
+        report.problems += [f"{at}: {problem}" for problem in problems]
+        sound = not problems and _sound(function, report, at)
+        if sound and frame is not None and isinstance(step, Score | Measure):
+            _gold(function, reference, frame, at, split, report)
+    except SelfkdError as error:
+        report.problems.append(f"{at}: {error}")
+
+
+def _sound(function: Function, report: Report, at: str) -> bool:
+    """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""
+    first = function.path not in report.tested
+    failures = report.tested.setdefault(function.path, doctests(function) if first else [])
+    missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
+    if first and missing:
+        said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
+        report.notes.append(f"{said}: pip install 'selfkd[rewards]', or that package")
+    elif first:
+        report.problems += [f"{at}: {failure}" for failure in failures]
+    return not failures
+
+
+def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report) -> None:
+    rows = [{**row, **_fields(row)} for row in frame.head(GOLD_ROWS).iter_rows(named=True)]
+    passed, total, first = gold_check(function, rows)
+    if total and passed < GOLD_SHARE * total:
+        report.problems.append(
+            f"{at}: {reference} accepts {passed} of {total} gold answers of '{split}' ({GOLD_SHARE:.0%} wanted). First: {first}"
+        )
+    elif total:
+        report.notes.append(f"{reference} accepts {passed} of {total} gold answers of '{split}'")
+
+
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt": templates.text_of(row["messages"]), "meta": json.loads(row["meta"] or "{}")}

@@ -1,0 +1,146 @@
+"""What a person writes: a recipe file, checked as a whole before anything starts, and the steps of each round it stands for.
+
+Loading reads files and nothing else: no network, no model, no prompt. What needs those is `lint`'s to find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from selfkd.core.files import as_typed, builtin_folder
+from selfkd.errors import RecipeError, UsageError
+from selfkd.prompts.read import source_kind
+from selfkd.recipe import checks, yamlfile
+from selfkd.recipe.lines import LISTS, Entry, Line, check, name_all, override, unroll
+from selfkd.recipe.messages import explain
+from selfkd.recipe.schema import FIELDS, Recipe
+from selfkd.recipe.yamlfile import Node, Problems
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file, or of a name such as `quickstart`; `overrides` are key=value words. RecipeError names every problem."""
+    path = locate(name)
+    problems = Problems()
+    tree, text, folders = _with_parent(path, problems, ())
+    return _build(tree, overrides, path, text, folders, problems)
+
+
+def frozen(resolved: dict[str, Any], folder: Path) -> Recipe:
+    """A recipe read back from the words that `Recipe.resolved` gave, as a run keeps them."""
+    problems = Problems()
+    text = yamlfile.dump(resolved)
+    tree = yamlfile.parse(text, f"{folder.name}/recipe.resolved.yaml", problems)
+    return _build(tree, (), folder / "recipe.resolved.yaml", text, [folder], problems)
+
+
+def locate(name: str) -> Path:
+    """A path as given, then a name under the working directory's recipes/ or itself, then a shipped recipe."""
+    if Path(name).is_file():
+        return Path(name)
+    file = Path(name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
+    homes = [Path("."), Path("recipes"), builtin_folder(), builtin_folder() / "recipes"]
+    for home in homes:
+        if (home / file).is_file():
+            return home / file
+    known = sorted({path.stem for home in homes[1::2] for path in home.glob("*.yaml")})
+    raise UsageError(
+        f"no recipe '{name}'.{yamlfile.near(file.stem, known)}",
+        "",
+        f"Shipped: {', '.join(known)}; or give a path to a .yaml file.",
+    )
+
+
+def _with_parent(path: Path, problems: Problems, children: tuple[Path, ...]) -> tuple[Node, str, list[Path]]:
+    """The file merged over the one it extends, its own text, and the folders to look in, nearest first."""
+    if path.resolve() in children:
+        raise RecipeError("extends itself", as_typed(path))
+    tree, text = yamlfile.read(path, as_typed(path), problems)
+    folders = [path.absolute().parent]
+    if not isinstance(tree.value, dict):
+        raise RecipeError("a recipe is a mapping of fields such as model, prompts and steps", tree.where)
+    parent = tree.value.pop("extends", None)
+    if parent is not None and parent.value is not None:
+        above, _, more = _with_parent(_parent(parent, path), problems, (*children, path.resolve()))
+        tree, folders = merge(above, tree), folders + more
+    return tree, text, folders
+
+
+def _parent(node: Node, child: Path) -> Path:
+    if not isinstance(node.value, str):
+        raise RecipeError("extends: name one recipe file", node.where)
+    beside = child.parent / node.value
+    try:
+        return beside if beside.is_file() else locate(node.value)
+    except UsageError as error:
+        raise RecipeError(f"extends: {error.what}", node.where) from None
+
+
+def merge(parent: Node, child: Node) -> Node:
+    """Mappings merge field by field; anything else, lists included, is replaced. A source of another kind replaces the parent's whole."""
+    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)) or source_kind(parent.value) != source_kind(
+        child.value
+    ):
+        return child
+    both = {
+        **parent.value,
+        **{key: merge(parent.value[key], node) if key in parent.value else node for key, node in child.value.items()},
+    }
+    return Node(both, child.where)
+
+
+def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders: list[Path], problems: Problems) -> Recipe:
+    fields: dict[str, Node] = dict(tree.value)
+    if "steps" not in fields or not fields["steps"].value:
+        problems.add(fields["steps"].where if "steps" in fields else tree.where, "steps", "a recipe needs at least one step")
+    written = {part: unroll(fields.pop(part, None), part, problems) for part in LISTS}
+    named = name_all([entry for part in LISTS for entry in written[part]], {*FIELDS, "load"}, problems)
+    override(overrides, fields, [field for field in FIELDS if field not in LISTS], named, problems)
+    lines = [check(entry, problems) for entry in named]
+    entries = _parts(named, written)
+    checks.sources(fields, problems)
+    recipe = _recipe(fields, entries, dict(zip((entry.name for entry in named), lines, strict=True)), tree.where, problems)
+    problems.stop()
+    assert recipe is not None
+    recipe = recipe.model_copy(update={"source": path, "text": text, "folders": _unique(folders)})
+    if not recipe.name:
+        recipe = recipe.model_copy(update={"name": path.stem})
+    checks.meaning(recipe, entries, fields, problems)
+    problems.stop()
+    return recipe
+
+
+def _parts(named: Sequence[Entry], written: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
+    ends = [0, *(sum(len(written[part]) for part in LISTS[: at + 1]) for at in range(len(LISTS)))]
+    return {part: list(named[ends[at] : ends[at + 1]]) for at, part in enumerate(LISTS)}
+
+
+def _unique(folders: Sequence[Path]) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys([*folders, Path.cwd(), builtin_folder(), builtin_folder() / "recipes"]))
+
+
+def _recipe(
+    fields: dict[str, Node], entries: dict[str, list[Entry]], lines: dict[str, Line | None], where: str, problems: Problems
+) -> Recipe | None:
+    words = {field: yamlfile.plain(node) for field, node in fields.items()}
+    hidden = [field for field in Recipe.model_fields if field not in FIELDS and words.pop(field, None) is not None]
+    for field in hidden:
+        problems.add(fields[field].where, "", f"no field '{field}'. Fields: {', '.join(FIELDS)}")
+    for part in LISTS:
+        words[part] = tuple(line for entry in entries[part] if (line := lines[entry.name]) is not None)
+    try:
+        return Recipe.model_validate(_watching_best(words))
+    except ValidationError as error:
+        explain(error, Recipe, Node(fields, where), "", problems)
+        return None
+
+
+def _watching_best(words: dict[str, Any]) -> dict[str, Any]:
+    """Patience without a metric of its own watches that of `best`."""
+    best, stop = words.get("best"), words.get("stop")
+    if isinstance(best, dict) and isinstance(stop, dict) and stop.get("patience") and not stop.get("metric"):
+        return {**words, "stop": {**stop, "metric": best.get("metric"), "mode": best.get("mode", "max")}}
+    return words

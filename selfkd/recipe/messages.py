@@ -1,0 +1,106 @@
+"""What pydantic found wrong with a recipe's words, said plainly and at the line where each word stands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from selfkd.recipe.yamlfile import Node, Problems, near
+
+MEANINGS = {
+    "string_type": "should be text, not {given}",
+    "int_type": "should be a whole number, not {given}",
+    "int_parsing": "should be a whole number, not {given}",
+    "int_from_float": "should be a whole number, not {given}",
+    "float_type": "should be a number, not {given}",
+    "float_parsing": "should be a number, not {given}",
+    "finite_number": "should be a finite number, not {given}",
+    "bool_type": "should be true or false, not {given}",
+    "bool_parsing": "should be true or false, not {given}",
+    "dict_type": "should be a mapping (name: value), not {given}",
+    "model_type": "should be a mapping (name: value), not {given}",
+    "tuple_type": "should be a list, not {given}",
+    "greater_than": "should be above {gt}, not {given}",
+    "greater_than_equal": "should be at least {ge}, not {given}",
+    "less_than": "should be below {lt}, not {given}",
+    "less_than_equal": "should be at most {le}, not {given}",
+    "string_too_short": "should not be empty",
+    "string_pattern_mismatch": "should be letters, digits, '.', '_' and '-', not {given}",
+    "literal_error": "should be {expected}, not {given}",
+}
+
+
+@cache
+def names(cls: type[BaseModel]) -> tuple[str, ...]:
+    """The fields a person may write, by the names they write."""
+    return tuple(field.alias or name for name, field in cls.model_fields.items() if not field.exclude)
+
+
+def explain(error: ValidationError, cls: type[BaseModel], node: Node, label: str, problems: Problems) -> None:
+    """pydantic's findings in plain words, each at its line; a field that is missing because it was misspelt is said once."""
+    found = error.errors()
+    misspelt = {str(item["loc"][-1]) for item in found if item["type"] == "extra_forbidden"}
+    walked = [_walk(item["loc"], node, cls) for item in found]
+    told: set[tuple[Any, ...]] = set()
+    for item, (path, place, model) in zip(found, walked, strict=True):
+        known = names(model)
+        if (
+            path in told
+            or any(other[: len(path)] == path != other for other, _, _ in walked if path)
+            or (item["type"] == "missing" and any(f"'{path[-1]}'" in near(word, known) for word in misspelt))
+        ):
+            continue
+        told.add(path)  # a union reports each of its branches: the first one is enough, or the one that looked deeper
+        *outer, field = path or ("",)
+        inside = ".".join([label, *map(str, outer)]) if label else ".".join(map(str, outer))
+        problems.add(place, inside, _say(item, str(field), known))
+
+
+def _walk(loc: Sequence[Any], node: Node, cls: type[BaseModel]) -> tuple[tuple[Any, ...], str, type[BaseModel]]:
+    """(path, where it stands, the model whose field it is); the parts of `loc` that name a union's branch are left out."""
+    path: list[Any] = []
+    owner: type[BaseModel] = cls
+    model: type[BaseModel] | None = cls
+    for part in loc:
+        here = isinstance(node.value, dict) and part in node.value
+        if here or (model is not None and part in names(model)):
+            path.append(part)
+            node, owner, model = (node.value[part] if here else node), model or owner, model and _inner(model, part)
+    return tuple(path), node.where, owner
+
+
+def _inner(model: type[BaseModel], part: Any) -> type[BaseModel] | None:
+    """The model that the field holds, if it holds one."""
+    annotations = [field.annotation for name, field in model.model_fields.items() if part == (field.alias or name)]
+    kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _say(item: Any, field: str, known: Sequence[str]) -> str:
+    if item["type"] == "extra_forbidden":
+        return f"no field '{field}'.{near(field, known) or ' Fields: ' + ', '.join(known)}"
+    if item["type"] == "missing":
+        return f"'{field}' is missing"
+    if item["type"] == "value_error":
+        text = str(item["ctx"]["error"])
+        return f"'{field}' {text}" if field else text
+    given = item["input"] if not isinstance(item["input"], dict) else "a mapping"
+    shown = MEANINGS.get(item["type"], item["msg"]).format(
+        given=repr(given) if isinstance(given, str) else given, **_yaml_words(item.get("ctx", {}))
+    )
+    guess = (
+        near(given, re.findall(r"'([^']+)'", shown)[:-1]) if item["type"] == "literal_error" and isinstance(given, str) else ""
+    )
+    return f"'{field}' {shown}.{guess}" if guess else f"'{field}' {shown}"
+
+
+def _yaml_words(context: Mapping[str, Any]) -> dict[str, Any]:
+    """pydantic writes choices as Python does; a recipe is YAML."""
+    return {
+        key: value.replace("True", "true").replace("False", "false") if key == "expected" else value
+        for key, value in context.items()
+    }

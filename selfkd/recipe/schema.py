@@ -1,0 +1,171 @@
+"""What a person writes, as frozen models: the recipe, its parts, and the steps of each round that it stands for. Reads no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_serializer
+
+from selfkd.recipe import yamlfile
+from selfkd.recipe.lines import LISTS, Line
+from selfkd.recipe.messages import names
+from selfkd.steps import Load, Measure, Step, Train
+
+Source = str | dict[str, Any] | list[Any]
+
+
+class _Words(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Prompts(_Words):
+    """Where the prompts come from. Splits have roles: `dev` may steer, `test` is measured at the base and at the end only."""
+
+    train: Source = Field(description="What the model practises on.")
+    dev: Source | None = Field(None, description="Held out; measured every round; may steer best, keep_if and stop.")
+    test: Source | None = Field(None, description="Held out; measured at round 0 and after the last round; steers nothing.")
+    take: int | None = Field(None, ge=1, description="Train prompts drawn per round, on through the set; default: all of them.")
+
+
+class Origin(_Words):
+    """A model to start from."""
+
+    path: str = Field(
+        description="Hub id, folder of safetensors, GGUF file, or package:NAME of an installed package that holds a GGUF."
+    )
+    revision: str | None = Field(None, description="Commit, tag or branch of the hub id.")
+
+
+class Best(_Words):
+    """What makes one round better than another."""
+
+    metric: str = Field(description="A metric of a measure step, such as dev/correct.")
+    mode: Literal["max", "min"] = Field("max", description="max: the greatest is best.")
+
+
+class Stop(_Words):
+    """When to end before `rounds` is reached; the test split is still measured."""
+
+    patience: int | None = Field(None, ge=1, description="Stop after so many rounds without a better value of the metric.")
+    metric: str | None = Field(None, description="Which metric patience watches; default: that of `best`.")
+    mode: Literal["max", "min"] = Field("max", description="max: the greatest is best; default: that of `best`.")
+    tokens: int | None = Field(None, ge=1, description="Stop before the next round when so many tokens were generated.")
+
+
+class Keep(_Words):
+    """Which checkpoints stay on disk. Records, samples and scores of every round always stay."""
+
+    last: int = Field(2, ge=0, description="Those of so many newest rounds.")
+    best: bool = Field(True, description="That of the best round.")
+    base: bool = Field(True, description="That of round 0, which every report compares with.")
+
+
+class Recipe(_Words):
+    """A recipe, complete and checked."""
+
+    name: str = Field(
+        "", pattern=r"^\w[\w.-]*$", description="Name of the run and of its folder; default: the name of the file."
+    )
+    model: Annotated[str, Field(min_length=1)] | Origin = Field(
+        description="Hub id, folder, GGUF file or package:NAME; or {path, revision}."
+    )
+    rounds: int = Field(1, ge=1, description="How many rounds after round 0, which measures the untouched model.")
+    seed: int = Field(0, ge=0, description="Every random choice is hashed from this number and from names.")
+    prompts: Prompts = Field(description="train, and optionally dev, test and take.")
+    overlap: Literal["refuse", "drop"] = Field(
+        "refuse", description="Train prompts found in dev or test: refuse to start, or take them out of train."
+    )
+    context: int = Field(
+        1024,
+        ge=16,
+        description="Most tokens of a prompt and its answer together, for engine and trainer; nothing is cut silently.",
+    )
+    chunk: int = Field(
+        256, ge=1, description="Requests generated together; the unit of redoing, part of what makes a chain reproducible."
+    )
+    exact: Literal["auto", True, False] = Field(
+        "auto", description="Answers that do not depend on restarts or on the number of engines; auto: where it is cheap."
+    )
+    dither: Literal["auto", True, False] = Field(
+        "auto", description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: yes."
+    )
+    before: tuple[Line, ...] = Field(
+        (), description="Steps that run once, in round 0, after the base was measured (a warm-up)."
+    )
+    steps: tuple[Line, ...] = Field(description="The steps of a round, in order.")
+    after: tuple[Line, ...] = Field((), description="Steps that run once, at the end of the last round.")
+    best: Best | None = Field(
+        None, description="What `policy@best`, `keep` and `stop` mean by best; default: the newest kept round."
+    )
+    keep_if: str | None = Field(
+        None,
+        description="Keep a round only if this holds: SQL over its metrics (dev/correct is dev_correct), prev_dev_correct and best_dev_correct.",
+    )
+    stop: Stop | None = Field(None, description="When to end early.")
+    keep: Keep = Field(Keep(), description="Which checkpoints stay on disk.")
+    source: Path = Field(Path(), exclude=True)
+    folders: tuple[Path, ...] = Field((), exclude=True)
+    text: str = Field("", exclude=True)
+
+    @field_serializer("before", "steps", "after")
+    def _spelled(self, lines: tuple[Line, ...]) -> list[dict[str, Any]]:
+        return [line.spelled() for line in lines]
+
+    @property
+    def take(self) -> int | None:
+        return self.prompts.take
+
+    def splits(self) -> dict[str, Source]:
+        """{split: source} of the splits that are given, train first."""
+        given = {"train": self.prompts.train, "dev": self.prompts.dev, "test": self.prompts.test}
+        return {split: source for split, source in given.items() if source is not None}
+
+    def steps_of(self, index: int) -> list[Step]:
+        """The steps of round `index`, numbers filled in. Round 0 brings in the model, measures it, and runs `before`."""
+        if index == 0:
+            return self._opening_steps()
+        steps = [line.at(index) for line in self.steps]
+        return [*steps, *self.closing_steps()] if index >= self.rounds else steps
+
+    def closing_steps(self) -> list[Step]:
+        """What only the last round does: `after`, then the test split, so that what is measured is what the chain leaves."""
+        return [*(line.at(self.rounds) for line in self.after), *self._measures(self.rounds, "test")]
+
+    def _opening_steps(self) -> list[Step]:
+        before = [line.at(0) for line in self.before]
+        warm = self._measures(0, "warm") if any(isinstance(step, Train) for step in before) else []
+        first = Load(name="load", source=self.model_source(), dither=self.dither is not False)
+        return [first, *self._measures(0), *self._measures(0, "test"), *before, *warm]
+
+    def _measures(self, index: int, suffix: str = "") -> list[Step]:
+        """The measure steps of a round; with suffix `test` their copies on the test split, if there is one."""
+        if suffix == "test" and self.prompts.test is None:
+            return []
+        found = [step for line in self.steps if isinstance(step := line.at(index), Measure)]
+        changed: dict[str, Any] = {"split": "test"} if suffix == "test" else {}
+        return [step.model_copy(update={**changed, "name": f"{step.name}-{suffix}"} if suffix else {}) for step in found]
+
+    def model_source(self) -> dict[str, Any]:
+        """Where the first weights come from: {path, revision}; a path that exists is absolute, a hub id stays as it is."""
+        path, revision = (self.model, None) if isinstance(self.model, str) else (self.model.path, self.model.revision)
+        local = Path(path).expanduser()
+        found = next((folder / local for folder in self.folders if (folder / local).exists()), None)
+        return {"path": str(found.absolute()) if found else path, "revision": revision}
+
+    def references(self) -> tuple[list[str], list[str]]:
+        """(functions, templates) that the steps name: the code and texts a run freezes."""
+        steps = [line.at(index) for part in LISTS for line in getattr(self, part) for index in (1,)]
+        functions = {reference for step in steps for reference in step.functions()}
+        texts = {reference for step in steps for reference in step.templates()}
+        return sorted(functions), sorted(texts)
+
+    def resolved(self) -> dict[str, Any]:
+        """Every word with its default spelled out; itself a recipe that means the same."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def resolved_text(self) -> str:
+        return yamlfile.dump(self.resolved())
+
+
+FIELDS = names(Recipe)

@@ -1,0 +1,1 @@
+"""Reading a run folder: status, rows, proof, tables. Writes nothing."""
