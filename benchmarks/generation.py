@@ -19,7 +19,7 @@ import polars as pl
 
 from selfkd.backend import open_backend
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
-from selfkd.chain.run import Run, read_record
+from selfkd.chain.run import Run
 from selfkd.core.pool import Model
 
 TIMES = 3
@@ -28,10 +28,10 @@ SAMPLING = Sampling(temperature=0.8, max_tokens=48)
 
 def requests_of(run: Run) -> tuple[Model, pl.DataFrame]:
     """The base model, and what round 1 asked."""
-    model = run.sealed()[0]["models"]["policy"]
-    commit = read_record(run.round_folder(1) / "01-sample.json")
-    frames = [pl.read_parquet(run.folder / path) for path in commit["tables"]["samples"]["files"]]
-    return Model("policy", model["path"], model["digest"]).at(run.folder.resolve()), pl.concat(frames).select(list(REQUESTS))
+    model = run.sealed()[0].head()["policy"].at(run.folder.resolve())
+    commit = run.made(1)["sample"]
+    frames = [pl.read_parquet(run.folder / path) for path in commit.tables["samples"].files]
+    return model, pl.concat(frames).select(list(REQUESTS))
 
 
 def inside(run: Run) -> list[float]:
@@ -39,7 +39,7 @@ def inside(run: Run) -> list[float]:
     model, requests = requests_of(run)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        backend = open_backend(run.machine, run.numerics, folder / "log")
+        backend = open_backend(run.machine, dict(run.numerics), folder / "log")
         rates = []
         try:
             for turn in range(TIMES + 1):  # the first one starts the engine and does not count

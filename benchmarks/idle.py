@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfkd.chain.run import Run, read_record
+from selfkd.chain.run import Run
 
 STAGES = {"sample": "generate", "score": "score", "train": "train", "measure": "measure"}
 
@@ -34,12 +34,12 @@ def _round(run: Run, index: int, events: list[dict[str, Any]]) -> dict[str, Any]
         return times[-1 if last else 0]
 
     whole = [event["t"] for event in events if event["event"] == "sealed"][-1] - events[0]["t"]
-    commits = {record["step"]: record for record in map(read_record, sorted(run.round_folder(index).glob("[0-9][0-9]-*.json")))}
-    seconds = {stage: commits[step]["notes"]["seconds"] for step, stage in STAGES.items() if step in commits}
-    train = commits["train"]["notes"]["train"]
+    commits = run.made(index)
+    seconds = {stage: commits[step].notes["seconds"] for step, stage in STAGES.items() if step in commits}
+    train = commits["train"].notes["train"]
     step = train["seconds"] / train["steps"]
     steps = [e["t"] for e in events if e["event"] == "progress" and e.get("step") == "train" and e["done"]]
-    swap = commits["measure"]["notes"]["swap"]
+    swap = commits["measure"].notes["swap"]
     spoken = [e["t"] for e in events if e["event"] == "progress" and e.get("step") == "measure" and e.get("tokens")]
     return {
         "round": index,

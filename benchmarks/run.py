@@ -45,7 +45,7 @@ def seconds_of(run: Run) -> float:
 
 def by_hand(run: Run) -> dict[str, Any]:
     """The prompts of the run as the hand-written loop reads them, then that loop."""
-    model = str((run.folder / run.sealed()[0]["models"]["policy"]["path"]).resolve())
+    model = str((run.folder / run.sealed()[0].models["policy"].path).resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for split in ("train", "dev"):

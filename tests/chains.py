@@ -51,12 +51,12 @@ def recipe_in(folder: Path, text: str = RECIPE, *overrides: str) -> Recipe:
 def go(recipe: Recipe, folder: Path, backend: Fake | None = None, amend: bool = False) -> Run:
     """Start the run, or go on with it, to its end."""
     run = Run.open(recipe, folder, Machine(backend="fake"), amend)
-    walk(run, backend or Fake(run.numerics))
+    walk(run, backend or Fake(run.numerics), run.begin())
     return run
 
 
 def end(run: Run) -> str:
-    return str(run.sealed()[-1]["digest"])
+    return str(run.sealed()[-1].digest)
 
 
 class Faults:

@@ -19,7 +19,7 @@ from scoring import results, row
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.chain.loop import walk
-from selfkd.chain.run import Run, read_record
+from selfkd.chain.run import Run
 from selfkd.core.files import builtin_folder
 from selfkd.errors import SandboxError
 from selfkd.recipe.load import load
@@ -520,15 +520,14 @@ def test_a_chain_learns_from_programs_that_pass_and_records_the_walls(tmp_path: 
             (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / "programs.yaml").write_text(CHAIN)
         run = Run.open(load(str(tmp_path / "programs.yaml")), tmp_path / name, Machine(backend="fake"))
-        walk(run, Fake(run.numerics, program_of))
-        ends.append(run.sealed()[-1]["digest"])
+        walk(run, Fake(run.numerics, program_of), run.begin())
+        ends.append(run.sealed()[-1].digest)
     assert ends[0] == ends[1]
-    [scored] = (tmp_path / "first/round-001").glob("*-score.json")
-    [measured] = (tmp_path / "first/round-001").glob("*-measure.json")
+    made = Run.at(tmp_path / "first").made(1)
     walls = {"tier": tiers.host().tier, "walls": tiers.host().walls}
-    assert read_record(scored)["notes"]["rewards"] == {"passed": walls}
-    assert read_record(measured)["notes"]["rewards"] == {"code_tests": walls}
-    kept = run.sealed()[-1]["metrics"]
+    assert made["score"].notes["rewards"] == {"passed": walls}
+    assert made["measure"].notes["rewards"] == {"code_tests": walls}
+    kept = run.sealed()[-1].metrics
     assert 0 < kept["dev/code_tests"] <= 1
 
 

@@ -33,8 +33,8 @@ def test_the_recipe_and_the_reward_of_the_readme_make_a_chain(tmp_path, monkeypa
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     run = Run.open(load("mine.yaml", ["rounds=1"]), tmp_path / "run", Machine(backend="fake"))
-    walk(run, Fake({}))
-    assert run.sealed()[1]["metrics"]["dev/prompts"] == 8
+    walk(run, Fake({}), run.begin())
+    assert run.sealed()[1].metrics["dev/prompts"] == 8
     scope: dict = {"__name__": "mine"}
     exec(reward, scope)
     [examples] = doctest.DocTestFinder(exclude_empty=False).find(scope["right"], "right", module=False, globs=scope)

@@ -134,13 +134,15 @@ class Backend(Protocol):
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
         """The root of a chain: bring a model (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Returns notes."""
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling) -> Iterator[Reply]:
+    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
         """Answer chunks in any order. The caller closes the iterator to abandon what is in flight."""
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
         """(id, summed log-probability, tokens) of each row's `text`/`token_ids` after its `messages`, under `model`."""
 
-    def train(self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path) -> Trained:
+    def train(
+        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+    ) -> Trained:
         """Update `start` on row files (table `rows`), writing the child under `out`."""
 
     def swap_notes(self) -> dict[str, Any]:

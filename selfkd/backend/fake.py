@@ -51,7 +51,7 @@ class Fake:
         _write(out, {"skill": 0.3, "history": digest.of("root", dither)})
         return {"source": str(source)}
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling) -> Iterator[Reply]:
+    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
         weights = _read(model)
         for chunk in reversed(chunks) if self.reverse else chunks:
             self.hook("generate")
@@ -68,12 +68,14 @@ class Fake:
         cut = len(ids) < len(text.encode())
         return Completion(text[: sampling.max_tokens], ids if cut else [*ids, 0], "length" if cut else "stop", -0.1 * len(ids))
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
         self.hook("logprobs")
         for row in rows.iter_rows(named=True):
             yield row["id"], -digest.uniform(model.digest, row["text"]) * len(row["text"]), len(row["text"])
 
-    def train(self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path) -> Trained:
+    def train(
+        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+    ) -> Trained:
         self.hook("train")
         frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")
         weights = _read(start)

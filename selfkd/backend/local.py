@@ -55,7 +55,8 @@ class LocalBackend:
         with _debugged():
             return resolve(self._loader)(source, out, dither)
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling) -> Iterator[Reply]:
+    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
+        self.progress = on_progress or (lambda n: None)
         for done, chunk in enumerate(chunks, start=1):
             with _debugged():
                 self._ensure(model)
@@ -63,13 +64,17 @@ class LocalBackend:
             self.progress({"requests": 0, "tokens": 0, "chunks": done, "waiting": len(chunks) - done})
             yield reply
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
+        self.progress = on_progress or (lambda n: None)
         with _debugged():
             self._ensure(model)
             scores = self._generator.logprobs(model, rows)
         yield from scores
 
-    def train(self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path) -> Trained:
+    def train(
+        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+    ) -> Trained:
+        self.progress = on_progress or (lambda n: None)
         with _debugged():
             self._generator.sleep()
             return resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, report=self.progress)

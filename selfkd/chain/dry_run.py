@@ -10,6 +10,7 @@ from typing import Any
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.chain.loop import walk
+from selfkd.chain.records import Seal
 from selfkd.chain.run import Run
 from selfkd.core import digest
 from selfkd.errors import GuardError, RewardError, SelfkdError
@@ -43,7 +44,7 @@ def lint_and_walk(recipe: Recipe) -> Report:
     return report
 
 
-def dry_run(recipe: Recipe) -> list[dict[str, Any]]:
+def dry_run(recipe: Recipe) -> list[Seal]:
     """Walk two rounds in a temporary folder with a model that knows some of the answers; the records of the sealed rounds.
 
     A few prompts of each split; those that lie on a hub are stood in for by sums with every column that a template or reward names.
@@ -52,7 +53,7 @@ def dry_run(recipe: Recipe) -> list[dict[str, Any]]:
     with TemporaryDirectory(prefix="selfkd-dry-") as folder:
         small = in_small(recipe)
         run = Run.open(small, Path(folder) / small.name, Machine(backend="fake"))
-        walk(run, Fake(run.numerics, knowing(small)))
+        walk(run, Fake(run.numerics, knowing(small)), run.begin())
         return run.sealed()
 
 

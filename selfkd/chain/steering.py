@@ -1,4 +1,4 @@
-"""Which rounds are kept, which is best, when to stop, and which checkpoints stay on disk. Judges sealed records; runs nothing."""
+"""Which rounds are kept, which is best, and when to stop: judged from sealed records alone. Runs nothing and opens no file."""
 
 from __future__ import annotations
 
@@ -7,57 +7,55 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.chain.records import Seal
 from selfkd.core import views
 from selfkd.errors import RecipeError
-from selfkd.recipe.schema import Recipe
+from selfkd.recipe.schema import Best, Stop
 
-Record = Mapping[str, Any]
+Metrics = Mapping[str, Any]
 
 
-def best_round(sealed: Sequence[Record], best: Any) -> int:
-    """The kept round with the best metric, the earliest on a tie; the newest kept one where the recipe names no metric."""
-    kept = [record for record in sealed if record["kept"]]
+def best_round(sealed: Sequence[Seal], best: Best | None) -> int:
+    """Return the accepted round with the best metric, the earliest on a tie; the newest accepted one where no metric is named."""
+    accepted = [seal for seal in sealed if seal.kept]
     if best is None:
-        return int(kept[-1]["round"]) if kept else 0
+        return accepted[-1].round if accepted else 0
     sign = 1 if best.mode == "max" else -1
-    judged = [record for record in kept if record["metrics"].get(best.metric) is not None]
+    judged = [seal for seal in accepted if seal.metrics.get(best.metric) is not None]
     if not judged:
         return 0
-    return int(max(judged, key=lambda record: (sign * record["metrics"][best.metric], -record["round"]))["round"])
+    return max(judged, key=lambda seal: (sign * seal.metrics[best.metric], -seal.round)).round
 
 
-def verdict(recipe: Recipe, sealed: Sequence[Record], metrics: Mapping[str, Any]) -> tuple[bool, str]:
-    """(kept, why not): `keep_if` over this round's metrics, `prev_…` and `best_…`; a null is not kept, and says so."""
-    if not recipe.keep_if or not sealed:
+def verdict(keep_if: str | None, best: Best | None, sealed: Sequence[Seal], metrics: Metrics) -> tuple[bool, str]:
+    """Return (accepted, why not): `keep_if` over this round's metrics, `prev_…` and `best_…`; a null is not accepted, and says so."""
+    if not keep_if or not sealed:
         return True, ""
-    best = sealed[best_round(sealed, recipe.best)]["metrics"]
-    columns = {_column(name): value for name, value in metrics.items()}
-    columns |= {f"prev_{_column(name)}": value for name, value in sealed[-1]["metrics"].items()}
-    columns |= {f"best_{_column(name)}": value for name, value in best.items()}
-    numbers = {name: [value] for name, value in columns.items() if isinstance(value, int | float) or value is None}
-    frame = pl.DataFrame(numbers)
-    held = frame.select(views.expression(recipe.keep_if, frame.columns, "keep_if")).item()
+    columns = _columns(metrics) | _columns(sealed[-1].metrics, "prev_")
+    columns |= _columns(sealed[best_round(sealed, best)].metrics, "best_")
+    frame = pl.DataFrame({name: [value] for name, value in columns.items() if isinstance(value, int | float) or value is None})
+    held = frame.select(views.expression(keep_if, frame.columns, "keep_if")).item()
     if not isinstance(held, bool) and held is not None:
-        raise RecipeError(f"'{recipe.keep_if}' is not true or false", "keep_if")
-    return (True, "") if held else (False, f"{'could not judge' if held is None else 'not'} {recipe.keep_if}")
+        raise RecipeError(f"'{keep_if}' is not true or false", "keep_if")
+    return (True, "") if held else (False, f"{'could not judge' if held is None else 'not'} {keep_if}")
 
 
-def _column(metric: str) -> str:
-    return metric.replace("/", "_")
+def _columns(metrics: Metrics, prefix: str = "") -> dict[str, Any]:
+    """Return metrics under the names that SQL can hold: dev/correct is dev_correct."""
+    return {f"{prefix}{name.replace('/', '_')}": value for name, value in metrics.items()}
 
 
-def stop_reason(recipe: Recipe, sealed: Sequence[Record], metrics: Mapping[str, Any], index: int) -> str:
-    """Why the run ends with this round, or ''. Patience counts rounds since the best one of the stop metric."""
-    stop = recipe.stop
+def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, index: int) -> str:
+    """Return why the run ends with round `index`, or ''. Patience counts rounds since the best one of the stop metric."""
     if stop is None or index == 0:
         return ""
     if stop.patience and stop.metric:
-        values = [record["metrics"].get(stop.metric) for record in sealed] + [metrics.get(stop.metric)]
+        values = [*(seal.metrics.get(stop.metric) for seal in sealed), metrics.get(stop.metric)]
         sign = 1 if stop.mode == "max" else -1
         known = [(sign * value, -at) for at, value in enumerate(values) if value is not None]
         if known and index + max(known)[1] >= stop.patience:
             return f"{stop.metric} did not improve for {stop.patience} rounds"
-    spent = sum(record["notes"].get("tokens", 0) for record in sealed)
+    spent = sum(seal.notes.get("tokens", 0) for seal in sealed)
     if stop.tokens and spent >= stop.tokens:
         return f"{spent} tokens were generated, budget {stop.tokens}"
     return ""

@@ -5,20 +5,20 @@ Stopping loses nothing that was committed: the chunk in flight is asked again by
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
+from selfkd.chain.attempt import Attempt
+from selfkd.chain.drive import drive as walk_to_the_end
+from selfkd.chain.drive import is_finished, refuse_second_driver
 from selfkd.chain.run import Run
-from selfkd.errors import BusyError, Stopped
+from selfkd.core.files import as_typed
+from selfkd.errors import Stopped
 from selfkd.report import status
 from selfkd.report.bar import Screen
 from selfkd.report.tables import console, print_rounds, round_line, rounds_of
@@ -70,25 +70,23 @@ class Interrupts:
 def drive(run: Run) -> status.Status:
     """Walk the run to its end, showing it; the state it ends in. Raises Stopped, or what went wrong after logging it."""
     state = status.read(run.folder)
-    if state.state == "done" and next(run.rounds_to_walk(), None) is None:
+    if is_finished(run):
         return state  # nothing to do: no engine, no attempt, no lease
-    holder = status.driver(run.folder)
-    if holder:
-        fix = f"Watch it: selfkd status {run.folder} --follow   Or stop it, or give this run another name: --name X"
-        raise BusyError(f"another driver holds this run ({holder})", str(run.folder), fix)
+    refuse_second_driver(run)
     screen = Screen(run.folder, lambda index: len(run.recipe.steps_of(index)))
     with Interrupts() as interrupts, screen:
-        _announce(run, state, screen)
-        run.watch = _watcher(interrupts, screen)
+        attempt = run.begin(_watcher(interrupts, screen))
+        _announce(run, attempt, state, screen)
         try:
-            _walk(run)
+            walk_to_the_end(run, attempt)
         except BaseException as error:
-            run.watch = lambda event: None
-            told = _told(error, interrupts)
-            _log(told, run)
-            if told is error:
+            ended = _in_our_words(error, interrupts)
+            attempt.failed(ended)
+            if not isinstance(ended, Stopped):
+                ended.add_note(f"Log: {as_typed(attempt.logs)}")
+            if ended is error:
                 raise
-            raise told from error
+            raise ended from error
     return status.read(run.folder)
 
 
@@ -103,13 +101,12 @@ def print_end(state: status.Status, following: Mapping[str, str]) -> None:
         to.print(f"  {command:<{width}}   # {meaning}", soft_wrap=True, markup=False)
 
 
-def _announce(run: Run, state: status.Status, screen: Screen) -> None:
+def _announce(run: Run, attempt: Attempt, state: status.Status, screen: Screen) -> None:
     """The head line, the rounds sealed by earlier attempts, and how to stop."""
-    run.begin_attempt()
     screen.say(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
     for done in state.rounds:
         screen.console.print(round_line(done, state.split))
-    screen.say(f"Ctrl-C is safe; repeat the command to go on.   Log: {_short(run.log_folder())}", "dim")
+    screen.say(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(attempt.logs)}", "dim")
 
 
 def _watcher(interrupts: Interrupts, screen: Screen) -> Callable[[dict[str, Any]], None]:
@@ -120,55 +117,9 @@ def _watcher(interrupts: Interrupts, screen: Screen) -> Callable[[dict[str, Any]
     return watch
 
 
-def _walk(run: Run) -> None:
-    from selfkd.backend import open_backend
-    from selfkd.chain.loop import walk
-
-    with _logging_to(run.log_folder() / "driver.log"):
-        run.check_head()  # a round checks it only for an attempt that began inside it; this one began before the engine
-        with closing(open_backend(run.machine, run.numerics, run.log_folder())) as backend:
-            walk(run, backend)
-        run.event("done")
-
-
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """What libraries log and warn of in this process goes to the attempt's log, not between the lines of the screen."""
-    root, handler = logging.getLogger(), logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    logging.captureWarnings(True)
-    try:
-        yield
-    finally:
-        logging.captureWarnings(False)
-        root.setLevel(level)
-        root.removeHandler(handler)
-        handler.close()
-
-
-def _told(error: BaseException, interrupts: Interrupts) -> BaseException:
+def _in_our_words(error: BaseException, interrupts: Interrupts) -> BaseException:
     """What stopped the run, in our words: whatever a stop made a library raise is still a stop."""
     by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM  # Ray's own handler was first
     if isinstance(error, Stopped) or not (interrupts.stopped or by_ray or isinstance(error, KeyboardInterrupt)):
         return error
     return Stopped("stopped on request")
-
-
-def _log(error: BaseException, run: Run) -> None:
-    """Words to events.jsonl, the traceback of a failure to driver.log, and a note on the error that says where."""
-    if isinstance(error, Stopped):
-        run.event("stopped", text="")
-        return
-    with (run.log_folder() / "driver.log").open("a", encoding="utf-8") as log:
-        log.write("".join(traceback.format_exception(error)))
-    run.event("failed", text=str(error) or type(error).__name__)
-    error.add_note(f"Log: {_short(run.log_folder())}")
-
-
-def _short(path: Path) -> str:
-    """A path as a person here would type it."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)

@@ -114,3 +114,20 @@ def _exists(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def holder(folder: Path) -> str:
+    """Return who holds the newest lease in `folder`, such as 'process 123 on host, heartbeat 3 s ago'; empty where nobody does.
+
+    On this machine the process itself is looked for; a lease of another machine counts while its heartbeat is fresh by the
+    folder's own clock. Never waits, so on another machine it may be late by `PATIENCE_SECONDS`.
+    """
+    newest = max(folder.glob("*.json"), default=None)
+    if newest is None or newest.with_suffix(".done").exists():
+        return ""
+    found = json.loads(newest.read_text("utf-8"))
+    beat = newest.with_suffix(".beat")
+    age = max(0.0, time.time() - (beat if beat.exists() else newest).stat().st_mtime)
+    here = found["host"] == socket.gethostname()
+    alive = started_at(found["pid"]) == found["started"] if here else age < PATIENCE_SECONDS
+    return f"process {found['pid']} on {found['host']}, heartbeat {age:.0f} s ago" if alive else ""

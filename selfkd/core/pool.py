@@ -6,10 +6,10 @@ only names. Nothing here knows how a table was made or where a run lives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -96,6 +96,23 @@ def shape(table: str, rows: Any) -> pl.DataFrame:
     return frame.with_columns(missing).select(pl.col(name).cast(kind) for name, kind in SCHEMAS[table].items())
 
 
+def light_columns(table: str) -> list[str]:
+    """Return the columns of a table that are in memory."""
+    return [name for name in SCHEMAS[table] if name not in HEAVY[table]]
+
+
+def scan(table: str, paths: Sequence[Path]) -> pl.LazyFrame:
+    """Scan the files of a table with every column of its schema: one that a file lacks is null, one it has beside is ignored."""
+    if not paths:
+        return empty(table).lazy()
+    return pl.scan_parquet(list(paths), schema=SCHEMAS[table], missing_columns="insert", extra_columns="ignore")
+
+
+def as_stored(paths: Sequence[Path]) -> pl.DataFrame:
+    """Read the files of a table with the columns they hold, whichever version wrote them: what a digest of the table covers."""
+    return pl.concat([pl.read_parquet(path) for path in paths], how="diagonal") if paths else pl.DataFrame()
+
+
 def light(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     """`frame` without the columns that stay on disk."""
     return frame.drop([column for column in HEAVY[table] if column in frame.columns])
@@ -103,17 +120,24 @@ def light(table: str, frame: pl.DataFrame) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Model:
-    """Weights of one role. `path` is relative to the run folder in a pool, absolute where a backend is asked."""
+    """Weights of one role. `path` is relative to the run folder in a pool, absolute where a backend is asked.
+
+    `kind` is full weights, or an adapter that changes the full weights at `base`. `digest` is of what an engine serves: for an
+    adapter, of both.
+    """
 
     role: str
     path: str
     digest: str
+    kind: Literal["full", "adapter"] = "full"
+    base: str | None = None
 
     def __str__(self) -> str:
         return f"{self.role}@{self.digest[:12]}"
 
     def at(self, root: Path) -> Model:
-        return replace(self, path=str(root / self.path))
+        base = None if self.base is None else str(root / self.base)
+        return replace(self, path=str(root / self.path), base=base)
 
 
 @dataclass(frozen=True)
@@ -135,8 +159,7 @@ class Pool:
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The whole table with its heavy columns, read from disk only where a caller asks for them."""
-        paths = self.files.get(table, ())
-        return pl.scan_parquet(list(paths)) if paths else empty(table).lazy()
+        return scan(table, self.files.get(table, ()))
 
     def __add__(self, more: Pool) -> Pool:
         names = [name for name in SCHEMAS if name in self.tables or name in more.tables]
@@ -162,7 +185,9 @@ class Addition:
 
     def whole(self, table: str) -> pl.DataFrame:
         """A table of this addition in memory, with every column."""
-        parts = [part if isinstance(part, pl.DataFrame) else pl.read_parquet(part) for part in self.tables.get(table, [])]
+        parts = [
+            part if isinstance(part, pl.DataFrame) else scan(table, [part]).collect() for part in self.tables.get(table, [])
+        ]
         return pl.concat(parts) if parts else empty(table)
 
 

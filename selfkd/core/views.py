@@ -10,7 +10,7 @@ from difflib import get_close_matches
 
 import polars as pl
 
-from selfkd.core.pool import HEAVY, Pool
+from selfkd.core.pool import HEAVY, SCHEMAS, Pool, light_columns
 from selfkd.errors import RecipeError
 
 
@@ -82,10 +82,9 @@ def prompt_view(pool: Pool) -> pl.DataFrame:
 
 
 def columns_after(scores: Sequence[str]) -> dict[str, list[str]]:
-    """The columns that expressions may use once `scores` exist: per table, for lint."""
-    samples = ["id", "prompt", "stream", "number", "parents", "model", "finish", "seed", "logprob", "chars", "tokens", "u"]
-    samples += [*HEAVY["samples"], *scores]
-    prompts = ["id", "source", "answer", "n", *(f"{score}_{stat}" for score in scores for stat in ("max", "mean", "n"))]
+    """Return the columns that expressions may use once `scores` exist, by table: samples, prompts and pairs."""
+    samples = [*SCHEMAS["samples"], *scores]
+    prompts = [*light_columns("prompts"), "n", *(f"{score}_{stat}" for score in scores for stat in ("max", "mean", "n"))]
     pairs = [f"{side}_{name}" for side in ("chosen", "rejected") for name in samples]
     return {"samples": samples, "prompts": prompts, "pairs": pairs}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -13,3 +13,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Return 'a', 'b' and 'c' of several names."""
+    *most, end = (f"'{name}'" for name in names)
+    return f"{', '.join(most)} {last} {end}" if most else end

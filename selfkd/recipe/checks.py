@@ -1,13 +1,13 @@
 """Does a recipe make sense as a whole? Columns, streams, rows, models, metrics and splits, each against what exists at that point.
 
-Pure: judges words against words, and opens no file. Every finding names the line it is about.
+Judges fields against fields and opens no file. What a verb needs and adds it says itself (steps.step.Step); here is only the order
+of things. Every finding names the line it is about.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
 from selfkd.core import views
 from selfkd.errors import RecipeError
@@ -15,21 +15,14 @@ from selfkd.prompts.read import source_problems
 from selfkd.recipe.lines import Entry
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.yamlfile import Node, Problems, near, plain
-from selfkd.steps import Build, Gold, Measure, Recall, Sample, Score, Select, Step, Train
-
-WHENS = ("now", "start", "base", "warm", "best")
+from selfkd.steps import Step
+from selfkd.steps.outlook import Outlook
 
 SPLITS = ("train", "dev", "test")
+Entries = Mapping[str, Sequence[Entry]]
 
 
-@dataclass
-class Seen:
-    """What earlier steps of the round have made."""
-
-    scores: list[str] = field(default_factory=list)
-    streams: list[str] = field(default_factory=list)
-    rows: dict[tuple[str, str], str] = field(default_factory=dict)
-    metrics: dict[str, str] = field(default_factory=dict)
+# ---- prompt sources, before anything is typed ----
 
 
 def sources(fields: Mapping[str, Node], problems: Problems) -> None:
@@ -37,11 +30,11 @@ def sources(fields: Mapping[str, Node], problems: Problems) -> None:
     for split in SPLITS:
         if split in given and isinstance(given[split].value, dict | list | str):
             for problem in source_problems(plain(given[split]), split):
-                problems.add(_named(given[split], problem), "", problem)
+                problems.add(_place_of(given[split], problem), "", problem)
 
 
-def _named(node: Node, problem: str) -> str:
-    """Where the field stands that a problem quotes."""
+def _place_of(node: Node, problem: str) -> str:
+    """Return where the field stands that a problem quotes."""
     quoted = re.findall(r"'(\w+)'", problem)
     return next((node.value[word].where for word in quoted if isinstance(node.value, dict) and word in node.value), node.where)
 
@@ -49,179 +42,71 @@ def _named(node: Node, problem: str) -> str:
 # ---- the whole ----
 
 
-def meaning(recipe: Recipe, entries: Mapping[str, Sequence[Entry]], fields: Mapping[str, Node], problems: Problems) -> None:
-    """Every finding about a recipe whose words are all valid."""
-    models = _Models(recipe)
-    seen = walk(recipe, "before", entries, Seen(), models, problems)
+def meaning(recipe: Recipe, entries: Entries, fields: Mapping[str, Node], problems: Problems) -> None:
+    """Add every finding about a recipe whose fields are all valid."""
+    roles = _roles(recipe)
+    seen = outlook(recipe)
+    for part in ("before", "steps", "after"):
+        if part == "steps":
+            seen = outlook(recipe)  # round 0 ends where `before` ends
+        seen.metrics = {}
+        for entry, line in zip(entries[part], getattr(recipe, part), strict=True):
+            step = line.at(1)
+            _step(step, entry, seen, problems)
+            _models(step, entry, recipe, roles, problems)
+            step.adds(seen)
+        if part == "steps":
+            _steering(recipe, list(seen.metrics), fields, problems)
     _copies(entries, problems)
-    seen = walk(recipe, "steps", entries, Seen(), models, problems)
-    metrics = list(seen.metrics)
-    walk(recipe, "after", entries, seen, models, problems)
-    _steering(recipe, metrics, fields, problems)
 
 
-def walk(
-    recipe: Recipe, part: str, entries: Mapping[str, Sequence[Entry]], seen: Seen, models: _Models, problems: Problems
-) -> Seen:
-    seen.metrics = {}
-    for entry, line in zip(entries[part], getattr(recipe, part), strict=True):
-        step = line.at(1)
-        _inputs(step, entry, seen, problems)
-        _expressions(step, entry, seen, problems)
-        models.check(step, entry, problems)
-        if isinstance(step, Train):
-            _rows(step, entry, seen, problems)
-        if isinstance(step, Measure):
-            _measure(step, entry, recipe, seen, problems)
-        if isinstance(step, Sample | Measure) and step.max_tokens >= recipe.context:
-            room = f"no room for a prompt: context is {recipe.context} tokens, prompt and answer together"
-            problems.add(entry.at("max_tokens"), entry.label, f"max_tokens {step.max_tokens} leaves {room}")
-        after(step, seen, recipe)
-    return seen
+def outlook(recipe: Recipe) -> Outlook:
+    """Return what is there when a round begins; an earlier round's steps say what may be replayed."""
+    whole_round = Outlook()
+    for line in recipe.steps:
+        line.at(1).adds(whole_round)
+    return Outlook(splits=tuple(recipe.splits()), context=recipe.context, replayable=whole_round)
 
 
-def after(step: Step, seen: Seen, recipe: Recipe) -> None:
-    """Note what `step` adds for the steps behind it."""
-    if isinstance(step, Recall):
-        earlier = [line.at(1) for line in recipe.steps]
-        _grow(seen.scores, [name for other in earlier for name in other.scores()])
-        _grow(seen.streams, [step.as_] if step.as_ else streams(earlier))
-    _grow(seen.scores, step.scores())
-    _grow(seen.streams, streams([step]))
-    if isinstance(step, Build):
-        seen.rows[step.as_, step.role] = step.kind
-
-
-def _grow(known: list[str], more: Sequence[str]) -> None:
-    known += [name for name in dict.fromkeys(more) if name not in known]
-
-
-def streams(steps: Sequence[Step]) -> list[str]:
-    return [step.as_ for step in steps if isinstance(step, Sample | Gold)]
-
-
-def metrics_of(step: Measure) -> list[str]:
-    rewards = [reference.rsplit(":", 1)[-1] for reference in step.functions()]
-    found = [*rewards, *(f"{name}_interval" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
-    return [f"{step.split}/{name}" for name in found]
+def _roles(recipe: Recipe) -> list[str]:
+    trained = [line.at(1).trained_role() for line in (*recipe.before, *recipe.steps, *recipe.after)]
+    return list(dict.fromkeys(["policy", *(role for role in trained if role)]))
 
 
 # ---- one step against what came before it ----
 
 
-def _inputs(step: Step, entry: Entry, seen: Seen, problems: Problems) -> None:
-    """Streams must exist, and so must samples where a verb works on them."""
-    of = getattr(step, "of", None)
-    named = of if isinstance(step, Sample | Score | Build) or (isinstance(step, Select) and of != "prompts") else None
-    if named and named not in seen.streams:
-        known = ", ".join(seen.streams) or "none yet"
-        problems.add(entry.at("of"), entry.label, f"no stream '{named}' here.{near(named, seen.streams)} Streams: {known}")
-    elif not seen.streams and (isinstance(step, Score | Build) or (isinstance(step, Select) and of != "prompts")):
-        problems.add(entry.where, entry.label, "there are no samples yet: a sample, gold or recall step comes first")
-    for side in ("chosen", "rejected") if isinstance(step, Build) else ():
-        text = getattr(step, side)
-        known_words = [*seen.streams, *views.columns_after(seen.scores)["samples"]]
-        if text and text.isidentifier() and text not in known_words:
-            problems.add(
-                entry.at(side), entry.label, f"'{side}' names neither a stream nor a column: '{text}'.{near(text, known_words)}"
-            )
-
-
-def _expressions(step: Step, entry: Entry, seen: Seen, problems: Problems) -> None:
+def _step(step: Step, entry: Entry, seen: Outlook, problems: Problems) -> None:
+    for field, problem in step.needs(seen):
+        problems.add(entry.at(field), entry.label, problem)
     columns = views.columns_after(seen.scores)
-    for name, text, table in step.expressions():
+    for field, text, table in step.expressions():
         try:
             views.expression(text, columns[table])
         except RecipeError as error:
-            hint = "" if "Did you mean" in error.what or not error.fix else f" {error.fix}"
-            problems.add(entry.at(name), entry.label, f"'{name}': {error.what}{hint}")
+            problems.add(entry.at(field), entry.label, f"'{field}': {_in_one_line(error)}")
 
 
-def _rows(step: Train, entry: Entry, seen: Seen, problems: Problems) -> None:
-    """A train step needs rows of its stream and kind; plain SFT makes its own from samples if nothing was built."""
-    wanted = "pair" if step.loss == "dpo" else "sft"
-    made = seen.rows.get((step.of, step.role))
-    if made is None and wanted == "sft" and not seen.rows:
-        if not seen.streams:
-            problems.add(
-                entry.where, entry.label, "there is nothing to train on yet: a sample, gold or recall step comes first"
-            )
-    elif made is None:
-        known = ", ".join(f"'{stream}' for {role}" for stream, role in seen.rows) or "none"
-        need = f"loss {step.loss} needs rows of kind {wanted} in stream '{step.of}' for {step.role}"
-        problems.add(
-            entry.where, entry.label, f"{need}: put `build: {{kind: {wanted}, ...}}` before it (rows built so far: {known})"
-        )
-    elif made != wanted:
-        problems.add(
-            entry.at("loss"), entry.label, f"loss {step.loss} needs rows of kind {wanted}; '{step.of}' holds {made} rows"
-        )
+def _in_one_line(error: RecipeError) -> str:
+    """Return the finding, with the list of columns where no spelling is likely."""
+    return error.what if "Did you mean" in error.what or not error.fix else f"{error.what} {error.fix}"
 
 
-def _measure(step: Measure, entry: Entry, recipe: Recipe, seen: Seen, problems: Problems) -> None:
-    if step.split == "test":
-        problems.add(
-            entry.at("split"),
-            entry.label,
-            "leave the test split alone: it is measured by itself at round 0 and after the last round",
-        )
-    elif step.split not in recipe.splits():
-        known = ", ".join(recipe.splits())
-        what = f"there are no prompts for the split '{step.split}'{near(step.split, recipe.splits()) or '.'}"
-        problems.add(entry.at("split"), entry.label, f"{what} Splits: {known}; add prompts.{step.split}")
-    for metric in metrics_of(step)[: len(step.functions())]:
-        if metric in seen.metrics:
-            problems.add(
-                entry.where, entry.label, f"{seen.metrics[metric]} measures {metric} already: use another reward or split"
-            )
-    seen.metrics |= dict.fromkeys(metrics_of(step), entry.name)
+def _models(step: Step, entry: Entry, recipe: Recipe, roles: list[str], problems: Problems) -> None:
+    for field, reference in step.models().items():
+        problem = reference.problem(roles, recipe.rounds, best_is_named=recipe.best is not None)
+        if problem:
+            problems.add(entry.at(field), entry.label, f"'{field}': {problem}")
 
 
-class _Models:
-    """The models that a recipe can name: role@when."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        lines = [*recipe.before, *recipe.steps, *recipe.after]
-        trained = [step.role for line in lines if isinstance(step := line.at(1), Train)]
-        self.roles = list(dict.fromkeys(["policy", *trained]))
-        self.recipe = recipe
-
-    def check(self, step: Step, entry: Entry, problems: Problems) -> None:
-        for name in ("model", "logprob", "from", "reference"):
-            reference = getattr(step, "from_" if name == "from" else name, None)
-            if isinstance(reference, str):
-                own = step.role if isinstance(step, Train) and "@" not in reference else ""
-                wrong = self.wrong(f"{own}@{reference}" if own else reference)
-                if wrong:
-                    problems.add(entry.at(name), entry.label, f"'{name}': {wrong}")
-
-    def wrong(self, reference: str) -> str:
-        role, at, when = reference.partition("@")
-        if role not in self.roles:
-            also = f" Did you mean 'policy@{role}'?" if role in WHENS else near(role, self.roles)
-            return f"no model '{reference}'.{also} Roles: {', '.join(self.roles)}"
-        if not at or when in WHENS:
-            lacks = when == "best" and self.recipe.best is None
-            return "which round is best? Write best: {metric: dev/..., mode: max} in the recipe" if lacks else ""
-        number = re.fullmatch(r"round-(\d+)", when)
-        if number is None:
-            return f"no model '{reference}'.{near(when, WHENS)} After '@' comes {', '.join(WHENS)} or round-K"
-        return (
-            ""
-            if int(number[1]) < self.recipe.rounds
-            else f"'{when}' is never there to use: the last round is {self.recipe.rounds}"
-        )
-
-
-def _copies(entries: Mapping[str, Sequence[Entry]], problems: Problems) -> None:
+def _copies(entries: Entries, problems: Problems) -> None:
     """The copies of a measure step take names of their own; nobody else may have them."""
     taken = {entry.name: entry for part in entries.values() for entry in part}
     for entry in taken.values():
-        for copy in (f"{entry.name}-test", f"{entry.name}-warm") if entry.verb == "measure" else ():
+        for copy in (f"{entry.name}-test", f"{entry.name}-warm") if entry.step.outside else ():
             if copy in taken:
-                problems.add(
-                    taken[copy].at("name"), taken[copy].label, f"the name '{copy}' is that of a copy of '{entry.name}'"
-                )
+                text = f"the name '{copy}' is that of a copy of '{entry.name}'"
+                problems.add(taken[copy].at("name"), taken[copy].label, text)
 
 
 # ---- what steers ----
@@ -238,7 +123,7 @@ def _steering(recipe: Recipe, metrics: list[str], fields: Mapping[str, Node], pr
     if recipe.stop and recipe.stop.patience and not recipe.stop.metric:
         problems.add(own["stop"].where, "stop", "patience needs a metric: name one, or write `best`")
     if recipe.keep_if:
-        _keep_if(recipe, recipe.keep_if, metrics, own["keep_if"].where, problems)
+        _keep_if(recipe.keep_if, metrics, own["keep_if"].where, problems)
 
 
 def _metric(metric: str, metrics: Sequence[str]) -> str:
@@ -248,7 +133,7 @@ def _metric(metric: str, metrics: Sequence[str]) -> str:
     return "" if metric in metrics else f"'{metric}' is not measured every round.{near(metric, metrics)} Metrics: {known}"
 
 
-def _keep_if(recipe: Recipe, text: str, metrics: Sequence[str], where: str, problems: Problems) -> None:
+def _keep_if(text: str, metrics: Iterable[str], where: str, problems: Problems) -> None:
     words = [metric.replace("/", "_") for metric in metrics]
     words += [f"{before}_{word}" for before in ("prev", "best") for word in words]
     tested = re.findall(r"\b(?:prev_|best_)?test_\w+", text)
@@ -258,4 +143,4 @@ def _keep_if(recipe: Recipe, text: str, metrics: Sequence[str], where: str, prob
     try:
         views.expression(text, words)
     except RecipeError as error:
-        problems.add(where, "keep_if", error.what + ("" if "Did you mean" in error.what or not error.fix else f" {error.fix}"))
+        problems.add(where, "keep_if", _in_one_line(error))

@@ -13,11 +13,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from selfkd.backend.trainer.trl_options import PASSED, check_trl
+from selfkd.backend.trainer.trl_options import PASSED
 from selfkd.errors import RecipeError
 from selfkd.recipe.messages import explain
 from selfkd.recipe.yamlfile import Node, Problems, near, parse, plain
-from selfkd.steps import VERBS, Step, Train
+from selfkd.steps import VERBS, Step
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
 FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
@@ -30,18 +30,27 @@ TRL_LISTS = frozenset(name for fields in PASSED.values() for name, (kinds, _) in
 
 @dataclass(frozen=True)
 class Entry:
-    """One step as written: its words as nodes, where it stands, and whether repeat or each copied it."""
+    """One step as written: its fields as nodes, its place, the list it is in, and whether repeat or each copied it."""
 
     verb: str
     words: dict[str, Node]
     label: str
     where: str
+    part: str
     name: str = ""
     copied: bool = False
 
+    @property
+    def step(self) -> type[Step]:
+        return VERBS[self.verb]
+
     def at(self, field: str) -> str:
-        """Where `field` was written; the step's own line if it was not."""
-        return self.words[field].where if field in self.words else self.where
+        """Return where `field` (or `field.option`) was written; the step's own line if it was not."""
+        first, _, option = field.partition(".")
+        if first not in self.words:
+            return self.where
+        inner = self.words[first].value
+        return inner[option].where if isinstance(inner, dict) and option in inner else self.words[first].where
 
 
 @dataclass(frozen=True)
@@ -100,8 +109,12 @@ def variants(cls: type[Step], words: dict[str, Any]) -> int:
 # ---- from entries as written to a flat list ----
 
 
-def unroll(items: Node | None, label: str, problems: Problems) -> list[Entry]:
-    """The entries of a list of steps, one per step, groups unrolled."""
+def unroll(items: Node | None, part: str, problems: Problems) -> list[Entry]:
+    """Return the entries of a recipe's list of steps (`part`), one per step, groups unrolled."""
+    return [replace(entry, part=part) for entry in _unrolled(items, part, problems)]
+
+
+def _unrolled(items: Node | None, label: str, problems: Problems) -> list[Entry]:
     if items is None or items.value is None:
         return []
     if not isinstance(items.value, list):
@@ -141,7 +154,7 @@ def _one(item: Node, label: str, problems: Problems) -> Iterator[Entry]:
         )
     else:
         words = _words(verbs[0], item.value[verbs[0]], f"{label}.{verbs[0]}", problems)
-        yield Entry(verbs[0], words, f"{label}.{verbs[0]}", item.value[verbs[0]].where)
+        yield Entry(verbs[0], words, f"{label}.{verbs[0]}", item.value[verbs[0]].where, part="")
 
 
 def _words(verb: str, node: Node, label: str, problems: Problems) -> dict[str, Node]:
@@ -171,7 +184,7 @@ def _repeat(words: dict[str, Node], label: str, where: str, problems: Problems) 
         problems.add(where, label, "write a repetition as `repeat: {times: 3, steps: [...]}`")
         return
     for _ in range(times):
-        for entry in unroll(inner["steps"], f"{label}.repeat.steps", problems):
+        for entry in _unrolled(inner["steps"], f"{label}.repeat.steps", problems):
             yield replace(entry, copied=True)
 
 
@@ -191,7 +204,7 @@ def _each(words: dict[str, Node], label: str, where: str, problems: Problems) ->
         )
         return
     for value in values:
-        for entry in unroll(fill(words["steps"], word, value), f"{label}.steps", problems):
+        for entry in _unrolled(fill(words["steps"], word, value), f"{label}.steps", problems):
             yield replace(entry, copied=True)
 
 
@@ -258,7 +271,7 @@ def override(
 
 
 def _override_step(entry: Entry, rest: list[str], value: Node, text: str, problems: Problems) -> Entry:
-    path = rest or [VERBS[entry.verb].short or ""]
+    path = rest or [entry.step.short or ""]
     if path == ["name"] or path == [""]:
         problems.add(
             text,
@@ -308,7 +321,7 @@ def _value(text: str, where: str) -> Node:
 
 def check(entry: Entry, problems: Problems) -> Line | None:
     """The entry as a line, if every round's variant of it is valid."""
-    cls, before = VERBS[entry.verb], len(problems.lines)
+    cls, before = entry.step, len(problems.lines)
     words = {field: plain(node) for field, node in entry.words.items()}
     for index in range(1, variants(cls, words) + 1):
         try:
@@ -317,7 +330,8 @@ def check(entry: Entry, problems: Problems) -> Line | None:
             explain(error, cls, Node(entry.words, entry.where), entry.label, problems)
         else:
             _references(step, entry, problems)
-            _options(step, entry, problems)
+            for field, problem in step.problems():
+                problems.add(entry.at(field), entry.label, problem)
     return Line(entry.verb, words, entry.where, entry.label) if len(problems.lines) == before else None
 
 
@@ -325,11 +339,3 @@ def _references(step: Step, entry: Entry, problems: Problems) -> None:
     for reference in step.functions():
         if not FUNCTION.fullmatch(reference):
             problems.add(entry.at("reward"), entry.label, f"'{reference}' does not name a function: write file.py:function")
-
-
-def _options(step: Step, entry: Entry, problems: Problems) -> None:
-    if not isinstance(step, Train):
-        return
-    for name, value in step.trl.items():
-        for problem in check_trl(step.loss, {name: value}):
-            problems.add(entry.words["trl"].value[name].where, entry.label, problem)

@@ -26,7 +26,7 @@ from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import doctests, gold_check, parameter_problems
 from selfkd.rewards.find import find_function
-from selfkd.steps import Measure, Score, Step
+from selfkd.steps import Step
 
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
 GOLD_ROWS = 200
@@ -71,13 +71,13 @@ def lint(recipe: Recipe, hub: bool = False) -> Report:
 
 
 def columns(recipe: Recipe) -> list[tuple[str, dict[str, list[str]]]]:
-    """(step, what it makes usable): the sample columns after each step that adds some, new ones only; first those always there."""
+    """Return (step, what it makes usable) for each step that adds columns, new ones only; first those that are always there."""
     found = [("always", {name: names for name, names in views.columns_after(()).items() if name != "pairs"})]
     for part in LISTS:
-        seen = checks.Seen()
+        seen = checks.outlook(recipe)
         for line in getattr(recipe, part):
             before = views.columns_after(seen.scores)
-            checks.after(line.at(1), seen, recipe)
+            line.at(1).adds(seen)
             after = views.columns_after(seen.scores)
             new = {table: [name for name in names if name not in before[table]] for table, names in after.items()}
             if any(new.values()):
@@ -147,12 +147,12 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Mapp
     at = f"{line.where}  {line.label}"
     try:
         function = replace(find_function(reference, recipe.folders), params=getattr(step, "params", {}))
-        split = step.split if isinstance(step, Measure) else "train"
-        frame = frames.get(split)
+        split = step.scored_split()
+        frame = frames.get(split or "train")
         problems = parameter_problems(function, None if frame is None else meta_columns(frame))
         report.problems += [f"{at}: {problem}" for problem in problems]
         sound = not problems and _sound(function, report, at)
-        if sound and frame is not None and isinstance(step, Score | Measure):
+        if sound and split and frame is not None:
             _gold(function, reference, frame, at, split, report)
     except SelfkdError as error:
         report.problems.append(f"{at}: {error}")

@@ -81,15 +81,11 @@ def _parent(node: Node, child: Path) -> Path:
 
 def merge(parent: Node, child: Node) -> Node:
     """Mappings merge field by field; anything else, lists included, is replaced. A source of another kind replaces the parent's whole."""
-    if not (isinstance(parent.value, dict) and isinstance(child.value, dict)) or source_kind(parent.value) != source_kind(
-        child.value
-    ):
+    mappings = isinstance(parent.value, dict) and isinstance(child.value, dict)
+    if not mappings or source_kind(parent.value) != source_kind(child.value):
         return child
-    both = {
-        **parent.value,
-        **{key: merge(parent.value[key], node) if key in parent.value else node for key, node in child.value.items()},
-    }
-    return Node(both, child.where)
+    own = {key: merge(parent.value[key], node) if key in parent.value else node for key, node in child.value.items()}
+    return Node({**parent.value, **own}, child.where)
 
 
 def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders: list[Path], problems: Problems) -> Recipe:
@@ -100,7 +96,7 @@ def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders:
     named = name_all([entry for part in LISTS for entry in written[part]], {*FIELDS, "load"}, problems)
     override(overrides, fields, [field for field in FIELDS if field not in LISTS], named, problems)
     lines = [check(entry, problems) for entry in named]
-    entries = _parts(named, written)
+    entries = {part: [entry for entry in named if entry.part == part] for part in LISTS}
     checks.sources(fields, problems)
     recipe = _recipe(fields, entries, dict(zip((entry.name for entry in named), lines, strict=True)), tree.where, problems)
     problems.stop()
@@ -111,11 +107,6 @@ def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders:
     checks.meaning(recipe, entries, fields, problems)
     problems.stop()
     return recipe
-
-
-def _parts(named: Sequence[Entry], written: dict[str, list[Entry]]) -> dict[str, list[Entry]]:
-    ends = [0, *(sum(len(written[part]) for part in LISTS[: at + 1]) for at in range(len(LISTS)))]
-    return {part: list(named[ends[at] : ends[at + 1]]) for at, part in enumerate(LISTS)}
 
 
 def _unique(folders: Sequence[Path]) -> tuple[Path, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
 
@@ -40,37 +41,58 @@ def names(cls: type[BaseModel]) -> tuple[str, ...]:
     return tuple(field.alias or name for name, field in cls.model_fields.items() if not field.exclude)
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """One of pydantic's findings: the path of fields that leads to it, where that is written, and the model whose field it is."""
+
+    item: Any
+    path: tuple[Any, ...]
+    place: str
+    model: type[BaseModel]
+
+
 def explain(error: ValidationError, cls: type[BaseModel], node: Node, label: str, problems: Problems) -> None:
-    """pydantic's findings in plain words, each at its line; a field that is missing because it was misspelt is said once."""
-    found = error.errors()
-    misspelt = {str(item["loc"][-1]) for item in found if item["type"] == "extra_forbidden"}
-    walked = [_walk(item["loc"], node, cls) for item in found]
+    """Add pydantic's findings in plain words, each at its line, and each mistake once."""
+    found = [_located(item, node, cls) for item in error.errors()]
+    misspelt = {str(one.item["loc"][-1]) for one in found if one.item["type"] == "extra_forbidden"}
     told: set[tuple[Any, ...]] = set()
-    for item, (path, place, model) in zip(found, walked, strict=True):
-        known = names(model)
-        if (
-            path in told
-            or any(other[: len(path)] == path != other for other, _, _ in walked if path)
-            or (item["type"] == "missing" and any(f"'{path[-1]}'" in near(word, known) for word in misspelt))
-        ):
+    for one in found:
+        if one.path in told or _looked_deeper(one, found) or _is_misspelt(one, misspelt):
             continue
-        told.add(path)  # a union reports each of its branches: the first one is enough, or the one that looked deeper
-        *outer, field = path or ("",)
-        inside = ".".join([label, *map(str, outer)]) if label else ".".join(map(str, outer))
-        problems.add(place, inside, _say(item, str(field), known))
+        told.add(one.path)
+        *outer, field = one.path or ("",)
+        inside = ".".join([*([label] if label else []), *map(str, outer)])
+        problems.add(one.place, inside, _say(one.item, str(field), names(one.model)))
 
 
-def _walk(loc: Sequence[Any], node: Node, cls: type[BaseModel]) -> tuple[tuple[Any, ...], str, type[BaseModel]]:
-    """(path, where it stands, the model whose field it is); the parts of `loc` that name a union's branch are left out."""
+def _looked_deeper(finding: _Finding, found: Sequence[_Finding]) -> bool:
+    """A union reports each of its branches: one that got further into the value says more than this one."""
+    depth = len(finding.path)
+    return depth > 0 and any(other.path[:depth] == finding.path and len(other.path) > depth for other in found)
+
+
+def _is_misspelt(finding: _Finding, misspelt: Iterable[str]) -> bool:
+    """Whether a missing field is there under a likely misspelling, which has a message of its own."""
+    if finding.item["type"] != "missing":
+        return False
+    known = names(finding.model)
+    return any(f"'{finding.path[-1]}'" in near(word, known) for word in misspelt)
+
+
+def _located(item: Any, node: Node, cls: type[BaseModel]) -> _Finding:
+    """Follow a finding's location through the nodes; the parts that name a union's branch are left out of its path."""
     path: list[Any] = []
     owner: type[BaseModel] = cls
     model: type[BaseModel] | None = cls
-    for part in loc:
+    for part in item["loc"]:
         here = isinstance(node.value, dict) and part in node.value
-        if here or (model is not None and part in names(model)):
-            path.append(part)
-            node, owner, model = (node.value[part] if here else node), model or owner, model and _inner(model, part)
-    return tuple(path), node.where, owner
+        if not here and (model is None or part not in names(model)):
+            continue
+        path.append(part)
+        owner = model or owner
+        model = _inner(model, part) if model else None
+        node = node.value[part] if here else node
+    return _Finding(item, tuple(path), node.where, owner)
 
 
 def _inner(model: type[BaseModel], part: Any) -> type[BaseModel] | None:

@@ -12,15 +12,15 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.machine import Machine
+from selfkd.core.hardware import has_gpu
 from selfkd.errors import SelfkdError
 from selfkd.prompts.read import on_hub, read_prompts
 from selfkd.recipe.schema import Recipe
-from selfkd.steps import Build, Gold, Measure, Recall, Sample, Select, Step, Train
+from selfkd.steps.forecast import Cost, Forecast, figure, least
 
 # Parameters times tokens per second, so that speed falls as models grow. CPU: SmolLM2-135M made 280 and learned 147 tokens/s
 # on one thread. GPU: round figures for one current data-centre card. Orders of magnitude; a run shows its own rate.
@@ -31,35 +31,13 @@ BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their
 GB = 1e9
 
 
-@dataclass
-class Count:
-    """Upper bounds of what a round holds so far; None is unknown, and anything times unknown is unknown."""
-
-    prompts: int | None
-    streams: dict[str, int | None] = field(default_factory=dict)
-    rows: dict[str, int | None] = field(default_factory=dict)
-
-    def samples(self, stream: str | None = None) -> int | None:
-        chosen = [self.streams.get(stream)] if stream else list(self.streams.values())
-        return None if any(count is None for count in chosen) else sum(count for count in chosen if count is not None)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """One step of one round. `made` tokens are generated, `learned` ones are trained on."""
-
-    step: str
-    what: str
-    made: int | None = 0
-    learned: int | None = 0
-
-
 def plan(recipe: Recipe, machine: Machine | None = None) -> list[tuple[str, str]]:
     """(what, how much), line by line: each step of the first and of the last round, then memory, disk and hours of the whole."""
     machine = machine or Machine()
     sizes = {split: size(recipe, split) for split in recipe.splits()}
-    rounds = [costs(recipe, index, sizes) for index in range(recipe.rounds + 1)]
-    lines = [("prompts", ", ".join(f"{split} {_number(count)}" for split, count in sizes.items()))]
+    prompt_tokens = _prompt_tokens(recipe)
+    rounds = [costs(recipe, index, sizes, prompt_tokens) for index in range(recipe.rounds + 1)]
+    lines = [("prompts", ", ".join(f"{split} {figure(count)}" for split, count in sizes.items()))]
     for index in dict.fromkeys((0, 1, recipe.rounds)):
         lines += [(f"round {index}  {cost.step}", cost.what) for cost in rounds[index] if cost.what]
     weights = parameters(recipe.model_source()["path"])
@@ -89,80 +67,25 @@ def size(recipe: Recipe, split: str) -> int | None:
 # ---- steps ----
 
 
-def costs(recipe: Recipe, index: int, sizes: Mapping[str, int | None]) -> list[Cost]:
+def costs(recipe: Recipe, index: int, sizes: Mapping[str, int | None], prompt_tokens: int | None) -> list[Cost]:
+    """Return the cost of each step of round `index`, from the sizes of the splits and the tokens of a prompt (None: not known)."""
     train = sizes["train"]
-    drawn = min(recipe.take, train) if recipe.take and train and index else recipe.take if recipe.take and index else train
-    count = Count(drawn)
-    return [_cost(step, count, recipe, sizes) for step in recipe.steps_of(index)]
+    drawn = least(recipe.take, train) if recipe.take and index else train
+    forecast = Forecast(drawn, sizes, recipe.context, prompt_tokens)
+    return [step.cost(forecast) for step in recipe.steps_of(index)]
 
 
-def _cost(step: Step, count: Count, recipe: Recipe, sizes: Mapping[str, int | None]) -> Cost:
-    if isinstance(step, Measure):
-        split = sizes.get(step.split)
-        asked = _times(min(step.limit, split) if step.limit and split else step.limit or split, step.n)
-        return _asked(step, asked, step.max_tokens)
-    if isinstance(step, Sample):
-        count.streams[step.as_] = asked = _times(count.samples(step.of) if step.of else count.prompts, step.n)
-        return _asked(step, asked, step.max_tokens)
-    if isinstance(step, Gold):
-        count.streams[step.as_] = count.prompts
-    if isinstance(step, Recall):
-        count.streams[step.as_ or "recalled"] = None
-    if isinstance(step, Select):
-        return _capped(step, count)
-    if isinstance(step, Build):
-        count.rows[step.as_] = rows = _built(step, count)
-        return Cost(step.name, f"{_number(rows)} rows")
-    return _learned(step, count, recipe) if isinstance(step, Train) else Cost(step.name, "")
-
-
-def _asked(step: Sample | Measure, asked: int | None, longest: int) -> Cost:
-    tokens = _times(asked, longest)
-    return Cost(step.name, f"{_number(asked)} answers, {_number(tokens)} tokens", made=tokens)
-
-
-def _capped(step: Select, count: Count) -> Cost:
-    """A cap bounds every stream by itself, which is more than it does to all of them together: an upper bound still."""
-    if step.of == "prompts":
-        count.prompts = _least(count.prompts, step.limit)
-        return Cost(step.name, f"at most {_number(count.prompts)} prompts") if step.limit else Cost(step.name, "")
-    most = _least(_times(count.prompts, step.per_prompt) if step.per_prompt else None, step.limit)
-    left = _least(count.samples(), most)
-    count.streams = {stream: _least(made, most) for stream, made in count.streams.items()}
-    if step.of is None and len(count.streams) > 1 and most is not None:
-        count.streams = {"kept": left}
-    return Cost(step.name, f"at most {_number(left)} samples kept") if most is not None else Cost(step.name, "")
-
-
-def _built(step: Build, count: Count) -> int | None:
-    if step.kind == "pair":
-        return _times(count.prompts, step.per_prompt)
-    return _times(count.samples(step.of if step.of in count.streams else None), max(1, len(step.templates())))
-
-
-def _learned(step: Train, count: Count, recipe: Recipe) -> Cost:
-    rows = count.rows.get(step.of, count.samples())
-    epochs, most = float(step.trl.get("num_train_epochs", 1)), int(step.trl.get("max_steps", 0))
-    seen = None if rows is None else math.ceil(rows * epochs)
-    if most > 0:
-        batch = step.trl.get("per_device_train_batch_size", 8) * step.trl.get("gradient_accumulation_steps", 1)
-        seen = _least(seen, most * batch) if "num_train_epochs" in step.trl else most * batch
-    tokens = _times(seen, _row_tokens(recipe) * (2 if step.loss == "dpo" else 1))
-    return Cost(step.name, f"{_number(rows)} rows, {_number(seen)} read in all, {_number(tokens)} tokens", learned=tokens)
-
-
-def _row_tokens(recipe: Recipe) -> int:
-    """A prompt of the mean length and the longest answer, where the prompts are here; else as much as the context holds."""
-    longest = max((step.max_tokens for step in recipe.steps_of(1) if isinstance(step, Sample)), default=recipe.context)
+def _prompt_tokens(recipe: Recipe) -> int | None:
+    """Return the tokens of a train prompt of the mean length, None where the prompts are not here."""
     source = recipe.splits()["train"]
     if on_hub(source):
-        return recipe.context
+        return None
     try:
         messages = read_prompts(source, recipe.folders, "train")["messages"]
     except SelfkdError:
-        return recipe.context
+        return None
     chars = int(messages.explode().struct.field("content").str.len_chars().sum()) / max(1, len(messages))
-    return min(recipe.context, math.ceil(chars / CHARS_PER_TOKEN) + longest)
+    return math.ceil(chars / CHARS_PER_TOKEN)
 
 
 # ---- the whole ----
@@ -188,7 +111,7 @@ def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: 
 
 
 def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
-    place = "gpu" if Path("/dev/nvidia0").exists() else "cpu"
+    place = "gpu" if has_gpu() else "cpu"
     makes, learns = SPEED[place]
     generators, trainers = (machine.generators, machine.trainers) if place == "gpu" else (1, 1)
     seconds = made * weights / makes / generators + learned * weights / learns / trainers + rounds * SWAP_SECONDS
@@ -197,19 +120,6 @@ def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine)
 
 def _total(rounds: list[list[Cost]], field_: str) -> int:
     return sum(getattr(cost, field_) or 0 for round_costs in rounds for cost in round_costs)
-
-
-def _times(count: int | None, by: int) -> int | None:
-    return None if count is None else count * by
-
-
-def _least(first: int | None, second: int | None) -> int | None:
-    known = [value for value in (first, second) if value is not None]
-    return min(known) if known else None
-
-
-def _number(value: int | None) -> str:
-    return "?" if value is None else f"{value:,}"
 
 
 # ---- how large a model is ----

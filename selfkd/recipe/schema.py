@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer
 from selfkd.recipe import yamlfile
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.messages import names
-from selfkd.steps import Load, Measure, Step, Train
+from selfkd.steps import LoadStep, Step
 
 Source = str | dict[str, Any] | list[Any]
 
@@ -134,15 +134,15 @@ class Recipe(_Words):
 
     def _opening_steps(self) -> list[Step]:
         before = [line.at(0) for line in self.before]
-        warm = self._measures(0, "warm") if any(isinstance(step, Train) for step in before) else []
-        first = Load(name="load", source=self.model_source(), dither=self.dither is not False)
+        warm = self._measures(0, "warm") if any(step.trained_role() for step in before) else []
+        first = LoadStep(name="load", source=self.model_source(), dither=self.dither is not False)
         return [first, *self._measures(0), *self._measures(0, "test"), *before, *warm]
 
     def _measures(self, index: int, suffix: str = "") -> list[Step]:
         """The measure steps of a round; with suffix `test` their copies on the test split, if there is one."""
         if suffix == "test" and self.prompts.test is None:
             return []
-        found = [step for line in self.steps if isinstance(step := line.at(index), Measure)]
+        found = [step for line in self.steps if (step := line.at(index)).outside]
         changed: dict[str, Any] = {"split": "test"} if suffix == "test" else {}
         return [step.model_copy(update={**changed, "name": f"{step.name}-{suffix}"} if suffix else {}) for step in found]
 
@@ -155,7 +155,7 @@ class Recipe(_Words):
 
     def references(self) -> tuple[list[str], list[str]]:
         """(functions, templates) that the steps name: the code and texts a run freezes."""
-        steps = [line.at(index) for part in LISTS for line in getattr(self, part) for index in (1,)]
+        steps = [line.at(1) for part in LISTS for line in getattr(self, part)]
         functions = {reference for step in steps for reference in step.functions()}
         texts = {reference for step in steps for reference in step.templates()}
         return sorted(functions), sorted(texts)

@@ -1,25 +1,18 @@
 """The verbs, one file each, in the order in which a round usually uses them. They see a pool and a context: no path, no machine."""
 
-from selfkd.steps.build import Build
-from selfkd.steps.gold import Gold
-from selfkd.steps.load import Load
-from selfkd.steps.measure import Measure
-from selfkd.steps.recall import Recall
-from selfkd.steps.sample import Sample
-from selfkd.steps.score import Score
-from selfkd.steps.select import Select
-from selfkd.steps.step import Step
-from selfkd.steps.train import Train
+from selfkd.steps.build import BuildStep
+from selfkd.steps.gold import GoldStep
+from selfkd.steps.load import LoadStep
+from selfkd.steps.measure import MeasureStep
+from selfkd.steps.recall import RecallStep
+from selfkd.steps.sample import SampleStep
+from selfkd.steps.score import ScoreStep
+from selfkd.steps.select import SelectStep
+from selfkd.steps.step import STAGES, Step
+from selfkd.steps.train import TrainStep
 
 VERBS: dict[str, type[Step]] = {
-    "recall": Recall,
-    "gold": Gold,
-    "sample": Sample,
-    "score": Score,
-    "select": Select,
-    "build": Build,
-    "train": Train,
-    "measure": Measure,
+    step.verb: step for step in (RecallStep, GoldStep, SampleStep, ScoreStep, SelectStep, BuildStep, TrainStep, MeasureStep)
 }
 
-__all__ = ["VERBS", "Build", "Gold", "Load", "Measure", "Recall", "Sample", "Score", "Select", "Step", "Train"]
+__all__ = ["STAGES", "VERBS", "LoadStep", "Step"]

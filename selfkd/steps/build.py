@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice, product
 from typing import Any, ClassVar, Literal
 
 import polars as pl
@@ -10,13 +11,16 @@ from pydantic import Field, model_validator
 
 from selfkd.core import digest, views
 from selfkd.core.pool import Addition, Pool, empty, shape
-from selfkd.steps.context import Context
-from selfkd.steps.step import Step
+from selfkd.core.wording import did_you_mean
+from selfkd.steps.context import Context, Render
+from selfkd.steps.forecast import Cost, Forecast, figure, times
+from selfkd.steps.outlook import Outlook
+from selfkd.steps.step import Problem, Step, references
 
 SLICE = 100_000  # rows whose texts are in memory at once
 
 
-class Build(Step):
+class BuildStep(Step):
     """`sft` rows: one per live sample. `pair` rows: a chosen and a rejected sample of the same prompt."""
 
     verb: ClassVar[str] = "build"
@@ -46,7 +50,7 @@ class Build(Step):
     as_: str = Field("rows", alias="as", description="Name of the stream of rows.")
 
     @model_validator(mode="after")
-    def _sides(self) -> Build:
+    def _sides(self) -> BuildStep:
         if self.kind == "pair" and not (self.chosen and self.rejected):
             raise ValueError("pairs need 'chosen' and 'rejected'")
         if self.kind == "sft" and (self.chosen or self.rejected):
@@ -54,13 +58,32 @@ class Build(Step):
         return self
 
     def templates(self) -> list[str]:
-        return [] if self.view is None else [self.view] if isinstance(self.view, str) else list(self.view)
+        return references(self.view)
 
     def expressions(self) -> list[tuple[str, str, str]]:
         table = "pairs" if self.kind == "pair" else "samples"
         found = [(field, text, table) for field in ("where", "weight") if (text := getattr(self, field))]
         sides = [("chosen", self.chosen), ("rejected", self.rejected), ("by", self.by)]
         return found + [(field, text, "samples") for field, text in sides if text and not text.isidentifier()]
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if problem := seen.stream_problem(self.of, needs_samples=True):
+            yield "of", problem
+        known = [*seen.streams, *views.columns_after(seen.scores)["samples"]]
+        for side, text in (("chosen", self.chosen), ("rejected", self.rejected)):
+            if text and text.isidentifier() and text not in known:
+                yield side, f"'{side}' names neither a stream nor a column: '{text}'.{did_you_mean(text, known)}"
+
+    def adds(self, seen: Outlook) -> None:
+        seen.rows[self.as_, self.role] = self.kind
+
+    def cost(self, forecast: Forecast) -> Cost:
+        if self.kind == "pair":
+            rows = times(forecast.prompts, self.per_prompt)
+        else:
+            rows = times(forecast.samples(self.of if self.of in forecast.streams else None), max(1, len(self.templates())))
+        forecast.rows[self.as_] = rows
+        return Cost(self.name, f"{figure(rows)} rows")
 
     def run(self, pool: Pool, context: Context) -> Addition:
         pairs = self._pairs(pool) if self.kind == "pair" else self._singles(pool)
@@ -73,22 +96,28 @@ class Build(Step):
         return kept.select("prompt", chosen="id", rejected=pl.lit(None, pl.String), weight=weight.cast(pl.Float64))
 
     def _pairs(self, pool: Pool) -> pl.DataFrame:
-        """Pairs of one prompt: the i-th is (chosen[i mod n], rejected[i mod m]), or the product in that order; none twice."""
+        """Return chosen and rejected of each prompt, in the order of `by`, as `matched` puts them together."""
         texts = [text for text in (self.chosen, self.rejected, self.by) if text and not text.isidentifier()]
         view = views.sample_view(pool, self.of, *texts)
         order = views.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
         view = view.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True).drop("_by")
-        chosen = _ranked(view.filter(self._side(self.chosen, view)), "chosen")
-        rejected = _ranked(view.filter(self._side(self.rejected, view)), "rejected")
-        pairs = _combine(chosen, rejected, self.match, self.per_prompt)
-        wide = pairs.join(_prefixed(view, "chosen"), on="chosen", how="left").join(
-            _prefixed(view, "rejected"), on="rejected", how="left"
-        )
-        wide = wide.sort("prompt", "_i")
+        chosen, rejected = (_by_prompt(view.filter(self._side(side, view))) for side in (self.chosen, self.rejected))
+        pairs = [
+            (prompt, *pair)
+            for prompt in sorted(chosen.keys() & rejected.keys())
+            for pair in matched(chosen[prompt], rejected[prompt], self.match, self.per_prompt)
+        ]
+        frame = pl.DataFrame(pairs, {"prompt": pl.String, "chosen": pl.String, "rejected": pl.String}, orient="row")
+        return self._weighed(frame, view)
+
+    def _weighed(self, pairs: pl.DataFrame, view: pl.DataFrame) -> pl.DataFrame:
+        """Return the pairs for which `where` holds, with their weight; both see the columns of either side."""
+        for side in ("chosen", "rejected"):
+            pairs = pairs.join(_prefixed(view, side), on=side, how="left", maintain_order="left")
         if self.where:
-            wide = wide.filter(views.expression(self.where, wide.columns, self.name))
-        weight = views.expression(self.weight, wide.columns, self.name) if self.weight else pl.lit(1.0)
-        return wide.with_columns(weight=weight.cast(pl.Float64)).select("prompt", "chosen", "rejected", "weight")
+            pairs = pairs.filter(views.expression(self.where, pairs.columns, self.name))
+        weight = views.expression(self.weight, pairs.columns, self.name) if self.weight else pl.lit(1.0)
+        return pairs.with_columns(weight=weight.cast(pl.Float64)).select("prompt", "chosen", "rejected", "weight")
 
     def _side(self, text: str | None, view: pl.DataFrame) -> pl.Expr:
         """`text` as an expression; a bare word that is no column is the name of a stream."""
@@ -97,10 +126,10 @@ class Build(Step):
         return views.expression(text or "", view.columns, self.name)
 
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
-        views: list[Any] = [context.template(reference) for reference in self.templates()] or [None]
+        renders: list[Render | None] = [context.template(reference) for reference in self.templates()] or [None]
         for start in range(0, pairs.height, SLICE):
             part = self._with_texts(pairs[start : start + SLICE], pool)
-            for number, render in enumerate(views):
+            for number, render in enumerate(renders):
                 yield self._finish(_seen(part, pool, render), number)
         if not pairs.height:
             yield empty("rows")
@@ -138,31 +167,26 @@ def _seen(part: pl.DataFrame, pool: Pool, render: Any) -> pl.DataFrame:
     return part.join(prompts.select(prompt="id", messages="messages"), on="prompt", how="left", maintain_order="left")
 
 
-def _ranked(samples: pl.DataFrame, side: str) -> pl.DataFrame:
-    """(prompt, side = sample id, position in its prompt, how many the prompt has); keeps the order of `samples`."""
-    position = pl.int_range(pl.len()).over("prompt").alias(f"_{side}")
-    return samples.select("prompt", pl.col("id").alias(side), position, pl.len().over("prompt").alias(f"_n_{side}"))
+def matched(chosen: Sequence[str], rejected: Sequence[str], match: str, most: int) -> list[tuple[str, str]]:
+    """Return at most `most` pairs of one prompt, none twice and none of a sample with itself.
 
+    cycle walks both lists side by side, and the shorter one starts over; product takes all with all.
 
-def _combine(chosen: pl.DataFrame, rejected: pl.DataFrame, match: str, most: int) -> pl.DataFrame:
-    pairs = chosen.join(rejected, on="prompt").filter(pl.col("chosen") != pl.col("rejected"))
+    >>> matched(["a", "b"], ["x", "y", "z"], "cycle", 4)
+    [('a', 'x'), ('b', 'y'), ('a', 'z'), ('b', 'x')]
+    >>> matched(["a", "b"], ["x", "y", "z"], "product", 4)
+    [('a', 'x'), ('a', 'y'), ('a', 'z'), ('b', 'x')]
+    """
     if match == "product":
-        first, second, width = pl.col("_chosen"), pl.col("_rejected"), pl.col("_n_rejected")
-        return pairs.with_columns((first * width + second).alias("_i")).sort("prompt", "_i").filter(_first(most))
-    turns = pairs.select("prompt", "_n_chosen", "_n_rejected").unique().with_columns(_i=pl.int_ranges(0, pl.lit(most)))
-    turns = turns.explode("_i").with_columns(
-        _chosen=pl.col("_i") % pl.col("_n_chosen"), _rejected=pl.col("_i") % pl.col("_n_rejected")
-    )
-    kept = (
-        turns.select("prompt", "_i", "_chosen", "_rejected")
-        .join(pairs, on=["prompt", "_chosen", "_rejected"])
-        .sort("prompt", "_i")
-    )
-    return kept.unique(["chosen", "rejected"], keep="first", maintain_order=True)
+        differing = (pair for pair in product(chosen, rejected) if pair[0] != pair[1])
+        return list(islice(differing, most))
+    turns = ((chosen[turn % len(chosen)], rejected[turn % len(rejected)]) for turn in range(most))
+    return list(dict.fromkeys(pair for pair in turns if pair[0] != pair[1]))
 
 
-def _first(most: int) -> pl.Expr:
-    return pl.int_range(pl.len()).over("prompt") < most
+def _by_prompt(samples: pl.DataFrame) -> dict[str, list[str]]:
+    """Return {prompt: ids of its samples}, in the order of `samples`."""
+    return dict(samples.group_by("prompt", maintain_order=True).agg("id").iter_rows())
 
 
 def _prefixed(view: pl.DataFrame, side: str) -> pl.DataFrame:

@@ -2,53 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 
 from selfkd.backend.base import Sampling, Trained, TrainSpec
+from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool
+
+Messages = list[dict[str, str]]
+Row = dict[str, Any]
+
+
+class Render(Protocol):
+    """A template, ready to use: `messages` with the last user message replaced by what the template makes of the row `prompt`.
+
+    `of` is the sample that the template works on, if it works on one.
+    """
+
+    def __call__(self, prompt: Row, messages: Messages, of: Row | None = None) -> Messages: ...
 
 
 class Context(Protocol):
-    """What a step may ask of its round. It never learns a path of the run, nor which machine answers."""
+    """A step's view of its round. It never learns a path of the run, nor which machine answers.
 
-    index: int
-    last: int
-    name: str
-    recipe: Any
+    `index` is the number of the round, `where` the place that error messages name, `max_length` the recipe's `context` in tokens.
+    """
 
-    def seed(self, *names: Any) -> int: ...
+    @property
+    def index(self) -> int: ...
 
-    def model(self, reference: str) -> Model: ...
+    @property
+    def where(self) -> str: ...
 
-    def ask(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
-        """Generate in canonical chunks; finished chunks of an earlier attempt are used. Files of the `samples` table."""
+    @property
+    def max_length(self) -> int: ...
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]: ...
+    def seed(self, *names: Any) -> int:
+        """Return 63 bits hashed from the run's seed, the round, the step and `names`."""
 
-    def load(self, source: Mapping[str, Any], dither: int | None) -> tuple[Path, dict[str, Any]]: ...
+    def model(self, reference: ModelRef) -> Model:
+        """Return the model that a reference names at this point; ChainError where there is none."""
 
-    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained: ...
+    def load(self, source: Mapping[str, Any], dither: int | None) -> tuple[Path, dict[str, Any]]:
+        """Bring the chain's first model in; `dither` is a seed or None. Returns its folder and notes."""
 
-    def map(
-        self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float
-    ) -> Iterator[list[tuple[float | None, str]]]:
-        """Reward outcomes, batch by batch in order: (value, why), the value None where it could not be scored ('abstained': would not be)."""
+    def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
+        """Answer `requests` in canonical chunks; finished chunks of an earlier attempt are used. Returns files of table `samples`."""
 
-    def function(self, reference: str, params: Mapping[str, Any]) -> Function: ...
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+        """Yield (id, summed log-probability, tokens) of each row's text after its messages, under `model`."""
 
-    def template(self, reference: str) -> Callable[..., list[dict[str, str]]]:
-        """render(prompt row, messages, of=sample row or None) -> messages with the last user message replaced."""
+    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
+        """Update `start` on training rows, held against `reference` if there is one."""
+
+    def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
+        """Yield reward outcomes batch by batch: (value, why), the value None where it could not be scored ('abstained': would not be)."""
+
+    def function(self, reference: str, params: Mapping[str, Any]) -> Function:
+        """Return a reward as frozen in the run."""
+
+    def template(self, reference: str) -> Render:
+        """Return a template as frozen in the run, ready to render."""
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
-        """(round, its final pool) of the sealed rounds on this chain, newest first; rolled-back rounds are left out."""
+        """Yield (round, its final pool) of earlier rounds that were kept, newest first, at most `window` rounds back."""
 
-    def split(self, name: str) -> Pool: ...
+    def split(self, name: str) -> Pool:
+        """Return the prompts of a split."""
 
     def save(self, table: str, frame: pl.DataFrame) -> Path:
         """Write one immutable part of a table now, so that a large table never has to be whole in memory."""
 
-    def progress(self, done: int, total: int, unit: str, **more: Any) -> None: ...
+    def progress(self, done: int, total: int, unit: str, **more: Any) -> None:
+        """Tell whoever watches how far this step is."""

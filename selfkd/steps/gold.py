@@ -10,10 +10,12 @@ from pydantic import Field
 from selfkd.core import digest, views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.steps.context import Context
+from selfkd.steps.forecast import Cost, Forecast
+from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Step
 
 
-class Gold(Step):
+class GoldStep(Step):
     """One sample per live prompt that has a gold answer; `text` may say it in full (a worked solution from meta)."""
 
     verb: ClassVar[str] = "gold"
@@ -24,6 +26,13 @@ class Gold(Step):
 
     def templates(self) -> list[str]:
         return [self.text]
+
+    def adds(self, seen: Outlook) -> None:
+        seen.add_streams([self.as_])
+
+    def cost(self, forecast: Forecast) -> Cost:
+        forecast.streams[self.as_] = forecast.prompts
+        return Cost(self.name)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         render = context.template(self.text)

@@ -9,7 +9,7 @@ from selfkd.steps.context import Context
 from selfkd.steps.step import Step
 
 
-class Load(Step):
+class LoadStep(Step):
     """Bring the model in as fp32 masters, dithered once so that later small updates survive the engine's bf16 cast."""
 
     verb: ClassVar[str] = "load"

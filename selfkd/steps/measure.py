@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,19 +10,24 @@ import polars as pl
 from pydantic import Field
 
 from selfkd.core import views
+from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool, light
 from selfkd.core.stats import interval
+from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
-from selfkd.steps.sample import Sample
-from selfkd.steps.score import Score
-from selfkd.steps.step import Step
+from selfkd.steps.forecast import Cost, Forecast, answers, least, times
+from selfkd.steps.outlook import Outlook
+from selfkd.steps.sample import SampleStep
+from selfkd.steps.score import ScoreStep
+from selfkd.steps.step import Problem, Stage, Step, references
 
 
-class Measure(Step):
+class MeasureStep(Step):
     """Answer the prompts of a split with the current model and score the answers. Greedy by default."""
 
     verb: ClassVar[str] = "measure"
     short: ClassVar[str | None] = "reward"
+    stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
     reward: str | tuple[str, ...] = Field(description="file.py:function, or several; the first is the one that tables show.")
@@ -38,23 +44,54 @@ class Measure(Step):
     timeout: float = Field(10.0, gt=0, description="Seconds one answer may take to be scored.")
 
     def functions(self) -> list[str]:
-        return [self.reward] if isinstance(self.reward, str) else list(self.reward)
+        return references(self.reward)
 
     def templates(self) -> list[str]:
         return [self.template] if self.template else []
+
+    def models(self) -> dict[str, ModelRef]:
+        return {"model": ModelRef.parse(self.model)}
+
+    def scored_split(self) -> str | None:
+        return self.split
+
+    def metrics(self) -> list[str]:
+        """Return the names of what it measures, the rewards first."""
+        rewards = [reference.rsplit(":", 1)[-1] for reference in self.functions()]
+        names = [*rewards, *(f"{name}_interval" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
+        return [f"{self.split}/{name}" for name in names]
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if self.split == "test":
+            yield "split", "leave the test split alone: it is measured by itself at round 0 and after the last round"
+        elif self.split not in seen.splits:
+            what = f"there are no prompts for the split '{self.split}'{did_you_mean(self.split, seen.splits) or '.'}"
+            yield "split", f"{what} Splits: {', '.join(seen.splits)}; add prompts.{self.split}"
+        for metric in self.metrics()[: len(self.functions())]:
+            if metric in seen.metrics:
+                yield "", f"{seen.metrics[metric]} measures {metric} already: use another reward or split"
+        if problem := seen.room_problem(self.max_tokens):
+            yield "max_tokens", problem
+
+    def adds(self, seen: Outlook) -> None:
+        seen.metrics |= dict.fromkeys(self.metrics(), self.name)
+
+    def cost(self, forecast: Forecast) -> Cost:
+        asked = times(least(forecast.sizes.get(self.split), self.limit), self.n)
+        return answers(self.name, asked, self.max_tokens)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         held = context.split(self.split)
         if self.limit:
             held = Pool({"prompts": held.prompts.head(self.limit)}, held.files)
         held = held + Pool(models=pool.models)
-        asked = Sample(
+        asked = SampleStep(
             name=self.name, model=self.model, n=self.n, temperature=self.temperature, top_p=self.top_p,
             max_tokens=self.max_tokens, template=self.template, **{"as": self.split},
         ).run(held, context)  # fmt: skip
         files = tuple(part for part in asked.tables["samples"] if isinstance(part, Path))
         held = held + Pool({"samples": light("samples", asked.whole("samples"))}, {"samples": files})
-        scored = Score(
+        scored = ScoreStep(
             name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout
         ).run(held, context)  # fmt: skip
         held = held + Pool({"scores": scored.whole("scores")})

@@ -10,10 +10,12 @@ from pydantic import Field
 from selfkd.core import views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.steps.context import Context
+from selfkd.steps.forecast import Cost, Forecast
+from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Step
 
 
-class Recall(Step):
+class RecallStep(Step):
     """Add the kept samples of earlier rounds, with their prompts and scores; later rounds win where ids repeat."""
 
     verb: ClassVar[str] = "recall"
@@ -24,8 +26,17 @@ class Recall(Step):
     kept: bool = Field(True, description="Only samples that their own round kept; false brings the dropped ones back too.")
     as_: str | None = Field(None, alias="as", description="Stream for the recalled samples; default: the stream they had.")
 
+    def adds(self, seen: Outlook) -> None:
+        if seen.replayable is not None:
+            seen.add_scores(seen.replayable.scores)
+            seen.add_streams([self.as_] if self.as_ else seen.replayable.streams)
+
+    def cost(self, forecast: Forecast) -> Cost:
+        forecast.streams[self.as_ or "recalled"] = None
+        return Cost(self.name)
+
     def run(self, pool: Pool, context: Context) -> Addition:
-        """A copy, so that a round stands on its own when older rounds are pruned."""
+        """Return a copy, so that a round needs no other when older rounds are pruned."""
         have, prompts = set(pool.samples["id"]), set(pool.prompts["id"])
         parts: dict[str, list[Any]] = {"prompts": [], "samples": [], "scores": []}
         for _, earlier in context.earlier(self.rounds):

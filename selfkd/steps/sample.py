@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import polars as pl
@@ -9,16 +10,20 @@ from pydantic import Field
 
 from selfkd.backend.base import REQUESTS, Sampling
 from selfkd.core import digest, views
+from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool
 from selfkd.steps.context import Context
-from selfkd.steps.step import Step
+from selfkd.steps.forecast import Cost, Forecast, answers, times
+from selfkd.steps.outlook import Outlook
+from selfkd.steps.step import Problem, Stage, Step
 
 
-class Sample(Step):
+class SampleStep(Step):
     """Ask `model` for `n` answers to every live prompt (or about every live sample of the stream `of`)."""
 
     verb: ClassVar[str] = "sample"
     short: ClassVar[str | None] = "n"
+    stage: ClassVar[Stage] = "generate"
 
     model: str = Field("policy", description="Who answers: role@when, such as policy, policy@base, policy@start.")
     n: int = Field(1, ge=1, description="Answers per prompt.")
@@ -46,9 +51,27 @@ class Sample(Step):
     def expressions(self) -> list[tuple[str, str, str]]:
         return [("where", self.where, "samples" if self.of else "prompts")] if self.where else []
 
+    def models(self) -> dict[str, ModelRef]:
+        return {"model": ModelRef.parse(self.model)}
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if problem := seen.stream_problem(self.of, needs_samples=False):
+            yield "of", problem
+        if problem := seen.room_problem(self.max_tokens):
+            yield "max_tokens", problem
+
+    def adds(self, seen: Outlook) -> None:
+        seen.add_streams([self.as_])
+
+    def cost(self, forecast: Forecast) -> Cost:
+        asked = times(forecast.samples(self.of) if self.of else forecast.prompts, self.n)
+        forecast.streams[self.as_] = asked
+        forecast.longest = max(forecast.longest, self.max_tokens)
+        return answers(self.name, asked, self.max_tokens)
+
     def run(self, pool: Pool, context: Context) -> Addition:
         sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop, self.vllm)
-        files = context.ask(context.model(self.model), self.requests(pool, context), sampling, self.as_)
+        files = context.generate(context.model(ModelRef.parse(self.model)), self.requests(pool, context), sampling, self.as_)
         return Addition({"samples": list(files)})
 
     def requests(self, pool: Pool, context: Context) -> pl.DataFrame:

@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from selfkd.core import views
+from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
 from selfkd.rewards.check import notes
@@ -17,18 +18,20 @@ from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
 from selfkd.steps.context import Context
-from selfkd.steps.step import Step
+from selfkd.steps.outlook import Outlook
+from selfkd.steps.step import Problem, Stage, Step, references
 
 SLICE = 50_000  # samples whose texts are in memory at once
 BATCH = 512  # samples per call of a worker
 FIRST = 32  # if all of the first ones fail, the reward is broken: stop at once
 
 
-class Score(Step):
+class ScoreStep(Step):
     """Add one score per reward to the live samples that do not have it yet."""
 
     verb: ClassVar[str] = "score"
     short: ClassVar[str | None] = "reward"
+    stage: ClassVar[Stage] = "score"
 
     reward: str | tuple[str, ...] | None = Field(None, description="file.py:function, or several of them.")
     logprob: str | None = Field(
@@ -41,7 +44,7 @@ class Score(Step):
     timeout: float = Field(10.0, gt=0, description="Seconds one sample (or one prompt's group) may take.")
 
     @model_validator(mode="after")
-    def _one_source(self) -> Score:
+    def _one_source(self) -> ScoreStep:
         if bool(self.reward) == bool(self.logprob):
             raise ValueError("give either 'reward' or 'logprob'")
         if self.as_ and len(self.functions()) > 1:
@@ -49,12 +52,25 @@ class Score(Step):
         return self
 
     def functions(self) -> list[str]:
-        return [] if self.reward is None else [self.reward] if isinstance(self.reward, str) else list(self.reward)
+        return references(self.reward)
 
     def scores(self) -> list[str]:
         if self.logprob:
             return [self.as_ or "logprob_of"]
         return [self.as_] if self.as_ else [reference.rsplit(":", 1)[1] for reference in self.functions()]
+
+    def models(self) -> dict[str, ModelRef]:
+        return {"logprob": ModelRef.parse(self.logprob)} if self.logprob else {}
+
+    def scored_split(self) -> str | None:
+        return "train"
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if problem := seen.stream_problem(self.of, needs_samples=True):
+            yield "of", problem
+
+    def adds(self, seen: Outlook) -> None:
+        seen.add_scores(self.scores())
 
     def run(self, pool: Pool, context: Context) -> Addition:
         parts: list[Any] = []
@@ -75,7 +91,7 @@ class Score(Step):
         samples = views.with_heavy(self._unscored(pool, self.scores()[0]), pool, ["text", "token_ids"])
         messages = views.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
         rows = samples.join(messages, on="prompt", how="left", maintain_order="left")
-        found = context.logprobs(context.model(self.logprob or ""), rows)
+        found = context.logprobs(context.model(self.models()["logprob"]), rows)
         return shape(
             "scores", [{"sample": i, "name": self.scores()[0], "value": v, "draw": 0, "weight": 1.0} for i, v, _ in found]
         )
@@ -101,7 +117,7 @@ class Score(Step):
             why = next(why for value, why in outcomes if unscored(value, why))
             raise RewardError(
                 f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
-                f"round-{context.index:03d}/{self.name}",
+                context.where,
                 "Mend the reward and repeat the command with --amend: nothing is generated again.",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 import polars as pl
@@ -10,10 +11,12 @@ from pydantic import Field
 from selfkd.core import views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.steps.context import Context
-from selfkd.steps.step import Step
+from selfkd.steps.forecast import Cost, Forecast, figure, least, times
+from selfkd.steps.outlook import Outlook
+from selfkd.steps.step import Problem, Step
 
 
-class Select(Step):
+class SelectStep(Step):
     """Filter, drop repeats, cap per prompt, then cap in all: in this order, on the live samples (or prompts)."""
 
     verb: ClassVar[str] = "select"
@@ -31,6 +34,22 @@ class Select(Step):
     def expressions(self) -> list[tuple[str, str, str]]:
         table = "prompts" if self.of == "prompts" else "samples"
         return [(field, text, table) for field in ("where", "dedup", "by") if (text := getattr(self, field))]
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if self.of != "prompts" and (problem := seen.stream_problem(self.of, needs_samples=True)):
+            yield "of", problem
+
+    def cost(self, forecast: Forecast) -> Cost:
+        """A cap bounds every stream by itself, which is more than it does to all of them together: an upper bound still."""
+        if self.of == "prompts":
+            forecast.prompts = least(forecast.prompts, self.limit)
+            return Cost(self.name, f"at most {figure(forecast.prompts)} prompts" if self.limit else "")
+        most = least(times(forecast.prompts, self.per_prompt) if self.per_prompt else None, self.limit)
+        left = least(forecast.samples(), most)
+        forecast.streams = {stream: least(made, most) for stream, made in forecast.streams.items()}
+        if self.of is None and len(forecast.streams) > 1 and most is not None:
+            forecast.streams = {"kept": left}
+        return Cost(self.name, f"at most {figure(left)} samples kept" if most is not None else "")
 
     def run(self, pool: Pool, context: Context) -> Addition:
         rows = self._view(pool)

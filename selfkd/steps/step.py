@@ -1,13 +1,26 @@
-"""What every verb shares: a step's config *is* the step. No torch, ray, vllm or trl, and no path of a run, below here."""
+"""What every verb shares: a step's config *is* the step. No torch, ray, vllm or trl, and no path of a run, below here.
+
+A verb says in its own file what it needs, what it adds, what it costs, which stage of a round it belongs to and which models it
+names. Lint, plan, retention and the reports ask the step; none of them knows a verb by name.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool
 from selfkd.steps.context import Context
+from selfkd.steps.forecast import Cost, Forecast
+from selfkd.steps.outlook import Outlook
+
+Stage = Literal["generate", "score", "train", "measure", "other"]
+STAGES: tuple[Stage, ...] = ("generate", "score", "train", "measure")  # the columns of a report's seconds; the rest is "other"
+Expression = tuple[str, str, str]
+Problem = tuple[str, str]
 
 
 class Step(BaseModel):
@@ -16,6 +29,7 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
     verb: ClassVar[str]
     short: ClassVar[str | None] = None
+    stage: ClassVar[Stage] = "other"
     outside: ClassVar[bool] = False  # True: tables are stored with the step but stay out of the pool (measure)
 
     name: str = Field(
@@ -23,25 +37,57 @@ class Step(BaseModel):
     )
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        """What this step adds to `pool`. Must be a pure function of the pool, its own words, and what `context` answers."""
-        raise AssertionError(f"verb '{self.verb}' lacks a run method")
+        """Return what this step adds to `pool`: a pure function of the pool, its own fields, and what `context` answers."""
+        raise NotImplementedError(f"verb '{self.verb}' lacks a run method")
 
     def identity(self) -> dict[str, Any]:
-        """The words that make this step this step, every default spelled out."""
+        """Return the fields that make this step this step, every default spelled out."""
         return {"verb": self.verb, **self.model_dump(mode="json", by_alias=True)}
 
+    # ---- what it names ----
+
     def functions(self) -> list[str]:
-        """References `file.py:function` whose code belongs to the identity."""
+        """Return references `file.py:function` whose code belongs to the identity."""
         return []
 
     def templates(self) -> list[str]:
-        """References of templates whose text belongs to the identity."""
+        """Return references of templates whose text belongs to the identity."""
         return []
 
-    def expressions(self) -> list[tuple[str, str, str]]:
-        """(field, text, table whose columns it may use: samples, prompts or pairs), for lint."""
+    def expressions(self) -> list[Expression]:
+        """Return (field, text, table whose columns it may use: samples, prompts or pairs)."""
         return []
 
-    def scores(self) -> list[str]:
-        """Names of the scores this step adds as columns, for lint."""
-        return []
+    def models(self) -> dict[str, ModelRef]:
+        """Return {field: the model it names}."""
+        return {}
+
+    def trained_role(self) -> str | None:
+        """Return the role of which this step makes a new model, if it makes one."""
+        return None
+
+    def scored_split(self) -> str | None:
+        """Return the split whose answers its functions score; None where its functions are no rewards."""
+        return None
+
+    # ---- what it does, before it runs ----
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield (field, what is wrong with it) of fields that are well typed; the field may be dotted: trl.learning_rate."""
+        return iter(())
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        """Yield (field, what is missing) where the steps before it have not made what it needs; '' for the step as a whole."""
+        return iter(())
+
+    def adds(self, seen: Outlook) -> None:
+        """Note in `seen` what this step makes usable for the steps behind it."""
+
+    def cost(self, forecast: Forecast) -> Cost:
+        """Return an upper bound of what this step costs, and note in `forecast` what it leaves."""
+        return Cost(self.name)
+
+
+def references(field: str | tuple[str, ...] | None) -> list[str]:
+    """Return the references of a field that holds none, one or several."""
+    return [] if field is None else [field] if isinstance(field, str) else list(field)

@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from selfkd.backend.base import TrainSpec
+from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
+from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core import views
+from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool, shape
+from selfkd.core.wording import did_you_mean, listed
 from selfkd.errors import GuardError
-from selfkd.steps.build import Build
+from selfkd.steps.build import BuildStep
 from selfkd.steps.context import Context
-from selfkd.steps.step import Step
+from selfkd.steps.forecast import Cost, Forecast, figure, least, times
+from selfkd.steps.outlook import Outlook
+from selfkd.steps.step import Problem, Stage, Step
 
 
-class Train(Step):
+def _known_loss(name: str) -> str:
+    if name not in LOSSES:
+        choices = " or ".join(f"'{known}'" for known in LOSSES)
+        raise PydanticCustomError(
+            "unknown_loss",
+            "should be {choices}, not '{name}'.{hint}",
+            {"choices": choices, "name": name, "hint": did_you_mean(name, LOSSES)},
+        )
+    return name
+
+
+class TrainStep(Step):
     """Make a new checkpoint of `role` from the rows of its stream; without a build step before it, from plain SFT rows of the live samples."""
 
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
+    stage: ClassVar[Stage] = "train"
 
-    loss: Literal["sft", "dpo"] = Field(
-        "sft", description="sft: negative log-likelihood of completions; dpo: a preference loss of TRL."
+    loss: Annotated[str, AfterValidator(_known_loss)] = Field(
+        "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
     )
     role: str = Field("policy", description="Which model is trained.")
     from_: str = Field(
@@ -42,44 +63,88 @@ class Train(Step):
     trl: dict[str, Any] = Field({}, description="Options of TRL's SFTConfig or DPOConfig, checked and passed through.")
 
     @model_validator(mode="after")
-    def _fits(self) -> Train:
-        if self.loss == "sft" and (self.reference or self.nll or self.beta != type(self).model_fields["beta"].default):
-            raise ValueError("'reference', 'beta' and 'nll' belong to loss: dpo")
+    def _fits(self) -> TrainStep:
+        """Fields of other losses must keep their defaults."""
+        for name, kind in LOSSES.items():
+            foreign = [field for field in kind.fields if field not in self.kind.fields]
+            if any(getattr(self, field) != type(self).model_fields[field].default for field in foreign):
+                raise ValueError(f"{listed(foreign)} belong to loss: {name}")
         return self
+
+    @property
+    def kind(self) -> LossKind:
+        return LOSSES[self.loss]
+
+    def models(self) -> dict[str, ModelRef]:
+        named = {"from": self.from_, **({"reference": self.reference or "start"} if self.kind.reference else {})}
+        return {field: ModelRef.parse(text, self.role) for field, text in named.items()}
+
+    def trained_role(self) -> str | None:
+        return self.role
+
+    def problems(self) -> Iterator[Problem]:
+        for name, value in self.trl.items():
+            yield from ((f"trl.{name}", problem) for problem in check_trl(self.loss, {name: value}))
+
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        """Rows of its stream and kind; without any rows, plain SFT makes its own from samples."""
+        made, wanted = seen.rows.get((self.of, self.role)), self.kind.rows
+        need = f"loss {self.loss} needs rows of kind {wanted}"
+        if made is None and self._builds_itself(bool(seen.rows)):
+            if not seen.streams:
+                yield "", "there is nothing to train on yet: a sample, gold or recall step comes first"
+        elif made is None:
+            known = ", ".join(f"'{stream}' for {role}" for stream, role in seen.rows) or "none"
+            put = f"put `build: {{kind: {wanted}, ...}}` before it (rows built so far: {known})"
+            yield "", f"{need} in stream '{self.of}' for {self.role}: {put}"
+        elif made != wanted:
+            yield "loss", f"{need}; '{self.of}' holds {made} rows"
+
+    def cost(self, forecast: Forecast) -> Cost:
+        rows = forecast.rows.get(self.of, forecast.samples())
+        epochs, most = float(self.trl.get("num_train_epochs", 1)), int(self.trl.get("max_steps", 0))
+        read = None if rows is None else math.ceil(rows * epochs)
+        if most > 0:
+            batch = self.trl.get("per_device_train_batch_size", 8) * self.trl.get("gradient_accumulation_steps", 1)
+            read = least(read, most * batch) if "num_train_epochs" in self.trl else most * batch
+        tokens = times(read, forecast.row_tokens * self.kind.sequences)
+        return Cost(self.name, f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens", learned=tokens)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         made = Addition()
         rows = self._rows(pool)
-        if rows.height == 0 and self.loss == "sft" and pool.rows.height == 0:
-            made = Build(name=self.name, role=self.role, **{"as": self.of}).run(pool, context)
+        if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
+            made = BuildStep(name=self.name, role=self.role, **{"as": self.of}).run(pool, context)
             rows = made.whole("rows").sort("id")
         self._enough(rows, pool, context)
-        spec = TrainSpec(
+        models = {field: context.model(reference) for field, reference in self.models().items()}
+        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context))
+        drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
+        tables: dict[str, Any] = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
+        return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)})
+
+    def _builds_itself(self, rows_are_there: bool) -> bool:
+        """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
+        return self.kind.rows == "sft" and not rows_are_there
+
+    def _spec(self, context: Context) -> TrainSpec:
+        return TrainSpec(
             self.loss,
             context.seed("train"),
             self.beta,
             self.nll,
-            context.recipe.context,
+            context.max_length,
             precision=self.precision,
             trl=self.trl,
         )
-        start = context.model(self._of_role(self.from_))
-        reference = context.model(self._of_role(self.reference or "start")) if self.loss == "dpo" else None
-        trained = context.train(start, reference, rows, spec)
-        drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
-        tables_made: dict[str, Any] = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
-        return Addition(tables_made, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)})
 
     def _rows(self, pool: Pool) -> pl.DataFrame:
         return pool.scan("rows").filter((pl.col("stream") == self.of) & (pl.col("role") == self.role)).collect().sort("id")
-
-    def _of_role(self, when: str) -> str:
-        return when if "@" in when else f"{self.role}@{when}"
 
     def _enough(self, rows: pl.DataFrame, pool: Pool, context: Context) -> None:
         if rows.height < self.min_rows:
             raise GuardError(
                 f"{rows.height} training rows, at least {self.min_rows} wanted\n{views.funnel_text(pool)}",
-                f"round-{context.index:03d}/{self.name}",
+                context.where,
                 "Sample more (sample.n), loosen the selection, or start from a model that solves some of the prompts.",
             )

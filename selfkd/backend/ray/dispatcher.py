@@ -131,21 +131,26 @@ class RayBackend:
         for seat in self._idle():
             self._ensure(seat, model)
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling) -> Iterator[Reply]:
+    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
+        self.progress = on_progress or (lambda n: None)
         items = [Item(f"chunk {chunk.key[:12]}", "generate", (model, chunk, sampling)) for chunk in chunks]
         with closing(self._work(model, items)) as results:
             for reply in results:
                 must_match(reply, model)
                 yield reply
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
+        self.progress = on_progress or (lambda n: None)
         slices = [rows.slice(start, ROWS) for start in range(0, rows.height, ROWS)]
         items = [Item(f"rows from {part.item(0, 'id')}", "logprobs", (model, part)) for part in slices]
         with closing(self._work(model, items)) as results:
             for scores in results:
                 yield from scores
 
-    def train(self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path) -> Trained:
+    def train(
+        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+    ) -> Trained:
+        self.progress = on_progress or (lambda n: None)
         shared = self._gpus and self.machine.turns == "share"
         if shared:
             self._make_room()

@@ -13,8 +13,10 @@ from chains import RECIPE, Faults, Killed, end, go, recipe_in
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
+from selfkd.chain import records
 from selfkd.chain.dry_run import in_small, knowing
-from selfkd.chain.run import Run, read_record
+from selfkd.chain.records import Amendment
+from selfkd.chain.run import Run
 from selfkd.core.lease import Lease
 from selfkd.errors import BusyError, ChainError, GuardError, RewardError, StorageError
 from selfkd.recipe.load import load
@@ -187,7 +189,7 @@ def test_a_reward_that_crashes_is_mended_with_amend_and_nothing_is_generated_aga
     run = go(recipe_in(tmp_path, text), tmp_path / "run", Fake({}, hook=calls.append), amend=True)
     assert len(run.sealed()) == 3
     assert "load" not in calls
-    assert read_record(run.folder / "amendments" / "001.json")["changed"] == ["mine.py:right"]
+    assert records.read(run.paths.amendment(1), Amendment).changed == ["mine.py:right"]
 
 
 def test_amending_a_step_that_was_already_made_is_refused(tmp_path):
@@ -223,13 +225,13 @@ def test_train_prompts_in_dev_are_refused_or_dropped_where_the_recipe_says_so(tm
     with pytest.raises(GuardError, match="6 train prompts stand in 'dev'"):
         with_leak(RECIPE)
     run = with_leak(RECIPE.replace("prompts:", "overlap: drop\nprompts:"))
-    assert run.info["prompts"]["train"] == run.info["prompts"]["train"] | {"rows": 12, "overlap": 6}
+    assert (run.info.prompts["train"].rows, run.info.prompts["train"].overlap) == (12, 6)
 
 
 def test_a_second_driver_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
     recipe = recipe_in(tmp_path)
     run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
-    with Lease(run.folder / "leases", run.tmp), pytest.raises(BusyError, match="another driver holds this run"):
+    with Lease(run.folder / "leases", run.paths.tmp), pytest.raises(BusyError, match="another driver holds this run"):
         go(recipe, tmp_path / "run")
     newest = max((run.folder / "leases").glob("*.done"))
     newest.unlink()  # as if the holder had been killed …
@@ -240,10 +242,10 @@ def test_a_second_driver_is_refused_and_a_dead_one_is_not_waited_for(tmp_path):
 
 def test_every_training_row_leads_back_to_its_samples_and_their_scores(undisturbed):
     run, _ = undisturbed
-    commits = {record["step"]: record for record in map(read_record, sorted(run.round_folder(1).glob("0*.json")))}
+    commits = run.made(1)
 
     def table(step: str, name: str) -> pl.DataFrame:
-        return pl.concat([pl.read_parquet(run.folder / path) for path in commits[step]["tables"][name]["files"]])
+        return pl.concat([pl.read_parquet(run.folder / path) for path in commits[step].tables[name].files])
 
     samples, scores, rows = table("sample", "samples"), table("score", "scores"), table("train", "rows")
     assert rows.height > 0
@@ -257,9 +259,9 @@ def test_a_rolled_back_round_is_sealed_and_the_chain_goes_on_from_its_parent(tmp
     text = RECIPE.replace("rounds: 2", "rounds: 2\nkeep_if: dev_chars > 1000000")
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
     sealed = run.sealed()
-    assert [record["kept"] for record in sealed] == [True, False, False]
-    assert len({record["models"]["policy"]["digest"] for record in sealed}) == 1
-    assert "dev_chars" in sealed[1]["why"]
+    assert [record.kept for record in sealed] == [True, False, False]
+    assert len({record.models["policy"].digest for record in sealed}) == 1
+    assert "dev_chars" in sealed[1].why
 
 
 def test_only_the_checkpoints_that_keep_names_stay_on_disk(tmp_path):
@@ -275,5 +277,5 @@ def test_a_checkpoint_that_a_step_goes_on_using_stays_whatever_keep_says(tmp_pat
         "{loss: sft}", "{loss: sft, from: base}"
     )
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
-    assert [record["kept"] for record in run.sealed()] == [True] * 5
+    assert [record.kept for record in run.sealed()] == [True] * 5
     assert sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*")) == ["round-000", "round-004"]

@@ -154,8 +154,8 @@ def test_prompts_on_a_hub_are_not_read_unasked():
 def test_a_dry_run_walks_two_rounds_and_trains_in_both():
     Path("r.yaml").write_text(RECIPE)
     sealed = dry_run(load("r.yaml", ["rounds=7"]))
-    assert [record["round"] for record in sealed] == [0, 1, 2]
-    assert len({record["models"]["policy"]["digest"] for record in sealed}) == 3
+    assert [seal.round for seal in sealed] == [0, 1, 2]
+    assert len({record.models["policy"].digest for record in sealed}) == 3
 
 
 def test_a_dry_run_that_keeps_nothing_is_noted_and_one_that_cannot_go_on_is_a_problem():

@@ -1,7 +1,7 @@
 """The digests of every shipped recipe's chain on the fake backend, as written down: no move and no tidying may change them.
 
 Where a change is meant (a new format, a step that says something else), write them anew and say so in the commit:
-`python tests/test_digests.py`.
+`python tests/chain/test_digests.py`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def chain(name: str, folder: Path) -> list[str]:
     """The digest of each round of a shipped recipe, in small, on a model that knows some answers."""
     recipe = in_small(load(name))
     run = Run.open(recipe, folder / name, Machine(backend="fake"))
-    walk(run, Fake({}, knowing(recipe)))
-    return [sealed["digest"] for sealed in run.sealed()]
+    walk(run, Fake({}, knowing(recipe)), run.begin())
+    return [sealed.digest for sealed in run.sealed()]
 
 
 @pytest.mark.parametrize("name", RECIPES)

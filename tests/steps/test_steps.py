@@ -7,7 +7,7 @@ import pytest
 from chains import RECIPE, go, recipe_in
 
 from selfkd.backend.fake import Fake
-from selfkd.chain.run import Run, read_record
+from selfkd.chain.run import Run
 from selfkd.errors import RecipeError, RewardError
 
 HEAD = RECIPE[: RECIPE.index("steps:")]
@@ -18,14 +18,12 @@ def run_of(folder, steps: str, *overrides: str, backend: Fake | None = None) -> 
 
 
 def table(run: Run, step: str, name: str, index: int = 1) -> pl.DataFrame:
-    [path] = run.round_folder(index).glob(f"*-{step}.json")
-    paths = read_record(path)["tables"][name]["files"]
+    paths = run.made(index)[step].tables[name].files
     return pl.concat([pl.read_parquet(run.folder / path) for path in paths])
 
 
 def notes(run: Run, step: str, index: int = 1) -> dict:
-    [path] = run.round_folder(index).glob(f"*-{step}.json")
-    return read_record(path)["notes"]
+    return dict(run.made(index)[step].notes)
 
 
 SAMPLE = "  - sample: {n: 4, temperature: 0.8, max_tokens: 64}\n"
@@ -127,7 +125,7 @@ def test_spin_pairs_the_gold_answer_with_the_own_one(tmp_path):
 def test_recall_brings_back_what_earlier_rounds_kept_and_scores_come_along(tmp_path):
     steps = SAMPLE + SCORE + "  - recall: 1\n  - select: last_number = 1\n  - train: sft\n"
     run = run_of(tmp_path, steps, "rounds=3")
-    kept = [record["notes"]["funnel"][-1][1] for record in run.sealed()]
+    kept = [record.notes["funnel"][-1][1] for record in run.sealed()]
     assert table(run, "recall", "samples", 2).height == kept[1]
     assert table(run, "recall", "scores", 2)["value"].unique().to_list() == [1.0]
     assert kept[2] > kept[1]
@@ -162,7 +160,7 @@ def test_measured_answers_never_enter_the_pool(tmp_path):
     run = run_of(tmp_path, SAMPLE + "  - measure: reward/number.py:last_number\n  - train: sft\n", "rounds=1")
     assert table(run, "measure", "samples")["stream"].unique().to_list() == ["dev"]
     assert table(run, "train", "rows").height == 48
-    metrics = run.sealed()[1]["metrics"]
+    metrics = run.sealed()[1].metrics
     assert metrics["dev/prompts"] == 6 and 0 <= metrics["dev/last_number"] <= 1 and metrics["dev/last_number_interval"] > 0
 
 
@@ -184,12 +182,12 @@ def test_training_starts_where_the_recipe_says(tmp_path):
     seen: list[str] = []
 
     class Watching(Fake):
-        def train(self, start, reference, rows, spec, out):
+        def train(self, start, reference, rows, spec, out, on_progress=None):
             seen.append(start.digest)
-            return super().train(start, reference, rows, spec, out)
+            return super().train(start, reference, rows, spec, out, on_progress)
 
     run = run_of(tmp_path, steps, "rounds=3", backend=Watching({}))
-    assert set(seen) == {run.sealed()[0]["models"]["policy"]["digest"]}
+    assert set(seen) == {run.sealed()[0].models["policy"].digest}
 
 
 def with_test_split(folder) -> str:
@@ -201,14 +199,14 @@ def with_test_split(folder) -> str:
 
 def test_the_test_split_is_measured_at_the_base_and_at_the_end_only(tmp_path):
     run = go(recipe_in(tmp_path, with_test_split(tmp_path), "rounds=3"), tmp_path / "run")
-    assert ["test/last_number" in record["metrics"] for record in run.sealed()] == [True, False, False, True]
+    assert ["test/last_number" in record.metrics for record in run.sealed()] == [True, False, False, True]
 
 
 def test_a_run_that_stops_early_says_why_and_still_measures_the_test_split(tmp_path):
     text = with_test_split(tmp_path).replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars, mode: min}")
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
     assert len(run.sealed()) < 10
-    assert "did not improve for 1 rounds" in run.sealed()[-1]["stop"] and "test/last_number" in run.sealed()[-1]["metrics"]
+    assert "did not improve for 1 rounds" in run.sealed()[-1].stop and "test/last_number" in run.sealed()[-1].metrics
 
 
 def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path):

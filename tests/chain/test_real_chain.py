@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tiny import tiny_model
 
-from selfkd.chain.run import Run, read_record
+from selfkd.chain.run import Run
 from selfkd.core.hardware import has_gpu
 from selfkd.report.verify import verify
 
@@ -110,9 +110,9 @@ def pid_in(run: Path, log: str, words: str) -> int:
 
 def test_the_chain_learns_from_both_losses_and_every_swap_is_proved(undisturbed: Run) -> None:
     sealed = undisturbed.sealed()
-    assert len({record["models"]["policy"]["digest"] for record in sealed}) == 3
+    assert len({record.models["policy"].digest for record in sealed}) == 3
     for index in (1, 2):
-        notes = read_record(next(undisturbed.round_folder(index).glob("*-measure.json")))["notes"]
+        notes = undisturbed.made(index)["measure"].notes
         assert notes["swap"]["proved"] is True and notes["swap"]["survived"] > 0.5
     assert verify(undisturbed.folder) == []
 
@@ -129,7 +129,7 @@ def test_killed_driver_engine_and_trainer_the_same_command_ends_on_the_same_dige
     os.kill(pid_in(run, "trainer-0.log", "rank 0"), signal.SIGKILL)  # one repetition, and goes on
     until(run, begins(2, "sample"), process)
     process.kill()
-    assert finish(home, "killed").sealed()[-1]["digest"] == undisturbed.sealed()[-1]["digest"]
+    assert finish(home, "killed").sealed()[-1].digest == undisturbed.sealed()[-1].digest
     assert verify(run) == []
 
 
@@ -140,7 +140,7 @@ def test_two_engines_and_a_stop_in_the_middle_end_on_the_same_digest(home: Path,
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75, said
-    assert finish(home, "stopped").sealed()[-1]["digest"] == undisturbed.sealed()[-1]["digest"]
+    assert finish(home, "stopped").sealed()[-1].digest == undisturbed.sealed()[-1].digest
 
 
 @pytest.mark.gpu
@@ -151,7 +151,7 @@ def test_on_a_gpu_engine_and_trainer_take_turns_and_every_swap_is_proved(home: P
         pytest.skip("split needs two cards")
     (home / "one.yaml").write_text(f"threads: 1\nturns: {turns}\n")
     run = finish(home, f"gpu-{turns}")
-    swaps = [read_record(next(run.round_folder(index).glob("*-measure.json")))["notes"]["swap"] for index in (1, 2)]
+    swaps = [run.made(index)["measure"].notes["swap"] for index in (1, 2)]
     assert [swap["proved"] for swap in swaps] == [True, True]
-    assert len({record["models"]["policy"]["digest"] for record in run.sealed()}) == 3
+    assert len({record.models["policy"].digest for record in run.sealed()}) == 3
     assert verify(run.folder) == []

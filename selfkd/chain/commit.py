@@ -1,0 +1,194 @@
+"""A step's commit: the key that says what was asked for, writing what was added, reading it back, and refusing what does not belong.
+
+A step exists if and only if its commit parses, chains, and its files are there. What the next step sees is always what is read
+back here, never what was in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd.chain import records
+from selfkd.chain.paths import Paths, RoundPaths
+from selfkd.chain.records import CodeEntry, Commit, ModelEntry, SealedStep, TableEntry, Tombstone
+from selfkd.core import digest, storage
+from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, light_columns, scan
+from selfkd.errors import ChainError, GuardError
+from selfkd.steps import Step
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step stands in its run: which round, which number in it, and the digest that it follows."""
+
+    paths: Paths
+    index: int
+    number: int
+    step: Step
+    parent: str
+    code: Mapping[str, str]
+
+    @property
+    def round(self) -> RoundPaths:
+        return self.paths.round(self.index)
+
+    @property
+    def commit(self) -> Path:
+        return self.round.commit(self.number, self.step.name)
+
+    @property
+    def data(self) -> Path:
+        return self.round.data(self.number, self.step.name)
+
+    @property
+    def key(self) -> str:
+        return records.key(self.parent, self.step.identity(), self.code)
+
+    @property
+    def where(self) -> str:
+        """Return the place as messages name it."""
+        return f"{self.round.folder.name}/{self.step.name}"
+
+
+def code_of(step: Step, frozen: Mapping[str, CodeEntry]) -> dict[str, str]:
+    """Return {reference: digest} of the code and templates that a step names; text inside the recipe is in its identity."""
+    names = [*step.functions(), *step.templates()]
+    return {name: frozen[name].digest for name in names if name in frozen}
+
+
+# ---- writing ----
+
+
+def write(place: Place, added: Addition, before: Mapping[str, Model], notes: Mapping[str, Any]) -> None:
+    """Commit what a step added. `before` are the models that entered the round: a training that changed nothing is refused."""
+    files = {name: [_written(place, part) for part in parts] for name, parts in added.tables.items()}
+    tables = {name: _table(place.paths, name, paths) for name, paths in files.items()}
+    models = {role: _adopted(place, role, folder, before) for role, folder in added.models.items()}
+    kept = [path for paths in files.values() for path in paths]
+    kept += [path for entry in models.values() for path in _files_in(place.paths.folder / entry.path)]
+    record = Commit(
+        format=records.FORMAT,
+        round=place.index,
+        number=place.number,
+        step=place.step.name,
+        verb=place.step.verb,
+        outside=place.step.outside,
+        key=place.key,
+        parent=place.parent,
+        identity=place.step.identity(),
+        code=place.code,
+        tables=tables,
+        models=models,
+        metrics=dict(added.metrics),
+        files=storage.file_hashes(kept, place.paths.folder),
+        digest=records.step_digest(place.key, tables, models, added.metrics),
+        notes=notes,
+    )
+    records.write(place.commit, record, place.paths.tmp)
+
+
+def _written(place: Place, part: pl.DataFrame | Path) -> Path:
+    return part if isinstance(part, Path) else storage.write_parquet(part, place.data, place.paths.tmp)
+
+
+def _table(paths: Paths, name: str, files: list[Path]) -> TableEntry:
+    frame = as_stored(files)
+    return TableEntry(files=[paths.relative(path) for path in files], rows=frame.height, digest=digest.table(frame, KEYS[name]))
+
+
+def _adopted(place: Place, role: str, folder: Path, before: Mapping[str, Model]) -> ModelEntry:
+    """Move a finished checkpoint into the step's folder, under a name that carries its weights digest."""
+    found = digest.weights(folder)
+    if role in before and found == before[role].digest:
+        fix = "Raise trl.learning_rate, or look at the loss in the log."
+        raise GuardError("training left the weights unchanged", place.where, fix)
+    path = storage.adopt(folder, place.data / f"{role}-{found[:16]}")
+    return ModelEntry(path=place.paths.relative(path), digest=found)
+
+
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+# ---- reading back ----
+
+
+def read(place: Place) -> Commit:
+    """Return the commit at `place`; ChainError where it was made by another recipe, or its files are not as committed."""
+    commit = records.read(place.commit, Commit)
+    if commit.key != place.key:
+        what = f"was made by a different recipe: {_difference(place, commit)}"
+        raise ChainError(what, place.paths.shown(place.commit), _ways_out(place))
+    _check_files(place, commit)
+    return commit
+
+
+def refuse_another(place: Place) -> None:
+    """Raise ChainError where another step holds this number."""
+    others = [path for path in place.round.at_number(place.number) if path != place.commit]
+    if others:
+        what = f"is where the recipe now has '{place.step.name}'"
+        raise ChainError(what, place.paths.shown(others[0]), _ways_out(place))
+
+
+def pool_of(paths: Paths, commit: Commit) -> Pool:
+    """Return what a commit adds to a pool. A step outside the pool (measure) gives only its metrics."""
+    if commit.outside:
+        return Pool(metrics=commit.metrics)
+    files = {name: tuple(paths.folder / path for path in table.files) for name, table in commit.tables.items()}
+    frames = {name: scan(name, found).select(light_columns(name)).collect() for name, found in files.items() if found}
+    return Pool(frames, files, {role: entry.model(role) for role, entry in commit.models.items()}, commit.metrics)
+
+
+def entry_of(place_of_round: RoundPaths, commit: Commit) -> SealedStep:
+    """Return a commit as the seal of its round names it."""
+    path = place_of_round.commit(commit.number, commit.step)
+    return SealedStep(
+        name=commit.step,
+        number=commit.number,
+        verb=commit.verb,
+        digest=commit.digest,
+        file=path.name,
+        file_sha256=digest.file(path),
+    )
+
+
+def pruned_paths(names: RoundPaths) -> list[str]:
+    """Return the checkpoints (relative to the run) that retention took away from a round."""
+    return list(records.read(names.pruned, Tombstone).paths) if names.pruned.exists() else []
+
+
+# ---- refusals ----
+
+
+def _check_files(place: Place, commit: Commit) -> None:
+    """Compare sizes of everything and hashes of tables; a checkpoint that retention took away is not damage."""
+    pruned = tuple(pruned_paths(place.round))
+    files = {name: entry for name, entry in commit.files.items() if not name.startswith(pruned)} if pruned else commit.files
+    wrong: list[str] = []
+    for rehash in (True, False):
+        some = {name: entry for name, entry in files.items() if name.endswith(".parquet") == rehash}
+        wrong += storage.damaged(some, place.paths.folder, rehash)
+    if wrong:
+        fix = "Restore the files from a copy; selfkd verify lists all damage."
+        raise ChainError("; ".join(wrong[:3]), place.paths.shown(place.commit), fix)
+
+
+def _difference(place: Place, commit: Commit) -> str:
+    """Return which fields and which code the commit was made with, and which the recipe has now."""
+    was, now = commit.identity, json.loads(json.dumps(place.step.identity()))
+    changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
+    said = [f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in changed]
+    edited = sorted(name for name in commit.code.keys() | place.code.keys() if commit.code.get(name) != place.code.get(name))
+    return "; ".join([*said, *(f"{name} changed" for name in edited)]) or "a step before it differs"
+
+
+def _ways_out(place: Place) -> str:
+    resume = f"selfkd resume {place.paths.folder}"
+    return f"Keep the chain: restore the recipe, or `{resume}`.   Start a new chain: --name X"

@@ -1,0 +1,143 @@
+"""What a run holds, as frames for a notebook: metrics, samples with their scores and verdicts, training rows.
+
+Reads commits and tables of a run folder, also while a driver writes; knows nothing of how they were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from selfkd.chain import records
+from selfkd.chain.paths import Paths
+from selfkd.chain.records import Commit, Seal
+from selfkd.core import views
+from selfkd.core.pool import HEAVY, Pool, light_columns, scan
+from selfkd.errors import ChainError, UsageError
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of one round: its number, how many rows there are, those that `where` holds for, and the pool their texts are in."""
+
+    index: int
+    total: int
+    rows: pl.DataFrame
+    pool: Pool
+
+    def with_texts(self, table: str, names: Sequence[str] = ()) -> pl.DataFrame:
+        """Return the rows with their heavy columns, or with those of `names`."""
+        return views.with_heavy(self.rows, self.pool, list(names or HEAVY[table]), table)
+
+
+def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
+    """Return one row per sealed round: `round`, `accepted`, and a column per metric, null where a round did not measure it."""
+    rows = [{"round": seal.round, "accepted": seal.kept, **seal.metrics} for seal in sealed]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Found:
+    """Return the samples, by prompt, of a round (default: the newest that has samples), of one step of it, or those `where` holds for.
+
+    `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason).
+    """
+    number, commits = _round_with(paths, index, "samples", step)
+    made = [one for one in commits if _holds(one, "samples", step)]
+    outside = all(one.outside for one in made)
+    pool = _pool(paths, made if outside else [one for one in commits if not one.outside])
+    view = views.with_scores(_light(paths, "samples", made) if step else pool.samples, pool)
+    view = _marked(view, pool, outside)
+    return Found(number, view.height, _matching(view, pool, where, "samples").sort("prompt", "number", "id"), pool)
+
+
+def training_rows(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Found:
+    """Return the rows a model was trained on; `where` sees the columns of the row table (kind, stream, role, weight, chosen, …)."""
+    number, commits = _round_with(paths, index, "rows", step)
+    pool = _pool(paths, [one for one in commits if _holds(one, "rows", step)])
+    view = pool.rows.sort("id")
+    return Found(number, view.height, _matching(view, pool, where, "rows"), pool)
+
+
+# ---- which round ----
+
+
+def _round_with(paths: Paths, index: int | None, table: str, step: str | None) -> tuple[int, list[Commit]]:
+    """Return the round asked for, or the newest one that holds such a table, with its commits; UsageError says what there is."""
+    known = {names.index: [records.read(path, Commit) for path in names.commits()] for names in paths.rounds()}
+    if index is not None and index not in known:
+        listed = "Rounds: " + ", ".join(map(str, known)) if known else "No round has begun."
+        raise UsageError(f"there is no round {index}", str(paths.folder), listed)
+    candidates = [index] if index is not None else sorted(known, reverse=True)
+
+    def with_table(wanted: Callable[[Commit], bool]) -> list[int]:
+        return [number for number in candidates if any(_holds(one, table, step) and wanted(one) for one in known[number])]
+
+    # What is in the pool comes before held-out answers, whichever round those are of.
+    found = with_table(lambda one: not one.outside) or with_table(lambda one: True)
+    if not found:
+        raise _nothing(paths, index, table, step, [one for number in candidates for one in known[number]])
+    return found[0], known[found[0]]
+
+
+def _nothing(paths: Paths, index: int | None, table: str, step: str | None, commits: Sequence[Commit]) -> UsageError:
+    steps = sorted({one.step for one in commits if table in one.tables})
+    fix = f"Steps with {table}: {', '.join(steps)}" if steps else "Nothing of that kind was made yet: selfkd status"
+    place = f"round {index}" if index is not None else "any round"
+    return UsageError(f"no {table} in {place}" + (f", step '{step}'" if step else ""), str(paths.folder), fix)
+
+
+def _holds(made: Commit, table: str, step: str | None) -> bool:
+    return table in made.tables and (step is None or made.step == step)
+
+
+# ---- tables ----
+
+
+def _pool(paths: Paths, commits: Sequence[Commit]) -> Pool:
+    """Return what these commits added, held-out answers too; ChainError names a table file that is gone."""
+    files: dict[str, tuple[Path, ...]] = {}
+    for made in commits:
+        for name, table in made.tables.items():
+            files[name] = (*files.get(name, ()), *(paths.folder / path for path in table.files))
+    missing = [path for found in files.values() for path in found if not path.is_file()]
+    if missing:
+        raise ChainError("is missing", str(missing[0]), f"See all damage: selfkd verify {paths.folder}")
+    return Pool({name: _light(paths, name, commits) for name in files}, files)
+
+
+def _light(paths: Paths, table: str, commits: Sequence[Commit]) -> pl.DataFrame:
+    files = [paths.folder / path for made in commits if table in made.tables for path in made.tables[table].files]
+    return scan(table, files).select(light_columns(table)).collect()
+
+
+def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:
+    """Add `kept` (null for a held-out answer), and `why`: the first step that dropped the sample or its prompt, with the reason."""
+    drops = pool.drops.with_columns(why=pl.format("{}: {}", "step", "reason"))
+    own = drops.filter(pl.col("stream").is_not_null()).group_by("id", maintain_order=True).agg(pl.col("why").first())
+    prompts = drops.filter(pl.col("stream").is_null()).group_by("id", maintain_order=True).agg(prompt_why=pl.col("why").first())
+    marked = view.join(own, on="id", how="left").join(prompts.rename({"id": "prompt"}), on="prompt", how="left")
+    marked = marked.with_columns(why=pl.coalesce("why", "prompt_why")).drop("prompt_why")
+    return marked.with_columns(kept=pl.lit(None, pl.Boolean) if outside else pl.col("why").is_null())
+
+
+def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> pl.DataFrame:
+    """Return the rows for which `where` holds; heavy columns are read only if it names them."""
+    if not where:
+        return view
+    heavy = [name for name in HEAVY[table] if name not in view.columns]
+    parsed = views.expression(where, [*view.columns, *heavy], "--where")
+    named = [name for name in parsed.meta.root_names() if name in heavy]
+    return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
+
+
+def prompts_of(paths: Paths, splits: Mapping[str, str], rows: pl.DataFrame, pool: Pool) -> dict[str, dict[str, object]]:
+    """Return {prompt id: its messages and answer} for `rows`, wherever the prompt was frozen or made."""
+    sources = [
+        pl.scan_parquet(path) for path in (*(paths.folder / file for file in splits.values()), *pool.files.get("prompts", ()))
+    ]
+    wanted = rows["prompt"].unique().to_list()
+    found = [source.filter(pl.col("id").is_in(wanted)).select("id", "messages", "answer").collect() for source in sources]
+    return {row["id"]: row for frame in found for row in frame.iter_rows(named=True)}

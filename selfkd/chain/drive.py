@@ -1,0 +1,61 @@
+"""Driving a run to its end: the one place that knows in which order an attempt, a machine and the loop are opened."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from selfkd.backend import open_backend
+from selfkd.backend.machine import Machine
+from selfkd.chain.attempt import Attempt, Watch, nobody
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.core.lease import holder
+from selfkd.errors import BusyError
+from selfkd.recipe.load import load
+from selfkd.recipe.schema import Recipe
+
+
+def run(
+    recipe: Recipe | str,
+    folder: str | Path,
+    machine: Machine | None = None,
+    watch: Watch = nobody,
+    amended: bool = False,
+) -> Run:
+    """Start the run in `folder`, or go on with it, to its end. Safe to repeat: whatever is committed is read back.
+
+    `recipe` may be the name or path of a recipe file. `watch` is called with each event, a dict with the keys `event` and `t`.
+    Raises the errors of `selfkd.errors`; whatever happens, what was committed stays.
+    """
+    opened = Run.open(load(recipe) if isinstance(recipe, str) else recipe, Path(folder), machine or Machine(), amended)
+    if is_finished(opened):
+        return opened
+    refuse_second_driver(opened)
+    attempt = opened.begin(watch)
+    try:
+        drive(opened, attempt)
+    except BaseException as error:
+        attempt.failed(error)
+        raise
+    return opened
+
+
+def is_finished(run: Run) -> bool:
+    return next(run.rounds_to_walk(), None) is None
+
+
+def refuse_second_driver(run: Run) -> None:
+    """Raise BusyError where another process drives the run now: before an attempt begins and an engine starts."""
+    if driver := holder(run.paths.leases):
+        fix = f"Watch it: selfkd status {run.folder} --follow   Or stop it, or give this run another name: --name X"
+        raise BusyError(f"another driver holds this run ({driver})", str(run.folder), fix)
+
+
+def drive(run: Run, attempt: Attempt) -> None:
+    """Walk the run to its end on its own machine; `attempt` hears of every event."""
+    with attempt.logging():
+        run.check_head()  # before an engine starts
+        with closing(open_backend(run.machine, dict(run.numerics), attempt.logs)) as backend:
+            walk(run, backend, attempt)
+        attempt.event("done")

@@ -1,0 +1,137 @@
+"""Creating a run: prompts, code and recipe are copied into its folder, and run.json, which makes it exist, comes last."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.chain import records
+from selfkd.chain.paths import Paths
+from selfkd.chain.records import CodeEntry, Info, SplitEntry
+from selfkd.core import digest, storage
+from selfkd.core.hardware import has_gpu
+from selfkd.core.pool import KEYS
+from selfkd.core.source_code import local_sources
+from selfkd.errors import GuardError
+from selfkd.prompts import templates
+from selfkd.prompts.overlap import overlap
+from selfkd.prompts.read import read_prompts
+from selfkd.recipe.schema import Recipe
+from selfkd.rewards.find import find_function
+
+
+def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
+    """Freeze everything, then commit run.json. A crash before that leaves only garbage, which the next creation removes."""
+    for leftover in paths.frozen:
+        if leftover.exists():
+            storage.remove(leftover)
+    storage.make_folder(paths.tmp)
+    prompts = freeze_prompts(recipe, paths)
+    code = freeze_code(recipe, paths)
+    storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
+    storage.put(paths.resolved, recipe.resolved_text().encode(), paths.tmp)
+    exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
+    files = [*files_in(paths.prompts), *files_in(paths.code), paths.recipe, paths.resolved]
+    info = Info(
+        format=records.FORMAT,
+        name=paths.folder.name,
+        created=now(),
+        seed=recipe.seed,
+        root=records.root_digest(recipe.seed, recipe.context, prompts),
+        rounds=recipe.rounds,
+        model=recipe.model_source(),
+        prompts=prompts,
+        recipe=recipe.resolved(),
+        code=code,
+        numerics={**fixed_numerics(machine), "exact": exact},
+        machine=asdict(machine),
+        files=storage.file_hashes(files, paths.folder),
+    )
+    records.write(paths.info, info, paths.tmp)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+# ---- prompts ----
+
+
+def freeze_prompts(recipe: Recipe, paths: Paths) -> dict[str, SplitEntry]:
+    """Write the prompts of each split; train prompts that are held out too are refused or taken out, as the recipe says."""
+    frames = {split: read_prompts(source, recipe.folders, split) for split, source in recipe.splits().items()}
+    frames, dropped = _without_leaks(frames, recipe.overlap)
+    return {split: _frozen_split(split, frame, dropped if split == "train" else 0, paths) for split, frame in frames.items()}
+
+
+def _frozen_split(split: str, frame: pl.DataFrame, dropped: int, paths: Paths) -> SplitEntry:
+    path = storage.write_parquet(frame, paths.prompts, paths.tmp, f"{split}-")
+    repeats = int(frame["id"].str.contains("-").sum())
+    meaning = digest.table(frame, KEYS["prompts"])
+    return SplitEntry(file=paths.relative(path), rows=frame.height, digest=meaning, repeats=repeats, overlap=dropped)
+
+
+def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[str, pl.DataFrame], int]:
+    """Return the splits and how many train prompts were taken out because they are in dev or test too (`overlap: drop`)."""
+    dropped = 0
+    for split in ("dev", "test"):
+        if split not in frames or "train" not in frames:
+            continue
+        found = overlap(frames["train"], frames[split])
+        if found and policy == "refuse":
+            what = f"{len(found)} train prompts stand in '{split}' too, such as {found[0]}"
+            fix = "Separate the splits, or write `overlap: drop` in the recipe to take them out of train."
+            raise GuardError(what, "prompts", fix)
+        frames = {**frames, "train": frames["train"].filter(~pl.col("id").is_in(found))}
+        dropped += len(found)
+    return frames, dropped
+
+
+# ---- code ----
+
+
+def freeze_code(recipe: Recipe, paths: Paths) -> dict[str, CodeEntry]:
+    """Copy each reward, with the local modules it imports, and each template file into code/; {reference: entry}."""
+    return {reference: _freeze(function, paths) for reference, function in _named_code(recipe)}
+
+
+def _freeze(named: Any, paths: Paths) -> CodeEntry:
+    home = paths.code / named.digest[:12]
+    if isinstance(named, templates.Template):
+        path = home / Path(named.name).name
+        storage.put(path, named.source.encode(), paths.tmp)
+        return CodeEntry(path=paths.relative(path), digest=named.digest)
+    for name, source in local_sources(named.path).items():
+        storage.put(home / name, source.read_bytes(), paths.tmp)
+    return CodeEntry(path=paths.relative(home / named.path.name), digest=named.digest)
+
+
+def code_digests(recipe: Recipe) -> dict[str, str]:
+    """Return {reference: digest} of the code and templates as they are beside the recipe now."""
+    return {reference: named.digest for reference, named in _named_code(recipe)}
+
+
+def _named_code(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Yield (reference, function or template); text in the recipe itself is in a step's identity, and needs no file."""
+    functions, texts = recipe.references()
+    for reference in functions:
+        yield reference, find_function(reference, recipe.folders)
+    for reference in texts:
+        if not any(mark in reference for mark in templates.INLINE):
+            yield reference, templates.load(reference, recipe.folders)
+
+
+def as_json(value: Any) -> Any:
+    """Return `value` as a record would hold it: lists for tuples, text for keys."""
+    return json.loads(json.dumps(value))

@@ -1,0 +1,126 @@
+"""Every name inside a run folder. No other module spells one, so a reader of a folder and its writer cannot disagree.
+
+run.json  recipe.yaml  recipe.resolved.yaml  prompts/  code/   frozen when the run is created
+round-001/01-sample.json          the commit of a step
+round-001/01-sample/              its data, each file named by its content
+round-001/sealed.json             the commit of the round
+round-001/pruned.json             which checkpoints retention took away
+amendments/001.json  leases/  logs/attempt-001/  tmp/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RoundPaths:
+    """The names of one round."""
+
+    folder: Path
+    index: int
+
+    @property
+    def seal(self) -> Path:
+        return self.folder / "sealed.json"
+
+    @property
+    def pruned(self) -> Path:
+        return self.folder / "pruned.json"
+
+    def commit(self, number: int, step: str) -> Path:
+        return self.folder / f"{number:02d}-{step}.json"
+
+    def data(self, number: int, step: str) -> Path:
+        """Return the folder of what step `number` makes."""
+        return self.folder / f"{number:02d}-{step}"
+
+    def commits(self) -> list[Path]:
+        """Return the commits on disk, in the order of the steps."""
+        return sorted(self.folder.glob("[0-9][0-9]-*.json"))
+
+    def at_number(self, number: int) -> list[Path]:
+        """Return the commits that have this number; more than one would be a mistake."""
+        return sorted(self.folder.glob(f"{number:02d}-*.json"))
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The names of one run. Records hold paths relative to `folder`, so a run that is moved stays whole."""
+
+    folder: Path
+
+    @property
+    def info(self) -> Path:
+        """The record that makes a run exist."""
+        return self.folder / "run.json"
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        return self.folder / "recipe.resolved.yaml"
+
+    @property
+    def prompts(self) -> Path:
+        return self.folder / "prompts"
+
+    @property
+    def code(self) -> Path:
+        return self.folder / "code"
+
+    @property
+    def leases(self) -> Path:
+        return self.folder / "leases"
+
+    @property
+    def tmp(self) -> Path:
+        """Garbage by definition: whatever a crash leaves here is removed by the next attempt."""
+        return self.folder / "tmp"
+
+    @property
+    def frozen(self) -> tuple[Path, ...]:
+        """What creation writes before `run.json`; a crash in between leaves only these."""
+        return self.prompts, self.code, self.recipe, self.resolved, self.tmp
+
+    def round(self, index: int) -> RoundPaths:
+        return RoundPaths(self.folder / f"round-{index:03d}", index)
+
+    def rounds(self) -> list[RoundPaths]:
+        """Return the rounds that have a folder, by number."""
+        found = [RoundPaths(path, int(path.name.partition("-")[2])) for path in self.folder.glob("round-*") if path.is_dir()]
+        return sorted(found, key=lambda names: names.index)
+
+    def amendment(self, number: int) -> Path:
+        return self.folder / "amendments" / f"{number:03d}.json"
+
+    def amendments(self) -> list[Path]:
+        return sorted((self.folder / "amendments").glob("*.json"))
+
+    def attempt(self, number: int) -> Path:
+        """Return the log folder of an attempt."""
+        return self.folder / "logs" / f"attempt-{number:03d}"
+
+    def attempts(self) -> list[int]:
+        """Return the numbers of the attempts that have a log folder, oldest first."""
+        folders = (self.folder / "logs").glob("attempt-*")
+        return sorted(int(path.name.rpartition("-")[2]) for path in folders if path.is_dir())
+
+    def events(self, number: int) -> Path:
+        return self.attempt(number) / "events.jsonl"
+
+    def relative(self, path: Path) -> str:
+        """Return `path` as records name it."""
+        return path.relative_to(self.folder).as_posix()
+
+    def shown(self, path: Path) -> str:
+        """Return `path` as messages name it: the run's own name, then the place inside it."""
+        return f"{self.folder.name}/{self.relative(path)}"
+
+
+def runs_under(folder: Path) -> list[Path]:
+    """Return the folders in `folder` that hold a run."""
+    return sorted(path.parent for path in folder.glob("*/run.json"))

@@ -1,0 +1,274 @@
+"""The records of a run: what `run.json`, a step's commit, a round's seal, an amendment and a tombstone hold, and their one reader.
+
+Format 2 is additive. A field that this version does not know is kept (`more`) and stays under the record's own digest; a field
+that an older writer did not know has its default. Whatever is compared or chained is a digest of meaning, made by the functions
+at the end; `notes` are outside all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from selfkd.core import digest, storage
+from selfkd.core.pool import Model
+from selfkd.errors import ChainError
+
+FORMAT = 1
+Json = dict[str, Any]
+AnyRecord = TypeVar("AnyRecord", bound="Record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all records share. `more` holds the fields of a newer writer, which are kept and verified but mean nothing here."""
+
+    nested: ClassVar[Mapping[str, type[Record]]] = {}  # fields that map names to records
+    listed: ClassVar[Mapping[str, type[Record]]] = {}  # fields that are lists of records
+
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls: type[AnyRecord], content: Mapping[str, Any]) -> AnyRecord:
+        """Build the record; KeyError names a field that is missing."""
+        known = {one.name: one for one in fields(cls) if one.name != "more"}
+        given: Json = {}
+        for name, one in known.items():
+            if name in content:
+                given[name] = cls._read(name, content[name])
+            elif one.default is MISSING and one.default_factory is MISSING:
+                raise KeyError(name)
+        return cls(**given, more={name: value for name, value in content.items() if name not in known and name != "self"})
+
+    @classmethod
+    def _read(cls, name: str, value: Any) -> Any:
+        if name in cls.nested:
+            return {key: cls.nested[name].from_json(inner) for key, inner in value.items()}
+        return tuple(cls.listed[name].from_json(inner) for inner in value) if name in cls.listed else value
+
+    def to_json(self) -> Json:
+        """Return plain JSON, unknown fields included."""
+        own = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "more"}
+        return {**own, **self.more}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableEntry(Record):
+    """A table that a step added: its files relative to the run, its rows, and the digest of what it means."""
+
+    files: list[str]
+    rows: int
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(Record):
+    """A model: its folder relative to the run and the digest of the weights that an engine serves.
+
+    `kind` is full weights or an adapter; an adapter names the folder of its `base`, and its digest covers both.
+    """
+
+    path: str
+    digest: str
+    kind: Literal["full", "adapter"] = "full"
+    base: str | None = None
+
+    @classmethod
+    def of(cls, model: Model) -> ModelEntry:
+        return cls(path=model.path, digest=model.digest, kind=model.kind, base=model.base)
+
+    def model(self, role: str) -> Model:
+        return Model(role, self.path, self.digest, self.kind, self.base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitEntry(Record):
+    """The frozen prompts of a split. `overlap` counts prompts taken out because they stand in another split too."""
+
+    file: str
+    rows: int
+    digest: str
+    repeats: int = 0
+    overlap: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeEntry(Record):
+    """A reward or template as frozen: its file relative to the run, and the digest of its code or text."""
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Record):
+    """run.json: all that is fixed when a run is created. `root` is what the first step follows."""
+
+    nested = {"prompts": SplitEntry, "code": CodeEntry}
+
+    format: int
+    name: str
+    created: str
+    seed: int
+    root: str
+    rounds: int
+    model: Mapping[str, Any]
+    prompts: Mapping[str, SplitEntry]
+    recipe: Mapping[str, Any]
+    code: Mapping[str, CodeEntry]
+    numerics: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    files: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amendment(Record):
+    """A recipe that replaces the one in force from the steps on that are not made yet."""
+
+    nested = {"code": CodeEntry}
+
+    changed: list[str]
+    recipe: Mapping[str, Any]
+    code: Mapping[str, CodeEntry]
+    files: Mapping[str, Any]
+    when: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commit(Record):
+    """What a step added. `key` says what was asked for, `digest` also what came out; `parent` is the digest of the step before.
+
+    `outside`: the step measured, so its tables stay out of the pool.
+    """
+
+    nested = {"tables": TableEntry, "models": ModelEntry}
+
+    format: int
+    round: int
+    number: int
+    step: str
+    verb: str
+    outside: bool
+    key: str
+    parent: str
+    identity: Mapping[str, Any]
+    code: Mapping[str, str]
+    tables: Mapping[str, TableEntry]
+    models: Mapping[str, ModelEntry]
+    metrics: Mapping[str, Any]
+    files: Mapping[str, Any]
+    digest: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SealedStep(Record):
+    """A step as its round's seal names it."""
+
+    name: str
+    number: int
+    verb: str
+    digest: str
+    file: str
+    file_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal(Record):
+    """The commit of a round: its steps, the models at the head it leaves, and whether the round was accepted (`kept`) or rolled back."""
+
+    nested = {"models": ModelEntry}
+    listed = {"steps": SealedStep}
+
+    format: int
+    round: int
+    parent: str
+    steps: tuple[SealedStep, ...]
+    models: Mapping[str, ModelEntry]
+    metrics: Mapping[str, Any]
+    kept: bool
+    why: str
+    stop: str
+    digest: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def head(self) -> dict[str, Model]:
+        """Return the models that the round leaves, by role."""
+        return {role: entry.model(role) for role, entry in self.models.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tombstone(Record):
+    """pruned.json: the checkpoints that retention took away from a round."""
+
+    paths: list[str]
+
+
+# ---- reading and writing ----
+
+
+def read(path: Path, kind: type[AnyRecord]) -> AnyRecord:
+    """Read a record; ChainError where it is no JSON, was changed after it was written, or is of a format this version does not read."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ChainError(f"is not readable: {error}", str(path), "Restore the file from a copy.") from error
+    if not isinstance(content, dict) or not digest.intact(content):
+        raise ChainError("was changed after it was written", str(path), "Restore the file from a copy.")
+    if problem := format_problem(content):
+        raise ChainError(problem, str(path))
+    try:
+        return kind.from_json(content)
+    except KeyError as error:
+        raise ChainError(f"lacks the field {error}", str(path), "Restore the file from a copy.") from None
+
+
+def format_problem(content: Mapping[str, Any]) -> str:
+    """Return why this version cannot read a record of another format, or ''."""
+    written = content.get("format", FORMAT)
+    if written == FORMAT:
+        return ""
+    which = "an older" if isinstance(written, int) and written < FORMAT else "a newer"
+    return f"was written by {which} selfkd (format {written}; this one reads format {FORMAT}): use that version, or start a new run"
+
+
+def write(path: Path, record: Record, tmp: Path) -> bool:
+    """Commit `record` with its own digest; False where that name exists already."""
+    return storage.put_json(path, digest.sealed(json.loads(json.dumps(record.to_json()))), tmp)
+
+
+# ---- digests of meaning ----
+
+
+def root_digest(seed: int, context: int, prompts: Mapping[str, SplitEntry]) -> str:
+    """Return what the first step of a run follows."""
+    return digest.of("run", FORMAT, seed, context, {split: entry.digest for split, entry in prompts.items()})
+
+
+def key(parent: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> str:
+    """Return what a step is asked for: the history it follows, its fields, and the code it names."""
+    return digest.of("key", parent, identity, code)
+
+
+def step_digest(
+    key: str, tables: Mapping[str, TableEntry], models: Mapping[str, ModelEntry], metrics: Mapping[str, Any]
+) -> str:
+    """Return what a step was asked for and what came out."""
+    contents = ({name: table.digest for name, table in tables.items()}, {role: model.digest for role, model in models.items()})
+    return digest.of("step", key, *contents, dict(metrics))
+
+
+def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], kept: bool) -> str:
+    """Return what a round leaves: its last step's digest, the models at its head, and the verdict."""
+    return digest.of("round", index, last_step, {role: model.digest for role, model in models.items()}, kept)

@@ -1,0 +1,74 @@
+"""Which round is best, which are accepted and when a run stops: right answers by hand, from records alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from selfkd.chain.records import Seal
+from selfkd.chain.steering import best_round, stop_reason, verdict
+from selfkd.errors import RecipeError
+from selfkd.recipe.schema import Best, Stop
+
+
+def rounds(*values: float | None, rolled_back: tuple[int, ...] = (), tokens: int = 0) -> list[Seal]:
+    return [sealed(at, {"dev/right": value}, at not in rolled_back, tokens) for at, value in enumerate(values)]
+
+
+def sealed(index: int, metrics: dict[str, Any], accepted: bool = True, tokens: int = 0) -> Seal:
+    return Seal(
+        format=1, round=index, parent="", steps=(), models={}, metrics=metrics, kept=accepted, why="", stop="",
+        digest="", notes={"tokens": tokens},
+    )  # fmt: skip
+
+
+BEST = Best(metric="dev/right")
+
+
+def test_the_best_round_has_the_best_metric_and_the_earliest_wins_a_tie():
+    assert best_round(rounds(0.1, 0.5, 0.5, 0.3), BEST) == 1
+    assert best_round(rounds(0.4, 0.2, 0.2, 0.3), Best(metric="dev/right", mode="min")) == 1
+
+
+def test_a_round_that_was_rolled_back_or_could_not_be_measured_is_never_best():
+    assert best_round(rounds(0.1, 0.9, 0.5, rolled_back=(1,)), BEST) == 2
+    assert best_round(rounds(0.1, None, 0.05), BEST) == 0
+    assert best_round(rounds(None, None), BEST) == 0
+
+
+def test_without_a_metric_the_newest_accepted_round_is_best():
+    assert best_round(rounds(0.9, 0.1, 0.0, rolled_back=(2,)), None) == 1
+    assert best_round([], None) == 0
+
+
+def test_a_verdict_compares_with_the_round_before_and_the_best_one():
+    before = rounds(0.5, 0.7, 0.6)
+    assert verdict("dev_right >= prev_dev_right", BEST, before, {"dev/right": 0.65}) == (True, "")
+    assert verdict("dev_right >= best_dev_right", BEST, before, {"dev/right": 0.65}) == (
+        False,
+        "not dev_right >= best_dev_right",
+    )
+
+
+def test_a_null_is_no_verdict_and_the_base_is_always_accepted():
+    assert verdict("dev_right > 0", BEST, rounds(0.5), {"dev/right": None}) == (False, "could not judge dev_right > 0")
+    assert verdict("dev_right > 1", BEST, [], {"dev/right": 0.0}) == (True, "")
+
+
+def test_a_verdict_that_is_a_number_is_refused():
+    with pytest.raises(RecipeError, match="'dev_right' is not true or false"):
+        verdict("dev_right", BEST, rounds(0.5), {"dev/right": 0.5})
+
+
+def test_patience_counts_rounds_since_the_best_one():
+    stop = Stop(patience=2, metric="dev/right")
+    assert stop_reason(stop, rounds(0.1, 0.5), {"dev/right": 0.4}, 2) == ""
+    assert stop_reason(stop, rounds(0.1, 0.5, 0.4), {"dev/right": 0.5}, 3) == "dev/right did not improve for 2 rounds"
+    assert stop_reason(stop, rounds(0.1, 0.5, 0.4), {"dev/right": 0.6}, 3) == ""
+
+
+def test_a_budget_of_tokens_ends_the_run_and_no_run_ends_at_the_base():
+    assert stop_reason(Stop(tokens=100), rounds(0.1, 0.2, tokens=50), {}, 2) == "100 tokens were generated, budget 100"
+    assert stop_reason(Stop(tokens=101), rounds(0.1, 0.2, tokens=50), {}, 2) == ""
+    assert stop_reason(Stop(tokens=1), [], {}, 0) == ""

@@ -1,0 +1,15 @@
+"""What every test has: nothing of this machine's own settings, and no idle worker left behind by the test before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings of the person who runs the tests must not reach them."""
+    for name in ("SELFKD_DEBUG", "RAY_ADDRESS", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    yield
