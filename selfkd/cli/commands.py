@@ -98,10 +98,12 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
 
 def show(run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool) -> int:
     """Show rows: what was asked, answered, scored, kept."""
-    from selfkd.report import rows, tables
+    from selfkd.report import rows
+    from selfkd.report.panels import print_rows
+    from selfkd.report.tables import console
 
     find = rows.training_rows if training_rows else rows.samples
-    rows.show(find(run, index, step, where, n), tables.console())
+    print_rows(find(run, index, step, where, n), console())
     return 0
 
 
