@@ -156,7 +156,7 @@ def _version(required: Requirement, level: Literal["warn", "fail"]) -> Check:
     if not found:
         return Check(level, package, "not installed", f"pip install '{package}{bounds}'")
     good = fits(found, bounds)
-    fix = f"Tested together: {package}{bounds}. Install the locked environment."
+    fix = f"Required: {package}{bounds}. Install the locked environment."
     return _ok_or(level, good, package, found if good else f"{found} does not fit", fix)
 
 

@@ -36,12 +36,12 @@ def overview() -> str:
 
 
 def _verbs() -> list[str]:
-    """Return the names in `steps.VERBS`, read from its source: to import it takes pydantic and half a second."""
+    """Return the names in `steps.VERBS`, read from its source: importing it would load pydantic and Polars."""
     spec = find_spec("selfkd.steps")
     assert spec and spec.origin
-    for line in ast.parse(Path(spec.origin).read_text("utf-8")).body:
-        if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "VERBS" and isinstance(line.value, ast.Dict):
-            return [str(verb.value) for verb in line.value.keys if isinstance(verb, ast.Constant)]
+    for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "VERBS" and isinstance(node.value, ast.Dict):
+            return [str(verb.value) for verb in node.value.keys if isinstance(verb, ast.Constant)]
     raise AssertionError("selfkd.steps has no table VERBS")
 
 
@@ -112,7 +112,7 @@ COMMANDS = {
     ),
     "resume": Command("go on with a run as it was frozen", commands.resume, RUN, ON),
     "status": Command(
-        "rounds, state and progress of runs",
+        "show rounds, state and progress of runs",
         commands.status,
         Argument("run", type=Path, nargs="?", metavar="RUN", help="folder of a run; without it, all runs are listed"),
         _flag("--follow", "keep showing the run until its driver ends"),
@@ -212,7 +212,7 @@ class _Parser(ArgumentParser):
     """An ArgumentParser that raises what is wrong with the arguments instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, self.prog, f"Its arguments: {self.prog} --help")
+        raise UsageError(message, self.prog, f"See {self.prog} --help")
 
 
 def _parser(name: str) -> ArgumentParser:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -22,6 +22,7 @@ from selfkd.core.stats import Change, change
 from selfkd.errors import ChainError, UsageError
 
 STAGES = ("generate", "score", "train", "measure", "other")  # of a step's seconds, in the order of the table's columns
+State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
 TAIL_BYTES = 1 << 16  # of events.jsonl: some hundreds of its last lines
 
 
@@ -61,14 +62,14 @@ class RoundSummary:
 
 @dataclass(frozen=True)
 class Status:
-    """A run at one moment. `state`: new, running, done, stopped, failed, or interrupted (killed, or its machine went)."""
+    """A run at one moment. It was interrupted where its driver was killed, or the machine went down."""
 
     folder: Path
     name: str
     model: str
     rounds_wanted: int
     rounds: Sequence[RoundSummary]
-    state: str
+    state: State
     note: str
     log: Path | None
     progress: Mapping[str, Any] = field(default_factory=dict)
@@ -267,7 +268,7 @@ def _progress(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shown
 
 
-def _state(folder: Path, finished: Sequence[RoundSummary], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _state(folder: Path, finished: Sequence[RoundSummary], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[State, str]:
     holder = driver(folder)
     if holder:
         return "running", holder
