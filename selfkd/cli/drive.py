@@ -1,10 +1,11 @@
-"""One attempt at a run, from a terminal: the screen, the attempt's log, and the two signals that stop it.
+"""One attempt at a run, from a terminal: what is shown of it, its log, and the two signals that stop it.
 
-Stopping loses nothing that was committed: the chunk in flight is asked again by the same command.
+Stopping loses nothing that was committed: the same command generates the chunk in flight again.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -20,10 +21,11 @@ from selfkd.chain.run import Run
 from selfkd.core.files import as_typed
 from selfkd.errors import Stopped
 from selfkd.report import status
-from selfkd.report.bar import Screen
+from selfkd.report.bar import RunDisplay
 from selfkd.report.tables import console, print_rounds, round_line, rounds_of
 
-AGAIN_SECONDS = 1.0  # `timeout` and schedulers signal a process and its group: two SIGTERMs at once are one wish
+REPEAT_SECONDS = 1.0  # `timeout` and schedulers signal a process and its group: a SIGTERM this soon is the same wish again
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -35,63 +37,64 @@ class Interrupts:
     """
 
     def __init__(self) -> None:
-        self.stopped, self._at = False, -AGAIN_SECONDS
-        self._before: dict[int, Any] = {}
+        self.stopped, self._stopped_at = False, -math.inf
+        self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        self._before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers_before = {number: signal.getsignal(number) for number in SIGNALS}
         self._install()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
 
     def check(self) -> None:
+        """Put the handler back, and raise Stopped again where a stop was asked for."""
         self._install()
         if self.stopped:
             raise Stopped("stopped on request")
 
     def _install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, self._stop)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM and time.monotonic() - self._at < AGAIN_SECONDS:
+        if number == signal.SIGTERM and time.monotonic() - self._stopped_at < REPEAT_SECONDS:
             return
         if self.stopped:
             if sys.stderr.isatty():
                 os.write(2, SHOW_CURSOR)  # no Python stream here: it may be locked by what was interrupted
             os._exit(Stopped.code)
-        self.stopped, self._at = True, time.monotonic()
+        self.stopped, self._stopped_at = True, time.monotonic()
         raise Stopped("stopped on request")
 
 
 def drive(run: Run) -> status.Status:
-    """Walk the run to its end, showing it; the state it ends in. Raises Stopped, or what went wrong after logging it."""
+    """Walk the run to its end, showing it, and return the state it ends in. Raise Stopped, or what went wrong after logging it."""
     state = status.read(run.folder)
     if is_finished(run):
         return state  # nothing to do: no engine, no attempt, no lease
     refuse_second_driver(run)
-    screen = Screen(run.folder, lambda index: len(run.recipe.steps_of(index)))
-    with Interrupts() as interrupts, screen:
-        attempt = run.begin(_watcher(interrupts, screen))
-        _announce(run, attempt, state, screen)
+    display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)))
+    with Interrupts() as interrupts, display:
+        attempt = run.begin(_observer(interrupts, display))
+        _announce(run, attempt, state, display)
         try:
             walk_to_the_end(run, attempt)
         except BaseException as error:
-            ended = _in_our_words(error, interrupts)
-            attempt.failed(ended)
-            if not isinstance(ended, Stopped):
-                ended.add_note(f"Log: {as_typed(attempt.logs)}")
-            if ended is error:
+            reason = _reason(error, interrupts)
+            attempt.failed(reason)
+            if not isinstance(reason, Stopped):
+                reason.add_note(f"Log: {as_typed(attempt.logs)}")
+            if reason is error:
                 raise
-            raise ended from error
+            raise reason from error
     return status.read(run.folder)
 
 
 def print_end(state: status.Status, following: Mapping[str, str]) -> None:
-    """The table of rounds, and the commands that come next."""
+    """Print the table of rounds, and the commands that come next."""
     to = console()
     to.print()
     print_rounds(state, to)
@@ -101,25 +104,24 @@ def print_end(state: status.Status, following: Mapping[str, str]) -> None:
         to.print(f"  {command:<{width}}   # {meaning}", soft_wrap=True, markup=False)
 
 
-def _announce(run: Run, attempt: Attempt, state: status.Status, screen: Screen) -> None:
-    """The head line, the rounds sealed by earlier attempts, and how to stop."""
-    screen.say(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
-    for done in state.rounds:
-        screen.console.print(round_line(done, state.split))
-    screen.say(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(attempt.logs)}", "dim")
+def _announce(run: Run, attempt: Attempt, state: status.Status, display: RunDisplay) -> None:
+    """Print the head line, the rounds sealed by earlier attempts, and how to stop."""
+    display.print(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
+    for summary in state.rounds:
+        display.console.print(round_line(summary, state.split))
+    display.print(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(attempt.logs)}", "dim")
 
 
-def _watcher(interrupts: Interrupts, screen: Screen) -> Callable[[dict[str, Any]], None]:
-    def watch(event: dict[str, Any]) -> None:
+def _observer(interrupts: Interrupts, display: RunDisplay) -> Callable[[dict[str, Any]], None]:
+    def observe(event: dict[str, Any]) -> None:
         interrupts.check()
-        screen.watch(event)
+        display.show(event)
 
-    return watch
+    return observe
 
 
-def _in_our_words(error: BaseException, interrupts: Interrupts) -> BaseException:
-    """What stopped the run, in our words: whatever a stop made a library raise is still a stop."""
+def _reason(error: BaseException, interrupts: Interrupts) -> BaseException:
+    """Return why the run ended: Stopped for whatever error a stop made a library raise, else the error itself."""
     by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM  # Ray's own handler was first
-    if isinstance(error, Stopped) or not (interrupts.stopped or by_ray or isinstance(error, KeyboardInterrupt)):
-        return error
-    return Stopped("stopped on request")
+    asked_to_stop = interrupts.stopped or by_ray or isinstance(error, KeyboardInterrupt)
+    return Stopped("stopped on request") if asked_to_stop and not isinstance(error, Stopped) else error

@@ -1,225 +1,188 @@
-"""The commands. Each imports only what it needs, so that `lint` and `help` start at once and readers never load an engine.
+"""The command line: what can be typed, which function it calls, and what a failure looks like.
 
+Only the function that is called imports more, so that `lint` and `help` start at once and readers never load an engine.
 Exit codes: 0 done · 1 failed · 2 recipe or usage · 75 stopped and resumable (schedulers requeue on it).
 """
 
 from __future__ import annotations
 
-import argparse
+import ast
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn
 
+import selfkd
 from selfkd.cli import commands
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import SelfkdError, Stopped, UsageError
 
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its line in the list, what it says at length, its arguments, and what it does."""
-
-    line: str
-    text: str
-    arguments: Callable[[ArgumentParser], None]
-    act: Callable[[Namespace], int]
+# ----------------------------------------------------------------------------------------------------- help and its topics
 
 
-# ------------------------------------------------------------------------------------------------------------ arguments
-
-
-def _run_arguments(to: ArgumentParser) -> None:
-    to.add_argument("recipe", help="a recipe file, or the name of a shipped one (selfkd recipes)")
-    to.add_argument("overrides", nargs="*", metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH")
-    to.add_argument("--name", help="name of the run and of its folder; default: the recipe's name")
-    to.add_argument("--on", metavar="MACHINE", type=Path, help="machine settings, a YAML file (selfkd help machine)")
-    to.add_argument("--plan", action="store_true", help="print estimated rows, tokens, memory, disk and hours; start nothing")
-    to.add_argument(
-        "--amend", action="store_true", help="go on with a changed recipe where the change touches only steps not made yet"
-    )
-    to.add_argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
-
-
-def _resume_arguments(to: ArgumentParser) -> None:
-    to.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    to.add_argument(
-        "--on", metavar="MACHINE", type=Path, help="machine settings; what fixes numbers stays as the run was created"
+def overview() -> str:
+    """Return the list of commands, of verbs and of exit codes."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.line}" for name, command in COMMANDS.items()]
+    return (
+        "selfkd runs self-distillation chains: sample, score, select, train, measure, round after round.\n\n"
+        "Commands:\n" + "\n".join(lines) + "\n\n"
+        f"selfkd help COMMAND | recipe | machine, or a verb: {', '.join(_verbs())}\n"
+        "Exit codes: 0 done · 1 failed · 2 recipe or usage · 75 stopped, the same command goes on"
     )
 
 
-def _status_arguments(to: ArgumentParser) -> None:
-    to.add_argument("run", type=Path, nargs="?", metavar="RUN", help="folder of a run; without it, all runs are listed")
-    to.add_argument("--follow", action="store_true", help="keep showing the run until its driver ends")
-    to.add_argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
+def _verbs() -> list[str]:
+    """Return the names in `steps.VERBS`, read from its source: importing it would load pydantic and Polars."""
+    spec = find_spec("selfkd.steps")
+    assert spec and spec.origin
+    for node in ast.parse(Path(spec.origin).read_text("utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "VERBS" and isinstance(node.value, ast.Dict):
+            return [str(verb.value) for verb in node.value.keys if isinstance(verb, ast.Constant)]
+    raise AssertionError("selfkd.steps has no table VERBS")
 
 
-def _show_arguments(to: ArgumentParser) -> None:
-    to.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    to.add_argument("--round", type=int, metavar="K", help="which round; default: the newest that holds such rows")
-    to.add_argument("--step", metavar="NAME", help="only what this step made; `measure` shows the held-out answers")
-    to.add_argument("--where", metavar="EXPR", help='a SQL expression, such as "correct = 0 AND tokens > 100" or "NOT kept"')
-    to.add_argument("-n", type=int, default=5, metavar="N", help="rows to show; default: 5")
-    to.add_argument("--training-rows", action="store_true", help="show what the model was trained on instead of samples")
-
-
-def _verify_arguments(to: ArgumentParser) -> None:
-    to.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
-    to.add_argument("--quick", action="store_true", help="check records, links and sizes only; read no data")
-
-
-def _lint_arguments(to: ArgumentParser) -> None:
-    to.add_argument("recipe", help="a recipe file, or the name of a shipped one")
-    to.add_argument("overrides", nargs="*", metavar="key=value", help="as for run")
-    to.add_argument("--dry-run", action="store_true", help="also walk two rounds on a fake model, in a temporary folder")
-
-
-def _try_arguments(to: ArgumentParser) -> None:
-    to.add_argument("function", metavar="FILE.py:FN", help="a reward function")
-    to.add_argument(
-        "data", type=Path, metavar="DATA", help="JSONL: completion, and prompt, answer and other columns as the function asks"
-    )
-    to.add_argument("-n", type=int, default=5, metavar="N", help="rows to score and show; default: 5")
-    to.add_argument(
-        "--out", type=Path, metavar="FILE", help="score every row, on all cores, and write line, value and why as JSONL"
-    )
-
-
-def _cp_arguments(to: ArgumentParser) -> None:
-    to.add_argument("name", metavar="NAME", help="a recipe (selfkd recipes)")
-    to.add_argument("folder", type=Path, metavar="DIR", help="where to")
-
-
-def _doctor_arguments(to: ArgumentParser) -> None:
-    to.add_argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
-
-
-def _help_arguments(to: ArgumentParser) -> None:
-    to.add_argument("topic", nargs="?", help="a command, a verb of recipes, `recipe` or `machine`")
-
-
-def _no_arguments(to: ArgumentParser) -> None:
-    pass
-
-
-# ------------------------------------------------------------------------------------------------------------------ help
-
-
-def _help(given: Namespace) -> int:
-    if given.topic is None:
+def explain(topic: str | None) -> int:
+    """Explain a command, a verb, the recipe or the machine file."""
+    if topic is None:
         print(overview())
-    elif given.topic in COMMANDS:
-        print(_parser(given.topic).format_help(), end="")
+    elif topic in COMMANDS:
+        print(_parser(topic).format_help(), end="")
     else:
-        print(_topic(given.topic))
+        print(_topic(topic))
     return 0
 
 
 def _topic(topic: str) -> str:
-    from selfkd.backend.machine import explain
+    from selfkd.backend import machine
     from selfkd.recipe import reference
     from selfkd.steps import VERBS
 
     if topic == "recipe":
         return reference.text().rstrip()
     if topic == "machine":
-        return explain()
+        return machine.explain()
     if topic in VERBS:
         return reference.verb_help(topic)
-    raise UsageError(
-        f"no topic '{topic}'.{_near(topic, [*VERBS, *COMMANDS])}",
-        "",
-        f"Verbs: {', '.join(VERBS)}; or a command, recipe, machine.",
-    )
+    fix = f"Verbs: {', '.join(VERBS)}; or a command, recipe, machine."
+    raise UsageError(f"no topic '{topic}'.{did_you_mean(topic, [*VERBS, *COMMANDS])}", "", fix)
 
 
-def _near(word: str, known: Sequence[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(word, known, 1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+# ------------------------------------------------------------------------------------------------------------ the commands
 
 
-def overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.line}" for name, command in COMMANDS.items()]
-    return (
-        "selfkd runs self-distillation chains: sample, score, select, train, measure, round after round.\n\n"
-        "Commands:\n" + "\n".join(lines) + "\n\n"
-        "selfkd help COMMAND | recipe | machine, or a verb: recall, gold, sample, score, select, build, train, measure\n"
-        "Exit codes: 0 done · 1 failed · 2 recipe or usage · 75 stopped, the same command goes on"
-    )
+class Argument:
+    """One argument of a command: its names, and what `ArgumentParser.add_argument` takes beside them."""
 
+    def __init__(self, *names: str, **how: Any) -> None:
+        self.names, self.how = names, how
+
+
+class Command:
+    """A command: its line in the list, the function that acts, and its arguments, which are that function's parameters."""
+
+    def __init__(self, line: str, act: Callable[..., int], *arguments: Argument) -> None:
+        self.line, self.act, self.arguments = line, act, arguments
+
+
+def _flag(name: str, text: str) -> Argument:
+    return Argument(name, action="store_true", help=text)
+
+
+RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (selfkd recipes)")
+OVERRIDES = Argument("overrides", nargs="*", metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH")
+RUN = Argument("run", type=Path, metavar="RUN", help="folder of a run")
+RUNS = Argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
+ON = Argument("--on", type=Path, metavar="MACHINE", help="machine settings, a YAML file (selfkd help machine)")
 
 COMMANDS = {
     "run": Command(
         "start a run, or go on with it",
-        "Starts a run, or goes on where it stopped: safe to repeat, safe to requeue.",
-        _run_arguments,
         commands.run,
+        RECIPE,
+        OVERRIDES,
+        Argument("--name", help="name of the run and of its folder; default: the recipe's name"),
+        ON,
+        _flag("--plan", "print estimated rows, tokens, memory, disk and hours; start nothing"),
+        _flag("--amend", "go on with a changed recipe where the change touches only steps not made yet"),
+        RUNS,
     ),
-    "resume": Command(
-        "go on with a run as it was frozen",
-        "Goes on with the recipe and the code that the run keeps inside.",
-        _resume_arguments,
-        commands.resume,
-    ),
+    "resume": Command("go on with a run as it was frozen", commands.resume, RUN, ON),
     "status": Command(
-        "rounds, state and progress of runs",
-        "Reads run folders; also while a driver writes.",
-        _status_arguments,
+        "show rounds, state and progress of runs",
         commands.status,
+        Argument("run", type=Path, nargs="?", metavar="RUN", help="folder of a run; without it, all runs are listed"),
+        _flag("--follow", "keep showing the run until its driver ends"),
+        RUNS,
     ),
     "show": Command(
         "read samples or training rows of a round",
-        "Shows rows: what was asked, answered, scored, kept.",
-        _show_arguments,
         commands.show,
+        RUN,
+        Argument("--round", dest="index", type=int, metavar="K", help="which round; default: the newest that holds such rows"),
+        Argument("--step", metavar="NAME", help="only what this step made; `measure` shows the held-out answers"),
+        Argument("--where", metavar="EXPR", help='a SQL expression: "correct = 0 AND tokens > 100" or "NOT kept"'),
+        Argument("-n", type=int, default=5, metavar="N", help="rows to show; default: 5"),
+        _flag("--training-rows", "show what the model was trained on instead of samples"),
     ),
     "verify": Command(
         "prove that a run is as it was committed",
-        "Checks the chain and re-hashes every file that counts.",
-        _verify_arguments,
         commands.verify,
+        RUN,
+        _flag("--quick", "check records, links and sizes only; read no data"),
     ),
     "lint": Command(
-        "check a recipe without a model", "Checks a recipe, its rewards and its prompts.", _lint_arguments, commands.lint
+        "check a recipe without a model",
+        commands.lint,
+        RECIPE,
+        OVERRIDES,
+        _flag("--dry-run", "also walk two rounds on a fake model, in a temporary folder"),
     ),
     "try": Command(
         "run a reward on a few rows",
-        "Scores the first rows of a file with a reward function.",
-        _try_arguments,
         commands.try_reward,
+        Argument("function", metavar="FILE.py:FN", help="a reward function"),
+        Argument("data", type=Path, metavar="DATA", help="JSONL: completion; prompt, answer and what the function asks"),
+        Argument("-n", type=int, default=5, metavar="N", help="rows to score and show; default: 5"),
+        Argument("--out", type=Path, metavar="FILE", help="score every row on all cores; write line, value, why as JSONL"),
     ),
-    "recipes": Command("list recipes", "Lists the shipped recipes and those under recipes/.", _no_arguments, commands.recipes),
+    "recipes": Command("list recipes", commands.recipes),
     "cp": Command(
-        "copy a recipe with its files", "Copies a recipe and the rewards and templates it names.", _cp_arguments, commands.cp
+        "copy a recipe with its files",
+        commands.cp,
+        Argument("name", metavar="NAME", help="a recipe (selfkd recipes)"),
+        Argument("folder", type=Path, metavar="DIR", help="where to"),
     ),
-    "doctor": Command(
-        "check this machine", "Versions, cores, memory, disk, run folder, GPU, imports.", _doctor_arguments, commands.doctor
-    ),
+    "doctor": Command("check this machine", commands.doctor, RUNS),
     "help": Command(
-        "explain a command or a verb", "Explains a command, a verb, the recipe or the machine file.", _help_arguments, _help
+        "explain a command or a verb",
+        explain,
+        Argument("topic", nargs="?", help="a command, a verb of recipes, `recipe` or `machine`"),
     ),
 }
 
 
-# ------------------------------------------------------------------------------------------------------------------ main
+# -------------------------------------------------------------------------------------------------------------------- main
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. Errors of ours are printed as they are, others as one line; SELFKD_DEBUG=1 shows traces."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    An error of ours is printed as it is, any other as one line; with SELFKD_DEBUG=1 it is raised, for its trace.
+    """
+    words = sys.argv[1:] if words is None else words
     try:
-        code = _command(words)
+        code = _act(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went; the flush at exit must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; the flush at exit must not complain
         return 0
     except Stopped:
-        print(f"Stopped. Repeat the command to go on: {commands.say(*words)}", file=sys.stderr)
+        print(f"Stopped. Repeat the command to go on: {commands.command_line(*words)}", file=sys.stderr)
         return Stopped.code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
@@ -228,40 +191,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(error)
 
 
-def _failed(error: Exception) -> int:
-    if os.environ.get("SELFKD_DEBUG") == "1":
-        raise error
-    ours = isinstance(error, SelfkdError)
-    notes = getattr(error, "__notes__", [])  # where the log is, if the error came out of a run
-    lines = [str(error) if ours else f"{type(error).__name__}: {error}".split("\n", 1)[0], *notes]
-    lines += [] if ours or notes else ["SELFKD_DEBUG=1 shows where this comes from."]
-    print("\n".join(lines), file=sys.stderr)
-    return error.code if isinstance(error, SelfkdError) else 1
-
-
-def _command(words: Sequence[str]) -> int:
+def _act(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(overview())
         return 0 if words else 2
     if words[0] == "--version":
-        import selfkd
-
         print(f"selfkd {selfkd.__version__}")
         return 0
-    if words[0] not in COMMANDS:
-        raise UsageError(f"no command '{words[0]}'.{_near(words[0], list(COMMANDS))}", "", f"Commands: {', '.join(COMMANDS)}")
+    name, *rest = words
+    if name not in COMMANDS:
+        raise UsageError(f"no command '{name}'.{did_you_mean(name, COMMANDS)}", "", f"Commands: {', '.join(COMMANDS)}")
     try:
-        given = _parser(words[0]).parse_intermixed_args(list(words[1:]))
-    except SystemExit as left:  # argparse has printed its help (0) or what is wrong (2)
-        return int(left.code or 0)
-    return COMMANDS[words[0]].act(given)
+        given = _parser(name).parse_intermixed_args(rest)
+    except SystemExit:  # argparse has printed the help that `--help` asked for
+        return 0
+    return COMMANDS[name].act(**vars(given))
+
+
+class _Parser(ArgumentParser):
+    """An ArgumentParser that raises what is wrong with the arguments instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, self.prog, f"See {self.prog} --help")
 
 
 def _parser(name: str) -> ArgumentParser:
-    command = COMMANDS[name]
-    parser = argparse.ArgumentParser(f"selfkd {name}", description=command.text, allow_abbrev=False)
-    command.arguments(parser)
+    parser = _Parser(f"selfkd {name}", description=COMMANDS[name].act.__doc__, allow_abbrev=False)
+    for argument in COMMANDS[name].arguments:
+        parser.add_argument(*argument.names, **argument.how)
     return parser
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("SELFKD_DEBUG") == "1":
+        raise error
+    notes = getattr(error, "__notes__", [])  # where the log is, if the error came out of a run
+    if isinstance(error, SelfkdError):
+        lines, code = [str(error), *notes], error.code
+    else:
+        first = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        lines, code = [first, *(notes or ["SELFKD_DEBUG=1 shows where this comes from."])], 1
+    print("\n".join(lines), file=sys.stderr)
+    return code
 
 
 __all__ = ["COMMANDS", "main", "overview"]

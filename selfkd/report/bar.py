@@ -1,4 +1,7 @@
-"""The terminal while a run goes on: one line per finished round, one bar for the step in progress. Reads a run folder, writes nothing."""
+"""The terminal while a run goes on: one line per finished round, one bar for the step in progress.
+
+Reads a run folder, writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,39 @@ from selfkd.report import status
 from selfkd.report.status import Status
 from selfkd.report.tables import console, round_line, span, step_line
 
-FEW = 20  # a twentieth of the work must be done before its pace says how long the rest takes
+PACE_SHARE = 0.05  # of the remaining work must be done before its pace says how long the rest takes
+PACE_SECONDS = 1.0  # must have passed as well: the first answers of a batch come late and say little
 PLAIN_SECONDS = 10.0  # between two progress lines where the output is a file or a pipe
-REDRAWS = 4  # a second
-ENGINE = ("sample", "measure")  # verbs that wait for an engine the first time
+REDRAWS_PER_SECOND = 4
+ENGINE_VERBS = ("sample", "measure")  # verbs that wait for an engine to start, the first time
 
 
-class Screen:
-    """Watches a run. Use as a context manager; `watch` takes every event that goes to events.jsonl.
+class RunDisplay:
+    """Shows a run. Use as a context manager, and give `show` every event that goes to events.jsonl.
 
-    `steps` says how many steps a round has. `clock` is the time in seconds, for the pace of plain lines and time left.
+    `steps_of` tells how many steps a round has. `clock` is the time in seconds, for the pace of plain lines and time left.
     """
 
     def __init__(
-        self, folder: Path, steps: Callable[[int], int], to: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        folder: Path,
+        steps_of: Callable[[int], int],
+        to: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.steps, self.clock = folder, steps, clock
+        self.folder, self.steps_of, self.clock = folder, steps_of, clock
         self.console = to or console()
         self.live: Live | None = None
-        self.current: dict[str, Any] = {}
-        self._began, self._first_done = 0.0, 0
-        self._said = -math.inf
-        self._warm = False
+        self.current: dict[str, Any] = {}  # the newest event of the step in progress
+        self._step_began, self._done_before = 0.0, 0  # when this attempt began the step, and how much it found done
+        self._printed_at = -math.inf
+        self._engine_started = False
 
-    def __enter__(self) -> Screen:
+    def __enter__(self) -> RunDisplay:
         if self.console.is_terminal:  # drawn by a thread of its own, so that the clock runs while an engine starts
-            self.live = Live(console=self.console, refresh_per_second=REDRAWS, transient=True, get_renderable=self.line)
+            self.live = Live(
+                console=self.console, refresh_per_second=REDRAWS_PER_SECOND, transient=True, get_renderable=self.line
+            )
             self.live.start()
         return self
 
@@ -55,11 +65,11 @@ class Screen:
             self.live.stop()
             self.live = None
 
-    def say(self, text: str, style: str = "") -> None:
+    def print(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style))
 
-    def watch(self, event: Mapping[str, Any]) -> None:
-        """Show one event; unknown kinds with a text are printed, so that nothing a backend says is lost."""
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Show one event; unknown kinds with a text are printed, so that nothing a backend reports is lost."""
         kind = event["event"]
         if kind in ("step", "progress"):
             self._step(event)
@@ -68,21 +78,24 @@ class Screen:
         elif kind == "sealed":
             self._sealed()
         elif event.get("text") and kind not in ("stopped", "failed", "done"):
-            self.say(str(event["text"]), "yellow" if kind == "warning" else "dim")
+            self.print(str(event["text"]), "yellow" if kind == "warning" else "dim")
 
     def _step(self, event: Mapping[str, Any]) -> None:
-        """A new step, or new figures of this one. Time left is judged by what this attempt did, not by what it found done."""
+        """Show a new step, or new figures of this one. Time left is judged by what this attempt did, not by what it found done."""
         before = self.current
         if any(before.get(name) != event.get(name) for name in ("round", "step", "unit")):
-            self._began, self._first_done = self.clock(), event.get("done", 0)
+            self._step_began, self._done_before = self.clock(), event.get("done", 0)
         same = before if before.get("step") == event.get("step") else {}
-        named: dict[str, Any] = {name: same[name] for name in ("number", "verb") if name in same}
-        self.current = {**named, **event}  # a new dict: the drawing thread reads the old one
-        self._warm = self._warm or bool(event.get("rate"))
-        waits = event["event"] == "step" and not self._warm and event.get("verb") in ENGINE  # half a minute of silence: say why
-        if not self.live and (waits or self.clock() - self._said >= PLAIN_SECONDS):
-            self._said = self.clock()
+        announced: dict[str, Any] = {name: same[name] for name in ("number", "verb") if name in same}
+        self.current = {**announced, **event}  # a new dict: the drawing thread reads the old one
+        self._engine_started = self._engine_started or bool(event.get("rate"))
+        silent = event["event"] == "step" and self._starts_engine()  # for half a minute: say why
+        if not self.live and (silent or self.clock() - self._printed_at >= PLAIN_SECONDS):
+            self._printed_at = self.clock()
             self.console.print(self.line())
+
+    def _starts_engine(self) -> bool:
+        return not self._engine_started and self.current.get("verb") in ENGINE_VERBS
 
     def _sealed(self) -> None:
         self.current = {}
@@ -91,35 +104,37 @@ class Screen:
             self.console.print(round_line(rounds[-1], status.main_split(rounds)))
 
     def line(self) -> Text:
-        """The step in progress: 'round 2  1/7 sample  ███░  5120/7473  2310 tok/s  left 6 m'; empty between steps."""
+        """Return the line of the step in progress; empty between steps."""
         current = self.current
         if not current:
             return Text("")
-        left = self._left(current)
+        left = self._seconds_left(current)
         known = current if left is None else {**current, "left": left}
-        starting = "starting engine …  " if not self._warm and current.get("verb") in ENGINE else ""
-        return step_line(known, self.steps(int(current.get("round", 0))), f"{starting}{span(self.clock() - self._began)}")
+        starting = "starting engine …  " if self._starts_engine() else ""
+        idle = f"{starting}{span(self.clock() - self._step_began)}"
+        return step_line(known, self.steps_of(int(current.get("round", 0))), idle)
 
-    def _left(self, current: Mapping[str, Any]) -> float | None:
+    def _seconds_left(self, current: Mapping[str, Any]) -> float | None:
+        """Return how long the rest takes at the pace of this attempt; None while that is not known."""
         done, total = current.get("done", 0), current.get("total", 0)
-        fresh, spent = done - self._first_done, self.clock() - self._began
-        known = fresh * FEW > total - self._first_done and spent > 1  # the first answers of a batch come late and say little
-        return (total - done) * spent / fresh if known else None
+        fresh, spent = done - self._done_before, self.clock() - self._step_began
+        if fresh <= PACE_SHARE * (total - self._done_before) or spent <= PACE_SECONDS:
+            return None
+        return float((total - done) * spent / fresh)
 
 
 def follow(folder: Path, to: Console, pause: float = 1.0) -> Status:
     """Show a run until nobody drives it any more; a terminal is redrawn, a pipe gets a line at most every 10 seconds."""
     state = status.read(folder)
-    with Screen(folder, lambda index: 0, to) as screen:
-        sealed = len(state.rounds)
-        for done in state.rounds:
-            to.print(round_line(done, state.split))
-        while state.state == "running":
+    with RunDisplay(folder, lambda index: 0, to) as display:
+        printed = 0
+        while True:
+            for summary in state.rounds[printed:]:
+                to.print(round_line(summary, state.split))
+            printed = len(state.rounds)
+            if state.state != "running":
+                return state
             if state.progress:
-                screen.watch(state.progress)
+                display.show(state.progress)
             time.sleep(pause)
             state = status.read(folder)
-            for done in state.rounds[sealed:]:
-                to.print(round_line(done, state.split))
-            sealed = len(state.rounds)
-    return state

@@ -1,91 +1,102 @@
-"""Rows of a round for a reader: what was asked, what was answered, what it scored, whether it was kept and if not, why.
+"""Rows of a round, found for a reader: what was asked, what was answered, what it scored, whether it was kept and if not, why.
 
-Reads commits and tables of a run folder; knows nothing of how they were made.
+Reads commits and tables of a run folder. Knows neither how they were made nor how they are printed.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.rule import Rule
-from rich.text import Text
 
 from selfkd.core import views
-from selfkd.core.pool import Pool, light
+from selfkd.core.pool import Pool, empty, light
 from selfkd.errors import ChainError, UsageError
 from selfkd.report import status
 
-CUT = 2000  # characters of one text; a reward loop's thousandth line tells nobody more than its hundredth
-
 
 @dataclass(frozen=True)
-class Shown:
-    """Rows ready to print: how many matched, in how many, and the first of them with their texts."""
+class Found:
+    """The first rows that matched, with their texts: `matched` of `total` rows did. `title` says what was looked for."""
 
+    table: Literal["samples", "rows"]
     title: str
     total: int
     matched: int
-    rows: list[dict[str, Any]]
-    scores: Sequence[str] = ()
+    first: pl.DataFrame
+    scores: Sequence[str] = ()  # those of its columns that are scores
 
 
-def samples(folder: Path, round: int | None = None, step: str | None = None, where: str | None = None, n: int = 5) -> Shown:
-    """The first `n` samples, by prompt, of a round (default: the newest with samples), one step of it, or those `where` holds.
+def samples(folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5) -> Found:
+    """Find samples of round `index` (None: the newest with samples), by prompt; only those of one step, or where `where` holds.
 
     `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason).
     """
-    index, commits = _round(folder, round, "samples", step)
-    made = [commit for commit in commits if "samples" in commit["tables"] and (step is None or commit["step"] == step)]
+    index, commits = _round(folder, index, "samples", step)
+    made = [commit for commit in commits if _holds(commit, "samples", step)]
     outside = all(commit["outside"] for commit in made)
     pool = _pool(folder, made if outside else [commit for commit in commits if not commit["outside"]])
     view = views.with_scores(_light(folder, "samples", made) if step else pool.samples, pool)
     view = _marked(view, pool, outside)
     matched = _matching(view, pool, where, "samples")
     first = views.with_heavy(matched.sort("prompt", "number", "id").head(n), pool, ["text", "asked"])
-    rows = _with_prompts(folder, first, pool)
-    scores = views.score_names(pool)
-    return Shown(_title(index, step, where), view.height, matched.height, rows, scores)
+    return Found(
+        table="samples",
+        title=_title(index, step, where, "samples"),
+        total=view.height,
+        matched=matched.height,
+        first=_with_prompts(folder, first, pool),
+        scores=views.score_names(pool),
+    )
 
 
 def training_rows(
-    folder: Path, round: int | None = None, step: str | None = None, where: str | None = None, n: int = 5
-) -> Shown:
-    """The rows a model was trained on; `where` sees the columns of the row table (kind, stream, role, weight, chosen, …)."""
-    index, commits = _round(folder, round, "rows", step)
-    made = [commit for commit in commits if "rows" in commit["tables"] and (step is None or commit["step"] == step)]
-    pool = _pool(folder, made)
+    folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5
+) -> Found:
+    """Find the rows a model was trained on; `where` sees the columns of the row table (kind, stream, role, weight, chosen, …)."""
+    index, commits = _round(folder, index, "rows", step)
+    pool = _pool(folder, [commit for commit in commits if _holds(commit, "rows", step)])
     view = pool.rows.sort("id")
     matched = _matching(view, pool, where, "rows")
-    first = views.with_heavy(matched.head(n), pool, ["messages", "chosen", "rejected"], "rows")
-    return Shown(_title(index, step, where, "training rows"), view.height, matched.height, first.to_dicts())
+    return Found(
+        table="rows",
+        title=_title(index, step, where, "training rows"),
+        total=view.height,
+        matched=matched.height,
+        first=views.with_heavy(matched.head(n), pool, ["messages", "chosen", "rejected"], "rows"),
+    )
 
 
-def _round(folder: Path, round: int | None, table: str, step: str | None) -> tuple[int, list[dict[str, Any]]]:
-    """The commits of the round asked for, or of the newest one that holds such a table; UsageError says what there is."""
+def _round(folder: Path, index: int | None, table: str, step: str | None) -> tuple[int, list[dict[str, Any]]]:
+    """Return the round asked for, or the newest one that holds such a table, and its commits; raise UsageError with what there is.
+
+    Tables inside the pool go before those outside it: without `step`, the samples of a measurement are shown only where no
+    round has others.
+    """
     status.run_json(folder)
     known = {int(path.name.rsplit("-", 1)[1]): status.step_commits(path) for path in status.round_folders(folder)}
-    if round is not None and round not in known:
+    if index is not None and index not in known:
         listed = "Rounds: " + ", ".join(map(str, known)) if known else "No round has begun."
-        raise UsageError(f"there is no round {round}", str(folder), listed)
-    candidates = [round] if round is not None else sorted(known, reverse=True)
-    inside = [
-        index for index in candidates if any(_holds(commit, table, step) and not commit["outside"] for commit in known[index])
-    ]
-    any_ = [index for index in candidates if any(_holds(commit, table, step) for commit in known[index])]
-    if not any_:
-        steps = sorted({commit["step"] for index in candidates for commit in known[index] if table in commit["tables"]})
-        fix = f"Steps with {table}: {', '.join(steps)}" if steps else "Nothing of that kind was made yet: selfkd status"
-        what = f"no {table} in {f'round {round}' if round is not None else 'any round'}" + (f", step '{step}'" if step else "")
-        raise UsageError(what, str(folder), fix)
-    chosen = (inside or any_)[0]
-    return chosen, known[chosen]
+        raise UsageError(f"there is no round {index}", str(folder), listed)
+    candidates = [index] if index is not None else sorted(known, reverse=True)
+    holding = {at: [commit for commit in known[at] if _holds(commit, table, step)] for at in candidates}
+    in_pool = [at for at in candidates if any(not commit["outside"] for commit in holding[at])]
+    anywhere = [at for at in candidates if holding[at]]
+    if not anywhere:
+        raise _nothing(folder, index, table, step, [commit for at in candidates for commit in known[at]])
+    newest = in_pool[0] if in_pool else anywhere[0]
+    return newest, known[newest]
+
+
+def _nothing(folder: Path, index: int | None, table: str, step: str | None, commits: Sequence[Mapping[str, Any]]) -> UsageError:
+    """Return the error that names the steps which do hold such a table."""
+    place = "any round" if index is None else f"round {index}"
+    steps = sorted({commit["step"] for commit in commits if table in commit["tables"]})
+    fix = f"Steps with {table}: {', '.join(steps)}" if steps else "Nothing of that kind was made yet: selfkd status"
+    return UsageError(f"no {table} in {place}" + (f", step '{step}'" if step else ""), str(folder), fix)
 
 
 def _holds(commit: Mapping[str, Any], table: str, step: str | None) -> bool:
@@ -93,7 +104,7 @@ def _holds(commit: Mapping[str, Any], table: str, step: str | None) -> bool:
 
 
 def _pool(folder: Path, commits: Sequence[Mapping[str, Any]]) -> Pool:
-    """What these commits added, light columns in memory; tables whose files are gone are an error that names one."""
+    """Return what these commits added, light columns in memory; raise ChainError where a file of theirs is gone."""
     files: dict[str, tuple[Path, ...]] = {}
     for commit in commits:
         for name, table in commit["tables"].items():
@@ -112,7 +123,7 @@ def _light(folder: Path, table: str, commits: Sequence[Mapping[str, Any]]) -> pl
 
 
 def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:
-    """`kept` (null for a held-out answer), and `why`: the first step that dropped the sample or its prompt, with the reason."""
+    """Add `kept` (null for a held-out answer), and `why`: the first step that dropped the sample or its prompt, with its reason."""
     drops = pool.drops.with_columns(why=pl.format("{}: {}", "step", "reason"))
     own = drops.filter(pl.col("stream").is_not_null()).group_by("id", maintain_order=True).agg(pl.col("why").first())
     prompts = drops.filter(pl.col("stream").is_null()).group_by("id", maintain_order=True).agg(prompt_why=pl.col("why").first())
@@ -122,7 +133,7 @@ def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:
 
 
 def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> pl.DataFrame:
-    """Rows for which `where` holds; heavy columns are read only if it names them."""
+    """Return the rows for which `where` holds; heavy columns are read only if it names them."""
     if not where:
         return view
     heavy = [name for name in Pool().scan(table).collect_schema().names() if name not in view.columns]
@@ -132,82 +143,15 @@ def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> 
     return with_texts.filter(parsed).select(view.columns)
 
 
-def _with_prompts(folder: Path, rows: pl.DataFrame, pool: Pool) -> list[dict[str, Any]]:
-    """Each row as a dict with the `messages` and `answer` of its prompt, wherever that prompt was frozen or made."""
+def _with_prompts(folder: Path, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """Add the `messages` and `answer` of each row's prompt, wherever that prompt was frozen or made."""
     frozen = [folder / split["file"] for split in status.run_json(folder)["prompts"].values()]
     sources = [pl.scan_parquet(path) for path in (*frozen, *pool.files.get("prompts", ())) if path.is_file()]
-    wanted = rows["prompt"].unique().to_list()
-    found = [source.filter(pl.col("id").is_in(wanted)).select("id", "messages", "answer").collect() for source in sources]
-    known = {row["id"]: row for frame in found for row in frame.iter_rows(named=True)}
-    return [{**known.get(row["prompt"], {}), **row} for row in rows.iter_rows(named=True)]
+    columns, wanted = ("id", "messages", "answer"), rows["prompt"].unique().to_list()
+    found = [source.select(columns).filter(pl.col("id").is_in(wanted)).collect() for source in sources]
+    prompts = pl.concat([empty("prompts").select(columns), *found]).unique("id", keep="last")
+    return rows.join(prompts.rename({"id": "prompt"}), on="prompt", how="left", maintain_order="left")
 
 
-def _title(index: int, step: str | None, where: str | None, noun: str = "samples") -> str:
+def _title(index: int, step: str | None, where: str | None, noun: str) -> str:
     return f"round {index}" + (f" · {step}" if step else "") + f" · {noun}" + (f" where {where}" if where else "")
-
-
-# ---------------------------------------------------------------------------------------------------------------- printing
-
-
-def show(shown: Shown, to: Console) -> None:
-    """One panel per row, with a head line that says how many there are in all."""
-    to.print(Text(f"{shown.title}: {shown.matched} of {shown.total}, showing {len(shown.rows)}", "bold"))
-    for row in shown.rows:
-        to.print(_row_panel(row) if "kind" in row else _sample_panel(row, shown.scores))
-
-
-def _sample_panel(row: Mapping[str, Any], scores: Sequence[str]) -> Panel:
-    parts: list[Any] = [_field("prompt", _last_user(row.get("messages")))]
-    if row.get("asked") and row.get("messages") and row["asked"] != row["messages"]:
-        parts.append(_field("asked", _told(row["asked"])))  # the teacher was told more than the student
-    if row.get("answer") is not None:
-        parts.append(_field("answer", row["answer"]))
-    parts += [Rule(style="dim"), Text(_cut(row["text"]))]
-    values = "   ".join(f"{name} {_number(row.get(name))}" for name in scores)
-    verdict = _verdict(row)
-    length = f"{row['tokens']} tokens, {'cut at the limit' if row['finish'] == 'length' else row['finish']}"
-    foot = Text(f"{values}   " if values else "").append(verdict).append(f"   {length}   {row['model']}", "dim")
-    return Panel(
-        Group(*parts, Rule(style="dim"), foot), title=f"{row['stream']} {row['id']}", title_align="left", border_style="dim"
-    )
-
-
-def _verdict(row: Mapping[str, Any]) -> Text:
-    if row["kept"] is None:
-        return Text("held out")
-    return Text("kept", "green") if row["kept"] else Text(f"dropped by {row['why']}", "yellow")
-
-
-def _row_panel(row: Mapping[str, Any]) -> Panel:
-    parts: list[Any] = [_field(message["role"], message["content"]) for message in row["messages"] or ()]
-    parts += [Rule(style="dim"), _field("chosen" if row["rejected"] is not None else "completion", row["chosen"])]
-    if row["rejected"] is not None:
-        parts.append(_field("rejected", row["rejected"]))
-    ended = "" if row["chosen_ended"] else "   not ended: no end token to learn"
-    foot = f"{row['role']}   weight {_number(row['weight'])}   from {', '.join(row['samples'] or ()) or 'no sample'}{ended}"
-    parts += [Rule(style="dim"), Text(foot, "dim")]
-    return Panel(Group(*parts), title=f"{row['kind']} {row['id']}", title_align="left", border_style="dim")
-
-
-def _field(name: str, text: Any) -> Text:
-    return Text(f"{name}: ", "dim").append(Text(_cut(str(text)), ""))
-
-
-def _last_user(messages: Sequence[Mapping[str, str]] | None) -> str:
-    said = [message["content"] for message in messages or () if message["role"] == "user"]
-    return said[-1] if said else json.dumps(messages, ensure_ascii=False)
-
-
-def _told(asked: Sequence[Mapping[str, str]]) -> str:
-    """All that a teacher saw: its one message, or every turn with its role."""
-    return _last_user(asked) if len(asked) == 1 else "\n".join(f"[{turn['role']}] {turn['content']}" for turn in asked)
-
-
-def _cut(text: str | None) -> str:
-    if text is None:
-        return ""
-    return text if len(text) <= CUT else f"{text[:CUT]} … ({len(text) - CUT} more characters)"
-
-
-def _number(value: float | None) -> str:
-    return "unscored" if value is None else f"{value:.4g}"

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -21,13 +21,14 @@ from selfkd.core.lease import PATIENCE_SECONDS, started_at
 from selfkd.core.stats import Change, change
 from selfkd.errors import ChainError, UsageError
 
-STAGES = ("generate", "score", "train", "measure")
-TAIL_BYTES = 1 << 16
+STAGES = ("generate", "score", "train", "measure", "other")  # of a step's seconds, in the order of the table's columns
+State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
+TAIL_BYTES = 1 << 16  # of events.jsonl: some hundreds of its last lines
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one measure step says: the score that tables show, as a mean over prompts with the half-width of its interval."""
+    """One score of one measure step: its mean over prompts, and the half-width of its interval."""
 
     split: str
     score: str
@@ -37,9 +38,13 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One sealed round. `kept` counts samples that no step dropped, None where the round made none; `survived` is the share
-    of the update that the engine sees, and `unproved` says why a weight swap could not be told from no swap."""
+class RoundSummary:
+    """One sealed round, for a reader.
+
+    `accepted` and `why`: whether the next round goes on from its model, and if not, why it was rolled back. `kept` counts
+    samples that no step dropped, None where the round made none. `survived` is the share of the update that the engine sees;
+    `unproved` says why a swap of weights could not be proved.
+    """
 
     index: int
     accepted: bool
@@ -57,14 +62,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Status:
-    """A run at one moment. `state`: new, running, done, stopped, failed, or interrupted (killed, or its machine went)."""
+    """A run at one moment. It was interrupted where its driver was killed, or the machine went down."""
 
     folder: Path
     name: str
     model: str
     rounds_wanted: int
-    rounds: Sequence[Round]
-    state: str
+    rounds: Sequence[RoundSummary]
+    state: State
     note: str
     log: Path | None
     progress: Mapping[str, Any] = field(default_factory=dict)
@@ -74,22 +79,31 @@ class Status:
         return main_split(self.rounds)
 
 
-def main_split(rounds: Sequence[Round]) -> str:
-    """The split that tables show: the one measured in most rounds, `dev` before `test`."""
-    counts = Counter(split for done in rounds for split in done.measured)
+def main_split(rounds: Sequence[RoundSummary]) -> str:
+    """Return the split that tables show: the one measured in most rounds, `dev` before `test`."""
+    counts = Counter(split for summary in rounds for split in summary.measured)
     return min(counts, key=lambda split: (-counts[split], split), default="dev")
 
 
 def read(folder: Path) -> Status:
-    """The state of the run in `folder`; UsageError where there is none."""
+    """Return the state of the run in `folder`; raise UsageError where there is none."""
     manifest = run_json(folder)
     finished = rounds(folder)
     wanted = rounds_wanted(folder, manifest)
     log = newest_log(folder)
     events = _tail(log / "events.jsonl") if log else []
     state, note = _state(folder, finished, wanted, events)
-    shown = {} if state == "done" else _progress(events)
-    return Status(folder, manifest["name"], _model_name(manifest["model"]), wanted, finished, state, note, log, shown)
+    return Status(
+        folder=folder,
+        name=manifest["name"],
+        model=_model_name(manifest["model"]),
+        rounds_wanted=wanted,
+        rounds=finished,
+        state=state,
+        note=note,
+        log=log,
+        progress={} if state == "done" else _progress(events),
+    )
 
 
 def run_json(folder: Path) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def run_json(folder: Path) -> dict[str, Any]:
 
 
 def record(path: Path) -> dict[str, Any]:
-    """A JSON record of a run; ChainError where it cannot be read. That it was not changed is for `verify` to say."""
+    """Return a JSON record of a run; raise ChainError where it cannot be read. Whether it was changed, `verify` says."""
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -119,77 +133,94 @@ def round_folders(folder: Path) -> list[Path]:
 
 
 def step_commits(round_folder: Path) -> list[dict[str, Any]]:
-    """The commits of the steps made so far in one round, in order."""
+    """Return the commits of the steps made so far in one round, in order."""
     paths = sorted(round_folder.glob("[0-9][0-9]-*.json"))
     return [record(path) for path in paths]
 
 
 def rounds_wanted(folder: Path, manifest: Mapping[str, Any]) -> int:
-    """How many rounds the newest amendment asks for, else the run as created."""
+    """Return how many rounds the newest amendment asks for, else the run as created."""
     wanted = int(manifest["rounds"])
     for path in sorted((folder / "amendments").glob("*.json")):
         wanted = int(record(path)["recipe"]["rounds"])
     return wanted
 
 
-def rounds(folder: Path) -> list[Round]:
-    """The sealed rounds, each compared with round 0 on the prompts that both measured."""
-    found: list[Round] = []
+def rounds(folder: Path) -> list[RoundSummary]:
+    """Return the sealed rounds, each compared with round 0 on the prompts that both measured."""
+    found: list[RoundSummary] = []
     base: dict[str, dict[str, float]] = {}
     for path in round_folders(folder):
         if (path / "sealed.json").is_file():
             sealed = record(path / "sealed.json")
-            found.append(_round(folder, sealed, step_commits(path), base))
+            found.append(_summary(folder, sealed, step_commits(path), base))
     return found
 
 
-def _round(
+def _summary(
     folder: Path, sealed: Mapping[str, Any], commits: Sequence[dict[str, Any]], base: dict[str, dict[str, float]]
-) -> Round:
+) -> RoundSummary:
     notes = sealed.get("notes", {})
-    stages = dict(notes.get("funnel", ()))
-    seconds = {stage: 0.0 for stage in (*STAGES, "other")}
-    for stage, spent in notes.get("seconds", {}).items():
-        seconds[stage if stage in STAGES else "other"] += spent
-    measured = {}
-    for commit in commits:
-        if commit["verb"] == "measure":
-            split, reward = commit["identity"]["split"], commit["identity"]["reward"]
-            first, *others = [name.rsplit(":", 1)[1] for name in ([reward] if isinstance(reward, str) else reward)]
-            name = split if split not in measured else f"{split} ({commit['step']})"
-            measured[name] = _measured(folder, commit, first, base)
-            measured |= {f"{name}/{other}": _measured(folder, commit, other, base) for other in others}
+    funnel = dict(notes.get("funnel", ()))
+    samples = funnel.get("samples") or None
     swaps = [swap for commit in reversed(commits) if (swap := commit["notes"].get("swap"))]
-    return Round(
-        sealed["round"],
-        sealed["kept"],
-        sealed.get("why", ""),
-        sealed.get("stop", ""),
-        sealed["digest"],
-        measured,
-        stages.get("samples") or None,
-        stages.get("kept") if stages.get("samples") else None,
-        int(notes.get("tokens", 0)),
-        seconds,
-        next((swap["survived"] for swap in swaps if swap.get("survived") is not None), None),
-        next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
+    return RoundSummary(
+        index=sealed["round"],
+        accepted=sealed["kept"],
+        why=sealed.get("why", ""),
+        stop=sealed.get("stop", ""),
+        digest=sealed["digest"],
+        measured=_measurements(folder, commits, base),
+        samples=samples,
+        kept=funnel.get("kept") if samples else None,
+        tokens=int(notes.get("tokens", 0)),
+        seconds=_seconds(notes.get("seconds", {})),
+        survived=next((swap["survived"] for swap in swaps if swap.get("survived") is not None), None),
+        unproved=next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
     )
 
 
+def _seconds(spent: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds of every stage in `STAGES`; what a record calls otherwise counts as other."""
+    seconds = dict.fromkeys(STAGES, 0.0)
+    for stage, more in spent.items():
+        seconds[stage if stage in STAGES else "other"] += more
+    return seconds
+
+
+def _measurements(folder: Path, commits: Sequence[dict[str, Any]], base: dict[str, dict[str, float]]) -> dict[str, Measured]:
+    """Return the first score of each measure step under its split, and further scores under split/score."""
+    measured: dict[str, Measured] = {}
+    for commit in commits:
+        if commit["verb"] != "measure":
+            continue
+        split, reward = commit["identity"]["split"], commit["identity"]["reward"]
+        first, *others = [name.rsplit(":", 1)[1] for name in ([reward] if isinstance(reward, str) else reward)]
+        name = split if split not in measured else f"{split} ({commit['step']})"
+        measured[name] = _measured(folder, commit, first, base)
+        measured |= {f"{name}/{other}": _measured(folder, commit, other, base) for other in others}
+    return measured
+
+
 def _measured(folder: Path, commit: Mapping[str, Any], score: str, base: dict[str, dict[str, float]]) -> Measured:
-    """`base` collects the per-prompt scores of the first time a step measured, and everything later is compared with it.
+    """Compare one score of a measure step with the first time that step measured, whose scores per prompt `base` collects.
 
     `measure-warm` is `measure` again, after the steps that run before the first round.
     """
     split = commit["identity"]["split"]
     metrics, scores = commit["metrics"], prompt_means(folder, commit, score)
     against = base.setdefault(f"{commit['step'].removesuffix('-warm')}/{score}", scores)
-    moved = None if against is scores else change(against, scores)
-    return Measured(split, score, metrics.get(f"{split}/{score}"), metrics.get(f"{split}/{score}_interval"), moved)
+    return Measured(
+        split=split,
+        score=score,
+        value=metrics.get(f"{split}/{score}"),
+        interval=metrics.get(f"{split}/{score}_interval"),
+        change=None if against is scores else change(against, scores),
+    )
 
 
 def prompt_means(folder: Path, commit: Mapping[str, Any], score: str) -> dict[str, float]:
-    """{prompt id: mean of `score` over its answers} of a measure step; prompts without any scored answer are left out."""
+    """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have no scored answer."""
     files = {name: [folder / path for path in table["files"]] for name, table in commit["tables"].items()}
     if not files.get("samples") or not files.get("scores"):
         return {}
@@ -207,7 +238,7 @@ def newest_log(folder: Path) -> Path | None:
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last events; a line that was cut by the window, or is being written right now, is left out."""
+    """Return the last events, without a line that the window cut or that is being written right now."""
     if not path.is_file():
         return []
     with path.open("rb") as handle:
@@ -225,7 +256,7 @@ def _event(line: bytes) -> dict[str, Any] | None:
 
 
 def _progress(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The step in progress: its announcement with the newest figures over it; empty between steps."""
+    """Return the step in progress: its announcement with the newest figures over it; nothing between steps."""
     shown: dict[str, Any] = {}
     for event in events:
         if event["event"] in ("made", "sealed", "attempt"):
@@ -237,7 +268,7 @@ def _progress(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shown
 
 
-def _state(folder: Path, finished: Sequence[Round], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _state(folder: Path, finished: Sequence[RoundSummary], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[State, str]:
     holder = driver(folder)
     if holder:
         return "running", holder
@@ -246,11 +277,11 @@ def _state(folder: Path, finished: Sequence[Round], wanted: int, events: Sequenc
     for event in reversed(events):
         if event["event"] in ("stopped", "failed"):
             return event["event"], str(event.get("text", ""))
-    return ("interrupted", "its driver ended without a word") if events else ("new", "")
+    return ("interrupted", "its driver ended without giving a reason") if events else ("new", "")
 
 
 def driver(folder: Path) -> str:
-    """Who drives the run now: 'process 123 on host, heartbeat 3 s ago'; empty where nobody does.
+    """Return who drives the run now, such as 'process 123 on host, heartbeat 3 s ago'; empty where nobody does.
 
     On this machine the process itself is looked for; a lease of another machine counts while its heartbeat is fresh by the
     folder's own clock. Never waits, so on another machine it may be late by `PATIENCE_SECONDS`.
@@ -267,6 +298,6 @@ def driver(folder: Path) -> str:
 
 
 def _model_name(model: Any) -> str:
-    """A short name of what the run started from: the last part of a hub id or path."""
+    """Return a short name of what the run started from: the last part of a hub id or path."""
     text = model if isinstance(model, str) else next((str(v) for v in model.values() if isinstance(v, str)), str(model))
     return text.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")

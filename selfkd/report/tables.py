@@ -1,13 +1,13 @@
-"""The terminal: one line per finished round, one bar for the step in progress, the table of rounds at the end.
+"""What a terminal shows of a run: a line per finished round, a line for the step in progress, the table of rounds, all the runs.
 
-Takes events and statuses as they are and prints them; reads nothing itself except through `selfkd.report.status`.
+Prints statuses and events as they are; reads nothing.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from selfkd.core.stats import Change
-from selfkd.report.status import STAGES, Measured, Round, Status
+from selfkd.report.status import STAGES, Measured, RoundSummary, Status
 
-WIDE = 120
-ROOM = 104  # columns that the table of rounds takes with everything in it
-BAR = 20
-FAINT = 0.5  # below this share of an update in the engine, most of what was learned is not served
+FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
+FULL_TABLE_WIDTH = 104  # characters that the table of rounds takes with the seconds of every stage
+BAR_WIDTH = 20  # characters
+LOW_SURVIVAL = 0.5  # below this share of an update in the engine, most of what was learned is not served
+SHOWN_SECONDS = 0.5  # a stage that took less is left out of a round's line
 
 
 class _Console(Console):
@@ -29,22 +30,26 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """A console as wide as its terminal; a file or pipe, which has no width, gets one that holds the table of rounds."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+    """Return a console as wide as its terminal; a file or pipe gets a width that holds the table of rounds."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH
     return _Console(width=width, highlight=False, emoji=False)
 
 
 def step_line(step: Mapping[str, Any], steps: int | None, idle: str = "") -> Text:
-    """One line for a step in progress, from its newest event."""
+    """Return one line for a step in progress, from its newest event: 'round 2  1/7 sample  ███░  5120/7473 answers  left 6 m'.
+
+    `steps` is how many steps the round has, where that is known; `idle` stands in for the bar of a step without figures.
+    """
     index, number = int(step.get("round", 0)), step.get("number")
-    line = Text(f"{'base' if index == 0 else f'round {index}':<8} ")
-    line.append(f"{number}/{steps} " if number and steps else f"step {number} " if number else "")
+    line = Text(f"{_round_name(index):<8} ")
+    if number:
+        line.append(f"{number}/{steps} " if steps else f"step {number} ")
     line.append(str(step.get("step", "")), "bold")
     done, total = step.get("done"), step.get("total")
     if not done or not total:
         return line.append(f"  {idle}", "dim")
-    filled = round(BAR * min(1.0, done / total))
-    line.append("  " + "█" * filled, "green").append("░" * (BAR - filled), "dim")
+    filled = round(BAR_WIDTH * min(1.0, done / total))
+    line.append("  " + "█" * filled, "green").append("░" * (BAR_WIDTH - filled), "dim")
     line.append(f"  {done}/{total} {step.get('unit', '')}")
     if step.get("rate"):
         line.append(f"  {step['rate']:.0f} tok/s")
@@ -53,25 +58,26 @@ def step_line(step: Mapping[str, Any], steps: int | None, idle: str = "") -> Tex
     return line.append(f"  left {span(step['left'])}") if step.get("left") is not None else line
 
 
-def round_line(done: Round, split: str) -> Text:
-    """The one line that stays of a finished round."""
-    line = Text(f"{_name(done):<8} ")
-    measured = done.measured.get(split)
+def round_line(summary: RoundSummary, split: str) -> Text:
+    """Return the one line that stays of a finished round."""
+    line = Text(f"{_round_name(summary.index):<8} ")
+    measured = summary.measured.get(split)
     if measured:
         line.append(f"{_mean(measured)}   ", "bold")
         line.append(f"{_change(measured.change, _percent([measured]))}   " if measured.change else "")
-    if done.kept is not None:
-        line.append(f"kept {done.kept} of {done.samples}   ")
-    line.append("  ".join(f"{stage} {span(spent)}" for stage, spent in done.seconds.items() if spent >= 0.5), "dim")
+    if summary.kept is not None:
+        line.append(f"kept {summary.kept} of {summary.samples}   ")
+    stages = [f"{stage} {span(seconds)}" for stage, seconds in summary.seconds.items() if seconds >= SHOWN_SECONDS]
+    line.append("  ".join(stages), "dim")
     line.rstrip()
-    return line if done.accepted else line.append(f"   rolled back: {done.why}", "yellow")
+    return line if summary.accepted else line.append(f"   rolled back: {summary.why}", "yellow")
 
 
 # -------------------------------------------------------------------------------------------------- the table of rounds
 
 
 def print_rounds(state: Status, to: Console) -> None:
-    """The table of rounds, what it rests on, and every warning a reader needs before believing it."""
+    """Print the table of rounds, what it rests on, and every warning a reader needs before believing it."""
     if not state.rounds:
         to.print("No round is sealed yet.")
         return
@@ -80,86 +86,105 @@ def print_rounds(state: Status, to: Console) -> None:
         to.print(line)
 
 
-def rounds_table(rounds: Sequence[Round], split: str, width: int = WIDE) -> Table:
-    """A row for the base and one per round. A terminal too narrow for the seconds by stage gets their sum."""
-    wide = width >= ROOM
-    shown = [done.measured[split] for done in rounds if split in done.measured]
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+def rounds_table(rounds: Sequence[RoundSummary], split: str, width: int = FILE_WIDTH) -> Table:
+    """Return a row for the base and one per round. A terminal too narrow for the seconds by stage gets their sum."""
+    wide = width >= FULL_TABLE_WIDTH
+    measured = _measured(rounds, split)
+    table = _table()
     table.add_column("", no_wrap=True)
-    titles = [
-        f"{split}/{shown[0].score}"[:18] if shown else "",
-        "vs. base",
-        "kept",
-        *(("tokens", *STAGES, "other") if wide else ("seconds",)),
-    ]
-    for title in (*titles, "survived"):
+    score = f"{split}/{measured[0].score}"[:18] if measured else ""
+    for title in (score, "vs. base", "kept", *(("tokens", *STAGES) if wide else ("seconds",)), "survived"):
         table.add_column(title, justify="right", no_wrap=True)
-    for done in rounds:
-        table.add_row(*_cells(done, split, wide, _percent(shown)))
+    for summary in rounds:
+        table.add_row(*_cells(summary, split, wide, _percent(measured)))
     return table
 
 
-def _cells(done: Round, split: str, wide: bool, percent: bool) -> list[str | Text]:
-    measured = done.measured.get(split)
-    kept = f"{done.kept / done.samples:.0%}" if done.samples and done.kept is not None else ""
-    seconds = [f"{done.seconds[stage]:.0f}" for stage in (*STAGES, "other")]
-    survived = "" if done.survived is None else f"{done.survived:.0%}"
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+
+
+def _measured(rounds: Sequence[RoundSummary], split: str) -> list[Measured]:
+    return [summary.measured[split] for summary in rounds if split in summary.measured]
+
+
+def _cells(summary: RoundSummary, split: str, wide: bool, percent: bool) -> list[str | Text]:
+    measured = summary.measured.get(split)
+    share = f"{summary.kept / summary.samples:.0%}" if summary.samples and summary.kept is not None else ""
+    stages = [f"{summary.seconds[stage]:.0f}" for stage in STAGES]
+    survived = "" if summary.survived is None else f"{summary.survived:.0%}"
     return [
-        Text(_name(done) + ("" if done.accepted else " ✗"), "" if done.accepted else "yellow"),
+        Text(_round_name(summary.index) + ("" if summary.accepted else " ✗"), "" if summary.accepted else "yellow"),
         _mean(measured, percent) if measured else "",
         _change(measured.change, percent) if measured and measured.change else "",
-        f"{done.kept}/{done.samples} {kept}" if wide and kept else kept,
-        *([count(done.tokens), *seconds] if wide else [f"{sum(done.seconds.values()):.0f}"]),
-        Text(survived, "red" if done.survived is not None and done.survived < FAINT else ""),
+        f"{summary.kept}/{summary.samples} {share}" if wide and share else share,
+        *([count(summary.tokens), *stages] if wide else [f"{sum(summary.seconds.values()):.0f}"]),
+        Text(survived, "red" if _little_survived(summary) else ""),
     ]
+
+
+def _little_survived(summary: RoundSummary) -> bool:
+    return summary.survived is not None and summary.survived < LOW_SURVIVAL
 
 
 def _notes(state: Status) -> list[Text]:
-    """What stands under the table: other splits, rolled-back rounds, faint updates, unproved swaps, the reason for stopping."""
-    lines = [
-        Text(
-            "± and [ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds", "dim"
-        )
-    ]
-    if any(done.survived is not None for done in state.rounds):
+    """Return the lines under the table: what its columns mean, the other splits, and what went wrong in a round."""
+    legend = "± and [ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
+    lines = [Text(legend, "dim")]
+    if any(summary.survived is not None for summary in state.rounds):
         lines.append(Text("survived: the share of the update that reaches the engine's weights", "dim"))
-    others = sorted({split for done in state.rounds for split in done.measured} - {state.split})
-    for split in others:
-        values = [(_name(done), done.measured[split]) for done in state.rounds if split in done.measured]
-        said = [
-            f"{name} {_mean(value)}{' ' + _change(value.change, _percent([value])) if value.change else ''}"
-            for name, value in values
-        ]
-        name = split if split.endswith(f"/{values[0][1].score}") else f"{split}/{values[0][1].score}"
-        lines.append(Text(f"{name}: " + "  →  ".join(said)))
-    for done in state.rounds:
-        if not done.accepted:
-            lines.append(Text(f"{_name(done)} was rolled back: {done.why}", "yellow"))
-        if done.survived is not None and done.survived < FAINT:
-            text = f"{_name(done)}: only {done.survived:.0%} of the update reaches the engine. Raise trl.learning_rate, or leave `dither` on."
-            lines.append(Text(text, "red"))
-        elif done.unproved:
-            lines.append(Text(f"{_name(done)}: the weight swap was not proved: {done.unproved}", "yellow"))
-        if done.stop:
-            lines.append(Text(f"Stopped after {_name(done)}: {done.stop}"))
-    return lines
+    splits = {split for summary in state.rounds for split in summary.measured}
+    lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
+    return lines + [line for summary in state.rounds for line in _warnings(summary)]
+
+
+def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
+    """Return 'test/correct: base 20.0 % ±5.0  →  round 2 25.0 % ±5.0 +5.0 [1.0, 9.0]'."""
+    values = [(_round_name(summary.index), summary.measured[split]) for summary in rounds if split in summary.measured]
+    shown = [
+        f"{name} {_mean(value)}{' ' + _change(value.change, _percent([value])) if value.change else ''}"
+        for name, value in values
+    ]
+    score = values[0][1].score
+    title = split if split.endswith(f"/{score}") else f"{split}/{score}"
+    return Text(f"{title}: " + "  →  ".join(shown))
+
+
+def _warnings(summary: RoundSummary) -> Iterator[Text]:
+    """Yield why a round was rolled back, that its update hardly survived or its swap was not proved, why the run stopped."""
+    name = _round_name(summary.index)
+    if not summary.accepted:
+        yield Text(f"{name} was rolled back: {summary.why}", "yellow")
+    if _little_survived(summary):
+        fact = f"{name}: only {summary.survived:.0%} of the update reaches the engine."
+        yield Text(f"{fact} Raise trl.learning_rate, or leave `dither` on.", "red")
+    elif summary.unproved:
+        yield Text(f"{name}: the weight swap was not proved: {summary.unproved}", "yellow")
+    if summary.stop:
+        yield Text(f"Stopped after {name}: {summary.stop}")
 
 
 # ---------------------------------------------------------------------------------------------------------- all the runs
 
 
 def runs_table(states: Sequence[Status]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    """Return a row per run: where it stands, and its score before, after and by how much it changed."""
+    table = _table()
     for title in ("run", "model", "state", "rounds", "base", "last", "change"):
         table.add_column(title)
     for state in states:
-        measured = [done.measured[state.split] for done in state.rounds if state.split in done.measured]
-        base, last = (_mean(measured[0]), _mean(measured[-1])) if measured else ("", "")
-        change = measured[-1].change if measured else None
-        said = _change(change, _percent(measured)) if change else ""
         rounds = f"{max(0, len(state.rounds) - 1)} of {state.rounds_wanted}"
-        table.add_row(str(state.folder), state.model, state.state, rounds, base, last if len(measured) > 1 else "", said)
+        table.add_row(str(state.folder), state.model, state.state, rounds, *_first_and_last(state))
     return table
+
+
+def _first_and_last(state: Status) -> tuple[str, str, str]:
+    measured = _measured(state.rounds, state.split)
+    if not measured:
+        return "", "", ""
+    last = measured[-1]
+    change = _change(last.change, _percent(measured)) if last.change else ""
+    return _mean(measured[0]), _mean(last) if len(measured) > 1 else "", change
 
 
 def print_status(state: Status, to: Console) -> None:
@@ -175,12 +200,12 @@ def print_status(state: Status, to: Console) -> None:
 # ----------------------------------------------------------------------------------------------------------------- words
 
 
-def _name(done: Round) -> str:
-    return "base" if done.index == 0 else f"round {done.index}"
+def _round_name(index: int) -> str:
+    return "base" if index == 0 else f"round {index}"
 
 
 def _percent(measured: Sequence[Measured]) -> bool:
-    """Scores between 0 and 1 read as percentages, others as they are."""
+    """Whether all scores lie between 0 and 1; such read as percentages, others as they are."""
     return all(0.0 <= one.value <= 1.0 for one in measured if one.value is not None)
 
 
@@ -193,10 +218,10 @@ def _mean(measured: Measured, percent: bool | None = None) -> str:
     return f"{measured.value:.3g} ±{half:.2g}"
 
 
-def _change(moved: Change, percent: bool) -> str:
-    scale, form = (100, "+.1f") if percent else (1, "+.3g")
-    low, high = (f"{scale * bound:{form[1:]}}" for bound in (moved.low, moved.high))
-    return f"{scale * moved.value:{form}} [{low}, {high}]"
+def _change(change: Change, percent: bool) -> str:
+    if percent:
+        return f"{100 * change.value:+.1f} [{100 * change.low:.1f}, {100 * change.high:.1f}]"
+    return f"{change.value:+.3g} [{change.low:.3g}, {change.high:.3g}]"
 
 
 def rounds_of(number: int) -> str:
@@ -204,7 +229,7 @@ def rounds_of(number: int) -> str:
 
 
 def span(seconds: float) -> str:
-    """45 s, 14 m, 2 h 05 m."""
+    """Return 45 s, 14 m, 2 h 05 m."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -212,7 +237,7 @@ def span(seconds: float) -> str:
 
 
 def count(number: int) -> str:
-    """950, 38 k, 1.2 M."""
+    """Return 950, 38 k, 1.2 M."""
     if number < 10_000:
         return str(number)
     return f"{number / 1e3:.0f} k" if number < 1_000_000 else f"{number / 1e6:.1f} M"

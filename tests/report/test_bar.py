@@ -1,0 +1,54 @@
+"""The lines of a run that goes on, as a pipe gets them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from rich.console import Console
+
+from selfkd.report.bar import RunDisplay
+
+
+def watched(done: Path, events: list[dict], seconds: list[float]) -> str:
+    """What a pipe gets of `events`, one at each of `seconds`."""
+    to = Console(width=120, record=True, file=io.StringIO(), force_terminal=False)
+    now = iter(seconds)
+    current = [0.0]
+    shown = RunDisplay(done, lambda index: 7, to, lambda: current[0])
+    with shown:
+        for event in events:
+            current[0] = next(now)
+            shown.show(event)
+    return to.export_text()
+
+
+def answered(count: int) -> dict:
+    return {"event": "progress", "round": 2, "step": "sample", "done": count, "total": 100, "unit": "answers", "rate": 2310.0}
+
+
+def test_a_pipe_gets_a_line_at_once_and_then_at_most_every_ten_seconds(done):
+    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "number": 1}
+    lines = watched(done, [step, *(answered(count) for count in (0, 10, 20, 60, 70))], [0, 1, 5, 8, 20, 21]).splitlines()
+    assert lines[0].startswith("round 2  1/7 sample  starting engine")
+    assert len(lines) == 2
+    assert "60/100 answers  2310 tok/s  left 13 s" in lines[1]
+
+
+def test_answers_found_from_an_earlier_attempt_do_not_make_the_time_left_look_short(done):
+    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "number": 1}
+    text = watched(done, [step, answered(80), answered(90)], [0, 0, 20])
+    assert "90/100 answers  2310 tok/s  left 20 s" in text
+
+
+def test_a_sealed_round_leaves_one_line(done):
+    text = watched(done, [{"event": "sealed", "round": 2}], [1])
+    assert text.startswith("round 2")
+    assert "kept" in text and "of 36" in text
+
+
+def test_a_pipe_is_told_that_the_engine_starts_even_right_after_another_line(done):
+    load = {"event": "step", "round": 0, "step": "load", "verb": "load", "number": 1}
+    measure = {"event": "step", "round": 0, "step": "measure", "verb": "measure", "number": 2}
+    lines = watched(done, [load, measure], [0, 1]).splitlines()
+    assert lines[1].startswith("base     2/7 measure  starting engine")
