@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from selfkd.recipe.lint import lint as lint
     from selfkd.recipe.load import load as load
     from selfkd.recipe.schema import Recipe as Recipe
-    from selfkd.report.verify import examine as verify
+    from selfkd.report.verify import verify as verify
 
 __version__ = "0.1.0"
 HOMES = {
@@ -32,7 +32,7 @@ HOMES = {
     "load": ("recipe.load", "load"),
     "open": ("chain.run", "open_run"),
     "run": ("chain.drive", "run"),
-    "verify": ("report.verify", "examine"),
+    "verify": ("report.verify", "verify"),
 }
 __all__ = ["Machine", "Recipe", "Run", "lint", "load", "open", "run", "verify"]
 

@@ -5,7 +5,7 @@ Reads commits and tables of a run folder, also while a driver writes; knows noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import polars as pl
 
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
-from selfkd.chain.records import Commit, Seal
+from selfkd.chain.records import Commit, Info, Seal
 from selfkd.core import views
 from selfkd.core.pool import HEAVY, Pool, light_columns, scan
 from selfkd.errors import ChainError, UsageError
 
 
 @dataclass(frozen=True)
-class Found:
+class Rows:
     """Rows of one round: its number, how many rows there are, those that `where` holds for, and the pool their texts are in."""
 
     index: int
@@ -39,7 +39,7 @@ def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
-def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Found:
+def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
     """Return the samples, by prompt, of a round (default: the newest that has samples), of one step of it, or those `where` holds for.
 
     `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason).
@@ -50,15 +50,15 @@ def samples(paths: Paths, index: int | None = None, step: str | None = None, whe
     pool = _pool(paths, made if outside else [one for one in commits if not one.outside])
     view = views.with_scores(_light(paths, "samples", made) if step else pool.samples, pool)
     view = _marked(view, pool, outside)
-    return Found(number, view.height, _matching(view, pool, where, "samples").sort("prompt", "number", "id"), pool)
+    return Rows(number, view.height, _matching(view, pool, where, "samples").sort("prompt", "number", "id"), pool)
 
 
-def training_rows(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Found:
+def training_rows(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
     """Return the rows a model was trained on; `where` sees the columns of the row table (kind, stream, role, weight, chosen, …)."""
     number, commits = _round_with(paths, index, "rows", step)
     pool = _pool(paths, [one for one in commits if _holds(one, "rows", step)])
     view = pool.rows.sort("id")
-    return Found(number, view.height, _matching(view, pool, where, "rows"), pool)
+    return Rows(number, view.height, _matching(view, pool, where, "rows"), pool)
 
 
 # ---- which round ----
@@ -133,11 +133,11 @@ def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> 
     return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
 
 
-def prompts_of(paths: Paths, splits: Mapping[str, str], rows: pl.DataFrame, pool: Pool) -> dict[str, dict[str, object]]:
-    """Return {prompt id: its messages and answer} for `rows`, wherever the prompt was frozen or made."""
-    sources = [
-        pl.scan_parquet(path) for path in (*(paths.folder / file for file in splits.values()), *pool.files.get("prompts", ()))
-    ]
-    wanted = rows["prompt"].unique().to_list()
-    found = [source.filter(pl.col("id").is_in(wanted)).select("id", "messages", "answer").collect() for source in sources]
-    return {row["id"]: row for frame in found for row in frame.iter_rows(named=True)}
+def with_prompts(paths: Paths, info: Info, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """Add the `messages` and `answer` of each row's prompt, wherever that prompt was frozen or made."""
+    frozen = [paths.folder / split.file for split in info.prompts.values()]
+    files = [path for path in (*frozen, *pool.files.get("prompts", ())) if path.is_file()]
+    wanted = rows["prompt"].unique().implode()
+    prompts = scan("prompts", files).select("id", "messages", "answer").filter(pl.col("id").is_in(wanted)).collect()
+    unique = prompts.unique("id", keep="last", maintain_order=True).rename({"id": "prompt"})
+    return rows.join(unique, on="prompt", how="left", maintain_order="left")

@@ -18,6 +18,7 @@ from selfkd.core.pool import Model
 from selfkd.errors import ChainError
 
 FORMAT = 1
+RESTORE = "Restore the file from a copy. All damage: selfkd verify RUN"
 Json = dict[str, Any]
 AnyRecord = TypeVar("AnyRecord", bound="Record")
 
@@ -218,20 +219,23 @@ class Tombstone(Record):
 # ---- reading and writing ----
 
 
-def read(path: Path, kind: type[AnyRecord]) -> AnyRecord:
-    """Read a record; ChainError where it is no JSON, was changed after it was written, or is of a format this version does not read."""
+def read(path: Path, kind: type[AnyRecord], unchanged: bool = True) -> AnyRecord:
+    """Read a record; ChainError where it is no JSON, was changed after it was written, or is of a format this version does not read.
+
+    With `unchanged` false a changed one is read all the same: a status shows what is there, and `verify` says whether it holds.
+    """
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
-        raise ChainError(f"is not readable: {error}", str(path), "Restore the file from a copy.") from error
-    if not isinstance(content, dict) or not digest.intact(content):
-        raise ChainError("was changed after it was written", str(path), "Restore the file from a copy.")
+        raise ChainError(f"is not readable: {error}", str(path), RESTORE) from error
+    if not isinstance(content, dict) or (unchanged and not digest.intact(content)):
+        raise ChainError("was changed after it was written", str(path), RESTORE)
     if problem := format_problem(content):
         raise ChainError(problem, str(path))
     try:
         return kind.from_json(content)
     except KeyError as error:
-        raise ChainError(f"lacks the field {error}", str(path), "Restore the file from a copy.") from None
+        raise ChainError(f"lacks the field {error}", str(path), RESTORE) from None
 
 
 def format_problem(content: Mapping[str, Any]) -> str:

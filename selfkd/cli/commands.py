@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfkd.chain.paths import runs_under
 from selfkd.core.files import as_typed
 from selfkd.errors import UsageError
 
@@ -87,7 +88,7 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
     if run is not None:
         tables.print_status(bar.follow(run, to) if follow else status.read(run), to)
         return 0
-    folders = status.runs_under(runs)
+    folders = runs_under(runs)
     if not folders:
         raise UsageError("no runs here", str(runs), f"Start one: {command_line('run', 'quickstart')}")
     if follow:
@@ -110,13 +111,13 @@ def show(run: Path, index: int | None, step: str | None, where: str | None, n: i
 def verify(run: Path, quick: bool) -> int:
     """Check the chain and re-hash every file that counts."""
     from selfkd.report.tables import span
-    from selfkd.report.verify import examine
+    from selfkd.report.verify import verify as check_run
 
     if not (run / "run.json").is_file():
         fix = f"List the runs: {command_line('status')}"
         raise UsageError("there is no run here (run.json is missing)", str(run), fix)
     began = time.monotonic()
-    found = examine(run, quick)
+    found = check_run(run, quick)
     for path in found.pruned:
         print(f"pruned   {path}")
     for problem in found.problems:

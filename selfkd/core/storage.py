@@ -90,7 +90,12 @@ def put(path: Path, content: bytes, tmp: Path, fix: str = "") -> None:
 
 
 def put_json(path: Path, value: Any, tmp: Path) -> bool:
-    return put_if_absent(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n", tmp)
+    return put_if_absent(path, json_text(value), tmp)
+
+
+def json_text(value: Any) -> bytes:
+    """Return the one text under which a JSON record is written."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def adopt(draft: Path, target: Path) -> Path:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from selfkd.chain.paths import Paths
 from selfkd.report import status
 from selfkd.report.status import Status
 from selfkd.report.tables import console, round_line, span, step_line
@@ -24,7 +25,7 @@ PACE_SHARE = 0.05  # of the remaining work must be done before its pace says how
 PACE_SECONDS = 1.0  # must have passed as well: the first answers of a batch come late and say little
 PLAIN_SECONDS = 10.0  # between two progress lines where the output is a file or a pipe
 REDRAWS_PER_SECOND = 4
-ENGINE_VERBS = ("sample", "measure")  # verbs that wait for an engine to start, the first time
+ENGINE_STAGES = ("generate", "measure")  # stages that wait for an engine to start, the first time
 
 
 class RunDisplay:
@@ -86,7 +87,7 @@ class RunDisplay:
         if any(before.get(name) != event.get(name) for name in ("round", "step", "unit")):
             self._step_began, self._done_before = self.clock(), event.get("done", 0)
         same = before if before.get("step") == event.get("step") else {}
-        announced: dict[str, Any] = {name: same[name] for name in ("number", "verb") if name in same}
+        announced: dict[str, Any] = {name: same[name] for name in ("number", "verb", "stage") if name in same}
         self.current = {**announced, **event}  # a new dict: the drawing thread reads the old one
         self._engine_started = self._engine_started or bool(event.get("rate"))
         silent = event["event"] == "step" and self._starts_engine()  # for half a minute: say why
@@ -95,11 +96,11 @@ class RunDisplay:
             self.console.print(self.line())
 
     def _starts_engine(self) -> bool:
-        return not self._engine_started and self.current.get("verb") in ENGINE_VERBS
+        return not self._engine_started and self.current.get("stage") in ENGINE_STAGES
 
     def _sealed(self) -> None:
         self.current = {}
-        rounds = status.rounds(self.folder)
+        rounds = status.rounds(Paths(self.folder))
         if rounds:
             self.console.print(round_line(rounds[-1], status.main_split(rounds)))
 

@@ -7,8 +7,6 @@ is not there yet is a fact about the run, and a torn last line of a log is left 
 from __future__ import annotations
 
 import json
-import socket
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +15,17 @@ from typing import Any, Literal
 
 import polars as pl
 
-from selfkd.core.lease import PATIENCE_SECONDS, started_at
+from selfkd.chain import records
+from selfkd.chain.paths import Paths
+from selfkd.chain.records import Amendment, Commit, Info, Seal
+from selfkd.core.lease import holder
+from selfkd.core.pool import scan
 from selfkd.core.stats import Change, change
-from selfkd.errors import ChainError, UsageError
+from selfkd.errors import UsageError
+from selfkd.steps import STAGES
+from selfkd.steps.step import references
 
-STAGES = ("generate", "score", "train", "measure", "other")  # of a step's seconds, in the order of the table's columns
+COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
 State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
 TAIL_BYTES = 1 << 16  # of events.jsonl: some hundreds of its last lines
 
@@ -87,154 +91,121 @@ def main_split(rounds: Sequence[RoundSummary]) -> str:
 
 def read(folder: Path) -> Status:
     """Return the state of the run in `folder`; raise UsageError where there is none."""
-    manifest = run_json(folder)
-    finished = rounds(folder)
-    wanted = rounds_wanted(folder, manifest)
-    log = newest_log(folder)
-    events = _tail(log / "events.jsonl") if log else []
-    state, note = _state(folder, finished, wanted, events)
+    paths = Paths(folder)
+    info = info_of(paths)
+    finished, wanted = rounds(paths), rounds_wanted(paths, info)
+    attempts = paths.attempts()
+    events = _tail(paths.events(attempts[-1])) if attempts else []
+    state, note = _state(paths, finished, wanted, events)
     return Status(
         folder=folder,
-        name=manifest["name"],
-        model=_model_name(manifest["model"]),
+        name=info.name,
+        model=_model_name(info.model),
         rounds_wanted=wanted,
         rounds=finished,
         state=state,
         note=note,
-        log=log,
+        log=paths.attempt(attempts[-1]) if attempts else None,
         progress={} if state == "done" else _progress(events),
     )
 
 
-def run_json(folder: Path) -> dict[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
-        raise UsageError(
-            "no run here (run.json is missing)", str(folder), "List the runs of a folder: selfkd status --runs runs"
-        )
-    return record(path)
+def info_of(paths: Paths) -> Info:
+    """Return what was fixed when the run was created; raise UsageError where there is no run."""
+    if not paths.info.is_file():
+        fix = "List the runs of a folder: selfkd status --runs runs"
+        raise UsageError("no run here (run.json is missing)", str(paths.folder), fix)
+    return records.read(paths.info, Info, unchanged=False)
 
 
-def record(path: Path) -> dict[str, Any]:
-    """Return a JSON record of a run; raise ChainError where it cannot be read. Whether it was changed, `verify` says."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ChainError(f"cannot be read: {error}", str(path), "See all damage: selfkd verify RUN") from None
-    return found
-
-
-def runs_under(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("*/run.json"))
-
-
-def round_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("round-*") if path.is_dir())
-
-
-def step_commits(round_folder: Path) -> list[dict[str, Any]]:
-    """Return the commits of the steps made so far in one round, in order."""
-    paths = sorted(round_folder.glob("[0-9][0-9]-*.json"))
-    return [record(path) for path in paths]
-
-
-def rounds_wanted(folder: Path, manifest: Mapping[str, Any]) -> int:
+def rounds_wanted(paths: Paths, info: Info) -> int:
     """Return how many rounds the newest amendment asks for, else the run as created."""
-    wanted = int(manifest["rounds"])
-    for path in sorted((folder / "amendments").glob("*.json")):
-        wanted = int(record(path)["recipe"]["rounds"])
-    return wanted
+    amendments = paths.amendments()
+    recipe = records.read(amendments[-1], Amendment, unchanged=False).recipe if amendments else info.recipe
+    return int(recipe["rounds"])
 
 
-def rounds(folder: Path) -> list[RoundSummary]:
+def rounds(paths: Paths) -> list[RoundSummary]:
     """Return the sealed rounds, each compared with round 0 on the prompts that both measured."""
     found: list[RoundSummary] = []
     base: dict[str, dict[str, float]] = {}
-    for path in round_folders(folder):
-        if (path / "sealed.json").is_file():
-            sealed = record(path / "sealed.json")
-            found.append(_summary(folder, sealed, step_commits(path), base))
+    for names in paths.rounds():
+        if names.seal.is_file():
+            seal = records.read(names.seal, Seal, unchanged=False)
+            commits = [records.read(path, Commit, unchanged=False) for path in names.commits()]
+            found.append(_summary(paths, seal, commits, base))
     return found
 
 
-def _summary(
-    folder: Path, sealed: Mapping[str, Any], commits: Sequence[dict[str, Any]], base: dict[str, dict[str, float]]
-) -> RoundSummary:
-    notes = sealed.get("notes", {})
-    funnel = dict(notes.get("funnel", ()))
+def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit], base: dict[str, dict[str, float]]) -> RoundSummary:
+    funnel = dict(seal.notes.get("funnel", ()))
     samples = funnel.get("samples") or None
-    swaps = [swap for commit in reversed(commits) if (swap := commit["notes"].get("swap"))]
+    swaps = [swap for commit in reversed(commits) if (swap := commit.notes.get("swap"))]
     return RoundSummary(
-        index=sealed["round"],
-        accepted=sealed["kept"],
-        why=sealed.get("why", ""),
-        stop=sealed.get("stop", ""),
-        digest=sealed["digest"],
-        measured=_measurements(folder, commits, base),
+        index=seal.round,
+        accepted=seal.kept,
+        why=seal.why,
+        stop=seal.stop,
+        digest=seal.digest,
+        measured=_measurements(paths, commits, base),
         samples=samples,
         kept=funnel.get("kept") if samples else None,
-        tokens=int(notes.get("tokens", 0)),
-        seconds=_seconds(notes.get("seconds", {})),
+        tokens=int(seal.notes.get("tokens", 0)),
+        seconds=_seconds(seal.notes.get("seconds", {})),
         survived=next((swap["survived"] for swap in swaps if swap.get("survived") is not None), None),
         unproved=next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
     )
 
 
 def _seconds(spent: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds of every stage in `STAGES`; what a record calls otherwise counts as other."""
-    seconds = dict.fromkeys(STAGES, 0.0)
+    """Return the seconds of every column; what a record calls otherwise counts as other."""
+    seconds: dict[str, float] = dict.fromkeys(COLUMNS, 0.0)
     for stage, more in spent.items():
-        seconds[stage if stage in STAGES else "other"] += more
+        seconds[stage if stage in COLUMNS else "other"] += more
     return seconds
 
 
-def _measurements(folder: Path, commits: Sequence[dict[str, Any]], base: dict[str, dict[str, float]]) -> dict[str, Measured]:
+def _measurements(paths: Paths, commits: Sequence[Commit], base: dict[str, dict[str, float]]) -> dict[str, Measured]:
     """Return the first score of each measure step under its split, and further scores under split/score."""
     measured: dict[str, Measured] = {}
-    for commit in commits:
-        if commit["verb"] != "measure":
-            continue
-        split, reward = commit["identity"]["split"], commit["identity"]["reward"]
-        first, *others = [name.rsplit(":", 1)[1] for name in ([reward] if isinstance(reward, str) else reward)]
-        name = split if split not in measured else f"{split} ({commit['step']})"
-        measured[name] = _measured(folder, commit, first, base)
-        measured |= {f"{name}/{other}": _measured(folder, commit, other, base) for other in others}
+    for commit in (one for one in commits if one.outside):
+        split = commit.identity["split"]
+        first, *others = [name.rsplit(":", 1)[1] for name in references(commit.identity["reward"])]
+        name = split if split not in measured else f"{split} ({commit.step})"
+        measured[name] = _measured(paths, commit, first, base)
+        measured |= {f"{name}/{other}": _measured(paths, commit, other, base) for other in others}
     return measured
 
 
-def _measured(folder: Path, commit: Mapping[str, Any], score: str, base: dict[str, dict[str, float]]) -> Measured:
+def _measured(paths: Paths, commit: Commit, score: str, base: dict[str, dict[str, float]]) -> Measured:
     """Compare one score of a measure step with the first time that step measured, whose scores per prompt `base` collects.
 
     `measure-warm` is `measure` again, after the steps that run before the first round.
     """
-    split = commit["identity"]["split"]
-    metrics, scores = commit["metrics"], prompt_means(folder, commit, score)
-    against = base.setdefault(f"{commit['step'].removesuffix('-warm')}/{score}", scores)
+    split = commit.identity["split"]
+    scores = prompt_means(paths, commit, score)
+    against = base.setdefault(f"{commit.step.removesuffix('-warm')}/{score}", scores)
     return Measured(
         split=split,
         score=score,
-        value=metrics.get(f"{split}/{score}"),
-        interval=metrics.get(f"{split}/{score}_interval"),
+        value=commit.metrics.get(f"{split}/{score}"),
+        interval=commit.metrics.get(f"{split}/{score}_interval"),
         change=None if against is scores else change(against, scores),
     )
 
 
-def prompt_means(folder: Path, commit: Mapping[str, Any], score: str) -> dict[str, float]:
+def prompt_means(paths: Paths, commit: Commit, score: str) -> dict[str, float]:
     """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have no scored answer."""
-    files = {name: [folder / path for path in table["files"]] for name, table in commit["tables"].items()}
+    files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
     if not files.get("samples") or not files.get("scores"):
         return {}
-    if not all(path.is_file() for paths in files.values() for path in paths):
+    if not all(path.is_file() for found in files.values() for path in found):
         return {}  # verify names what is missing; a status is not the place to fail
-    values = pl.scan_parquet(files["scores"]).filter((pl.col("name") == score) & pl.col("value").is_not_null())
+    values = scan("scores", files["scores"]).filter((pl.col("name") == score) & pl.col("value").is_not_null())
     per_sample = values.group_by("sample").agg(pl.col("value").mean())
-    owners = pl.scan_parquet(files["samples"]).select(sample="id", prompt="prompt")
+    owners = scan("samples", files["samples"]).select(sample="id", prompt="prompt")
     means = per_sample.join(owners, on="sample").group_by("prompt").agg(pl.col("value").mean()).collect()
     return dict(means.sort("prompt").select("prompt", "value").iter_rows())
-
-
-def newest_log(folder: Path) -> Path | None:
-    return max((path for path in (folder / "logs").glob("attempt-*") if path.is_dir()), default=None)
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:
@@ -268,10 +239,9 @@ def _progress(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shown
 
 
-def _state(folder: Path, finished: Sequence[RoundSummary], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[State, str]:
-    holder = driver(folder)
-    if holder:
-        return "running", holder
+def _state(paths: Paths, finished: Sequence[RoundSummary], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[State, str]:
+    if driver := holder(paths.leases):
+        return "running", driver
     if finished and (finished[-1].index >= wanted or finished[-1].stop):
         return "done", finished[-1].stop
     for event in reversed(events):
@@ -280,24 +250,6 @@ def _state(folder: Path, finished: Sequence[RoundSummary], wanted: int, events: 
     return ("interrupted", "its driver ended without giving a reason") if events else ("new", "")
 
 
-def driver(folder: Path) -> str:
-    """Return who drives the run now, such as 'process 123 on host, heartbeat 3 s ago'; empty where nobody does.
-
-    On this machine the process itself is looked for; a lease of another machine counts while its heartbeat is fresh by the
-    folder's own clock. Never waits, so on another machine it may be late by `PATIENCE_SECONDS`.
-    """
-    newest = max((folder / "leases").glob("*.json"), default=None)
-    if newest is None or newest.with_suffix(".done").exists():
-        return ""
-    holder = record(newest)
-    beat = newest.with_suffix(".beat")
-    age = max(0.0, time.time() - (beat if beat.exists() else newest).stat().st_mtime)
-    here = holder["host"] == socket.gethostname()
-    alive = started_at(holder["pid"]) == holder["started"] if here else age < PATIENCE_SECONDS
-    return f"process {holder['pid']} on {holder['host']}, heartbeat {age:.0f} s ago" if alive else ""
-
-
-def _model_name(model: Any) -> str:
+def _model_name(source: Mapping[str, Any]) -> str:
     """Return a short name of what the run started from: the last part of a hub id or path."""
-    text = model if isinstance(model, str) else next((str(v) for v in model.values() if isinstance(v, str)), str(model))
-    return text.rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")
+    return str(source["path"]).rstrip("/").rsplit("/", 1)[-1].removeprefix("package:")

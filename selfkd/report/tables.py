@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selfkd.core.stats import Change
-from selfkd.report.status import STAGES, Measured, RoundSummary, Status
+from selfkd.report.status import COLUMNS, Measured, RoundSummary, Status
 
 FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
 FULL_TABLE_WIDTH = 104  # characters that the table of rounds takes with the seconds of every stage
@@ -93,7 +93,7 @@ def rounds_table(rounds: Sequence[RoundSummary], split: str, width: int = FILE_W
     table = _table()
     table.add_column("", no_wrap=True)
     score = f"{split}/{measured[0].score}"[:18] if measured else ""
-    for title in (score, "vs. base", "kept", *(("tokens", *STAGES) if wide else ("seconds",)), "survived"):
+    for title in (score, "vs. base", "kept", *(("tokens", *COLUMNS) if wide else ("seconds",)), "survived"):
         table.add_column(title, justify="right", no_wrap=True)
     for summary in rounds:
         table.add_row(*_cells(summary, split, wide, _percent(measured)))
@@ -111,7 +111,7 @@ def _measured(rounds: Sequence[RoundSummary], split: str) -> list[Measured]:
 def _cells(summary: RoundSummary, split: str, wide: bool, percent: bool) -> list[str | Text]:
     measured = summary.measured.get(split)
     share = f"{summary.kept / summary.samples:.0%}" if summary.samples and summary.kept is not None else ""
-    stages = [f"{summary.seconds[stage]:.0f}" for stage in STAGES]
+    stages = [f"{summary.seconds[stage]:.0f}" for stage in COLUMNS]
     survived = "" if summary.survived is None else f"{summary.survived:.0%}"
     return [
         Text(_round_name(summary.index) + ("" if summary.accepted else " ✗"), "" if summary.accepted else "yellow"),

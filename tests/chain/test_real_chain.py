@@ -114,7 +114,7 @@ def test_the_chain_learns_from_both_losses_and_every_swap_is_proved(undisturbed:
     for index in (1, 2):
         notes = undisturbed.made(index)["measure"].notes
         assert notes["swap"]["proved"] is True and notes["swap"]["survived"] > 0.5
-    assert verify(undisturbed.folder) == []
+    assert verify(undisturbed.folder).problems == []
 
 
 def test_killed_driver_engine_and_trainer_the_same_command_ends_on_the_same_digest(home: Path, undisturbed: Run) -> None:
@@ -130,7 +130,7 @@ def test_killed_driver_engine_and_trainer_the_same_command_ends_on_the_same_dige
     until(run, begins(2, "sample"), process)
     process.kill()
     assert finish(home, "killed").sealed()[-1].digest == undisturbed.sealed()[-1].digest
-    assert verify(run) == []
+    assert verify(run).problems == []
 
 
 def test_two_engines_and_a_stop_in_the_middle_end_on_the_same_digest(home: Path, undisturbed: Run) -> None:
@@ -154,4 +154,4 @@ def test_on_a_gpu_engine_and_trainer_take_turns_and_every_swap_is_proved(home: P
     swaps = [run.made(index)["measure"].notes["swap"] for index in (1, 2)]
     assert [swap["proved"] for swap in swaps] == [True, True]
     assert len({record.models["policy"].digest for record in run.sealed()}) == 3
-    assert verify(run.folder) == []
+    assert verify(run.folder).problems == []

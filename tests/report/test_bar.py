@@ -28,7 +28,7 @@ def answered(count: int) -> dict:
 
 
 def test_a_pipe_gets_a_line_at_once_and_then_at_most_every_ten_seconds(done):
-    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "number": 1}
+    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "stage": "generate", "number": 1}
     lines = watched(done, [step, *(answered(count) for count in (0, 10, 20, 60, 70))], [0, 1, 5, 8, 20, 21]).splitlines()
     assert lines[0].startswith("round 2  1/7 sample  starting engine")
     assert len(lines) == 2
@@ -36,7 +36,7 @@ def test_a_pipe_gets_a_line_at_once_and_then_at_most_every_ten_seconds(done):
 
 
 def test_answers_found_from_an_earlier_attempt_do_not_make_the_time_left_look_short(done):
-    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "number": 1}
+    step = {"event": "step", "round": 2, "step": "sample", "verb": "sample", "stage": "generate", "number": 1}
     text = watched(done, [step, answered(80), answered(90)], [0, 0, 20])
     assert "90/100 answers  2310 tok/s  left 20 s" in text
 
@@ -48,7 +48,7 @@ def test_a_sealed_round_leaves_one_line(done):
 
 
 def test_a_pipe_is_told_that_the_engine_starts_even_right_after_another_line(done):
-    load = {"event": "step", "round": 0, "step": "load", "verb": "load", "number": 1}
-    measure = {"event": "step", "round": 0, "step": "measure", "verb": "measure", "number": 2}
+    load = {"event": "step", "round": 0, "step": "load", "verb": "load", "stage": "other", "number": 1}
+    measure = {"event": "step", "round": 0, "step": "measure", "verb": "measure", "stage": "measure", "number": 2}
     lines = watched(done, [load, measure], [0, 1]).splitlines()
     assert lines[1].startswith("base     2/7 measure  starting engine")

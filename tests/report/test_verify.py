@@ -10,7 +10,7 @@ import pytest
 from chains import RECIPE, go, recipe_in
 
 from selfkd.core import digest, storage
-from selfkd.report.verify import examine, verify
+from selfkd.report.verify import verify
 
 LARGE_CHUNKS = RECIPE.replace("chunk: 8", "chunk: 64").replace("rounds: 2", "rounds: 3")
 
@@ -47,7 +47,7 @@ def rewrite(path: Path, change: dict) -> None:
 
 
 def test_a_run_as_committed_passes_wherever_it_lies(run):
-    found = examine(run)
+    found = verify(run)
     assert found.problems == []
     assert (found.rounds, found.steps) == (4, 2 + 3 * 5)
     assert found.head == json.loads((run / "round-003/sealed.json").read_text())["digest"]
@@ -61,10 +61,10 @@ def test_one_flipped_bit_is_found_in_every_file_that_counts(run):
         content = path.read_bytes()
         for part in range(3):
             flip(path, len(content) * 8 * part // 3 + number)
-            named = [problem for problem in verify(run) if path.relative_to(run).as_posix() in problem]
+            named = [problem for problem in verify(run).problems if path.relative_to(run).as_posix() in problem]
             assert named, f"bit {len(content) * 8 * part // 3 + number} of {path.name} went unseen"
             path.write_bytes(content)
-    assert verify(run) == []
+    assert verify(run).problems == []
 
 
 def test_every_single_bit_of_a_sealed_record_counts(run):
@@ -72,7 +72,7 @@ def test_every_single_bit_of_a_sealed_record_counts(run):
     content = path.read_bytes()
     for at in range(0, len(content) * 8, 61):  # 61 and 8 share no factor: every bit position is met
         flip(path, at)
-        assert verify(run, quick=True), f"bit {at}: {content[max(0, at // 8 - 20) : at // 8 + 20]!r}"
+        assert verify(run, quick=True).problems, f"bit {at}: {content[max(0, at // 8 - 20) : at // 8 + 20]!r}"
         path.write_bytes(content)
 
 
@@ -81,7 +81,7 @@ def test_a_number_spelled_otherwise_is_found_though_its_value_is_the_same(run):
     rewrite(path, {"notes": {"rate": 1e-05}})
     assert b"1e-05" in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(b"1e-05", b"1E-05"))
-    assert any("01-sample.json was changed" in problem for problem in verify(run))
+    assert any("01-sample.json was changed" in problem for problem in verify(run).problems)
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ def test_a_number_spelled_otherwise_is_found_though_its_value_is_the_same(run):
 def test_a_missing_file_is_named(run, pattern):
     path = next(run.glob(pattern))
     path.unlink()
-    assert any(path.name in problem and "missing" in problem for problem in verify(run))
+    assert any(path.name in problem and "missing" in problem for problem in verify(run).problems)
 
 
 def test_a_missing_round_is_named(run):
     shutil.rmtree(run / "round-002")
-    assert verify(run) == ["round-002 is missing, but round-003 is there"]
+    assert verify(run).problems == ["round-002 is missing, but round-003 is there"]
 
 
 def test_a_changed_note_is_found_even_when_the_record_fits_itself(run):
     path = run / "round-001/02-score.json"
     rewrite(path, {"notes": {"seconds": 0.001}})
-    assert verify(run) == ["round-001/02-score.json is not the commit that round-001/sealed.json names"]
+    assert verify(run).problems == ["round-001/02-score.json is not the commit that round-001/sealed.json names"]
 
 
 def test_a_better_looking_metric_is_found_even_when_the_record_fits_itself(run):
     path = run / "round-003/05-measure.json"
     rewrite(path, {"metrics": {**json.loads(path.read_text())["metrics"], "dev/last_number": 1.0}})
-    problems = verify(run)
+    problems = verify(run).problems
     assert any("05-measure.json: its digest does not follow from what it added" in problem for problem in problems)
     assert any("sealed.json: its metrics are not those of its steps" in problem for problem in problems)
 
@@ -116,17 +116,17 @@ def test_a_round_of_another_chain_does_not_fit_in(run, tmp_path):
     other = go(recipe_in(tmp_path / "other", LARGE_CHUNKS, "seed=7"), tmp_path / "other" / "run").folder
     shutil.rmtree(run / "round-003")
     shutil.copytree(other / "round-003", run / "round-003")
-    assert any(problem == "round-003/01-sample.json does not follow the step before it" for problem in verify(run))
+    assert any(problem == "round-003/01-sample.json does not follow the step before it" for problem in verify(run).problems)
 
 
 def test_a_commit_added_after_sealing_is_found(run):
     source = json.loads((run / "round-001/05-measure.json").read_text())
     storage.put_json(run / "round-001/06-measure.json", digest.sealed({**source, "number": 6}), run / "tmp")
-    assert any("06-measure.json is not part of the round that was sealed" in problem for problem in verify(run))
+    assert any("06-measure.json is not part of the round that was sealed" in problem for problem in verify(run).problems)
 
 
 def test_checkpoints_that_retention_took_are_pruned_and_not_damaged(run):
-    found = examine(run)
+    found = verify(run)
     assert [path.split("/")[0] for path in found.pruned] == ["round-001"]
     assert found.problems == []
 
@@ -134,7 +134,7 @@ def test_checkpoints_that_retention_took_are_pruned_and_not_damaged(run):
 def test_a_checkpoint_taken_without_a_tombstone_is_missing(run):
     checkpoint = next((run / "round-003/04-train").glob("policy-*"))
     shutil.rmtree(checkpoint)
-    assert any(checkpoint.name in problem and "missing" in problem for problem in verify(run))
+    assert any(checkpoint.name in problem and "missing" in problem for problem in verify(run).problems)
 
 
 def test_orphans_logs_leases_and_an_open_round_are_no_damage(run):
@@ -143,17 +143,17 @@ def test_orphans_logs_leases_and_an_open_round_are_no_damage(run):
     (run / "logs/attempt-001/driver.log").write_text("anything")
     (run / "round-003/sealed.json").unlink()
     (run / "round-003/05-measure.json").unlink()
-    assert verify(run) == []
-    assert examine(run).rounds == 3
+    assert verify(run).problems == []
+    assert verify(run).rounds == 3
 
 
 def test_quick_checks_records_and_sizes_but_not_contents(run):
     parquet = next(run.glob("round-001/01-sample/*.parquet"))
     content = parquet.read_bytes()
     flip(parquet, 800)
-    assert verify(run, quick=True) == []
+    assert verify(run, quick=True).problems == []
     parquet.write_bytes(content + b"x")
-    assert any(f"{parquet.name} has {len(content) + 1} bytes" in problem for problem in verify(run, quick=True))
+    assert any(f"{parquet.name} has {len(content) + 1} bytes" in problem for problem in verify(run, quick=True).problems)
 
 
 def test_a_table_that_means_something_else_is_found_even_when_the_file_hashes_fit(run):
@@ -162,4 +162,4 @@ def test_a_table_that_means_something_else_is_found_even_when_the_file_hashes_fi
     record = json.loads(path.read_text())
     table = {**record["tables"]["drops"], "digest": "0" * 64}
     rewrite(path, {"tables": {"drops": table}})
-    assert any("table 'drops' does not mean what was committed" in problem for problem in verify(run))
+    assert any("table 'drops' does not mean what was committed" in problem for problem in verify(run).problems)
