@@ -12,7 +12,14 @@ from selfkd.steps.step import STAGES, Step
 from selfkd.steps.train import TrainStep
 
 VERBS: dict[str, type[Step]] = {
-    step.verb: step for step in (RecallStep, GoldStep, SampleStep, ScoreStep, SelectStep, BuildStep, TrainStep, MeasureStep)
+    "recall": RecallStep,
+    "gold": GoldStep,
+    "sample": SampleStep,
+    "score": ScoreStep,
+    "select": SelectStep,
+    "build": BuildStep,
+    "train": TrainStep,
+    "measure": MeasureStep,
 }
 
 __all__ = ["STAGES", "VERBS", "LoadStep", "Step"]
