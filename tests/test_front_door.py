@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,19 @@ def test_what_is_not_there_is_said(here):
         run.samples(round=7)
     with pytest.raises(ChainError, match="there is no model 'student' at this point"):
         run.model("student")
+
+
+def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
+    page = (Path(__file__).parent.parent / "docs/notebook.md").read_text()
+    (here / "mine.py").write_text(
+        "def right(completion: str, answer: str) -> float:\n    return float(completion.endswith(answer))\n"
+    )
+    (here / "mine.yaml").write_text(
+        RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
+    )
+    monkeypatch.setattr("selfkd.chain.drive.Machine", lambda: selfkd.Machine(backend="fake"))
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    assert len(blocks) == 4 and scope["run"].samples(round=1).height == 12 * 4
