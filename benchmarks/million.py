@@ -45,7 +45,7 @@ steps:
 class Quick(Fake):
     """Answers a whole chunk by column arithmetic: the answers must not be what is timed."""
 
-    def generate(self, model, chunks, sampling):
+    def generate(self, model, chunks, sampling, on_progress):
         for chunk in chunks:
             rows = chunk.requests.select("u", pl.col("asked").list.first().struct.field("content")).iter_rows()
             replies = [

@@ -184,9 +184,9 @@ def test_training_starts_where_the_recipe_says(tmp_path):
     seen: list[str] = []
 
     class Watching(Fake):
-        def train(self, start, reference, rows, spec, out):
+        def train(self, start, *arguments):
             seen.append(start.digest)
-            return super().train(start, reference, rows, spec, out)
+            return super().train(start, *arguments)
 
     run = run_of(tmp_path, steps, "rounds=3", backend=Watching({}))
     assert set(seen) == {run.sealed()[0]["models"]["policy"]["digest"]}

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import REQUESTS, Chunk, Completion, Reply, Sampling, Trained, TrainSpec, write_chunk
+from selfkd.backend.base import REQUESTS, Chunk, Completion, OnSteps, Reply, Sampling, Trained, TrainSpec, write_chunk
 from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError
@@ -75,11 +75,10 @@ def _first(mark: Path) -> bool:
 
 
 def learn(
-    start: Model, reference: Model | None, rows: list[Path], spec: TrainSpec, out: Path, numerics: Any, report: Any
+    start: Model, reference: Model | None, rows: list[Path], spec: TrainSpec, out: Path, numerics: Any, on_progress: OnSteps
 ) -> Trained:
     """A trainer that does what `spec.trl` says."""
-    if report:
-        report({"step": 1, "steps": 1, "loss": 0.5, "tokens": 9, "seconds": 0.1})
+    on_progress({"step": 1, "steps": 1, "loss": 0.5, "tokens": 9, "seconds": 0.1})
     if spec.trl.get("bug"):
         raise KeyError("completion")
     if spec.trl.get("die"):

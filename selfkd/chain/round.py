@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import Backend, Chunk, Sampling, Trained, TrainSpec
+from selfkd.backend.base import AnswerProgress, Backend, Chunk, Sampling, Trained, TrainProgress, TrainSpec
 from selfkd.chain.retention import prune, pruned_paths
 from selfkd.chain.run import Run, clean_tmp, read_record
 from selfkd.chain.steering import best_round, stop_reason, verdict
@@ -260,10 +260,11 @@ class Round:
         todo = [chunk for chunk in chunks if chunk.key not in done]
         tokens, began, asked = 0, time.monotonic(), sum(c.requests.height for c in chunks if c.key in done)
         self.progress(asked, requests.height, "answers")
-        self.backend.progress = lambda said: self._beat(
-            asked + said["requests"], requests.height, tokens + said["tokens"], began
-        )
-        for reply in self.backend.generate(model.at(self.run.folder), todo, sampling) if todo else ():
+
+        def beat(more: AnswerProgress) -> None:
+            self._beat(asked + more["requests"], requests.height, tokens + more["tokens"], began)
+
+        for reply in self.backend.generate(model.at(self.run.folder), todo, sampling, beat) if todo else ():
             if reply.weights != model.digest:
                 raise WeightsError(
                     f"the engine holds weights {reply.weights[:12]}, not {model.digest[:12]}",
@@ -303,15 +304,24 @@ class Round:
         return None
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
-        yield from self.backend.logprobs(model.at(self.run.folder), rows)
+        done = 0
+
+        def beat(more: AnswerProgress) -> None:
+            self.progress(done + more["requests"], rows.height, "samples")
+
+        for score in self.backend.logprobs(model.at(self.run.folder), rows, beat):
+            done += 1
+            yield score
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
         path = storage.temporary(self.run.tmp, "-rows.parquet")
         rows.write_parquet(path)
-        self.backend.progress = lambda said: self.progress(said["step"], said["steps"], "steps", loss=said.get("loss"))
-        root = self.run.folder
-        out = storage.temporary(self.run.tmp, "-child")
-        return self.backend.train(start.at(root), reference and reference.at(root), [path], spec, out)
+
+        def beat(made: TrainProgress) -> None:
+            self.progress(made["step"], made["steps"], "steps", loss=made["loss"])
+
+        root, out = self.run.folder, storage.temporary(self.run.tmp, "-child")
+        return self.backend.train(start.at(root), reference and reference.at(root), [path], spec, out, beat)
 
     def map(
         self, function: Function, batches: Iterable[list[dict[str, Any]]], timeout: float

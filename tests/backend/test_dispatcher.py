@@ -107,11 +107,19 @@ def test_closing_the_iterator_abandons_what_is_in_flight(backend: Any, tmp_path:
     assert len(list(ray.generate(OLD, chunks_of(tmp_path, "answer"), Sampling()))) == 1
 
 
-def test_tokens_of_a_chunk_in_flight_are_told(backend: Any, tmp_path: Path) -> None:
-    ray, told = backend(), []
-    ray.progress = told.append
-    list(ray.generate(OLD, [chunk_of(tmp_path, ["answer", "sleep 1.5"])], Sampling()))
-    assert {"requests": 1, "tokens": 7, "chunks": 0, "waiting": 1} in told
+def test_tokens_of_a_chunk_in_flight_are_reported(backend: Any, tmp_path: Path) -> None:
+    reports: list[dict[str, int]] = []
+    list(backend().generate(OLD, [chunk_of(tmp_path, ["answer", "sleep 1.5"])], Sampling(), reports.append))
+    assert {"requests": 1, "tokens": 7, "chunks": 0, "waiting": 1} in reports
+
+
+def test_answers_of_an_earlier_chunk_are_not_reported_while_rows_are_scored(backend: Any, tmp_path: Path) -> None:
+    ray = backend()
+    reports: list[dict[str, int]] = []
+    list(ray.generate(OLD, chunks_of(tmp_path, "answer"), Sampling()))
+    rows = pl.DataFrame({"id": ["r"], "messages": [[{"role": "user", "content": "sleep 1.5"}]]})
+    list(ray.logprobs(OLD, rows, reports.append))
+    assert reports[-1] == {"requests": 0, "tokens": 0, "chunks": 0, "waiting": 1}
 
 
 def test_a_warmed_engine_is_the_one_that_answers(backend: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from toys import chunk_of, texts
 
-from selfkd.backend.base import Reply, Sampling, TrainSpec
+from selfkd.backend.base import OnSteps, Reply, Sampling, TrainProgress, TrainSpec, nobody_listens
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine
 from selfkd.core import digest
@@ -51,8 +51,11 @@ class Real:
     def model(self, name: str) -> Model:
         return Model("policy", str(self.root / name), digest.weights(self.root / name))
 
-    def train(self, name: str, backend: Any = None, spec: TrainSpec | None = None) -> Model:
-        folder = (backend or self.backend).train(self.base, None, self.rows, spec or self.spec, self.root / name).folder
+    def train(
+        self, name: str, backend: Any = None, spec: TrainSpec | None = None, on_progress: OnSteps = nobody_listens
+    ) -> Model:
+        backend, spec = backend or self.backend, spec or self.spec
+        folder = backend.train(self.base, None, self.rows, spec, self.root / name, on_progress).folder
         assert folder == self.root / name
         return self.model(name)
 
@@ -93,13 +96,12 @@ def test_a_rank_killed_in_the_middle_costs_one_repetition_and_no_bit(real: Real)
     undisturbed = real.train("undisturbed", spec=long)
     killed: list[int] = []
 
-    def kill(numbers: dict[str, Any]) -> None:
+    def kill(progress: TrainProgress) -> None:
         if not killed:
             killed.append(rank_of(real.backend.log))
             os.kill(killed[0], signal.SIGKILL)
 
-    real.backend.progress = kill
-    disturbed = real.train("disturbed", spec=long)
+    disturbed = real.train("disturbed", spec=long, on_progress=kill)
     assert rank_of(real.backend.log) != killed[0]
     assert disturbed.digest == undisturbed.digest
 

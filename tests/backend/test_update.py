@@ -16,7 +16,7 @@ import pytest
 from tiny import tiny_model
 
 from selfkd.backend import tokens
-from selfkd.backend.base import Trained, TrainSpec
+from selfkd.backend.base import Trained, TrainSpec, nobody_listens
 from selfkd.backend.trainer import batches, trl_options
 from selfkd.core import digest
 from selfkd.core.pool import Model, shape
@@ -51,9 +51,9 @@ def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
 def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
     from selfkd.backend.trainer.update import train_rank
 
-    report = more.pop("report", None)
+    on_progress = more.pop("on_progress", nobody_listens)
     spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
-    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1}, report)
+    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1}, on_progress)
 
 
 # What is learned
@@ -89,7 +89,7 @@ def taught(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("taught")
     heard: list[dict[str, Any]] = []
     trl = {"learning_rate": 5e-3, "num_train_epochs": 25}
-    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", report=heard.append)
+    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", on_progress=heard.append)
     (folder / "heard.json").write_text(json.dumps(heard))
     return found
 
@@ -244,15 +244,13 @@ def test_the_table_of_options_is_the_installed_one():
     from transformers.trainer_utils import SchedulerType
     from trl import DPOConfig, SFTConfig
 
-    fields = {
-        loss: {field.name for field in dataclasses.fields(kind)} for loss, kind in (("sft", SFTConfig), ("dpo", DPOConfig))
-    }
-    passed = {loss: set(table) for loss, table in trl_options.PASSED.items()}
-    for loss, names in fields.items():
-        assert passed[loss] <= names
-        assert names <= passed["sft"] | passed["dpo"] | set(trl_options.OWNED)
-        assert not passed[loss] & set(trl_options.OWNED)
-    assert set(trl_options.OWNED) <= fields["sft"] | fields["dpo"]
+    fields = {config.__name__: {field.name for field in dataclasses.fields(config)} for config in (SFTConfig, DPOConfig)}
+    passed = {config: set(table) for config, table in trl_options.PASSED.items()}
+    for config, names in fields.items():
+        assert passed[config] <= names
+        assert names <= set().union(*passed.values(), trl_options.OWNED)
+        assert not passed[config] & set(trl_options.OWNED)
+    assert set(trl_options.OWNED) <= set().union(*fields.values())
     assert "constant" in {kind.value for kind in SchedulerType}
 
 
@@ -301,7 +299,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
 
 def test_long_rows_go_through_a_processor_a_few_at_a_time():
     split = batches.share(8, 2, 1)
-    assert batches.finer(split, plain(lengths=[10] * 4)) == split  # 8 pairs of 26 to 32 tokens are less than FULL
+    assert batches.finer(split, plain(lengths=[10] * 4)) == split  # 8 pairs of 26 to 32 tokens are less than MICRO_TOKENS
     assert batches.finer(split, plain(lengths=[40] * 4)) == batches.Share(16, 1, 8, 2)
     assert batches.finer(split, plain(lengths=[400] * 4)) == batches.Share(16, 1, 16, 1)
 

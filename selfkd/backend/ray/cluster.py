@@ -23,6 +23,8 @@ from typing import Any
 from selfkd.backend.ray import guardian
 from selfkd.errors import BackendError, SelfkdError
 
+POLL_SECONDS = 0.25  # how long one look at running calls waits; signals are heard in between
+FETCH_SECONDS = 1800.0  # a result that is ready comes at once, unless the cluster hangs
 STORE_BYTES = 200_000_000
 SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
 TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads it once
@@ -114,14 +116,36 @@ class Cluster:
                 shutil.copytree(session / "logs", self.log / "ray", dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
 
 
+def actor_class(kind: type, **options: Any) -> Any:
+    """Make an actor class that Ray never restarts: a restarted actor would come back as its constructor left it."""
+    import ray
+
+    return ray.remote(max_restarts=0, max_task_retries=0, **options)(kind)
+
+
+def result_of(call: Any, what: str, log: Path) -> Any:
+    """Wait for a call and return its result; signals are heard meanwhile, and an error keeps its own type."""
+    import ray
+
+    while not ray.wait([call], timeout=POLL_SECONDS)[0]:
+        continue
+    try:
+        return ray.get(call, timeout=FETCH_SECONDS)
+    except Exception as error:
+        cause = unwrapped(error)
+        if isinstance(cause, SelfkdError):
+            raise cause from None
+        raise BackendError(f"{what} failed: {cause}", str(log), "The log says more. Repeat the command.") from error
+
+
 def unwrapped(error: BaseException) -> BaseException:
-    """The exception that was raised over there, with its own type; Ray hands over a copy wrapped in its own."""
+    """Return the exception that was raised in the other process, with its own type; Ray wraps it in one of its own."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error
 
 
-def first_line(error: BaseException) -> str:
-    """An error in one line: Ray's run to dozens, and say what matters first, or last where an actor could not be made."""
+def in_one_line(error: BaseException) -> str:
+    """Describe an error of Ray in one line: of its dozens the first one says what matters, or the last where no actor was made."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     text = (lines[-1] if "creation task" in lines[0] else lines[0]) if lines else "no message"
     return f"{type(error).__name__}: {text}"

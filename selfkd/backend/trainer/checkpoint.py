@@ -22,7 +22,7 @@ LOWER = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
 
 
 def write(model: Any, parent: Path, out: Path) -> None:
-    """The weights as the model holds them; all else is the parent's. The padding token TRL put into the configurations is not kept."""
+    """Write the weights as the model holds them; all else is the parent's. The padding token that TRL configured is not kept."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
@@ -39,7 +39,7 @@ def write(model: Any, parent: Path, out: Path) -> None:
 
 
 def moved(parent: Path, child: Path) -> dict[str, float]:
-    """How far the written weights lie from the parent's, read tensor by tensor from both; not at all, or not finite: GuardError."""
+    """Measure how far the written weights lie from the parent's, tensor by tensor; not at all, or not finite: GuardError."""
     import torch
     from safetensors import safe_open
 
