@@ -236,7 +236,7 @@ def test_options_that_do_not_exist_or_are_decided_elsewhere_are_named():
     assert "run's seed" in problems[1] and "field `beta`" in problems[2]
     assert problems[3] == "trl.label_smoothing has no meaning for loss sft"
     assert "Did you mean 'nll'?" in problems[4]
-    assert "write 1.0e-5" in trl_options.check_trl("dpo", {"learning_rate": "1e-5"})[0]
+    assert "write it like 1.0e-5" in trl_options.check_trl("dpo", {"learning_rate": "1e-5"})[0]
     assert trl_options.check_trl("dpo", {"loss_type": ["ipo", "sft"], "num_train_epochs": 2, "max_grad_norm": 0.5}) == []
 
 

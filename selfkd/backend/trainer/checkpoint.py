@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.model_files import SHARD_SIZE
 from selfkd.errors import GuardError
 
-SHARD = "2GB"
 BESIDE = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
@@ -26,7 +26,7 @@ def write(model: Any, parent: Path, out: Path) -> None:
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
-    model.save_pretrained(out, max_shard_size=SHARD)
+    model.save_pretrained(out, max_shard_size=SHARD_SIZE)
     (out / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((parent / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)
