@@ -50,7 +50,9 @@ class Machine:
     kv_cache_gb: float = _setting(
         "GiB of memory for the keys and values of one engine on a CPU; a GPU's share is vLLM's to set.", 1.0
     )
-    max_model_len: int = _setting("Tokens of prompt and answer together that an engine has room for.", 1024)
+    max_model_len: int = _setting(
+        "Tokens of prompt and answer together in one engine; a run sets it to the recipe's `context`.", 1024
+    )
     chunk_timeout: float = _setting("Seconds after which an engine that has not answered a chunk counts as hanging.", 3600.0)
     engine: Mapping[str, Any] = field(
         default_factory=dict,
