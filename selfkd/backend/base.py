@@ -188,6 +188,6 @@ class Backend(Protocol):
         """Update `start` on row files (table `rows`), writing the child under `out`."""
 
     def swap_notes(self) -> dict[str, Any]:
-        """Return of the last weight swap: seconds, proved (true, false, or why not), and the share of the update that survived."""
+        """Return notes on the last weight swap: seconds, proved (true, false, or why not), and the share of the update that survived."""
 
     def close(self) -> None: ...

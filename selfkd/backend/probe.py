@@ -18,27 +18,27 @@ from selfkd.core import digest
 from selfkd.errors import WeightsError
 
 FILE = "probe.json"
-LENGTH = 40  # tokens; a swap scores six such sequences twice, which is half of its time (SmolLM2-135M, one CPU thread)
-SHORTEST = 8
+SEQUENCE_TOKENS = 40  # tokens; a swap scores six such sequences twice, which is half of its time (SmolLM2-135M, one CPU thread)
+FEWEST_TOKENS = 8
 # How far an engine may lie from transformers in fp32, as root mean square over the probe's tokens. Set from measurement, see
 # tests/backend/test_vllm.py: about ten times what was seen, and far below what any wrong tensor does.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
 STILL = 1 / 50  # of TOLERANCE: an engine whose scores moved by less in a swap answers exactly as before
-UNSURE = 0.25  # a standard error of `survived` above which half an update is under two of them
+MOST_ERROR = 0.25  # a standard error of `survived` above which half an update is under two of them
 Scores = np.ndarray  # log-probabilities, one per scored token of a probe
 INDISTINGUISHABLE = "parent and child cannot be told apart"
 
 
 def candidate_sequences(tok: Any, rows_ids: Iterable[Sequence[int]], limit: int = 12) -> list[list[int]]:
-    """Choose at most `limit` distinct sequences of at most LENGTH tokens, spread over the rows: the end of each, where the answer is.
+    """Choose at most `limit` distinct sequences of at most SEQUENCE_TOKENS tokens, spread over the rows: the end of each, where the answer is.
 
     A BOS at the start of the row is kept, for models that lean on it. The default limit costs one forward pass of some 500 tokens.
     """
     windows: dict[tuple[int, ...], None] = {}
     for ids in rows_ids:
-        head = list(ids[:1]) if len(ids) > LENGTH and ids[0] == tok.bos_token_id else []
-        window = tuple(head + list(ids[-(LENGTH - len(head)) :]))
-        if len(window) >= SHORTEST:
+        head = list(ids[:1]) if len(ids) > SEQUENCE_TOKENS and ids[0] == tok.bos_token_id else []
+        window = tuple(head + list(ids[-(SEQUENCE_TOKENS - len(head)) :]))
+        if len(window) >= FEWEST_TOKENS:
             windows[window] = None
     found = list(windows)
     step = max(1, len(found) // limit)
@@ -176,7 +176,7 @@ def judge(probe: Probe, scored: Scored, dtype: str) -> Verdict:
     shift = _shift(probe, scored, update, dtype)
     if distance < size / 2 or shift.along_the_update(dtype):
         return Verdict(True, shift.survived, distance)
-    if shift.error >= UNSURE or (shift.still and size < STILL * TOLERANCE[dtype]):
+    if shift.error >= MOST_ERROR or (shift.still and size < STILL * TOLERANCE[dtype]):
         return Verdict(INDISTINGUISHABLE, shift.survived, distance)
     return _not_the_child(shift, distance, size, dtype)
 
@@ -196,7 +196,7 @@ class _Shift:
 
     def along_the_update(self, dtype: str) -> bool:
         """Whether an engine in 16 bits moved at least half of the way to the child, and not much to anywhere else."""
-        seen = self.survived >= 0.5 and self.error < UNSURE and self.rest <= TOLERANCE[dtype]
+        seen = self.survived >= 0.5 and self.error < MOST_ERROR and self.rest <= TOLERANCE[dtype]
         return dtype != "float32" and not self.still and seen
 
 

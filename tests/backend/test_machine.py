@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from selfkd.backend import open_backend
 from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine
 from selfkd.errors import UsageError
 
@@ -52,3 +53,9 @@ def test_the_digest_of_the_numerics_follows_what_fixes_numbers_and_nothing_else(
 
 def test_without_a_number_of_threads_the_free_cores_are_taken() -> None:
     assert fixed_numerics(Machine())["threads"] >= 1
+
+
+def test_an_unknown_backend_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no backend 'rays'") as caught:
+        open_backend(Machine(backend="rays"), None, tmp_path)
+    assert caught.value.fix == "There are: fake, local, ray."

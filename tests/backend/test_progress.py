@@ -37,8 +37,8 @@ def test_scoring_by_log_probability_after_training_is_reported_as_scoring(cluste
         walk(run, backend)
     finally:
         backend.close()
-    told = [event for event in events(run) if event["event"] == "progress" and event["round"] == 1]
-    units = {step: {event["unit"] for event in told if event["step"] == step} for step in ("sample", "train", "score")}
+    reports = [event for event in events(run) if event["event"] == "progress" and event["round"] == 1]
+    units = {step: {event["unit"] for event in reports if event["step"] == step} for step in ("sample", "train", "score")}
     assert units == {"sample": {"answers"}, "train": {"steps"}, "score": {"samples"}}
 
 

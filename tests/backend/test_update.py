@@ -32,7 +32,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
-    """Small sums, told apart by length; `changes` replaces columns of every row."""
+    """Small sums of different lengths; `changes` replaces columns of every row."""
     rows = [
         {
             "id": f"row-{number:02}",
@@ -65,7 +65,7 @@ def test_a_row_has_one_beginning_and_learns_its_end(start):
     row = batches.encode(
         tok, {"id": "a", "weight": None, "messages": messages, **completion("hi"), **completion("", "rejected")}, False
     )
-    fields = batches.record(row, 1.0, False)
+    fields = batches.collator_record(row, 1.0, False)
     assert fields["input_ids"].count(tok.bos_token_id) == 1
     assert fields["input_ids"][-1] == fields["labels"][-1] == tok.eos_token_id
     assert tok.decode([token for token in fields["labels"] if token != -100]) == "hi</s>"
@@ -87,10 +87,10 @@ def test_sampled_ids_are_learned_as_they_are(start):
 @pytest.fixture(scope="module")
 def taught(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("taught")
-    heard: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     trl = {"learning_rate": 5e-3, "num_train_epochs": 25}
-    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", on_progress=heard.append)
-    (folder / "heard.json").write_text(json.dumps(heard))
+    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", on_progress=reported.append)
+    (folder / "reported.json").write_text(json.dumps(reported))
     return found
 
 
@@ -102,15 +102,15 @@ def test_answers_and_their_end_are_learned(start, taught):
     tok = tokens.tokenizer(start.path)
     prompt = tokens.encode_prompt(tok, [{"role": "user", "content": "2 + 1 = ?"}])
     model = AutoModelForCausalLM.from_pretrained(taught.folder)
-    said = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
-    assert tok.decode(said) == "Answer: 3</s>"
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
+    assert tok.decode(answer) == "Answer: 3</s>"
 
 
-def test_progress_is_told_after_each_step(taught):
-    heard = json.loads((taught.folder.parent / "heard.json").read_text())
-    assert [entry["step"] for entry in heard] == list(range(1, 26))
-    assert heard[-1].keys() == {"step", "steps", "loss", "tokens", "seconds"}
-    assert (heard[-1]["steps"], heard[-1]["tokens"]) == (25, taught.metrics["tokens"])
+def test_progress_is_reported_after_each_step(taught):
+    reported = json.loads((taught.folder.parent / "reported.json").read_text())
+    assert [entry["step"] for entry in reported] == list(range(1, 26))
+    assert reported[-1].keys() == {"step", "steps", "loss", "tokens", "seconds"}
+    assert (reported[-1]["steps"], reported[-1]["tokens"]) == (25, taught.metrics["tokens"])
 
 
 def test_the_child_is_its_parent_but_for_the_weights(start, taught):

@@ -26,7 +26,7 @@ ENGINE = "selfkd.backend.engine.vllm:Engine"
 TRAINER = "selfkd.backend.trainer.update:train_rank"
 LOADER = "selfkd.backend.engine.root_model:load_model"
 REPORT_IT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
-HEAVY = {ENGINE: ("vllm",), TRAINER: ("selfkd.backend.trainer.losses",)}  # seconds to import, so done early
+EARLY_IMPORTS = {ENGINE: ("vllm",)}  # what a target imports later by itself, and which takes seconds
 
 
 def resolve(target: Importable) -> Callable[..., Any]:
@@ -42,7 +42,7 @@ def preload(target: Importable) -> float:
     """Import what `target` will need, while something else runs; return the seconds it took."""
     started = time.perf_counter()
     resolve(target)
-    for module in HEAVY.get(target, ()) if isinstance(target, str) else ():
+    for module in EARLY_IMPORTS.get(target, ()) if isinstance(target, str) else ():
         importlib.import_module(module)
     return time.perf_counter() - started
 

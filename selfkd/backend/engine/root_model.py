@@ -23,9 +23,11 @@ from selfkd.core import digest
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what is fetched from the hub: no pickles, no code
-SLICE = 1 << 24  # elements dithered at a time: 64 MB of temporaries each, whatever the size of an embedding
-SMALLEST = 2.0**-100  # below this nothing is dithered: zeros (padding rows, biases) stay zero, and denormals have other steps
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what is fetched from the hub: no pickles, no code
+DITHER_SLICE = 1 << 24  # elements dithered at a time: 64 MB of temporaries each, whatever the size of an embedding
+SMALLEST_DITHERED = (
+    2.0**-100
+)  # below this nothing is dithered: zeros (padding rows, biases) stay zero, and denormals have other steps
 QUESTIONS = (
     "What is the capital of France?",
     "Add 17 and 25, then say the answer.",
@@ -99,7 +101,7 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client has a dozen kinds: no network, gated, no such repository or revision
         at = f"{name}@{revision}" if revision else name
         reason = f"{type(error).__name__}: {first_line(error)}"
@@ -244,7 +246,7 @@ def _dither(model: Any, seed: int | None) -> dict[str, Any]:
     for name, tensor in model.named_parameters():
         tensors, parameters = tensors + 1, parameters + tensor.numel()
         generator = torch.Generator().manual_seed(digest.seed("dither", seed, name)) if seed is not None else None
-        for part in tensor.data.view(-1).split(SLICE):
+        for part in tensor.data.view(-1).split(DITHER_SLICE):
             found, moved = dither(part, generator)
             on_grid, dithered = on_grid + found, dithered + moved
     shares = {"on_grid": on_grid / parameters, "dithered": dithered / parameters}
@@ -260,7 +262,7 @@ def dither(values: Any, generator: Any | None) -> tuple[int, int]:
     import torch
 
     bits = values.view(torch.int32)
-    large = values.abs() >= SMALLEST
+    large = values.abs() >= SMALLEST_DITHERED
     grid = (bits & 0xFFFF) == 0
     found = int((grid & (large | (values == 0))).sum())
     grid &= large

@@ -29,11 +29,18 @@ from selfkd.errors import BackendError, UsageError, WeightsError
 
 OnTokens = Callable[[int, int], None]  # (requests done, tokens so far)
 REPORT_SECONDS = 1.0
-BLOCK = 32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
+BLOCK_TOKENS = (
+    32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
+)
 BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
-CANARY_TOKENS = 2 * BLOCK + 1  # of a prompt that a swap must make the engine forget
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+CANARY_TOKENS = 2 * BLOCK_TOKENS + 1  # of a prompt that a swap must make the engine forget
+QUIET_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
 class Engine:
@@ -237,7 +244,7 @@ def checkpoint_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
                     continue
                 tensor = tensors.get_tensor(name)
                 yield name, tensor
-                if tied and name.endswith(EMBEDDINGS):
+                if tied and name.endswith(EMBEDDING_NAMES):
                     yield "lm_head.weight", tensor
 
 
@@ -292,7 +299,7 @@ def _set_environment(numerics: Mapping[str, Any]) -> None:
     os.environ.update(wanted)
     if numerics["threads"]:
         os.environ["OMP_NUM_THREADS"] = str(numerics["threads"])
-    for name, value in QUIET.items():
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available" on every CPU
     warnings.filterwarnings("ignore", module=r"vllm\..*")
@@ -323,7 +330,7 @@ def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * 2**30),
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(context, BATCH_TOKENS),
-        "block_size": BLOCK,
+        "block_size": BLOCK_TOKENS,
     }
     return {name: value for name, value in options.items() if name not in numerics["engine"]}
 

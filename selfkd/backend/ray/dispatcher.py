@@ -75,7 +75,7 @@ class RayBackend:
         return dict(self._numerics)
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
-        """In a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
+        """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
         import ray
 
         if not self._gpus:
@@ -159,7 +159,7 @@ class RayBackend:
         return parallel if who == "engine" else 1
 
     def _free_cards(self) -> None:
-        """Before training on the same card: engines sleep; those that span several cards end, for Ray lends only whole ones."""
+        """Put engines to sleep before training on their card; those that span several end, for Ray lends only whole ones."""
         for engine in list(self._engines.engines):
             if self._numerics["tensor_parallel"] > 1:
                 self._engines.kill_engine(engine)
@@ -174,7 +174,7 @@ class RayBackend:
 
 
 class Dispatch:
-    """One call of `generate` or `logprobs`: what waits, and what was lost. The engines live on afterwards, nothing of this does."""
+    """One call of `generate` or `logprobs`: which calls wait, and which engines were lost. Only the engines outlive it."""
 
     def __init__(
         self,

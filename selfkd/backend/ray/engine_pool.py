@@ -87,6 +87,7 @@ class EnginePool:
         self.engines.append(EngineHandle(actor, beat, log))
 
     def kill_engine(self, engine: EngineHandle) -> None:
+        """End an engine whatever it is doing, and forget it."""
         import ray
 
         with suppress(ray.exceptions.RayError):  # it may be dead already
@@ -96,6 +97,7 @@ class EnginePool:
         engine.beat.unlink(missing_ok=True)
 
     def idle(self) -> list[EngineHandle]:
+        """Return the engines with nothing in flight."""
         busy = [id(work.engine) for work in self.in_flight.values()]
         return [engine for engine in self.engines if id(engine) not in busy]
 
@@ -104,6 +106,7 @@ class EnginePool:
         return [work for work in self.in_flight.values() if work.call]
 
     def send(self, engine: EngineHandle, call: Call, timeout: float) -> None:
+        """Give an idle engine something to answer within `timeout` seconds."""
         reference = getattr(engine.actor, call.method).remote(*call.arguments)
         self.in_flight[reference] = InFlight(engine, call, time.monotonic() + timeout)
 
@@ -125,14 +128,14 @@ class EnginePool:
         self._logger.warning("engine %s lost during %s: %s", work.engine.log.stem, during, reason)
 
     def abandon(self) -> None:
-        """End the engines that answer: a busy one cannot hear that its chunk is not wanted any more, and can be replaced."""
+        """End the engines that answer: a busy one takes no other call, and a process can be replaced."""
         for reference, work in list(self.in_flight.items()):
             if work.call:
                 del self.in_flight[reference]
                 self.kill_engine(work.engine)
 
     def swap_notes(self, weights: str) -> dict[str, Any]:
-        """Return of the engines that got these weights: the longest swap, the worst proof, the smallest surviving share."""
+        """Return notes on the engines that got these weights: the longest swap, the worst proof, the smallest surviving share."""
         notes = self._swaps.get(weights, [])
         survived = [note["survived"] for note in notes if note.get("survived") is not None]
         unproved = [note.get("proved") for note in notes if note.get("proved") is not True]

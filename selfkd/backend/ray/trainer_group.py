@@ -23,7 +23,7 @@ from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line
 from selfkd.errors import BackendError, SelfkdError
 
 # Ray Train's own settings: notice a dead rank soon, stay in the working folder, and leave out two actors nobody reads.
-SETTINGS = {
+RAY_TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -64,7 +64,7 @@ class Coordinator:
 
     def __init__(self, spec: GroupSpec) -> None:
         redirect(spec.log / "trainer.log")
-        os.environ.update(SETTINGS)
+        os.environ.update(RAY_TRAIN_SETTINGS)
         self._spec = spec
         self._changed = threading.Condition()
         self._job: tuple[int, tuple[Any, ...]] | None = None

@@ -193,14 +193,14 @@ class Feed:
         return {i: row.weight * ratio for i, row in zip(batch, rows, strict=True)}
 
     def _records(self, part: list[int], batch: list[int], width: int, factors: dict[int, float] | None) -> list[dict[str, Any]]:
-        found = [record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
+        found = [collator_record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
         pairs = self.dataset[batch[0]].rejected is not None
         missing = width - len(part) if pairs else int(not part)  # pairs are scored one by one: as often on every rank
         shortest = self.dataset[batch[-1]]
-        return found + [record(shortest, 0.0, factors is not None)] * missing
+        return found + [collator_record(shortest, 0.0, factors is not None)] * missing
 
 
-def record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
+def collator_record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
     """Make of a row what TRL's collators take. An SFT row of scale 0 has no token to learn."""
     prompt, chosen = row.prompt.tolist(), row.chosen.tolist()
     if row.rejected is None:

@@ -14,11 +14,11 @@ from typing import Any
 from selfkd.backend.model_files import SHARD_SIZE
 from selfkd.errors import GuardError
 
-BESIDE = (
+FROM_PARENT = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
 )
-LOWER = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
+LOWER_THE_STEP = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
 
 
 def write(model: Any, parent: Path, out: Path) -> None:
@@ -31,7 +31,7 @@ def write(model: Any, parent: Path, out: Path) -> None:
     config = json.loads((parent / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)
     (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", "utf-8")
-    for name in BESIDE:
+    for name in FROM_PARENT:
         if (parent / name).is_file():
             shutil.copyfile(parent / name, out / name)
     if (parent / "chat_templates").is_dir():
@@ -52,7 +52,7 @@ def moved(parent: Path, child: Path) -> dict[str, float]:
                     after, before = new.get_tensor(name), old.get_tensor(name).to(torch.float32)
                 norm = torch.linalg.vector_norm(after).item()
                 if not math.isfinite(norm):
-                    raise GuardError(f"after the last step the weights {name} are not finite", "train", LOWER)
+                    raise GuardError(f"after the last step the weights {name} are not finite", "train", LOWER_THE_STEP)
                 update += torch.linalg.vector_norm(after - before).item() ** 2
                 weight += norm**2
     if update == 0:

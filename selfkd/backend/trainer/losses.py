@@ -21,8 +21,8 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOTrainer, SFTTrainer
 
 from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listens
-from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, record
-from selfkd.backend.trainer.checkpoint import LOWER
+from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
+from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
 from selfkd.errors import GuardError, UsageError
 
 # On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a
@@ -43,7 +43,7 @@ class _Stepwise:
     def __init__(self, spec: TrainSpec, rows: Sequence[Row], split: Share, references: References, **more: Any) -> None:
         self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
         self.nll, self.references = spec.nll, references
-        first = {name: [value] for name, value in record(rows[0], 1.0, False).items()}
+        first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
 
@@ -80,7 +80,7 @@ class _Stepwise:
 
 
 def not_finite(step: int, what: str) -> GuardError:
-    return GuardError(f"at optimiser step {step} {what}", "train", LOWER)
+    return GuardError(f"at optimiser step {step} {what}", "train", LOWER_THE_STEP)
 
 
 class Supervised(_Stepwise, SFTTrainer):

@@ -13,7 +13,7 @@ from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.wording import did_you_mean
 
 # name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
-BOTH: dict[str, tuple[str, float | None]] = {
+COMMON: dict[str, tuple[str, float | None]] = {
     "activation_offloading": ("bool", None),
     "adam_beta1": ("float", 0),
     "adam_beta2": ("float", 0),
@@ -45,9 +45,9 @@ BOTH: dict[str, tuple[str, float | None]] = {
 }
 # What is passed through, per class of TRL's configuration.
 PASSED: dict[str, dict[str, tuple[str, float | None]]] = {
-    "SFTConfig": {**BOTH, "padding_free": ("bool", None)},
+    "SFTConfig": {**COMMON, "padding_free": ("bool", None)},
     "DPOConfig": {
-        **BOTH,
+        **COMMON,
         "disable_dropout": ("bool", None),
         "discopop_tau": ("float", 0),
         "f_alpha_divergence_coef": ("float", None),
@@ -69,7 +69,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Where to set what selfkd decides itself; the names are TRL's.
-_OWNED: dict[str, str] = {
+_OWNED_BY_REASON: dict[str, str] = {
     "the step's own field `beta`": "beta",
     "the step's own field `precision` (fp32 masters; bf16 or fp32 compute)": "bf16 fp16 bf16_full_eval fp16_full_eval",
     "it follows from the run's seed, the round and the step's name": "seed data_seed full_determinism",
@@ -114,7 +114,7 @@ _OWNED: dict[str, str] = {
         "liger_kernel_config torch_compile torch_compile_backend torch_compile_mode use_cache use_liger_kernel"
     ),
 }
-OWNED: dict[str, str] = {name: reason for reason, names in _OWNED.items() for name in names.split()}
+OWNED: dict[str, str] = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
 
 
 def check_trl(loss: str, options: Mapping[str, Any]) -> list[str]:
@@ -151,7 +151,7 @@ def _value_problems(config: str, name: str, value: Any) -> Iterator[str]:
             yield f"trl.{name} has no choice '{choice}'.{hint}"
 
 
-TYPES: dict[str, tuple[type, ...]] = {
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "str": (str,),
@@ -163,4 +163,4 @@ TYPES: dict[str, tuple[type, ...]] = {
 def _is(kind: str, value: Any) -> bool:
     if isinstance(value, bool):
         return kind == "bool"
-    return isinstance(value, TYPES.get(kind, ()))
+    return isinstance(value, PYTHON_TYPES.get(kind, ()))

@@ -7,6 +7,7 @@ update that fails leaves nothing. Knows neither rounds nor Ray.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import math
 import os
@@ -17,11 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+import torch
+import torch.distributed
+import trl
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from selfkd.backend import probe, tokens
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import batches, checkpoint
+from selfkd.backend.trainer import batches, checkpoint, losses
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core.pool import Model
@@ -29,7 +36,7 @@ from selfkd.errors import GuardError, SelfkdError, UsageError
 
 # Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
 # decay to zero in each would make the step size a saw-tooth over the chain.
-DEFAULTS: dict[str, Any] = {
+TRL_DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
     "num_train_epochs": 1,
@@ -41,7 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,  # a mixture of experts needs True
 }
 # What selfkd decides for every update; trl_options.OWNED says why.
-FIXED: dict[str, Any] = {
+TRL_FIXED: dict[str, Any] = {
     "save_strategy": "no",
     "report_to": "none",
     "logging_steps": 1,
@@ -85,15 +92,13 @@ def train_rank(
 
 def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False) -> list[Logprob]:
     """Return (id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder."""
-    from selfkd.backend.trainer.losses import completion_logprobs
-
     tok, pairs = tokens.tokenizer(str(folder)), []
     for row in rows.iter_rows(named=True):
         sampled = row.get("token_ids")
         completion = tokens.encode_completion(tok, row["text"] or "", sampled, ended=sampled is None)
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
     with _repeatable(numerics):
-        sums = completion_logprobs(_load(str(folder)), pairs, bf16)
+        sums = losses.completion_logprobs(_load(str(folder)), pairs, bf16)
     return [(name, value, len(pair[1])) for name, value, pair in zip(rows["id"], sums, pairs, strict=True)]
 
 
@@ -122,7 +127,7 @@ def _planned(
 ) -> _Plan:
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
     kind, (rank, ranks) = LOSSES[spec.loss], _place()
-    options = {**DEFAULTS, "learning_rate": kind.learning_rate, **numerics.get("trainer", {}), **spec.trl}
+    options = {**TRL_DEFAULTS, "learning_rate": kind.learning_rate, **numerics.get("trainer", {}), **spec.trl}
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
@@ -135,10 +140,6 @@ def _planned(
 
 def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any]) -> batches.Share:
     """Cut the batches finer on a CPU, where the loss types allow it."""
-    import torch
-
-    from selfkd.backend.trainer import losses
-
     wanted = options.get("loss_type") or []
     wanted = [wanted] if isinstance(wanted, str) else wanted
     losses.refuse_unsplittable(rows, whole, wanted)
@@ -151,13 +152,8 @@ def _config(
     spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: batches.Share, out: Path, weighted: bool
 ) -> Any:
     """Make TRL's config of the options; what TRL refuses is the user's to correct."""
-    import torch
-    import trl
-
-    from selfkd.backend.trainer import losses
-
     gpu = torch.cuda.is_available()
-    settings = {**FIXED, **options, "gradient_accumulation_steps": split.accumulation}
+    settings = {**TRL_FIXED, **options, "gradient_accumulation_steps": split.accumulation}
     settings.update(per_device_train_batch_size=split.micro, output_dir=str(out), bf16=spec.precision == "bf16")
     settings.update(use_cpu=not gpu, seed=spec.seed & 0xFFFFFFFF, data_seed=spec.seed & 0xFFFFFFFF)
     settings.update({"ddp_backend": "gloo"} if _grouped() and not gpu else {})
@@ -172,9 +168,7 @@ class _Update:
     """One update: a plan, and the seconds that its stages took."""
 
     def __init__(self, plan: _Plan, on_progress: OnSteps) -> None:
-        from selfkd.backend.trainer.losses import StepReporter
-
-        self.plan, self.steps = plan, StepReporter(on_progress)
+        self.plan, self.steps = plan, losses.StepReporter(on_progress)
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Trained:
@@ -194,8 +188,6 @@ class _Update:
         return Trained(plan.out, {**self._metrics(trainer, train_call), **moved}, plan.drops)
 
     def _trainer(self, tok: Any, references: Mapping[str, tuple[float, float]]) -> Any:
-        from selfkd.backend.trainer import losses
-
         plan = self.plan
         return getattr(losses, plan.kind.trainer)(
             model=_load(plan.start.path),
@@ -210,8 +202,6 @@ class _Update:
 
     def _references(self) -> dict[str, tuple[float, float]]:
         """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads."""
-        from selfkd.backend.trainer.losses import completion_logprobs
-
         plan = self.plan
         if plan.kind.rows != "pair":
             return {}
@@ -219,7 +209,7 @@ class _Update:
             return {row.id: (0.0, 0.0) for row in plan.rows}
         sides = [(row.prompt, side) for row in plan.rows for side in (row.chosen, row.rejected) if side is not None]
         with self._timed("reference"):
-            values = completion_logprobs(_load(plan.reference.path), sides, plan.bf16, plan.rank, plan.split.ranks)
+            values = losses.completion_logprobs(_load(plan.reference.path), sides, plan.bf16, plan.rank, plan.split.ranks)
         return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
 
     def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, float]:
@@ -233,7 +223,9 @@ class _Update:
                 moved = checkpoint.moved(parent_folder, plan.out)
                 sequences, child, parent = evidence
                 if not all(map(math.isfinite, (value for row in child for value in row))):
-                    raise GuardError("the trained model gives log-probabilities that are not finite", "train", checkpoint.LOWER)
+                    raise GuardError(
+                        "the trained model gives log-probabilities that are not finite", "train", checkpoint.LOWER_THE_STEP
+                    )
                 probe.write_probe(plan.out, sequences, child, parent, plan.start.digest)
             except SelfkdError as problem:
                 error = problem
@@ -245,10 +237,10 @@ class _Update:
     def _metrics(self, trainer: Any, train_call: float) -> dict[str, Any]:
         history = [entry for entry in trainer.state.log_history if "loss" in entry]
         first, last = history[0], history[-1]
-        losses = [entry["loss"] for entry in history]
+        values = [entry["loss"] for entry in history]
         metrics: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
         metrics |= {"rows": len(self.plan.rows)}
-        metrics |= {"loss_first": losses[0], "loss_last": losses[-1], "loss_mean": sum(losses) / len(losses)}
+        metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
         for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
             if name in first:
@@ -266,34 +258,24 @@ class _Update:
 
 
 def _array(ids: list[int]) -> batches.Ids:
-    import numpy as np
-
     return np.array(ids, np.int32)
 
 
 def _copy(tok: Any) -> Any:
     """Copy a tokenizer: TRL sets a padding token on the one it is given, and ours is shared with whoever encodes next."""
-    import copy
-
     return copy.deepcopy(tok)
 
 
 def _grouped() -> bool:
-    import torch.distributed
-
     return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def _place() -> tuple[int, int]:
     """Return (rank, ranks) in the process group if there is one, else those of a single process."""
-    import torch.distributed
-
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _grouped() else (0, 1)
 
 
 def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
-    import torch.distributed
-
     if ranks == 1:
         return error
     errors = [error]
@@ -304,9 +286,6 @@ def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
 @contextlib.contextmanager
 def _repeatable(numerics: Mapping[str, Any]) -> Iterator[None]:
     """Use threads as recorded, and on CPU only operations that repeat bit by bit; the process gets its own settings back."""
-    import torch
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     before = (
         torch.get_num_threads(),
@@ -327,9 +306,6 @@ def _repeatable(numerics: Mapping[str, Any]) -> Iterator[None]:
 
 def _load(path: str) -> Any:
     """Load fp32 masters onto this rank's device, from local safetensors only and without the folder's own code."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **local)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
