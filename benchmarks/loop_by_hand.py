@@ -72,7 +72,7 @@ def train(folder: Path, model: str, index: int) -> None:
 
 def main(folder: Path, model: str) -> dict[str, object]:
     spent: dict[str, list[float]] = {"generate": [], "train": []}
-    said: list[float] = []
+    accuracies: list[float] = []
 
     def process(part: str, source: str, index: int) -> None:
         began = time.monotonic()
@@ -80,14 +80,14 @@ def main(folder: Path, model: str) -> dict[str, object]:
             [sys.executable, __file__, part, str(folder), source, str(index)], stdout=subprocess.PIPE, text=True, check=True
         )
         spent[part].append(round(time.monotonic() - began, 1))
-        said.extend(json.loads(line)["accuracy"] for line in done.stdout.splitlines() if line.startswith('{"accuracy"'))
+        accuracies.extend(json.loads(line)["accuracy"] for line in done.stdout.splitlines() if line.startswith('{"accuracy"'))
 
     for index in range(1, ROUNDS + 1):
         process("generate", model, index)
         process("train", model, index)
         model = str(folder / f"model-{index}")
     process("generate", model, ROUNDS + 1)
-    return {"seconds": round(sum(map(sum, spent.values())), 1), "parts": spent, "accuracy": said}
+    return {"seconds": round(sum(map(sum, spent.values())), 1), "parts": spent, "accuracy": accuracies}
 
 
 if __name__ == "__main__":

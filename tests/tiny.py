@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend import probe, tokens
+from selfkd.core import digest
+from selfkd.core.pool import Model
+
+WORDS = ["hi", "2+2=?", "what now", "one two three", "abc", "tell me more", "zzz", "why?"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 CHARACTERS = ["\n", *map(chr, range(32, 127))]
 TEMPLATE = (
@@ -60,3 +66,39 @@ def tiny_model(folder: Path, tied: bool = True, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def on_the_grid(folder: Path, tied: bool) -> Path:
+    """A tiny model whose every weight is a bf16 value, as published ones are."""
+    tiny_model(folder, tied)
+    weights = opened(folder)
+    weights.bfloat16().float().save_pretrained(folder)
+    return folder
+
+
+def opened(folder: Path) -> Any:
+    """The weights of a folder in transformers, in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def as_model(folder: Path) -> Model:
+    return Model("policy", str(folder), digest.weights(folder))
+
+
+def save_child(parent: Path, weights: Any, folder: Path) -> Path:
+    """What a trainer leaves: fp32 weights, the parent's tokenizer, and a probe."""
+    weights.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(parent / name, folder / name)
+    tok = tokens.tokenizer(str(parent))
+    sequences = probe.candidate_sequences(tok, [tokens.encode_prompt(tok, say(text)) for text in WORDS])
+    before = probe.token_logprobs(opened(parent), sequences)
+    probe.write_probe(folder, sequences, probe.token_logprobs(weights, sequences), before, digest.weights(parent))
+    return folder
+
+
+def say(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]

@@ -6,25 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.base import Backend
+from selfkd.backend.fake import Fake
+from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.backend.ray.dispatcher import RayBackend
 from selfkd.errors import UsageError
 
 
 def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -> Backend:
-    """The backend `machine.backend`: `fake`, `local` or `ray`. `numerics` are the run's, or None to fix them now.
+    """Open the backend `machine.backend`: `fake`, `local` or `ray`. `numerics` are the run's, or None to fix them now.
 
-    Nothing heavy is imported before a backend is chosen, and the fake one imports nothing heavy at all.
+    Nothing heavy is imported before a backend does something that needs it.
     """
     if machine.backend == "ray":
-        from selfkd.backend.ray.dispatcher import RayBackend
-
         return RayBackend(machine, numerics, log)
     if machine.backend == "local":
-        from selfkd.backend.local import LocalBackend
-
         return LocalBackend(machine, numerics, log)
     if machine.backend == "fake":
-        from selfkd.backend.fake import Fake
-
         return Fake(fixed_numerics(machine) if numerics is None else numerics)
     raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")

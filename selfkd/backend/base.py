@@ -1,6 +1,6 @@
-"""What may be asked of machines, and what a step may ask of its round. Ray, vLLM and TRL live behind this file.
+"""What may be asked of machines: the protocol of a backend, and the data that goes in and comes out.
 
-Nothing here imports torch, ray, vllm or trl, and nothing here knows a recipe.
+Ray, vLLM and TRL live behind this file: nothing here imports torch, ray, vllm or trl, and nothing here knows a recipe.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import polars as pl
 
@@ -74,8 +74,11 @@ class Reply:
     seconds: float
 
 
+Logprob = tuple[str, float, int]  # id of a row, summed log-probability of its completion, tokens summed over
+
+
 def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -> Path:
-    """The samples of a chunk as one immutable file; called by whoever generated them, in its own process."""
+    """Write the samples of a chunk as one immutable file; called by whoever generated them, in its own process."""
     texts = [completion.text for completion in completions]
     counts = [len(completion.token_ids) for completion in completions]
     frame = chunk.requests.with_columns(
@@ -93,10 +96,10 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One update. `trl` passes checked options through to SFTConfig or DPOConfig; lengths are in tokens.
+    """One update. `trl` passes checked options through to TRL's config; lengths are in tokens.
 
-    loss: `sft` (mean negative log-likelihood of the completion's tokens) or `dpo` (Rafailov et al. 2023, arXiv 2305.18290);
-    `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
+    `loss` names a row of trainer.loss_kinds.LOSSES. For a loss on pairs, `beta` is the strength of the tie to the reference
+    model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
     """
 
     loss: str
@@ -121,31 +124,70 @@ class Trained:
     drops: Mapping[str, str]
 
 
+class AnswerProgress(TypedDict):
+    """How far a call of `generate` or `logprobs` is, beyond the results that it has yielded already.
+
+    requests and tokens are those of unfinished chunks; chunks counts the finished ones, waiting those still to come.
+    """
+
+    requests: int
+    tokens: int
+    chunks: int
+    waiting: int
+
+
+class TrainProgress(TypedDict):
+    """What is known after an optimiser step: which of how many, its loss, the tokens and the seconds up to here."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens: int
+    seconds: float
+
+
+OnAnswers = Callable[[AnswerProgress], None]
+OnSteps = Callable[[TrainProgress], None]
+
+
+def nobody_listens(progress: AnswerProgress | TrainProgress) -> None:
+    """Ignore progress: what a backend reports to when its caller asks for no reports."""
+
+
 class Backend(Protocol):
-    """Machines. Every call is idempotent: an interrupted one is simply made again."""
+    """Machines. Every call is idempotent: an interrupted one is simply made again.
+
+    The calls that take long report to the `on_progress` of that call now and then, and never after it has ended.
+    """
 
     name: str
-    progress: Callable[[dict[str, Any]], None]
-    """Told now and then: {"requests", "tokens"} of unfinished chunks while generating; {"step", "steps", "loss"} while training."""
 
     def numerics(self) -> dict[str, Any]:
-        """What fixes the numbers of this run: dtype, threads, concurrent sequences, KV blocks, package versions."""
+        """Return what fixes the numbers of this run: dtype, threads, concurrent sequences, KV blocks, package versions."""
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
-        """The root of a chain: bring a model (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Returns notes."""
+        """Bring the root of a chain (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Return notes."""
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
+    def generate(
+        self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Reply]:
         """Answer chunks in any order. The caller closes the iterator to abandon what is in flight."""
 
-    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
-        """(id, summed log-probability, tokens) of each row's `text`/`token_ids` after its `messages`, under `model`."""
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
+        """Yield (id, summed log-probability, tokens) of each row's `text`/`token_ids` after its `messages`, under `model`."""
 
     def train(
-        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+        self,
+        start: Model,
+        reference: Model | None,
+        rows: Sequence[Path],
+        spec: TrainSpec,
+        out: Path,
+        on_progress: OnSteps = nobody_listens,
     ) -> Trained:
         """Update `start` on row files (table `rows`), writing the child under `out`."""
 
     def swap_notes(self) -> dict[str, Any]:
-        """Of the last weight swap: seconds, proved (true, false, or why not), and the share of the update that survived."""
+        """Return notes on the last weight swap: seconds, proved (true, false, or why not), and the share of the update that survived."""
 
     def close(self) -> None: ...

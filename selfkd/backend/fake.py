@@ -14,7 +14,19 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import Chunk, Completion, Reply, Sampling, Trained, TrainSpec, write_chunk
+from selfkd.backend.base import (
+    Chunk,
+    Completion,
+    Logprob,
+    OnAnswers,
+    OnSteps,
+    Reply,
+    Sampling,
+    Trained,
+    TrainSpec,
+    nobody_listens,
+    write_chunk,
+)
 from selfkd.core import digest
 from selfkd.core.pool import KEYS, Model
 
@@ -23,7 +35,7 @@ SUM = re.compile(r"(-?\d+) *([-+]) *(\d+)")
 
 
 def adder(messages: list[dict[str, str]], seed: int, skill: float) -> str:
-    """Solves the last `a + b` or `a - b` it sees with probability `skill`, else is off by one to nine; says how sure it is not."""
+    """Answer the last `a + b` or `a - b` that was asked: rightly with probability `skill`, else off by one to nine."""
     found = SUM.findall(messages[-1]["content"])
     first, sign, second = found[-1] if found else ("1", "+", str(len(messages[-1]["content"]) % 7))
     result = int(first) + int(second) if sign == "+" else int(first) - int(second)
@@ -32,7 +44,10 @@ def adder(messages: list[dict[str, str]], seed: int, skill: float) -> str:
 
 
 class Fake:
-    """`answer(messages, seed, skill)` is the model; `hook(call)` runs before every call, and may raise to stand for a crash."""
+    """`answer(messages, seed, skill)` is the model; `hook(call)` runs before every call, and may raise to imitate a crash.
+
+    Its calls end at once, so it never reports progress.
+    """
 
     name = "fake"
 
@@ -41,7 +56,6 @@ class Fake:
     ) -> None:
         self._numerics, self.answer, self.hook = dict(numerics), answer, hook
         self.reverse = False
-        self.progress: Callable[[dict[str, Any]], None] = lambda said: None
 
     def numerics(self) -> dict[str, Any]:
         return self._numerics
@@ -51,7 +65,9 @@ class Fake:
         _write(out, {"skill": 0.3, "history": digest.of("root", dither)})
         return {"source": str(source)}
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
+    def generate(
+        self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Reply]:
         weights = _read(model)
         for chunk in reversed(chunks) if self.reverse else chunks:
             self.hook("generate")
@@ -68,13 +84,19 @@ class Fake:
         cut = len(ids) < len(text.encode())
         return Completion(text[: sampling.max_tokens], ids if cut else [*ids, 0], "length" if cut else "stop", -0.1 * len(ids))
 
-    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
         self.hook("logprobs")
         for row in rows.iter_rows(named=True):
             yield row["id"], -digest.uniform(model.digest, row["text"]) * len(row["text"]), len(row["text"])
 
     def train(
-        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+        self,
+        start: Model,
+        reference: Model | None,
+        rows: Sequence[Path],
+        spec: TrainSpec,
+        out: Path,
+        on_progress: OnSteps = nobody_listens,
     ) -> Trained:
         self.hook("train")
         frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")

@@ -10,23 +10,34 @@ import os
 import pdb
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import Chunk, Reply, Sampling, Trained, TrainSpec
-from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, Generator, resolve
+from selfkd.backend.base import (
+    AnswerProgress,
+    Chunk,
+    Logprob,
+    OnAnswers,
+    OnSteps,
+    Reply,
+    Sampling,
+    Trained,
+    TrainSpec,
+    nobody_listens,
+)
+from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 
-Target = str | Callable[..., Any]
-
 
 class LocalBackend:
+    """One engine and one trainer rank, called directly. `generate` reports after each chunk, `logprobs` not at all."""
+
     name = "local"
 
     def __init__(
@@ -34,9 +45,9 @@ class LocalBackend:
         machine: Machine,
         numerics: Mapping[str, Any] | None,
         log: Path,
-        engine: Target = ENGINE,
-        trainer: Target = TRAINER,
-        loader: Target = LOADER,
+        engine: Importable = ENGINE,
+        trainer: Importable = TRAINER,
+        loader: Importable = LOADER,
     ) -> None:
         if numerics is None:
             numerics = fixed_numerics(machine)
@@ -44,55 +55,61 @@ class LocalBackend:
             what = f"the local backend trains on one rank, and {numerics['trainers']} are asked for"
             raise UsageError(what, "machine.trainers", "Use `backend: ray`, or `trainers: 1`.")
         self._numerics, self._log, self._trainer, self._loader = dict(numerics), log, trainer, loader
-        self._generator = Generator(engine, numerics, log / "engine.beat")
+        self._engine = HeldEngine(engine, numerics, log / "engine.beat")
         self._notes: dict[str, Any] = {}
-        self.progress: Callable[[dict[str, Any]], None] = lambda numbers: None
 
     def numerics(self) -> dict[str, Any]:
         return dict(self._numerics)
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
         with _debugged():
-            return resolve(self._loader)(source, out, dither)
+            notes: dict[str, Any] = resolve(self._loader)(source, out, dither)
+            return notes
 
-    def generate(self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: Any = None) -> Iterator[Reply]:
-        self.progress = on_progress or (lambda n: None)
+    def generate(
+        self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Reply]:
         for done, chunk in enumerate(chunks, start=1):
             with _debugged():
                 self._ensure(model)
-                reply = self._generator.generate(model, chunk, sampling)
-            self.progress({"requests": 0, "tokens": 0, "chunks": done, "waiting": len(chunks) - done})
+                reply = self._engine.generate(model, chunk, sampling)
+            on_progress(AnswerProgress(requests=0, tokens=0, chunks=done, waiting=len(chunks) - done))
             yield reply
 
-    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: Any = None) -> Iterator[tuple[str, float, int]]:
-        self.progress = on_progress or (lambda n: None)
+    def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
         with _debugged():
             self._ensure(model)
-            scores = self._generator.logprobs(model, rows)
+            scores = self._engine.logprobs(model, rows)
         yield from scores
 
     def train(
-        self, start: Model, reference: Model | None, rows: Sequence[Path], spec: TrainSpec, out: Path, on_progress: Any = None
+        self,
+        start: Model,
+        reference: Model | None,
+        rows: Sequence[Path],
+        spec: TrainSpec,
+        out: Path,
+        on_progress: OnSteps = nobody_listens,
     ) -> Trained:
-        self.progress = on_progress or (lambda n: None)
         with _debugged():
-            self._generator.sleep()
-            return resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, report=self.progress)
+            self._engine.sleep()
+            trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, on_progress)
+            return trained
 
     def swap_notes(self) -> dict[str, Any]:
         return dict(self._notes)
 
     def close(self) -> None:
-        self._generator.close()
+        self._engine.close()
 
     def _ensure(self, model: Model) -> None:
-        if not self._generator.holds(model):
-            self._notes = self._generator.ensure(model)[1]
+        if not self._engine.holds(model):
+            self._notes = self._engine.ensure(model)[1]
 
 
 @contextmanager
 def _debugged() -> Iterator[None]:
-    """Opens the debugger on an error if SELFKD_DEBUG=1; the error goes on its way afterwards."""
+    """Open the debugger on an error if SELFKD_DEBUG=1, then raise the error again."""
     try:
         yield
     except Exception:

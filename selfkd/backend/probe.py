@@ -17,26 +17,28 @@ import numpy as np
 from selfkd.core import digest
 from selfkd.errors import WeightsError
 
-NAME = "probe.json"
-LENGTH = 40  # tokens; a swap scores six such sequences twice, which is half of its time (SmolLM2-135M, one CPU thread)
-SHORTEST = 8
+FILE = "probe.json"
+SEQUENCE_TOKENS = 40  # tokens; a swap scores six such sequences twice, which is half of its time (SmolLM2-135M, one CPU thread)
+FEWEST_TOKENS = 8
 # How far an engine may lie from transformers in fp32, as root mean square over the probe's tokens. Set from measurement, see
-# the table in tests/test_engine.py: about ten times what was seen, and far below what any wrong tensor does.
+# tests/backend/test_vllm.py: about ten times what was seen, and far below what any wrong tensor does.
 TOLERANCE = {"float32": 2e-3, "bfloat16": 0.25, "float16": 0.05}
-UNSURE = 0.25  # a standard error of `survived` above which half an update is under two of them
+STILL = 1 / 50  # of TOLERANCE: an engine whose scores moved by less in a swap answers exactly as before
+MOST_ERROR = 0.25  # a standard error of `survived` above which half an update is under two of them
+Scores = np.ndarray  # log-probabilities, one per scored token of a probe
 INDISTINGUISHABLE = "parent and child cannot be told apart"
 
 
 def candidate_sequences(tok: Any, rows_ids: Iterable[Sequence[int]], limit: int = 12) -> list[list[int]]:
-    """At most `limit` distinct sequences of at most LENGTH tokens, spread over the rows: the end of each, where the answer is.
+    """Choose at most `limit` distinct sequences of at most SEQUENCE_TOKENS tokens, spread over the rows: the end of each, where the answer is.
 
     A BOS at the start of the row is kept, for models that lean on it. The default limit costs one forward pass of some 500 tokens.
     """
     windows: dict[tuple[int, ...], None] = {}
     for ids in rows_ids:
-        head = list(ids[:1]) if len(ids) > LENGTH and ids[0] == tok.bos_token_id else []
-        window = tuple(head + list(ids[-(LENGTH - len(head)) :]))
-        if len(window) >= SHORTEST:
+        head = list(ids[:1]) if len(ids) > SEQUENCE_TOKENS and ids[0] == tok.bos_token_id else []
+        window = tuple(head + list(ids[-(SEQUENCE_TOKENS - len(head)) :]))
+        if len(window) >= FEWEST_TOKENS:
             windows[window] = None
     found = list(windows)
     step = max(1, len(found) // limit)
@@ -44,7 +46,7 @@ def candidate_sequences(tok: Any, rows_ids: Iterable[Sequence[int]], limit: int 
 
 
 def token_logprobs(model: Any, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Log-probability of each token but the first, given those before it, by a torch model in evaluation mode, in fp32.
+    """Return the log-probability of each token but the first, given those before it, by a torch model in evaluation mode, in fp32.
 
     One padded batch: under causal attention what follows a token cannot change it.
     """
@@ -86,7 +88,7 @@ def write_probe(
         }
         for i in sorted(order[:keep])
     ]
-    path = folder / NAME
+    path = folder / FILE
     path.write_text(json.dumps({"parent": parent_digest, "sequences": entries}, allow_nan=False))
     return path
 
@@ -98,8 +100,8 @@ class Probe:
     parent: str | None
     ids: list[list[int]]
     starts: list[int]
-    child: np.ndarray
-    before: np.ndarray | None
+    child: Scores
+    before: Scores | None
 
     @property
     def digest(self) -> str:
@@ -107,7 +109,7 @@ class Probe:
 
 
 def read_probe(folder: Path) -> Probe:
-    path = folder / NAME
+    path = folder / FILE
     if not path.is_file():
         fix = "A model made by selfkd has this file: make the model again with the step that made it."
         raise WeightsError("the folder has no probe.json, so no swap to it can be proved", str(path), fix)
@@ -125,7 +127,10 @@ def read_probe(folder: Path) -> Probe:
 
 @dataclass(frozen=True)
 class Verdict:
-    """proved: True, or the reason why not. survived: the share of the update that the engine sees; None for a root."""
+    """proved: True, or the reason why not. survived: the share of the update that the engine sees; None for a root.
+
+    distance: root mean square from the child's log-probabilities. wrong: why the engine must not be used, or ''.
+    """
 
     proved: bool | str
     survived: float | None
@@ -140,56 +145,86 @@ class Verdict:
 class Scored:
     """An engine's log-probabilities on a probe, before and after a swap. `before` is None where it held no weights."""
 
-    after: np.ndarray
-    before: np.ndarray | None
+    after: Scores
+    before: Scores | None
     held_parent: bool
 
 
 def judge(probe: Probe, scored: Scored, dtype: str) -> Verdict:
-    """What an engine's scores prove.
+    """Say what an engine's scores prove. There are five cases:
 
-    Proved: nearer to the child than half of what separates child and parent, and in fp32 within TOLERANCE as well. An engine
-    in 16 bits rounds more than a small update moves, so there the update is also looked for along its own direction, where
-    the rounding of hundreds of tokens averages out (`survived`). An engine that moved, but that way by less than half, holds
-    the child's rounded weights (the bf16 dead zone): not wrong, not proved, and `survived` says how much is left.
+    1. Far from the child (in 16 bits: further than rounding and the whole update): wrong.
+    2. A root, near enough: proved, for there is no parent to take it for.
+    3. The child: nearer to it than half of what separates it from its parent, or in 16 bits moved along the update.
+    4. Too little to tell parent and child apart by: neither proved nor wrong.
+    5. None of these: not the child, or not much of it (`_not_the_child`).
+
+    An engine in 16 bits rounds more than a small update moves. So there the update is also looked for along its own direction,
+    where the rounding of hundreds of tokens averages out.
     """
     distance = _rms(scored.after - probe.child)
     update = None if probe.before is None else probe.child - probe.before
     size = 0.0 if update is None else _rms(update)
     limit = TOLERANCE[dtype] + (0.0 if dtype == "float32" else size)
     if not distance <= limit:  # not (a > b): NaN fails too
-        return Verdict(
-            False, None, distance, f"its log-probabilities lie {distance:.3g} from the checkpoint's, limit {limit:.3g}"
-        )
+        wrong = f"its log-probabilities lie {distance:.3g} from the checkpoint's, limit {limit:.3g}"
+        return Verdict(False, None, distance, wrong)
     if update is None:
         return Verdict(True, None, distance)
     if size == 0.0:
         return Verdict(INDISTINGUISHABLE, None, distance)
+    shift = _shift(probe, scored, update, dtype)
+    if distance < size / 2 or shift.along_the_update(dtype):
+        return Verdict(True, shift.survived, distance)
+    if shift.error >= MOST_ERROR or (shift.still and size < STILL * TOLERANCE[dtype]):
+        return Verdict(INDISTINGUISHABLE, shift.survived, distance)
+    return _not_the_child(shift, distance, size, dtype)
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """What a swap did to an engine's scores, seen along the update from parent to child."""
+
+    survived: float
+    """The share of the update that shows."""
+    rest: float
+    """What moved across the update's direction, as root mean square."""
+    error: float
+    """The standard error of `survived` that follows from `rest`."""
+    still: bool
+    """Whether the engine answers exactly as before the swap."""
+
+    def along_the_update(self, dtype: str) -> bool:
+        """Whether an engine in 16 bits moved at least half of the way to the child, and not much to anywhere else."""
+        seen = self.survived >= 0.5 and self.error < MOST_ERROR and self.rest <= TOLERANCE[dtype]
+        return dtype != "float32" and not self.still and seen
+
+
+def _shift(probe: Probe, scored: Scored, update: Scores, dtype: str) -> _Shift:
+    """Measure from the engine's own scores under the parent, where it held the parent; else from the trainer's."""
     start = scored.before if scored.before is not None and scored.held_parent else probe.before
     moved = scored.after - start
     survived = float(moved @ update / (update @ update))
     rest = _rms(moved - survived * update)
-    error = rest / size / np.sqrt(max(1, len(update) - 1))  # of `survived`, from what moved across the update's direction
-    still = scored.before is not None and _rms(scored.after - scored.before) < TOLERANCE[dtype] / 50
-    along = dtype != "float32" and not still and survived >= 0.5 and error < UNSURE and rest <= TOLERANCE[dtype]
-    if distance < size / 2 or along:
-        return Verdict(True, survived, distance)
-    if error >= UNSURE or (still and size < TOLERANCE[dtype] / 50):
-        return Verdict(INDISTINGUISHABLE, survived, distance)
-    return _unproved(still, distance, size, survived, dtype)
+    error = float(rest / _rms(update) / np.sqrt(max(1, len(update) - 1)))
+    still = scored.before is not None and _rms(scored.after - scored.before) < STILL * TOLERANCE[dtype]
+    return _Shift(survived, rest, error, still)
 
 
-def _unproved(still: bool, distance: float, size: float, survived: float, dtype: str) -> Verdict:
-    """Lost in the cast, or wrong: old weights answer exactly as before, rounded new ones do not."""
+def _not_the_child(shift: _Shift, distance: float, size: float, dtype: str) -> Verdict:
+    """Tell apart what fp32 cannot excuse, weights that the cast rounded (the bf16 dead zone), and the old weights.
+
+    Rounded weights are not wrong: `survived` says how much of the update is left of them.
+    """
     if dtype == "float32":
-        return Verdict(
-            False, survived, distance, f"it lies {distance:.3g} from the child, which lies {size:.3g} from its parent"
-        )
-    if not still:
-        return Verdict(f"only {max(survived, 0):.0%} of the update is visible in {dtype}", survived, distance)
+        wrong = f"it lies {distance:.3g} from the child, which lies {size:.3g} from its parent"
+        return Verdict(False, shift.survived, distance, wrong)
+    if not shift.still:
+        why = f"only {max(shift.survived, 0):.0%} of the update is visible in {dtype}"
+        return Verdict(why, shift.survived, distance)
     why = "the old weights are still there, or all of the update was lost in the cast (dither the root, or use dtype float32)"
-    return Verdict(False, survived, distance, f"it answers exactly like before the swap: {why}")
+    return Verdict(False, shift.survived, distance, f"it answers exactly like before the swap: {why}")
 
 
-def _rms(values: np.ndarray) -> float:
+def _rms(values: Scores) -> float:
     return float(np.sqrt(np.mean(np.square(values))))

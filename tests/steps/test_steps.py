@@ -182,9 +182,9 @@ def test_training_starts_where_the_recipe_says(tmp_path):
     seen: list[str] = []
 
     class Watching(Fake):
-        def train(self, start, reference, rows, spec, out, on_progress=None):
+        def train(self, start, *arguments):
             seen.append(start.digest)
-            return super().train(start, reference, rows, spec, out, on_progress)
+            return super().train(start, *arguments)
 
     run = run_of(tmp_path, steps, "rounds=3", backend=Watching({}))
     assert set(seen) == {run.sealed()[0].models["policy"].digest}

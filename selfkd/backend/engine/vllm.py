@@ -13,26 +13,34 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from selfkd.backend.base import Chunk, Completion, Reply, Sampling, write_chunk
-from selfkd.backend.probe import Probe, Scored, Verdict, judge, read_probe
+from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
 from selfkd.backend.tokens import encode_completion, encode_prompt, end_ids, tokenizer
 from selfkd.core.hardware import has_gpu
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
-Progress = Callable[[int, int], None]
+OnTokens = Callable[[int, int], None]  # (requests done, tokens so far)
 REPORT_SECONDS = 1.0
-BLOCK = 32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
+BLOCK_TOKENS = (
+    32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
+)
 BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
-CANARY = 2 * BLOCK + 1  # tokens of a prompt that a swap must make the engine forget
-QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+CANARY_TOKENS = 2 * BLOCK_TOKENS + 1  # of a prompt that a swap must make the engine forget
+QUIET_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
 class Engine:
@@ -72,7 +80,7 @@ class Engine:
         self._notes = {**verdict.notes(), "cached_tokens": cached, "seconds": round(time.perf_counter() - started, 3)}
         return self._notes
 
-    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Progress | None = None) -> Reply:
+    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: OnTokens | None = None) -> Reply:
         """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens(requests done, tokens)` about once a second.
 
         All requests enter before the first step, so the batches are the same in every engine with the same numerics.
@@ -89,8 +97,8 @@ class Engine:
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
 
-    def logprobs(self, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
-        """(id, summed log-probability, tokens) of each row's completion: `token_ids` as sampled, else `text` and an end token."""
+    def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
+        """Return (id, summed log-probability, tokens) of each row's completion: `token_ids` as sampled, else `text` and an end token."""
         self._must_know_its_weights()
         ids, starts = [], []
         for row in rows.select("id", "messages", "text", "token_ids").iter_rows(named=True):
@@ -158,20 +166,20 @@ class Engine:
                 "vLLM did not drop its prefix cache: requests are still running", "engine", "Restart the engine."
             )
 
-    def _score(self, probe: Probe) -> tuple[np.ndarray, int]:
-        """The engine's log-probabilities on the probe, and how many tokens of a long prompt it took from its cache.
+    def _score(self, probe: Probe) -> tuple[Scores, int]:
+        """Return the engine's log-probabilities on the probe, and how many tokens of a long prompt it took from its cache.
 
         The scores cannot see a stale cache (vLLM does not read it when it scores a prompt); the long prompt can. It shares no
         prefix with the probe's sequences, which enter the cache in the same step.
         """
         backwards = [token for sequence in probe.ids for token in reversed(sequence)]
-        long = (backwards * (1 + CANARY // len(backwards)))[: min(CANARY, self.context - 1)]
-        outputs = self._run([*probe.ids, long], [*(_scoring() for _ in probe.ids), _one_token()])
+        canary = list(islice(cycle(backwards), min(CANARY_TOKENS, self.context - 1)))
+        outputs = self._run([*probe.ids, canary], [*(_scoring() for _ in probe.ids), _one_token()])
         scores = [_scores(output, start) for output, start in zip(outputs, probe.starts, strict=False)]
         return np.array([value for values in scores for value in values]), outputs[-1].num_cached_tokens
 
-    def _run(self, prompts: Sequence[list[int]], params: Sequence[Any], on_tokens: Progress | None = None) -> list[Any]:
-        """Outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine."""
+    def _run(self, prompts: Sequence[list[int]], params: Sequence[Any], on_tokens: OnTokens | None = None) -> list[Any]:
+        """Return outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine."""
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         names = self.llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else []
         try:
@@ -181,18 +189,18 @@ class Engine:
             raise
         return sorted(outputs, key=lambda output: int(output.request_id))
 
-    def _finish(self, on_tokens: Progress | None) -> Iterator[Any]:
-        done, tokens, told = 0, 0, time.monotonic()
+    def _finish(self, on_tokens: OnTokens | None) -> Iterator[Any]:
+        done, tokens, reported = 0, 0, time.monotonic()
         while self.llm.llm_engine.has_unfinished_requests():
             for output in self.llm.llm_engine.step():
                 done, tokens = done + 1, tokens + len(output.outputs[0].token_ids)
                 yield output
-            if on_tokens and time.monotonic() - told >= REPORT_SECONDS:
-                told = time.monotonic()
+            if on_tokens and time.monotonic() - reported >= REPORT_SECONDS:
+                reported = time.monotonic()
                 on_tokens(done, tokens + self._tokens_in_flight())
 
     def _tokens_in_flight(self) -> int:
-        """Of unfinished requests, where the scheduler lives in this process (tensor_parallel 1); else 0."""
+        """Count those of unfinished requests, where the scheduler lives in this process (tensor_parallel 1); else 0."""
         core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
         return sum(request.num_output_tokens for request in core.scheduler.running) if core else 0
 
@@ -204,7 +212,7 @@ class Reload:
     reload_weights: Any
 
     def selfkd_reload(self, folder: str) -> list[str]:
-        """Names of the engine's parameters that the checkpoint did not fill; vLLM itself only warns about those."""
+        """Load a folder; return the engine's parameters that it did not fill, about which vLLM itself only warns."""
         model = self.model_runner.get_model()
         wanted, filled = {name for name, _ in model.named_parameters()}, set()
         load = model.load_weights
@@ -215,14 +223,14 @@ class Reload:
 
         model.load_weights = loading
         try:
-            self.reload_weights(weights_iterator=checkpoint(Path(folder)))
+            self.reload_weights(weights_iterator=checkpoint_tensors(Path(folder)))
         finally:
             del model.load_weights
         return sorted(wanted - filled)
 
 
-def checkpoint(folder: Path) -> Iterator[tuple[str, Any]]:
-    """(name, tensor) of a folder, with the output head spelled out where it is tied to the embeddings.
+def checkpoint_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (name, tensor) of a folder, with the output head spelled out where it is tied to the embeddings.
 
     vLLM on CPU packs the head apart; a reload of a tied model by its own loader leaves the old head in place (0.31, 0.32).
     """
@@ -236,7 +244,7 @@ def checkpoint(folder: Path) -> Iterator[tuple[str, Any]]:
                     continue
                 tensor = tensors.get_tensor(name)
                 yield name, tensor
-                if tied and name.endswith(EMBEDDINGS):
+                if tied and name.endswith(EMBEDDING_NAMES):
                     yield "lm_head.weight", tensor
 
 
@@ -249,13 +257,13 @@ def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
 
 
 def _context(folder: Path, wanted: int) -> int:
-    """Tokens of prompt and answer together: the machine's limit, or the model's if that is less."""
+    """Return how many tokens prompt and answer may have together: the machine's limit, or the model's if that is less."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     return min(wanted, config.get("max_position_embeddings") or wanted)
 
 
 def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
-    """vLLM with random weights. `numerics["engine"]` passes through to vLLM's LLM and wins over every choice made here."""
+    """Start vLLM with random weights. `numerics["engine"]` passes through to vLLM's LLM and wins over every choice made here."""
     _set_environment(numerics)
     try:
         import torch
@@ -278,7 +286,10 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
 
 
 def _set_environment(numerics: Mapping[str, Any]) -> None:
-    """Before vLLM is imported. Of several processes only tensor parallelism has need, and they start slowly and outlive a kill."""
+    """Set what vLLM reads at its import. It runs in this process: more are slow to start and outlive a kill.
+
+    Only tensor parallelism needs several.
+    """
     alone = numerics["tensor_parallel"] == 1
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
@@ -288,7 +299,7 @@ def _set_environment(numerics: Mapping[str, Any]) -> None:
     os.environ.update(wanted)
     if numerics["threads"]:
         os.environ["OMP_NUM_THREADS"] = str(numerics["threads"])
-    for name, value in QUIET.items():
+    for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available" on every CPU
     warnings.filterwarnings("ignore", module=r"vllm\..*")
@@ -319,7 +330,7 @@ def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
         "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * 2**30),
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(context, BATCH_TOKENS),
-        "block_size": BLOCK,
+        "block_size": BLOCK_TOKENS,
     }
     return {name: value for name, value in options.items() if name not in numerics["engine"]}
 

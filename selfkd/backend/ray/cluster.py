@@ -23,14 +23,16 @@ from typing import Any
 from selfkd.backend.ray import guardian
 from selfkd.errors import BackendError, SelfkdError
 
+POLL_SECONDS = 0.25  # how long one look at running calls waits; signals are handled in between
+FETCH_SECONDS = 1800.0  # a result that is ready comes at once, unless the cluster hangs
 STORE_BYTES = 200_000_000
 SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
 TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray reads it once
-LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-PRIVATE = {
+LOOPBACK_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+PRIVATE_ENVIRONMENT = {
     "RAY_AUTH_TOKEN": TOKEN,  # Ray 2.60 then asks every client for it; RAY_AUTH_MODE would be read too early, at the import
     # Ray's own switch for "no other machine": without it Ray turns 127.0.0.1 into the address of the machine and listens there.
-    LOOPBACK: "0",
+    LOOPBACK_SWITCH: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
@@ -86,7 +88,7 @@ class Cluster:
 
     def _start(self, cpus: int, threads: int) -> None:
         # Workers inherit this. A runtime environment would cost each of them 0.7 s, and the prestarted ones would be of no use.
-        with _environment({**PRIVATE, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
+        with _environment({**PRIVATE_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
             self.folder = _short_folder()
             self._guardian = _watch(self.folder)
             try:
@@ -114,14 +116,36 @@ class Cluster:
                 shutil.copytree(session / "logs", self.log / "ray", dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
 
 
+def actor_class(kind: type, **options: Any) -> Any:
+    """Make an actor class that Ray never restarts: a restarted actor would come back as its constructor left it."""
+    import ray
+
+    return ray.remote(max_restarts=0, max_task_retries=0, **options)(kind)
+
+
+def result_of(call: Any, what: str, log: Path) -> Any:
+    """Wait for a call and return its result; signals are handled meanwhile, and an error keeps its own type."""
+    import ray
+
+    while not ray.wait([call], timeout=POLL_SECONDS)[0]:
+        continue
+    try:
+        return ray.get(call, timeout=FETCH_SECONDS)
+    except Exception as error:
+        cause = unwrapped(error)
+        if isinstance(cause, SelfkdError):
+            raise cause from None
+        raise BackendError(f"{what} failed: {cause}", str(log), "The log says more. Repeat the command.") from error
+
+
 def unwrapped(error: BaseException) -> BaseException:
-    """The exception that was raised over there, with its own type; Ray hands over a copy wrapped in its own."""
+    """Return the exception that was raised in the other process, with its own type; Ray wraps it in one of its own."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, BaseException) else error
 
 
-def first_line(error: BaseException) -> str:
-    """An error in one line: Ray's run to dozens, and say what matters first, or last where an actor could not be made."""
+def in_one_line(error: BaseException) -> str:
+    """Describe an error of Ray in one line: of its dozens the first one says what matters, or the last where no actor was made."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     text = (lines[-1] if "creation task" in lines[0] else lines[0]) if lines else "no message"
     return f"{type(error).__name__}: {text}"
@@ -133,9 +157,9 @@ def _silent() -> dict[str, Any]:
 
 @contextmanager
 def _quiet_import(log: Path) -> Iterator[Any]:
-    """Ray, with its words going to a file instead of the terminal, and without its handler on SIGTERM: the run has its own.
+    """Import Ray so that it prints into a file instead of the terminal, and handles no SIGTERM: the run has a handler.
 
-    For words about dead workers and for the handler Ray 2.60 has no option.
+    For its messages about dead workers and for its handler Ray 2.60 has no option.
     """
     import ray
 
@@ -144,7 +168,7 @@ def _quiet_import(log: Path) -> Iterator[Any]:
     logger.propagate = False
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
     ray._private.utils.set_sigterm_handler = lambda handler: None
-    if os.environ.get(LOOPBACK) == "0":
+    if os.environ.get(LOOPBACK_SWITCH) == "0":
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read at the import, which vLLM may have made long before
     yield ray
 
@@ -163,7 +187,7 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 
 def _short_folder() -> Path:
-    """A new folder for Ray's sockets: in the system's temporary folder if the names stay short enough there, else in /tmp."""
+    """Make a new folder for Ray's sockets: in the system's temporary folder if the names stay short enough there, else in /tmp."""
     wanted = Path(tempfile.gettempdir())
     short = len(str(wanted)) + SOCKET_ROOM + len("/selfkd-12345678") < 107
     return Path(tempfile.mkdtemp(prefix="selfkd-", dir=wanted if short else "/tmp"))

@@ -21,7 +21,7 @@ GRACE_SECONDS = 2.0  # most processes go by themselves, and write a last line to
 
 
 def processes() -> dict[int, tuple[int, str]]:
-    """{pid: (parent, start time)} of everything that runs."""
+    """Return {pid: (parent, start time)} of everything that runs."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -43,7 +43,7 @@ def belongs(pid: int, folder: str) -> bool:
 
 
 def cluster(driver: int, folder: str, running: dict[int, tuple[int, str]]) -> set[int]:
-    """The pids of the cluster: children of the driver that name the folder, and all that descends from them."""
+    """Return the pids of the cluster: children of the driver that name the folder, and all that descends from them."""
     children: dict[int, list[int]] = {}
     for pid, (parent, _) in running.items():
         children.setdefault(parent, []).append(pid)

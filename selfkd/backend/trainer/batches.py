@@ -44,13 +44,13 @@ class Row:
         return both * len(self.prompt) + len(self.chosen) + (0 if self.rejected is None else len(self.rejected))
 
 
-def read_rows(tok: Any, paths: Sequence[Path], loss: str, max_length: int) -> tuple[list[Row], dict[str, str]]:
-    """The rows to train on, and {row id: reason} of those refused. No row left is a GuardError, before any model is loaded."""
+def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows to train on, and {row id: reason} of those refused. No row left is a GuardError, before any model is loaded."""
     rows: list[Row] = []
     drops: dict[str, str] = {}
     for path in paths:
         for record in shape("rows", pl.read_parquet(path)).iter_rows(named=True):
-            row = encode(tok, record, loss == "dpo")
+            row = encode(tok, record, pairs)
             reason = _refused(row, max_length)
             if reason:
                 drops[row.id] = reason
@@ -62,7 +62,7 @@ def read_rows(tok: Any, paths: Sequence[Path], loss: str, max_length: int) -> tu
 
 
 def encode(tok: Any, record: dict[str, Any], pair: bool) -> Row:
-    """One record of the `rows` table in the ids that the generator used; an empty completion stays empty."""
+    """Encode one record of the `rows` table in the ids that the generator used; an empty completion stays empty."""
     prompt = np.array(tokens.encode_prompt(tok, record["messages"]), np.int32)
     weight = 1.0 if record["weight"] is None else record["weight"]
     rejected = _completion(tok, record, "rejected") if pair else None
@@ -92,13 +92,13 @@ def _none_left(drops: dict[str, str], max_length: int) -> str:
     reasons = list(drops.values())
     counts = {"empty": reasons.count("empty completion"), "without weight": sum("weight" in reason for reason in reasons)}
     counts[f"longer than {max_length} tokens"] = len(reasons) - sum(counts.values())
-    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    return f"all {len(drops)} rows were refused: {told}"
+    listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f"all {len(drops)} rows were refused: {listed}"
 
 
 @dataclass(frozen=True)
 class Share:
-    """How a global batch of `rows` is divided: `ranks` ranks, `accumulation` micro-batches of `micro` rows on each."""
+    """A global batch of `rows`, divided over `ranks` ranks into `accumulation` micro-batches of `micro` rows on each."""
 
     rows: int
     ranks: int
@@ -107,7 +107,7 @@ class Share:
 
 
 def share(batch: int, accumulation: int, ranks: int) -> Share:
-    """`per_device_train_batch_size` x `gradient_accumulation_steps` is the GLOBAL batch, so that ranks change no number."""
+    """Divide the GLOBAL batch, `per_device_train_batch_size` x `gradient_accumulation_steps`, so that ranks change no number."""
     if batch % ranks == 0:
         return Share(batch * accumulation, ranks, accumulation, batch // ranks)
     if accumulation % ranks == 0:
@@ -119,24 +119,24 @@ def share(batch: int, accumulation: int, ranks: int) -> Share:
     )
 
 
-FULL = 256
+MICRO_TOKENS = 256
 
 
 def finer(split: Share, rows: Sequence[Row]) -> Share:
-    """The same steps in micro-batches of at least FULL tokens instead of many rows: for CPUs, where larger ones gain nothing.
+    """Cut the same steps into micro-batches of at least MICRO_TOKENS tokens: for CPUs, where larger ones gain nothing.
 
-    Rows of like length then stand together, so less padding is computed, and less memory is held: SmolLM2-135M, 8 rows of 48 to
+    Rows of like length then lie together, so less padding is computed, and less memory is held: SmolLM2-135M, 8 rows of 48 to
     110 tokens in two micro-batches instead of one, bf16, one thread: 154 tokens per CPU second instead of 133.
     """
     mean = sum(row.tokens for row in rows) / len(rows)
     for micro in range(1, split.micro):
-        if split.micro % micro == 0 and micro * mean >= FULL:
+        if split.micro % micro == 0 and micro * mean >= MICRO_TOKENS:
             return replace(split, accumulation=split.accumulation * split.micro // micro, micro=micro)
     return split
 
 
 def plan(rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The global batches of one epoch as row numbers: each row once, in an order hashed from seed, epoch and row id.
+    """Return the global batches of one epoch as row numbers: each row once, in an order hashed from seed, epoch and row id.
 
     Within a batch the longest rows come first, so that micro-batches hold rows of like length. Batches stay a random draw:
     grouping the whole set by length would tie what is learned together to how long it is.
@@ -147,7 +147,7 @@ def plan(rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[int
 
 
 def micro_batches(batch: list[int], split: Share) -> list[list[int]]:
-    """A global batch cut into `ranks` x `accumulation` runs of nearly equal size; micro-batch m of rank r is m * ranks + r."""
+    """Cut a global batch into `ranks` x `accumulation` runs of nearly equal size; micro-batch m of rank r is m * ranks + r."""
     parts = split.ranks * split.accumulation
     return [[int(i) for i in part] for part in np.array_split(np.array(batch, int), parts)]
 
@@ -180,7 +180,7 @@ class Feed:
                 yield self.collate(self._records(part, batch, max(map(len, parts)), factors))
 
     def _factors(self, batch: list[int], parts: list[list[int]]) -> dict[int, float] | None:
-        """By how much each row's loss is multiplied, such that the optimiser sees the weighted mean over the whole step."""
+        """Return what each row's loss is multiplied with, so that the optimiser sees the weighted mean over the whole step."""
         rows = [self.dataset[i] for i in batch]
         if rows[0].rejected is None:
             if not self.weighted:
@@ -193,15 +193,15 @@ class Feed:
         return {i: row.weight * ratio for i, row in zip(batch, rows, strict=True)}
 
     def _records(self, part: list[int], batch: list[int], width: int, factors: dict[int, float] | None) -> list[dict[str, Any]]:
-        found = [record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
+        found = [collator_record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
         pairs = self.dataset[batch[0]].rejected is not None
         missing = width - len(part) if pairs else int(not part)  # pairs are scored one by one: as often on every rank
         shortest = self.dataset[batch[-1]]
-        return found + [record(shortest, 0.0, factors is not None)] * missing
+        return found + [collator_record(shortest, 0.0, factors is not None)] * missing
 
 
-def record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
-    """A row as TRL's collators take it. An SFT row of scale 0 has no token to learn."""
+def collator_record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
+    """Make of a row what TRL's collators take. An SFT row of scale 0 has no token to learn."""
     prompt, chosen = row.prompt.tolist(), row.chosen.tolist()
     if row.rejected is None:
         learned = chosen if scale else [-100] * len(chosen)
@@ -212,5 +212,5 @@ def record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
 
 
 def sequences(rows: Sequence[Row]) -> Iterator[list[int]]:
-    """Every chosen sequence whole, for the probe."""
+    """Yield every prompt with its chosen answer, for the probe."""
     return (list(chain(row.prompt.tolist(), row.chosen.tolist())) for row in rows)

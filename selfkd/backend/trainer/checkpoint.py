@@ -11,27 +11,27 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.model_files import SHARD_SIZE
 from selfkd.errors import GuardError
 
-SHARD = "2GB"
-BESIDE = (
+FROM_PARENT = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
 )
-LOWER = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
+LOWER_THE_STEP = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
 
 
 def write(model: Any, parent: Path, out: Path) -> None:
-    """The weights as the model holds them; all else is the parent's. The padding token TRL put into the configurations is not kept."""
+    """Write the weights as the model holds them; all else is the parent's. The padding token that TRL configured is not kept."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
-    model.save_pretrained(out, max_shard_size=SHARD)
+    model.save_pretrained(out, max_shard_size=SHARD_SIZE)
     (out / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((parent / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)
     (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", "utf-8")
-    for name in BESIDE:
+    for name in FROM_PARENT:
         if (parent / name).is_file():
             shutil.copyfile(parent / name, out / name)
     if (parent / "chat_templates").is_dir():
@@ -39,7 +39,7 @@ def write(model: Any, parent: Path, out: Path) -> None:
 
 
 def moved(parent: Path, child: Path) -> dict[str, float]:
-    """How far the written weights lie from the parent's, read tensor by tensor from both; not at all, or not finite: GuardError."""
+    """Measure how far the written weights lie from the parent's, tensor by tensor; not at all, or not finite: GuardError."""
     import torch
     from safetensors import safe_open
 
@@ -52,7 +52,7 @@ def moved(parent: Path, child: Path) -> dict[str, float]:
                     after, before = new.get_tensor(name), old.get_tensor(name).to(torch.float32)
                 norm = torch.linalg.vector_norm(after).item()
                 if not math.isfinite(norm):
-                    raise GuardError(f"after the last step the weights {name} are not finite", "train", LOWER)
+                    raise GuardError(f"after the last step the weights {name} are not finite", "train", LOWER_THE_STEP)
                 update += torch.linalg.vector_norm(after - before).item() ** 2
                 weight += norm**2
     if update == 0:

@@ -1,4 +1,8 @@
-"""What a loss is: the rows it learns from, whether it has a reference model, and which of TRL's configs and trainers it uses."""
+"""What a loss is: one row of a table, read by the recipe's checks, the plan, the options of TRL and the trainer alike.
+
+A new loss on rows or pairs is a new row here, as long as one of the two trainers can compute it. Knows neither torch nor TRL:
+classes are given by name.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,46 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class LossKind:
-    """`rows`: kind of rows it learns from. `reference`: held against a reference model. `config`: TRL's config class, whose options
-    pass through. `trainer`: class of trainer/losses.py. `sequences` per row. `fields` of the train step that only such losses have."""
+    """One loss, and everything about it that more than one module has to know."""
 
     rows: Literal["sft", "pair"]
+    """The kind of rows it learns from: an answer, or a chosen one and a rejected one."""
     reference: bool
+    """Whether it is held against the log-probabilities of a reference model."""
     config: str
+    """TRL's config class, whose options it takes; they are listed in trl_options.PASSED."""
     trainer: str
+    """The class in trainer.losses that computes it."""
     learning_rate: float
+    """The default, where neither the machine nor the step gives one."""
     sequences: int
+    """Sequences that go through the model per row."""
     fields: tuple[str, ...]
+    """Fields of the step `train` that only such losses have."""
     text: str
+    """One line for the documents."""
 
 
+# Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's and DPO's.
 LOSSES: dict[str, LossKind] = {
-    "sft": LossKind("sft", False, "SFTConfig", "Supervised", 1e-5, 1, (), "negative log-likelihood of completions"),
-    "dpo": LossKind("pair", True, "DPOConfig", "Preference", 5e-7, 2, ("reference", "beta", "nll"), "a preference loss of TRL"),
+    "sft": LossKind(
+        rows="sft",
+        reference=False,
+        config="SFTConfig",
+        trainer="Supervised",
+        learning_rate=1e-5,
+        sequences=1,
+        fields=(),
+        text="negative log-likelihood of completions, averaged over their tokens",
+    ),
+    "dpo": LossKind(
+        rows="pair",
+        reference=True,
+        config="DPOConfig",
+        trainer="Preference",
+        learning_rate=5e-7,
+        sequences=2,
+        fields=("reference", "beta", "nll"),
+        text="a preference loss of TRL, by default that of Rafailov et al. 2023 (arXiv 2305.18290)",
+    ),
 }

@@ -4,11 +4,13 @@ The losses are TRL's own, looked at through the model's outputs: what they read 
 micro-batch would be wrong. Knows neither files nor folders.
 """
 
+# TRL has no types.
+# mypy: allow-subclassing-any
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +20,9 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOTrainer, SFTTrainer
 
-from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, record
-from selfkd.backend.trainer.checkpoint import LOWER
+from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listens
+from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
+from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
 from selfkd.errors import GuardError, UsageError
 
 # On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a
@@ -28,15 +31,19 @@ trl.trainer.utils._use_triton = lambda device: device.type in ("cpu", "cuda", "x
 # TRL hashes the whole model (0.5 s for 135M parameters) to name a cache of reference log-probabilities that is never made here.
 trl.trainer.dpo_trainer.hash_module = lambda module: ""
 
-Report = Callable[[dict[str, Any]], None]
+REFERENCE_BATCH = 8
+UNSPLITTABLE = {"aot", "aot_unpaired"}  # loss types that sort a batch before they compare
+# {row id: log-probabilities of its chosen and its rejected answer under the reference model}; empty for SFT
+References = Mapping[str, tuple[float, float]]
 
 
 class _Stepwise:
     """What both trainers share: our batches instead of a data loader's, a stop at the first number that is not finite."""
 
-    def __init__(self, rows: Sequence[Row], split: Share, seed: int, **more: Any) -> None:
-        self.rows, self.split, self.order_seed, self.latest = rows, split, seed, math.nan
-        first = {name: [value] for name, value in record(rows[0], 1.0, False).items()}
+    def __init__(self, spec: TrainSpec, rows: Sequence[Row], split: Share, references: References, **more: Any) -> None:
+        self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
+        self.nll, self.references = spec.nll, references
+        first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
 
@@ -48,7 +55,7 @@ class _Stepwise:
         return Feed(self.rows, self.split, self.order_seed, rank, self._collate)
 
     def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.data_collator(records)  # type: ignore[attr-defined]
+        batch: dict[str, Any] = self.data_collator(records)  # type: ignore[attr-defined]
         if "scale" in records[0]:
             batch["scale"] = torch.tensor([entry["scale"] for entry in records])
         return batch
@@ -73,17 +80,22 @@ class _Stepwise:
 
 
 def not_finite(step: int, what: str) -> GuardError:
-    return GuardError(f"at optimiser step {step} {what}", "train", LOWER)
+    return GuardError(f"at optimiser step {step} {what}", "train", LOWER_THE_STEP)
 
 
 class Supervised(_Stepwise, SFTTrainer):
     """Negative log-likelihood of the completions, per token over the whole global batch; `scale` weighs rows within it."""
 
-    def __init__(self, **more: Any) -> None:
-        super().__init__(**more)
-        self.model_accepts_loss_kwargs = (
-            True  # TRL's loss divides by the tokens of the whole step, whatever the model's signature
-        )
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        # TRL's loss divides by the tokens of the whole step, whatever the model's signature
+        self.model_accepts_loss_kwargs = True
+
+    @staticmethod
+    def settings(spec: TrainSpec, options: Mapping[str, Any], weighted: bool) -> dict[str, Any]:
+        """Return the fields of TRL's config that selfkd decides for this trainer."""
+        flat = bool(options.get("padding_free")) and not weighted  # weights go by row, and a flat batch has none
+        return {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": flat}
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         scale = inputs.pop("scale", None)
@@ -101,9 +113,10 @@ class Supervised(_Stepwise, SFTTrainer):
 class Preference(_Stepwise, DPOTrainer):
     """A preference loss of TRL against reference log-probabilities that come with the rows; `nll` adds IRPO's second term."""
 
-    def __init__(self, nll: float, references: dict[str, tuple[float, float]], **more: Any) -> None:
-        self.nll, self.references = nll, references
-        super().__init__(**more)
+    @staticmethod
+    def settings(spec: TrainSpec, options: Mapping[str, Any], weighted: bool) -> dict[str, Any]:
+        """Return the fields of TRL's config that selfkd decides for this trainer."""
+        return {"beta": spec.beta, "precompute_ref_log_probs": True}
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
         return dataset
@@ -117,8 +130,9 @@ class Preference(_Stepwise, DPOTrainer):
         return super()._collate(records)
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> torch.Tensor:
-        """TRL's loss of a micro-batch, or with `scale` the scaled sum of TRL's losses of its pairs, from one forward pass."""
-        scale, pairs = inputs.pop("scale", None), len(inputs["ref_chosen_logps"])
+        """Return TRL's loss of a micro-batch, or with `scale` the scaled sum of TRL's losses of its pairs, from one forward pass."""
+        scale = inputs.pop("scale", None)
+        pairs = len(inputs["ref_chosen_logps"])
         mask = inputs["completion_mask"]
         arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
         if self.aux_loss_enabled:
@@ -129,11 +143,16 @@ class Preference(_Stepwise, DPOTrainer):
         if scale is None:
             loss = super()._compute_loss(lambda **_: outputs, inputs, False)
             return loss + self.nll * nll.mean() if self.nll else loss
-        losses = [super(Preference, self)._compute_loss(*_one(outputs, inputs, pairs, i), False) for i in range(pairs)]
-        return (scale * (torch.stack(losses) + self.nll * nll)).sum()
+        losses = torch.stack([self._loss_of_pair(at, pairs, outputs, inputs) for at in range(pairs)])
+        return (scale * (losses + self.nll * nll)).sum()
+
+    def _loss_of_pair(self, at: int, pairs: int, outputs: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """Return TRL's loss of pair `at` of a micro-batch, which has been through the model already."""
+        its_outputs = type(outputs)(**_cut(outputs, at, pairs))
+        return super()._compute_loss(lambda **_: its_outputs, _cut(inputs, at, pairs), False)
 
     def _length_normalised(self, log_probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """-log p(y|x) / |y| of each chosen answer (Pang et al. 2024, arXiv 2404.19733, eq. 1).
+        """Return -log p(y|x) / |y| of each chosen answer (Pang et al. 2024, arXiv 2404.19733, eq. 1).
 
         TRL's own loss type `sft` is the mean over all chosen tokens of a micro-batch instead: long answers weigh more there.
         """
@@ -143,23 +162,22 @@ class Preference(_Stepwise, DPOTrainer):
         return values
 
 
-def _one(outputs: Any, inputs: dict[str, Any], pairs: int, at: int) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Pair `at` alone, as model and inputs: chosen sequences are the first half of a batch, rejected ones the second."""
+def _cut(fields: Mapping[str, Any], at: int, pairs: int) -> dict[str, Any]:
+    """Return pair `at` alone. A tensor of `2 * pairs` sequences holds the chosen ones first, then the rejected ones."""
 
-    def cut(value: Any) -> Any:
+    def of_pair(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or not value.ndim:
             return value
         return value[[at, pairs + at]] if len(value) == 2 * pairs else value[at : at + 1]
 
-    chosen = type(outputs)(**{name: cut(value) for name, value in outputs.items()})
-    return (lambda **_: chosen), {name: cut(value) for name, value in inputs.items()}
+    return {name: of_pair(value) for name, value in fields.items()}
 
 
-class Progress(TrainerCallback):
-    """Tells `report` about each optimiser step; `seconds` is the time from the start of the first to the end of the last."""
+class StepReporter(TrainerCallback):
+    """Calls `on_progress` after each optimiser step; `seconds` is the time from the start of the first to the end of the last."""
 
-    def __init__(self, report: Report | None) -> None:
-        self.report, self.started, self.seconds = report, 0.0, 0.0
+    def __init__(self, on_progress: OnSteps = nobody_listens) -> None:
+        self.on_progress, self.started, self.seconds = on_progress, 0.0, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = self.started or time.perf_counter()
@@ -168,34 +186,35 @@ class Progress(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self.seconds = time.perf_counter() - self.started
-        if self.report:
-            done = {"step": state.global_step, "steps": state.max_steps, "loss": logs["loss"]}
-            self.report({**done, "tokens": int(logs["num_tokens"]), "seconds": self.seconds})
+        self.on_progress(
+            TrainProgress(
+                step=state.global_step,
+                steps=state.max_steps,
+                loss=logs["loss"],
+                tokens=int(logs["num_tokens"]),
+                seconds=self.seconds,
+            )
+        )
 
 
 def completion_logprobs(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, rank: int = 0, ranks: int = 1) -> list[float]:
-    """Sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off.
+    """Return the sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off.
 
     Batches are cut from the list sorted by length, whoever computes them: the numbers do not depend on the number of ranks.
     """
     order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]) + len(pairs[i][1]), i))
     cuts = [order[at : at + REFERENCE_BATCH] for at in range(0, len(order), REFERENCE_BATCH)]
+    found: dict[int, float] = {}
     model.eval()
     trl.trainer.utils.add_fused_lm_head(model)
     try:
-        found = {
-            i: value
-            for cut in cuts[rank::ranks]
-            for i, value in zip(cut, _sums(model, [pairs[i] for i in cut], bf16), strict=True)
-        }
+        for cut in cuts[rank::ranks]:
+            found.update(zip(cut, _sums(model, [pairs[i] for i in cut], bf16), strict=True))
     finally:
         del model.forward  # the class's own forward shows again
     for part in _gathered(found, ranks):
         found.update(part)
     return [found[i] for i in range(len(pairs))]
-
-
-REFERENCE_BATCH = 8
 
 
 def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool) -> list[float]:
@@ -208,7 +227,8 @@ def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool) -> list[floa
         labels[at, len(prompt) : end] = ids[at, len(prompt) : end]
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         outputs = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True)
-    return outputs.log_probs.float().sum(1).tolist()
+    sums: list[float] = outputs.log_probs.float().sum(1).tolist()
+    return sums
 
 
 def _gathered(found: dict[int, float], ranks: int) -> list[dict[int, float]]:
@@ -219,11 +239,8 @@ def _gathered(found: dict[int, float], ranks: int) -> list[dict[int, float]]:
     return parts
 
 
-UNSPLITTABLE = {"aot", "aot_unpaired"}  # they sort a batch before they compare
-
-
 def refuse_unsplittable(rows: Sequence[Row], split: Share, loss_types: Sequence[str]) -> None:
-    """Losses that are not a mean over rows cannot honour weights, and some change with the micro-batch."""
+    """Raise UsageError for loss types that are not a mean over rows: they honour no weights, and some need their batch whole."""
     weighted = len({row.weight for row in rows}) > 1
     odd = sorted(({"dft"} | UNSPLITTABLE) & set(loss_types))
     if odd and weighted:

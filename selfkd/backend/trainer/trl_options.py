@@ -1,17 +1,19 @@
 """Which options a `trl:` block may hold, as plain data, so that `lint` can check them on a machine without torch or TRL.
 
-Every field of TRL 1.16's SFTConfig and DPOConfig stands in one of two tables: passed through, or decided by selfkd with the
+Every field of TRL 1.16's SFTConfig and DPOConfig is in one of two tables: passed through, or decided by selfkd with the
 place to set it instead. A test compares both tables with the installed wheel.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from selfkd.backend.trainer.loss_kinds import LOSSES
+from selfkd.core.wording import did_you_mean
+
 # name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
-BOTH: dict[str, tuple[str, float | None]] = {
+COMMON: dict[str, tuple[str, float | None]] = {
     "activation_offloading": ("bool", None),
     "adam_beta1": ("float", 0),
     "adam_beta2": ("float", 0),
@@ -41,10 +43,11 @@ BOTH: dict[str, tuple[str, float | None]] = {
     "warmup_steps": ("float", 0),
     "weight_decay": ("float", 0),
 }
+# What is passed through, per class of TRL's configuration.
 PASSED: dict[str, dict[str, tuple[str, float | None]]] = {
-    "sft": {**BOTH, "padding_free": ("bool", None)},
-    "dpo": {
-        **BOTH,
+    "SFTConfig": {**COMMON, "padding_free": ("bool", None)},
+    "DPOConfig": {
+        **COMMON,
         "disable_dropout": ("bool", None),
         "discopop_tau": ("float", 0),
         "f_alpha_divergence_coef": ("float", None),
@@ -55,8 +58,8 @@ PASSED: dict[str, dict[str, tuple[str, float | None]]] = {
     },
 }
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "sft": {"loss_type": ("nll", "dft")},
-    "dpo": {
+    "SFTConfig": {"loss_type": ("nll", "dft")},
+    "DPOConfig": {
         "loss_type": (
             *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
             *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
@@ -66,11 +69,11 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Where to set what selfkd decides itself; the names are TRL's.
-_OWNED: dict[str, str] = {
+_OWNED_BY_REASON: dict[str, str] = {
     "the step's own field `beta`": "beta",
     "the step's own field `precision` (fp32 masters; bf16 or fp32 compute)": "bf16 fp16 bf16_full_eval fp16_full_eval",
     "it follows from the run's seed, the round and the step's name": "seed data_seed full_determinism",
-    "it is the prompt's plus the sampling's length limit; longer rows are dropped and counted, never cut": (
+    "the recipe's field `context` limits prompt and answer together; longer rows are dropped and counted, never cut": (
         "max_length truncation_mode"
     ),
     "the step's own field `reference`; its log-probabilities are computed once, before training": (
@@ -96,12 +99,12 @@ _OWNED: dict[str, str] = {
         "enable_jit_checkpoint ignore_data_skip output_dir restore_callback_states_from_checkpoint resume_from_checkpoint "
         "save_on_each_node save_only_model save_steps save_strategy save_total_limit"
     ),
-    "every step is logged, into the round's metrics": (
+    "the loss of every optimiser step is logged, and a summary is in the notes of the step's record": (
         "debug disable_tqdm include_num_input_tokens_seen log_level log_level_replica log_on_each_node logging_first_step "
         "logging_nan_inf_filter logging_steps logging_strategy project report_to run_name skip_memory_metrics "
         "trackio_bucket_id trackio_space_id trackio_static_space_id"
     ),
-    "publishing is `selfkd export`": (
+    "publishing is not done by selfkd yet": (
         "hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token push_to_hub"
     ),
     "the machine file says where and on how many ranks a run trains": (
@@ -111,54 +114,53 @@ _OWNED: dict[str, str] = {
         "liger_kernel_config torch_compile torch_compile_backend torch_compile_mode use_cache use_liger_kernel"
     ),
 }
-OWNED: dict[str, str] = {name: reason for reason, names in _OWNED.items() for name in names.split()}
+OWNED: dict[str, str] = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
 
 
 def check_trl(loss: str, options: Mapping[str, Any]) -> list[str]:
-    """Every problem of a `trl:` block, one sentence each; empty where TRL will accept its names and kinds of value."""
+    """Return every problem of a `trl:` block, one sentence each; none where TRL will accept its names and kinds of value."""
     return [problem for name, value in options.items() for problem in _problems(loss, str(name), value)]
 
 
 def _problems(loss: str, name: str, value: Any) -> Iterator[str]:
-    if name in PASSED[loss]:
-        yield from _value_problems(loss, name, value)
+    config = LOSSES[loss].config
+    if name in PASSED[config]:
+        yield from _value_problems(config, name, value)
     elif name in OWNED:
         yield f"trl.{name} is not passed on: {OWNED[name]}"
     elif any(name in fields for fields in PASSED.values()):
         yield f"trl.{name} has no meaning for loss {loss}"
     else:
-        yield f"trl has no field '{name}'.{_did_you_mean(name, [*PASSED[loss], *OWNED])}"
+        yield f"trl has no field '{name}'.{did_you_mean(name, [*PASSED[config], *OWNED])}"
 
 
-def _value_problems(loss: str, name: str, value: Any) -> Iterator[str]:
-    kinds, smallest = PASSED[loss][name]
+def _value_problems(config: str, name: str, value: Any) -> Iterator[str]:
+    kinds, smallest = PASSED[config][name]
     if value is None:
         return
     if isinstance(value, str) and kinds in ("float", "int"):
-        yield f"trl.{name} must be a number, not the text '{value}' (in YAML 1e-5 is text: write 1.0e-5)"
+        yield f"trl.{name} must be a number, not the text '{value}': write it like 1.0e-5, without quotes (a machine file takes 1e-5 for text)"
     elif not any(_is(kind, value) for kind in kinds.split()):
         yield f"trl.{name} must be {' or '.join(kinds.split())}, not {value!r}"
     elif smallest is not None and value < smallest:
         yield f"trl.{name} must be at least {smallest:g}, not {value!r}"
+    choices = CHOICES[config].get(name, ())
     for choice in value if isinstance(value, list) else [value]:
-        choices = CHOICES[loss].get(name)
         if choices and choice not in choices:
-            yield f"trl.{name} has no choice '{choice}'.{_did_you_mean(str(choice), choices) or ' Choices: ' + ', '.join(choices)}"
+            hint = did_you_mean(str(choice), choices) or " Choices: " + ", ".join(choices)
+            yield f"trl.{name} has no choice '{choice}'.{hint}"
+
+
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "list": (list, tuple),
+    "dict": (dict,),
+}
 
 
 def _is(kind: str, value: Any) -> bool:
     if isinstance(value, bool):
         return kind == "bool"
-    types: dict[str, tuple[type, ...]] = {
-        "int": (int,),
-        "float": (int, float),
-        "str": (str,),
-        "list": (list, tuple),
-        "dict": (dict,),
-    }
-    return isinstance(value, types.get(kind, ()))
-
-
-def _did_you_mean(word: str, words: Any) -> str:
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return isinstance(value, PYTHON_TYPES.get(kind, ()))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from selfkd.backend.base import TrainSpec
+from selfkd.backend.trainer.loss_kinds import LOSSES
+from selfkd.core import digest
 from selfkd.core.pool import Model, shape
 from selfkd.errors import UsageError
 
@@ -201,3 +204,18 @@ def test_only_learned_positions_reach_the_vocabulary(tmp_path, start):
             model(input_ids=torch.ones_like(labels), labels=labels, fused_lm_head=True)
         counts.append(counter.get_total_flops())
     assert counts[1] - counts[0] == 4 * 2 * 2 * 2  # tokens, hidden size, vocabulary, multiply and add
+
+
+@pytest.mark.parametrize("like", ["sft", "dpo"])
+def test_a_loss_is_one_row_of_a_table(tmp_path, start, reference, monkeypatch, like):
+    """A loss with a name of its own trains like the one whose trainer it takes, at the learning rate of its own row."""
+    from selfkd.backend.trainer.update import train_rank
+
+    monkeypatch.setitem(LOSSES, "mine", replace(LOSSES[like], learning_rate=2e-3))
+    found = {}
+    for loss, trl in (("mine", {}), (like, {"learning_rate": 2e-3})):
+        (tmp_path / loss).mkdir()
+        spec = TrainSpec(loss, 3, beta=0.4, trl=trl)
+        found[loss] = train_rank(start, reference, written(tmp_path / loss), spec, tmp_path / loss / "out", {"threads": 1})
+    assert digest.weights(found["mine"].folder) == digest.weights(found[like].folder)
+    assert found["mine"].metrics["loss_last"] == found[like].metrics["loss_last"]

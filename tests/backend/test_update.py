@@ -16,7 +16,7 @@ import pytest
 from tiny import tiny_model
 
 from selfkd.backend import tokens
-from selfkd.backend.base import Trained, TrainSpec
+from selfkd.backend.base import Trained, TrainSpec, nobody_listens
 from selfkd.backend.trainer import batches, trl_options
 from selfkd.core import digest
 from selfkd.core.pool import Model, shape
@@ -32,7 +32,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
-    """Small sums, told apart by length; `changes` replaces columns of every row."""
+    """Small sums of different lengths; `changes` replaces columns of every row."""
     rows = [
         {
             "id": f"row-{number:02}",
@@ -51,9 +51,9 @@ def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
 def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
     from selfkd.backend.trainer.update import train_rank
 
-    report = more.pop("report", None)
+    on_progress = more.pop("on_progress", nobody_listens)
     spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
-    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1}, report)
+    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1}, on_progress)
 
 
 # What is learned
@@ -65,7 +65,7 @@ def test_a_row_has_one_beginning_and_learns_its_end(start):
     row = batches.encode(
         tok, {"id": "a", "weight": None, "messages": messages, **completion("hi"), **completion("", "rejected")}, False
     )
-    fields = batches.record(row, 1.0, False)
+    fields = batches.collator_record(row, 1.0, False)
     assert fields["input_ids"].count(tok.bos_token_id) == 1
     assert fields["input_ids"][-1] == fields["labels"][-1] == tok.eos_token_id
     assert tok.decode([token for token in fields["labels"] if token != -100]) == "hi</s>"
@@ -87,10 +87,10 @@ def test_sampled_ids_are_learned_as_they_are(start):
 @pytest.fixture(scope="module")
 def taught(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("taught")
-    heard: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     trl = {"learning_rate": 5e-3, "num_train_epochs": 25}
-    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", report=heard.append)
-    (folder / "heard.json").write_text(json.dumps(heard))
+    found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", on_progress=reported.append)
+    (folder / "reported.json").write_text(json.dumps(reported))
     return found
 
 
@@ -102,15 +102,15 @@ def test_answers_and_their_end_are_learned(start, taught):
     tok = tokens.tokenizer(start.path)
     prompt = tokens.encode_prompt(tok, [{"role": "user", "content": "2 + 1 = ?"}])
     model = AutoModelForCausalLM.from_pretrained(taught.folder)
-    said = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
-    assert tok.decode(said) == "Answer: 3</s>"
+    answer = model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False)[0, len(prompt) :]
+    assert tok.decode(answer) == "Answer: 3</s>"
 
 
-def test_progress_is_told_after_each_step(taught):
-    heard = json.loads((taught.folder.parent / "heard.json").read_text())
-    assert [entry["step"] for entry in heard] == list(range(1, 26))
-    assert heard[-1].keys() == {"step", "steps", "loss", "tokens", "seconds"}
-    assert (heard[-1]["steps"], heard[-1]["tokens"]) == (25, taught.metrics["tokens"])
+def test_progress_is_reported_after_each_step(taught):
+    reported = json.loads((taught.folder.parent / "reported.json").read_text())
+    assert [entry["step"] for entry in reported] == list(range(1, 26))
+    assert reported[-1].keys() == {"step", "steps", "loss", "tokens", "seconds"}
+    assert (reported[-1]["steps"], reported[-1]["tokens"]) == (25, taught.metrics["tokens"])
 
 
 def test_the_child_is_its_parent_but_for_the_weights(start, taught):
@@ -236,7 +236,7 @@ def test_options_that_do_not_exist_or_are_decided_elsewhere_are_named():
     assert "run's seed" in problems[1] and "field `beta`" in problems[2]
     assert problems[3] == "trl.label_smoothing has no meaning for loss sft"
     assert "Did you mean 'nll'?" in problems[4]
-    assert "write 1.0e-5" in trl_options.check_trl("dpo", {"learning_rate": "1e-5"})[0]
+    assert "write it like 1.0e-5" in trl_options.check_trl("dpo", {"learning_rate": "1e-5"})[0]
     assert trl_options.check_trl("dpo", {"loss_type": ["ipo", "sft"], "num_train_epochs": 2, "max_grad_norm": 0.5}) == []
 
 
@@ -244,15 +244,13 @@ def test_the_table_of_options_is_the_installed_one():
     from transformers.trainer_utils import SchedulerType
     from trl import DPOConfig, SFTConfig
 
-    fields = {
-        loss: {field.name for field in dataclasses.fields(kind)} for loss, kind in (("sft", SFTConfig), ("dpo", DPOConfig))
-    }
-    passed = {loss: set(table) for loss, table in trl_options.PASSED.items()}
-    for loss, names in fields.items():
-        assert passed[loss] <= names
-        assert names <= passed["sft"] | passed["dpo"] | set(trl_options.OWNED)
-        assert not passed[loss] & set(trl_options.OWNED)
-    assert set(trl_options.OWNED) <= fields["sft"] | fields["dpo"]
+    fields = {config.__name__: {field.name for field in dataclasses.fields(config)} for config in (SFTConfig, DPOConfig)}
+    passed = {config: set(table) for config, table in trl_options.PASSED.items()}
+    for config, names in fields.items():
+        assert passed[config] <= names
+        assert names <= set().union(*passed.values(), trl_options.OWNED)
+        assert not passed[config] & set(trl_options.OWNED)
+    assert set(trl_options.OWNED) <= set().union(*fields.values())
     assert "constant" in {kind.value for kind in SchedulerType}
 
 
@@ -301,7 +299,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
 
 def test_long_rows_go_through_a_processor_a_few_at_a_time():
     split = batches.share(8, 2, 1)
-    assert batches.finer(split, plain(lengths=[10] * 4)) == split  # 8 pairs of 26 to 32 tokens are less than FULL
+    assert batches.finer(split, plain(lengths=[10] * 4)) == split  # 8 pairs of 26 to 32 tokens are less than MICRO_TOKENS
     assert batches.finer(split, plain(lengths=[40] * 4)) == batches.Share(16, 1, 8, 2)
     assert batches.finer(split, plain(lengths=[400] * 4)) == batches.Share(16, 1, 16, 1)
 

@@ -1,0 +1,29 @@
+"""Where the files of a model lie on this machine, found without torch and without opening them.
+
+Knows nothing of hubs: what is not here is not found.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+PACKAGE = "package:"  # in front of the name of an installed package that carries one GGUF file
+SHARD_SIZE = "2GB"  # of the safetensors files that selfkd writes
+
+
+def packaged_gguf(package: str) -> list[Path] | None:
+    """Return the GGUF files of an installed package, which is not imported; None if it is not installed."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return None
+    folders = spec.submodule_search_locations or []
+    return [file for folder in folders for file in sorted(Path(folder).glob("**/*.gguf"))]
+
+
+def find_model(path: str) -> Path | None:
+    """Return the folder or the GGUF file that `model:` names, as far as it is on this machine; else None."""
+    if path.startswith(PACKAGE):
+        return next(iter(packaged_gguf(path.removeprefix(PACKAGE)) or []), None)
+    local = Path(path).expanduser()
+    return local if local.exists() else None

@@ -1,0 +1,61 @@
+"""The machine file: every field is explained, checked, and read with its own type."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from selfkd.backend import open_backend
+from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine
+from selfkd.errors import UsageError
+
+
+def test_every_field_is_explained_in_one_sentence_that_help_prints() -> None:
+    text = explain()
+    for one in fields(Machine):
+        sentence = one.metadata["sentence"]
+        assert sentence[0].isupper() and sentence.endswith(".") and ". " not in sentence, one.name
+        assert f"  {one.name}: " in text and sentence in text
+
+
+def test_without_a_file_the_defaults_are_taken() -> None:
+    assert read_machine(None) == Machine()
+
+
+def test_a_whole_number_is_a_number_and_a_yes_is_not(tmp_path: Path) -> None:
+    (tmp_path / "good.yaml").write_text("kv_cache_gb: 2\nengine: {block_size: 16}\n")
+    assert read_machine(tmp_path / "good.yaml") == Machine(kv_cache_gb=2, engine={"block_size": 16})
+    (tmp_path / "wrong.yaml").write_text("kv_cache_gb: yes\nthreads: 1.5\nturn: share\n")
+    with pytest.raises(UsageError) as caught:
+        read_machine(tmp_path / "wrong.yaml")
+    assert caught.value.what.splitlines() == [
+        "kv_cache_gb: True is not a number",
+        "threads: 1.5 is not a whole number",
+        "no field 'turn'. Did you mean 'turns'?",
+    ]
+
+
+@pytest.mark.parametrize(("text", "words"), [("- ray\n", "is a mapping of fields"), ("a: [1\n", "is not YAML")])
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read_machine(tmp_path / "odd.yaml")
+
+
+def test_the_digest_of_the_numerics_follows_what_fixes_numbers_and_nothing_else() -> None:
+    base = fixed_numerics(Machine(threads=1))
+    assert base["threads"] == 1 and set(NUMERIC) <= set(base) and base["packages"]["polars"]
+    assert fixed_numerics(Machine(threads=1, generators=4, chunk_timeout=1.0))["digest"] == base["digest"]
+    assert fixed_numerics(Machine(threads=1, dtype="float32"))["digest"] != base["digest"]
+
+
+def test_without_a_number_of_threads_the_free_cores_are_taken() -> None:
+    assert fixed_numerics(Machine())["threads"] >= 1
+
+
+def test_an_unknown_backend_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no backend 'rays'") as caught:
+        open_backend(Machine(backend="rays"), None, tmp_path)
+    assert caught.value.fix == "There are: fake, local, ray."

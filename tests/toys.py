@@ -1,0 +1,133 @@
+"""An engine, a trainer and a loader that do what a prompt or a spec tells them, for tests of Ray's actors and of what is around them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd.backend.base import REQUESTS, Chunk, Completion, OnSteps, Reply, Sampling, Trained, TrainSpec, write_chunk
+from selfkd.core import digest
+from selfkd.core.pool import Model
+from selfkd.errors import UsageError, WeightsError
+
+OLD, NEW = Model("policy", "old", "0" * 64), Model("policy", "new", "1" * 64)
+NUMERICS = {"threads": 1, "trainers": 1, "tensor_parallel": 1}
+
+
+class Toy:
+    """An engine: it answers with its weights, and does what the first message of a request says."""
+
+    def __init__(self, numerics: dict[str, Any], model: Model) -> None:
+        self.numerics, self.model, self.weights = numerics, model, ""
+
+    def swap(self, model: Model) -> dict[str, Any]:
+        if model.path == "broken":
+            raise WeightsError("the probe differs", model.path, "Repeat the command.")
+        if model.path == "crash":
+            os._exit(1)
+        before, self.model, self.weights = self.weights, model, model.digest
+        return {"seconds": 0.1, "proved": True, "survived": 0.9 if before else None}
+
+    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Callable[[int, int], None] | None = None) -> Reply:
+        for row in chunk.requests.iter_rows(named=True):
+            self._obey(row["asked"][0]["content"], chunk.tmp)
+            if on_tokens:
+                on_tokens(1, 7)
+        texts = [f"{self.weights[:4]} {seed} {len(chunk.requests)}" for seed in chunk.requests["seed"]]
+        path = write_chunk(chunk, self.model, [Completion(text, [1, 2], "stop", -1.0) for text in texts])
+        lie = "lie" in chunk.requests["asked"].list.first().struct.field("content").to_list()
+        return Reply(chunk.key, path, "f" * 64 if lie else self.weights, 2 * len(texts), 0.1)
+
+    def _obey(self, order: str, tmp: Path) -> None:
+        word, *number = order.split()
+        if word == "sleep":
+            time.sleep(float(number[0]))
+        if word == "fail":
+            raise RuntimeError("CUDA error: an illegal memory access")
+        if word == "refuse":
+            raise UsageError("prompt 7 is too long", "prompts", "Drop it.")
+        if word in ("die", "hang") or (word in ("die-once", "hang-once") and _first(tmp / word)):
+            os.kill(os.getpid(), signal.SIGKILL) if word.startswith("die") else time.sleep(600)
+
+    def logprobs(self, rows: pl.DataFrame) -> list[tuple[str, float, int]]:
+        for messages in rows["messages"] if "messages" in rows.columns else ():
+            self._obey(messages[0]["content"], Path())
+        return [(name, -float(len(self.weights)), 3) for name in rows["id"]]
+
+    def close(self) -> None:
+        self.weights = ""
+
+
+def _first(mark: Path) -> bool:
+    """True for the one process that comes first."""
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def learn(
+    start: Model, reference: Model | None, rows: list[Path], spec: TrainSpec, out: Path, numerics: Any, on_progress: OnSteps
+) -> Trained:
+    """A trainer that does what `spec.trl` says."""
+    on_progress({"step": 1, "steps": 1, "loss": 0.5, "tokens": 9, "seconds": 0.1})
+    if spec.trl.get("bug"):
+        raise KeyError("completion")
+    if spec.trl.get("die"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    _write(out, {"parent": start.digest, "name": out.name})
+    return Trained(out, {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}, {})
+
+
+def fetch(source: dict[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+    if "hub" in source:
+        raise UsageError(f"no network to reach {source['hub']}", "model", "Give a local folder.")
+    _write(out, {"parent": None})
+    return {"dither": dither, "pid": os.getpid()}
+
+
+def _write(out: Path, weights: dict[str, Any]) -> None:
+    out.mkdir(parents=True)
+    (out / "weights.json").write_text(json.dumps(weights))
+
+
+def chunks_of(tmp: Path, *orders: str) -> list[Chunk]:
+    """One chunk of two requests per order."""
+    return [chunk_of(tmp, [order, "answer"], number) for number, order in enumerate(orders)]
+
+
+def chunk_of(tmp: Path, contents: list[str], number: int = 0) -> Chunk:
+    rows = [
+        {
+            "id": f"{number}-{k}",
+            "prompt": f"p{k}",
+            "number": k,
+            "seed": 100 * number + k,
+            "u": 0.5,
+            "asked": [{"role": "user", "content": text}],
+        }
+        for k, text in enumerate(contents)
+    ]
+    requests = pl.DataFrame(rows, schema=REQUESTS)
+    (tmp / "tmp").mkdir(exist_ok=True)
+    return Chunk(digest.of(number, contents), "samples", requests, tmp / "data", tmp / "tmp")
+
+
+def texts(reply: Reply) -> list[str]:
+    return pl.read_parquet(reply.path)["text"].to_list()
+
+
+def links(folder: Path) -> list[str]:
+    """What the links of a folder point to, as in /proc/PID/fd; nothing where it may not be read."""
+    try:
+        return [os.readlink(path) for path in folder.iterdir()]
+    except OSError:
+        return []
