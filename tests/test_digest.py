@@ -93,5 +93,5 @@ def test_seeds_come_from_names_and_fit_63_bits():
 
 
 def test_a_record_that_was_edited_is_not_intact():
-    record = digest.sealed({"a": 1, "notes": {"seconds": 2}})
+    record = digest.with_self_digest({"a": 1, "notes": {"seconds": 2}})
     assert digest.intact(record) and not digest.intact({**record, "notes": {"seconds": 3}})

@@ -145,7 +145,7 @@ class Round:
             "digest": digest.of("step", self._key, *contents, dict(added.metrics)),
             "notes": notes,
         }
-        return digest.sealed(json.loads(json.dumps(record)))
+        return digest.with_self_digest(record)
 
     def _written(self, name: str, part: pl.DataFrame | Path) -> Path:
         return part if isinstance(part, Path) else self.save(name, part)
@@ -389,7 +389,7 @@ class Round:
                 "level": self._level(),
             },
         }
-        storage.put_json(self.folder / "sealed.json", digest.sealed(json.loads(json.dumps(record))), self.run.tmp)
+        storage.put_json(self.folder / "sealed.json", digest.with_self_digest(record), self.run.tmp)
         sealed = read_record(self.folder / "sealed.json")
         prune(self.run, self.recipe)
         self.run.event(

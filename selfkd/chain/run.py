@@ -20,6 +20,7 @@ import polars as pl
 
 from selfkd.backend.machine import NUMERIC, Machine, fixed_numerics
 from selfkd.core import digest, storage
+from selfkd.core.files import reference_parts
 from selfkd.core.hardware import has_gpu
 from selfkd.core.pool import KEYS, Function, Model, Pool, light
 from selfkd.core.source_code import local_sources
@@ -117,7 +118,7 @@ class Run:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """A reward as frozen in the run: editing the file beside a running chain changes nothing in it."""
         entry = self.code[reference]
-        return Function(reference.rsplit(":", 1)[1], self.folder / entry["path"], entry["digest"], params)
+        return Function(reference_parts(reference)[1], self.folder / entry["path"], entry["digest"], params)
 
     def template(self, reference: str) -> templates.Template:
         """A template as frozen in the run; inline text stands for itself."""
@@ -205,7 +206,7 @@ def _create(recipe: Recipe, folder: Path, machine: Machine) -> None:
         "machine": asdict(machine),
         "files": storage.file_hashes(files, folder),
     }
-    storage.put_json(folder / "run.json", digest.sealed(json.loads(json.dumps(info))), tmp)
+    storage.put_json(folder / "run.json", digest.with_self_digest(info), tmp)
 
 
 def _freeze_prompts(recipe: Recipe, folder: Path, tmp: Path) -> dict[str, dict[str, Any]]:
@@ -301,7 +302,7 @@ def _amend(recipe: Recipe, folder: Path, changed: list[str]) -> None:
         "files": storage.file_hashes(sorted(path for path in (folder / "code").rglob("*") if path.is_file()), folder),
         "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    storage.put_json(folder / "amendments" / f"{number:03d}.json", digest.sealed(json.loads(json.dumps(record))), tmp)
+    storage.put_json(folder / "amendments" / f"{number:03d}.json", digest.with_self_digest(record), tmp)
 
 
 def _digests(recipe: Recipe) -> dict[str, str]:

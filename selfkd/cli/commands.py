@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from selfkd.core.files import as_typed
 from selfkd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -199,5 +200,4 @@ def _called() -> str:
     found = shutil.which("selfkd")
     if found and Path(found).resolve() == path.resolve():
         return "selfkd"
-    absolute = path.absolute()
-    return shlex.quote(str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute))
+    return shlex.quote(as_typed(path))

@@ -18,6 +18,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from selfkd.chain.run import Run
+from selfkd.core.files import as_typed
 from selfkd.errors import BusyError, Stopped
 from selfkd.report import status
 from selfkd.report.bar import Screen
@@ -109,7 +110,7 @@ def _announce(run: Run, state: status.Status, screen: Screen) -> None:
     screen.say(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
     for done in state.rounds:
         screen.console.print(round_line(done, state.split))
-    screen.say(f"Ctrl-C is safe; repeat the command to go on.   Log: {_short(run.log_folder())}", "dim")
+    screen.say(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(run.log_folder())}", "dim")
 
 
 def _watcher(interrupts: Interrupts, screen: Screen) -> Callable[[dict[str, Any]], None]:
@@ -165,10 +166,4 @@ def _log(error: BaseException, run: Run) -> None:
     with (run.log_folder() / "driver.log").open("a", encoding="utf-8") as log:
         log.write("".join(traceback.format_exception(error)))
     run.event("failed", text=str(error) or type(error).__name__)
-    error.add_note(f"Log: {_short(run.log_folder())}")
-
-
-def _short(path: Path) -> str:
-    """A path as a person here would type it."""
-    absolute = path.absolute()
-    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+    error.add_note(f"Log: {as_typed(run.log_folder())}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selfkd.cli import commands
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import SelfkdError, Stopped, UsageError
 
 
@@ -128,17 +129,10 @@ def _topic(topic: str) -> str:
     if topic in VERBS:
         return reference.verb_help(topic)
     raise UsageError(
-        f"no topic '{topic}'.{_near(topic, [*VERBS, *COMMANDS])}",
+        f"no topic '{topic}'.{did_you_mean(topic, [*VERBS, *COMMANDS])}",
         "",
         f"Verbs: {', '.join(VERBS)}; or a command, recipe, machine.",
     )
-
-
-def _near(word: str, known: Sequence[str]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(word, known, 1)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def overview() -> str:
@@ -249,7 +243,9 @@ def _command(words: Sequence[str]) -> int:
         print(f"selfkd {selfkd.__version__}")
         return 0
     if words[0] not in COMMANDS:
-        raise UsageError(f"no command '{words[0]}'.{_near(words[0], list(COMMANDS))}", "", f"Commands: {', '.join(COMMANDS)}")
+        raise UsageError(
+            f"no command '{words[0]}'.{did_you_mean(words[0], list(COMMANDS))}", "", f"Commands: {', '.join(COMMANDS)}"
+        )
     try:
         given = _parser(words[0]).parse_intermixed_args(list(words[1:]))
     except SystemExit as left:  # argparse has printed its help (0) or what is wrong (2)

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selfkd.core import views
+from selfkd.core.files import reference_parts
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import RecipeError
 from selfkd.prompts.read import source_problems
 from selfkd.recipe.lines import Entry
 from selfkd.recipe.schema import Recipe
-from selfkd.recipe.yamlfile import Node, Problems, near, plain
+from selfkd.recipe.yamlfile import Node, Problems, plain
 from selfkd.steps import Build, Gold, Measure, Recall, Sample, Score, Select, Step, Train
 
 WHENS = ("now", "start", "base", "warm", "best")
@@ -101,7 +103,7 @@ def streams(steps: Sequence[Step]) -> list[str]:
 
 
 def metrics_of(step: Measure) -> list[str]:
-    rewards = [reference.rsplit(":", 1)[-1] for reference in step.functions()]
+    rewards = [reference_parts(reference)[1] for reference in step.functions()]
     found = [*rewards, *(f"{name}_interval" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
     return [f"{step.split}/{name}" for name in found]
 
@@ -115,7 +117,9 @@ def _inputs(step: Step, entry: Entry, seen: Seen, problems: Problems) -> None:
     named = of if isinstance(step, Sample | Score | Build) or (isinstance(step, Select) and of != "prompts") else None
     if named and named not in seen.streams:
         known = ", ".join(seen.streams) or "none yet"
-        problems.add(entry.at("of"), entry.label, f"no stream '{named}' here.{near(named, seen.streams)} Streams: {known}")
+        problems.add(
+            entry.at("of"), entry.label, f"no stream '{named}' here.{did_you_mean(named, seen.streams)} Streams: {known}"
+        )
     elif not seen.streams and (isinstance(step, Score | Build) or (isinstance(step, Select) and of != "prompts")):
         problems.add(entry.where, entry.label, "there are no samples yet: a sample, gold or recall step comes first")
     for side in ("chosen", "rejected") if isinstance(step, Build) else ():
@@ -123,7 +127,9 @@ def _inputs(step: Step, entry: Entry, seen: Seen, problems: Problems) -> None:
         known_words = [*seen.streams, *views.columns_after(seen.scores)["samples"]]
         if text and text.isidentifier() and text not in known_words:
             problems.add(
-                entry.at(side), entry.label, f"'{side}' names neither a stream nor a column: '{text}'.{near(text, known_words)}"
+                entry.at(side),
+                entry.label,
+                f"'{side}' names neither a stream nor a column: '{text}'.{did_you_mean(text, known_words)}",
             )
 
 
@@ -167,7 +173,7 @@ def _measure(step: Measure, entry: Entry, recipe: Recipe, seen: Seen, problems: 
         )
     elif step.split not in recipe.splits():
         known = ", ".join(recipe.splits())
-        what = f"there are no prompts for the split '{step.split}'{near(step.split, recipe.splits()) or '.'}"
+        what = f"there are no prompts for the split '{step.split}'{did_you_mean(step.split, recipe.splits()) or '.'}"
         problems.add(entry.at("split"), entry.label, f"{what} Splits: {known}; add prompts.{step.split}")
     for metric in metrics_of(step)[: len(step.functions())]:
         if metric in seen.metrics:
@@ -198,14 +204,14 @@ class _Models:
     def wrong(self, reference: str) -> str:
         role, at, when = reference.partition("@")
         if role not in self.roles:
-            also = f" Did you mean 'policy@{role}'?" if role in WHENS else near(role, self.roles)
+            also = f" Did you mean 'policy@{role}'?" if role in WHENS else did_you_mean(role, self.roles)
             return f"no model '{reference}'.{also} Roles: {', '.join(self.roles)}"
         if not at or when in WHENS:
             lacks = when == "best" and self.recipe.best is None
             return "which round is best? Write best: {metric: dev/..., mode: max} in the recipe" if lacks else ""
         number = re.fullmatch(r"round-(\d+)", when)
         if number is None:
-            return f"no model '{reference}'.{near(when, WHENS)} After '@' comes {', '.join(WHENS)} or round-K"
+            return f"no model '{reference}'.{did_you_mean(when, WHENS)} After '@' comes {', '.join(WHENS)} or round-K"
         return (
             ""
             if int(number[1]) < self.recipe.rounds
@@ -245,7 +251,9 @@ def _metric(metric: str, metrics: Sequence[str]) -> str:
     if metric.startswith("test/"):
         return f"'{metric}' cannot steer: a split that steers is no test any more. Use dev"
     known = ", ".join(metric for metric in metrics if not metric.endswith("_interval")) or "none: add a measure step"
-    return "" if metric in metrics else f"'{metric}' is not measured every round.{near(metric, metrics)} Metrics: {known}"
+    return (
+        "" if metric in metrics else f"'{metric}' is not measured every round.{did_you_mean(metric, metrics)} Metrics: {known}"
+    )
 
 
 def _keep_if(recipe: Recipe, text: str, metrics: Sequence[str], where: str, problems: Problems) -> None:

@@ -9,7 +9,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from selfkd.recipe.yamlfile import Node, Problems, near
+from selfkd.core.wording import did_you_mean
+from selfkd.recipe.yamlfile import Node, Problems
 
 MEANINGS = {
     "string_type": "should be text, not {given}",
@@ -51,7 +52,7 @@ def explain(error: ValidationError, cls: type[BaseModel], node: Node, label: str
         if (
             path in told
             or any(other[: len(path)] == path != other for other, _, _ in walked if path)
-            or (item["type"] == "missing" and any(f"'{path[-1]}'" in near(word, known) for word in misspelt))
+            or (item["type"] == "missing" and any(f"'{path[-1]}'" in did_you_mean(word, known) for word in misspelt))
         ):
             continue
         told.add(path)  # a union reports each of its branches: the first one is enough, or the one that looked deeper
@@ -82,7 +83,7 @@ def _inner(model: type[BaseModel], part: Any) -> type[BaseModel] | None:
 
 def _say(item: Any, field: str, known: Sequence[str]) -> str:
     if item["type"] == "extra_forbidden":
-        return f"no field '{field}'.{near(field, known) or ' Fields: ' + ', '.join(known)}"
+        return f"no field '{field}'.{did_you_mean(field, known) or ' Fields: ' + ', '.join(known)}"
     if item["type"] == "missing":
         return f"'{field}' is missing"
     if item["type"] == "value_error":
@@ -93,7 +94,9 @@ def _say(item: Any, field: str, known: Sequence[str]) -> str:
         given=repr(given) if isinstance(given, str) else given, **_yaml_words(item.get("ctx", {}))
     )
     guess = (
-        near(given, re.findall(r"'([^']+)'", shown)[:-1]) if item["type"] == "literal_error" and isinstance(given, str) else ""
+        did_you_mean(given, re.findall(r"'([^']+)'", shown)[:-1])
+        if item["type"] == "literal_error" and isinstance(given, str)
+        else ""
     )
     return f"'{field}' {shown}.{guess}" if guess else f"'{field}' {shown}"
 

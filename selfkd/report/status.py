@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.core.files import reference_parts
 from selfkd.core.lease import PATIENCE_SECONDS, started_at
 from selfkd.core.stats import Change, change
 from selfkd.errors import ChainError, UsageError
@@ -155,7 +156,7 @@ def _round(
     for commit in commits:
         if commit["verb"] == "measure":
             split, reward = commit["identity"]["split"], commit["identity"]["reward"]
-            first, *others = [name.rsplit(":", 1)[1] for name in ([reward] if isinstance(reward, str) else reward)]
+            first, *others = [reference_parts(name)[1] for name in ([reward] if isinstance(reward, str) else reward)]
             name = split if split not in measured else f"{split} ({commit['step']})"
             measured[name] = _measured(folder, commit, first, base)
             measured |= {f"{name}/{other}": _measured(folder, commit, other, base) for other in others}

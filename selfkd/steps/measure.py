@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from selfkd.core import views
+from selfkd.core.files import reference_parts
 from selfkd.core.pool import Addition, Pool, light
 from selfkd.core.stats import interval
 from selfkd.steps.context import Context
@@ -66,7 +67,7 @@ class Measure(Step):
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
         found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish") == "length").mean()).row(0)
         for reference in self.functions():
-            name = reference.rsplit(":", 1)[1]
+            name = reference_parts(reference)[1]
             column = (
                 view.group_by("prompt").agg(pl.col(name).mean())[name]
                 if name in view.columns

@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from selfkd.core import views
+from selfkd.core.files import reference_parts
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
 from selfkd.rewards.check import notes
@@ -54,7 +55,7 @@ class Score(Step):
     def scores(self) -> list[str]:
         if self.logprob:
             return [self.as_ or "logprob_of"]
-        return [self.as_] if self.as_ else [reference.rsplit(":", 1)[1] for reference in self.functions()]
+        return [self.as_] if self.as_ else [reference_parts(reference)[1] for reference in self.functions()]
 
     def run(self, pool: Pool, context: Context) -> Addition:
         parts: list[Any] = []

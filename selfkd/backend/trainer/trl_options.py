@@ -6,9 +6,10 @@ place to set it instead. A test compares both tables with the installed wheel.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from selfkd.core.wording import did_you_mean
 
 # name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
 BOTH: dict[str, tuple[str, float | None]] = {
@@ -127,7 +128,7 @@ def _problems(loss: str, name: str, value: Any) -> Iterator[str]:
     elif any(name in fields for fields in PASSED.values()):
         yield f"trl.{name} has no meaning for loss {loss}"
     else:
-        yield f"trl has no field '{name}'.{_did_you_mean(name, [*PASSED[loss], *OWNED])}"
+        yield f"trl has no field '{name}'.{did_you_mean(name, [*PASSED[loss], *OWNED])}"
 
 
 def _value_problems(loss: str, name: str, value: Any) -> Iterator[str]:
@@ -143,7 +144,7 @@ def _value_problems(loss: str, name: str, value: Any) -> Iterator[str]:
     for choice in value if isinstance(value, list) else [value]:
         choices = CHOICES[loss].get(name)
         if choices and choice not in choices:
-            yield f"trl.{name} has no choice '{choice}'.{_did_you_mean(str(choice), choices) or ' Choices: ' + ', '.join(choices)}"
+            yield f"trl.{name} has no choice '{choice}'.{did_you_mean(str(choice), choices) or ' Choices: ' + ', '.join(choices)}"
 
 
 def _is(kind: str, value: Any) -> bool:
@@ -157,8 +158,3 @@ def _is(kind: str, value: Any) -> bool:
         "dict": (dict,),
     }
     return isinstance(value, types.get(kind, ()))
-
-
-def _did_you_mean(word: str, words: Any) -> str:
-    close = difflib.get_close_matches(word, list(words), 1)
-    return f" Did you mean '{close[0]}'?" if close else ""
