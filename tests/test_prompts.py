@@ -18,7 +18,7 @@ from selfkd.errors import UsageError
 from selfkd.prompts import sources
 from selfkd.prompts.overlap import duplicates, overlap, shared_passages
 from selfkd.prompts.read import meta_columns, read_prompts, source_problems
-from selfkd.rewards.check import gold_check, score_batch
+from selfkd.rewards.check import check_gold, score_batch
 from selfkd.rewards.find import find_function
 
 
@@ -105,7 +105,7 @@ def test_a_gym_task_carries_what_its_scorer_needs(tmp_path: Path) -> None:
     solved = find_function("reward/gym.py:solved", [])
     assert score_batch(solved, rows) == [(1.0, "")] * 20
     gold = [dict(id=row["id"], prompt="", answer=row["answer"], meta=row["meta"]) for row in frame.to_dicts()]
-    assert gold_check(solved, gold, 60.0) == (20, 20, "")
+    assert check_gold(solved, gold, 60.0) == (20, 20, "")
 
 
 def test_a_gym_scorer_that_compares_tuples_gets_them_back(tmp_path: Path) -> None:

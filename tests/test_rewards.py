@@ -10,9 +10,9 @@ from scoring import Write, results, row, write
 from selfkd.core.files import builtin_folder
 from selfkd.core.pool import Function
 from selfkd.errors import UsageError
-from selfkd.rewards.check import doctests, gold_check, notes, parameter_problems, score_batch
+from selfkd.rewards.check import check_gold, check_parameters, read_notes, run_doctests, score_batch
 from selfkd.rewards.contract import WHY_CHARS, failed
-from selfkd.rewards.find import definition, find_function, names_in, parsed
+from selfkd.rewards.find import definition, find_function, names_in, parse
 
 __all__ = ["write"]  # a fixture
 
@@ -164,31 +164,31 @@ def test_the_digest_is_that_of_the_code_and_its_helpers(tmp_path: Path, write: W
 
 def test_unknown_parameters_are_named_before_anything_runs(write: Write) -> None:
     f = write("def f(completion, anwser, level, lvl=1): return 1")
-    (problem,) = parameter_problems(f, ["level"])
+    (problem,) = check_parameters(f, ["level"])
     assert "'anwser'" in problem and "Did you mean 'answer'?" in problem and "mine.py:1" in problem
-    assert parameter_problems(f, None) == []
-    assert parameter_problems(write("def f(prompts, completions, completion_ids, **kwargs): return []"), []) == []
-    (problem,) = parameter_problems(write("def f(completion, maximum=1): return 1", maximun=2), [])
+    assert check_parameters(f, None) == []
+    assert check_parameters(write("def f(prompts, completions, completion_ids, **kwargs): return []"), []) == []
+    (problem,) = check_parameters(write("def f(completion, maximum=1): return 1", maximun=2), [])
     assert "no parameter 'maximun'. Did you mean 'maximum'?" in problem
-    (problem,) = parameter_problems(write("def f(completion, completions): return []"), [])
+    (problem,) = check_parameters(write("def f(completion, completions): return []"), [])
     assert "take 'completions'" in problem
-    (problem,) = parameter_problems(write("def f(completion, /): return 1"), [])
+    (problem,) = check_parameters(write("def f(completion, /): return 1"), [])
     assert "by position" in problem
 
 
 def test_failing_doctests_are_reported(write: Write) -> None:
     f = write('def f(completion):\n    """One.\n\n    >>> f("a")\n    2.0\n    """\n    return 1.0')
-    (failure,) = doctests(f)
+    (failure,) = run_doctests(f)
     assert failure.endswith('f("a") gives 1.0, expected 2.0') and "mine.py:4" in failure
-    assert doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
+    assert run_doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
 
 
 def test_gold_answers_are_scored_in_the_forms_in_which_they_are_stated(write: Write) -> None:
     gold = [dict(id=str(n), prompt="?", answer=str(n), meta={}) for n in range(4)]
     strict = write("def f(completion, answer): return completion == f'Answer: {answer}' and answer != '3'")
-    passed, total, first = gold_check(strict, gold)
+    passed, total, first = check_gold(strict, gold)
     assert (passed, total) == (3, 4) and first
-    assert gold_check(write("def f(completion): return 0"), gold) == (0, 0, "")
+    assert check_gold(write("def f(completion): return 0"), gold) == (0, 0, "")
 
 
 BUILT_IN = sorted(builtin_folder().glob("reward/*.py"))
@@ -196,9 +196,9 @@ BUILT_IN = sorted(builtin_folder().glob("reward/*.py"))
 
 @pytest.mark.parametrize("path", BUILT_IN, ids=lambda path: path.name)
 def test_the_doctests_of_a_shipped_reward_pass(path: Path) -> None:
-    names = [name for name in names_in(parsed(path)) if definition(Function(name, path, ""))]
-    assert names and doctests(find_function(f"{path}:{names[0]}", []), 120.0) == []
-    assert all(parameter_problems(find_function(f"{path}:{name}", []), None) == [] for name in names)
+    names = [name for name in names_in(parse(path)) if definition(Function(name, path, ""))]
+    assert names and run_doctests(find_function(f"{path}:{names[0]}", []), 120.0) == []
+    assert all(check_parameters(find_function(f"{path}:{name}", []), None) == [] for name in names)
 
 
 def test_the_same_batch_scored_here_gives_the_same(write: Write) -> None:
@@ -209,7 +209,7 @@ def test_the_same_batch_scored_here_gives_the_same(write: Write) -> None:
 
 def test_notes_of_a_file_are_recorded_and_never_cost_a_score(write: Write) -> None:
     def said(text: str) -> object:
-        return notes(write(f"def f(completion): return 1\n{text}"))
+        return read_notes(write(f"def f(completion): return 1\n{text}"))
 
     assert said("def notes(): return {'walls': (1, 2)}") == {"walls": [1, 2]}
     assert said("def notes(): raise KeyError('gone')") == {"failed": "KeyError: 'gone'"}

@@ -13,7 +13,7 @@ from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
-from selfkd.rewards.check import notes
+from selfkd.rewards.check import read_notes
 from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
@@ -65,7 +65,7 @@ class Score(Step):
         for reference, name in zip(self.functions(), self.scores(), strict=False):
             function = context.function(reference, self.params)
             parts += [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
-            found |= {name: said} if (said := notes(function)) else {}
+            found |= {name: said} if (said := read_notes(function)) else {}
         return Addition({"scores": parts}, notes={"rewards": found} if found else {})
 
     def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
