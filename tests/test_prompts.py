@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import polars as pl
 import pytest
 
 import selfkd
+from selfkd.core.files import locate
 from selfkd.core.pool import SCHEMAS
 from selfkd.errors import UsageError
 from selfkd.prompts import sources
 from selfkd.prompts.overlap import duplicates, overlap, shared_passages
-from selfkd.prompts.read import meta_columns, read_prompts, source_problems
+from selfkd.prompts.read import meta_columns, read_prompts, source_kind, source_problems
+from selfkd.recipe import reference
 from selfkd.rewards.check import check_gold, score_batch
 from selfkd.rewards.find import find_function
 
@@ -139,6 +144,34 @@ def test_a_hub_set_without_network_says_so_quickly(tmp_path: Path) -> None:
     assert "Retrying" not in done.stderr
 
 
+def test_a_new_kind_of_source_is_one_row_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_sqlite(words: Mapping[str, Any], folders: Sequence[Path], split_name: str) -> Iterator[sources.Raw]:
+        place = sources.place_of("sqlite", words, split_name)
+        with closing(sqlite3.connect(locate(words["sqlite"], folders))) as base:
+            found = base.execute(words.get("query", "select prompt, answer from prompts")).fetchall()
+        for number, (prompt, answer) in enumerate(found, 1):
+            yield sources.Raw({"prompt": prompt, "answer": answer}, words["sqlite"], f"{place} row {number}")
+
+    meaning = "A table `prompts` of an SQLite file, or what `query` selects."
+    monkeypatch.setitem(sources.SOURCES, "sqlite", sources.Source(read_sqlite, meaning, ("query",)))
+    with closing(sqlite3.connect(tmp_path / "my.db")) as base, base:
+        base.execute("create table prompts (prompt text, answer text)")
+        base.executemany("insert into prompts values (?, ?)", [("6 x 7?", "42"), ("", "0")])
+    frame = read({"sqlite": "my.db", "limit": 1}, tmp_path)
+    assert user_texts(frame) == ["6 x 7?"] and frame["answer"].to_list() == ["42"]
+    with pytest.raises(UsageError, match=r"prompts\.dev \(sqlite: my\.db\) row 2  the prompt is empty"):
+        read({"sqlite": "my.db"}, tmp_path, "dev")
+    with pytest.raises(UsageError, match=r"prompts\.dev \(sqlite: my\.db\)  no prompts"):
+        read({"sqlite": "my.db", "query": "select 1, 2 where 0"}, tmp_path, "dev")
+    assert "Did you mean 'query'?" in source_problems({"sqlite": "my.db", "qurey": ""}, "train")[0]
+    assert source_kind({"sqlite": "my.db"}) == "sqlite" and f"| `sqlite` | {meaning} | `query` |" in reference.text()
+
+
+def test_the_reference_names_the_files_that_are_read() -> None:
+    assert "A .jsonl, .ndjson, .parquet or .csv file." in reference.text()
+    assert [*sources.FILE_READERS] == [".jsonl", ".ndjson", ".parquet", ".csv"]
+
+
 # --------------------------------------------------------------------------------------------- ids, order and repetition
 
 
@@ -181,7 +214,7 @@ def test_thirteen_words_in_a_row_are_a_shared_passage(tmp_path: Path) -> None:
 BAD_LINES = {
     "torn": ('{"prompt": "a"}\n{"prompt": "b', r"data\.jsonl:2  not JSON"),
     "nan": ('{"prompt": "a", "x": NaN}', r"data\.jsonl:1  NaN is not JSON"),
-    "twice": ('{"prompt": "a", "prompt": "b"}', r"data\.jsonl:1  key 'prompt' stands there twice"),
+    "twice": ('{"prompt": "a", "prompt": "b"}', r"data\.jsonl:1  key 'prompt' is given twice"),
     "nul": ('{"prompt": "a"}\n\n{"prompt": "b"}\0', r"data\.jsonl:3  a NUL byte"),
     "list": ('["a"]', r"data\.jsonl:1  a list where an object was expected"),
     "column": ('{"promt": "a"}', r"(?s)data\.jsonl:1  no column 'prompt'\. Did you mean 'promt'.*Columns: promt"),

@@ -328,8 +328,8 @@ class Round:
         def render(
             prompt: dict[str, Any], messages: list[dict[str, str]], of: dict[str, Any] | None = None
         ) -> list[dict[str, str]]:
-            seen = templates.view(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
-            return templates.ask(messages, template.render(prompt=seen, of=of))
+            seen = templates.visible_prompt(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
+            return templates.with_last_message(messages, template.render(prompt=seen, of=of))
 
         return render
 

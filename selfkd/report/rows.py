@@ -20,6 +20,7 @@ from rich.text import Text
 from selfkd.core import views
 from selfkd.core.pool import Pool, light
 from selfkd.errors import ChainError, UsageError
+from selfkd.prompts.templates import text_of
 from selfkd.report import status
 
 CUT = 2000  # characters of one text; a reward loop's thousandth line tells nobody more than its hundredth
@@ -194,8 +195,7 @@ def _field(name: str, text: Any) -> Text:
 
 
 def _last_user(messages: Sequence[Mapping[str, str]] | None) -> str:
-    said = [message["content"] for message in messages or () if message["role"] == "user"]
-    return said[-1] if said else json.dumps(messages, ensure_ascii=False)
+    return text_of(messages or ()) or json.dumps(messages, ensure_ascii=False)
 
 
 def _told(asked: Sequence[Mapping[str, str]]) -> str:

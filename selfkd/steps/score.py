@@ -13,6 +13,7 @@ from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
+from selfkd.prompts.templates import text_of
 from selfkd.rewards.check import read_notes
 from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import wants
@@ -126,10 +127,9 @@ def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | 
 
 
 def _prompt_fields(row: dict[str, Any]) -> dict[str, Any]:
-    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
     return {
         "group": row["id"],
-        "prompt": asked[-1] if asked else "",
+        "prompt": text_of(row["messages"]),
         "messages": row["messages"],
         "answer": row["answer"],
         "meta": json.loads(row["meta"] or "{}"),
