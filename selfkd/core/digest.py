@@ -38,7 +38,7 @@ def of(*parts: Any) -> str:
 
 
 def seed(*names: Any) -> int:
-    """Return 63 bits of a hash of names (run seed, round, step, prompt, sample number, try): order and restarts cannot matter."""
+    """Return 63 bits of a hash of names (run seed, round, step, prompt, number, try): order and restarts cannot matter."""
     return int(of("seed", *names)[:16], 16) >> 1
 
 

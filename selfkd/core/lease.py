@@ -1,4 +1,4 @@
-"""The lease of a run: one driver at a time, told apart by process and heartbeat.
+"""The lease of a run: one driver at a time, recognised by process and heartbeat.
 
 It only saves work that two drivers would do twice; being correct rests on put-if-absent commits, never on a lease.
 """

@@ -1,4 +1,4 @@
-"""How sure a number is: the interval of a mean, and that of a difference on the same prompts. Knows nothing of runs or files."""
+"""How sure a number is: the interval of a mean, and of a difference on the same prompts. Knows nothing of runs or files."""
 
 from __future__ import annotations
 

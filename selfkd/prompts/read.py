@@ -30,7 +30,7 @@ ROLES = ("system", "user", "assistant", "tool", "developer")
 def read_prompts(source: Words | str | Sequence[Any], folders: Sequence[Path], split_name: str) -> pl.DataFrame:
     """Return the prompts of one split as table `prompts`, in the order of the source (or shuffled by seed).
 
-    ids are hashes of messages and answer, so they do not depend on where a row stands; repeats get `-2`, `-3`.
+    ids are hashes of messages and answer, so they do not depend on the order of rows; repeats get `-2`, `-3`.
     `messages` keep role and content only.
     """
     words = {**source_words(source)}
@@ -85,7 +85,7 @@ def source_problems(source: Words | str | Sequence[Any], split_name: str) -> lis
 
 
 def field_problems(words: Words, kind: str) -> Iterator[str]:
-    """Yield what is wrong with the fields beside the kind: unknown, no number, or said twice."""
+    """Yield what is wrong with the fields beside the kind: unknown, not a number, or in each other's way."""
     known = (kind, *SOURCES[kind].fields, *COMMON_FIELDS)
     for key in words:
         if key not in known:
@@ -229,7 +229,7 @@ def as_json(value: Any, place: str) -> str:
 
 
 def with_ids(prompts: Sequence[Prompt]) -> list[Prompt]:
-    """Return each prompt with its id: the first 16 hex digits of its content's hash, and its occurrence number from the second on."""
+    """Return each prompt with its id: 16 hex digits of its content's hash, and from its second occurrence on their number."""
     seen: Counter[str] = Counter()
     found = []
     for one in prompts:
@@ -240,6 +240,6 @@ def with_ids(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def shuffle(prompts: list[Prompt], seed: int) -> list[Prompt]:
-    """Return the prompts in the order of hashes of seed and id: the same in every version of Python, wherever a row stood before."""
+    """Return the prompts ordered by a hash of seed and id: the same in every version of Python, and for every order of rows."""
     keys = [digest.uniform("shuffle", seed, one["id"]) for one in with_ids(prompts)]
     return [prompts[place] for place in sorted(range(len(prompts)), key=keys.__getitem__)]

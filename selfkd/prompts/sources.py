@@ -249,7 +249,7 @@ def import_optional(name: str, extra: str, offline: bool = False) -> Any:
 
 
 def read_gym(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
-    """Yield problems of a reasoning-gym task: 500 of them, and a seed of its own for each split, unless the recipe says otherwise.
+    """Yield problems of a reasoning-gym task; 500 of them and a seed of the split's own are the defaults.
 
     Meta gets the question and all that the task's scorer needs (reward/gym.py).
     """
@@ -275,7 +275,7 @@ def read_gym(words: Words, folders: Sequence[Path], split_name: str) -> Iterator
 
 
 def gym_seed(split_name: str) -> int:
-    """Return a seed that differs between splits, so that train, dev and test do too; small tasks repeat themselves all the same."""
+    """Return a seed that differs between splits, so that train, dev and test do too; small tasks repeat themselves anyway."""
     return digest.seed("reasoning_gym", split_name) % (1 << 31)
 
 

@@ -52,7 +52,7 @@ class Template:
         return digest.of("template", self.source)
 
     def render(self, **values: Any) -> str:
-        """Return the text, without white space around it. UsageError with the line where a name is missing or it grows too long."""
+        """Return the text, stripped. UsageError with the line where a name is missing, or where it grows too long."""
         text, size = [], 0
         try:
             for piece in self.compiled.generate(**values):
@@ -112,7 +112,7 @@ def turns(rendered: str) -> list[dict[str, str]]:
 
 
 def load(reference: str, folders: Sequence[Path]) -> Template:
-    """Return a template from a file (next to the recipe, in the working directory, built in), or from text in the recipe itself."""
+    """Return the template of a file (beside the recipe, in the working directory, built in), or of text in the recipe."""
     if any(mark in reference for mark in INLINE):
         return compile_template("template", reference)
     path = locate(reference, folders, "recipes", "recipes/templates")
@@ -127,7 +127,7 @@ def compile_template(name: str, source: str) -> Template:
     try:
         tree = _environment.parse(source, name, name)
         for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
-            raise UsageError("a template stands alone: no include, import or extends", f"{name}:{node.lineno}")
+            raise UsageError("a template cannot include, import or extend another one", f"{name}:{node.lineno}")
         code = _environment.compile(tree, name, name)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"not a Jinja2 template: {error.message}", f"{name}:{error.lineno}") from None

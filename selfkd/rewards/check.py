@@ -37,12 +37,13 @@ def check_parameters(function: Function, columns: Collection[str] | None) -> lis
 
 
 def _positional(node: Definition) -> Iterator[str]:
+    """Yield the parameters that have no name for a caller."""
     for argument in node.args.posonlyargs:
         yield f": '{argument.arg}' can only be given by position; names are the contract"
 
 
 def _unknown(node: Definition, function: Function, columns: Collection[str] | None) -> Iterator[str]:
-    """Required parameters that nothing will fill."""
+    """Yield the required parameters that nothing will fill."""
     if columns is None:
         return
     also = f" (meta columns: {', '.join(sorted(columns))})" if columns else ""
@@ -53,7 +54,7 @@ def _unknown(node: Definition, function: Function, columns: Collection[str] | No
 
 
 def _unused(node: Definition, function: Function) -> Iterator[str]:
-    """Entries of the step's `params` that the function does not take."""
+    """Yield the entries of the step's `params` that the function does not take."""
     named = parameters(node)
     for name in function.params:
         if name not in named and node.args.kwarg is None:
@@ -61,7 +62,7 @@ def _unused(node: Definition, function: Function) -> Iterator[str]:
 
 
 def _mixed(node: Definition, function: Function) -> Iterator[str]:
-    """What belongs to one sample, beside lists over a group."""
+    """Yield the parameters of one sample beside lists over a group."""
     named = parameters(node)
     if any(name in PLURAL for name in named):
         for name in ("completion", "sample"):

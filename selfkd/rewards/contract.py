@@ -77,7 +77,7 @@ class Reward:
 
     @property
     def trl(self) -> bool:
-        """Whether this is a reward function as TRL wants them, where every column is a list."""
+        """Whether this is a reward function in TRL's form, where every column is a list."""
         return self.grouped and self.everything
 
     def wants(self) -> frozenset[str] | None:
@@ -87,7 +87,7 @@ class Reward:
         return keys_of(self.names, self.params) | ({"group"} if self.grouped else set())
 
     def results(self, rows: Sequence[Row], before_call: Callable[[int], None] | None = None) -> Iterator[Placed]:
-        """Yield (place, value, why) of each row. `before_call` is told the place of the first row of the next call."""
+        """Yield (place, value, why) of each row. `before_call` gets the place of the first row of the next call."""
         for places in self.units(rows):
             if before_call is not None:
                 before_call(places[0])

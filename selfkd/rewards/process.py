@@ -32,7 +32,7 @@ SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # a variable whose name h
 
 
 class WorkerSpec(NamedTuple):
-    """What a worker has loaded, and where. Two equal ones may share a worker, so everything that can change an answer counts."""
+    """What a worker has loaded, and where. Equal ones may share a worker, so everything that can change an answer counts."""
 
     path: str
     name: str

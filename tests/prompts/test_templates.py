@@ -52,7 +52,7 @@ def test_what_is_wrong_with_the_file_is_said_with_its_line(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"x\.j2:\d"):
         templates.load("x.j2", [tmp_path])
     (tmp_path / "y.j2").write_text("one\n{% include 'x.j2' %}")
-    with pytest.raises(UsageError, match=r"y\.j2:2  a template stands alone"):
+    with pytest.raises(UsageError, match=r"y\.j2:2  a template cannot include"):
         templates.load("y.j2", [tmp_path])
     (tmp_path / "z.j2").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):
