@@ -57,11 +57,13 @@ def by_hand(run: Run) -> dict[str, Any]:
 def _rows(run: Run, split: str) -> list[dict[str, Any]]:
     from selfkd.prompts import templates
 
-    told = templates.load("templates/sum_examples.j2", run.recipe.folders)
+    template = templates.load("templates/sum_examples.j2", run.recipe.folders)
     rows = []
     for row in run.split(split).scan("prompts").collect().iter_rows(named=True):
-        seen = templates.view(row["messages"], row["answer"], {})
-        asked = templates.ask(row["messages"], told.render(prompt=seen)) if split == "train" else row["messages"]
+        seen = templates.visible_prompt(row["messages"], row["answer"], {})
+        asked = (
+            templates.with_last_message(row["messages"], template.render(prompt=seen)) if split == "train" else row["messages"]
+        )
         rows.append({"answer": row["answer"], "seen": row["messages"], "asked": asked})
     return rows
 

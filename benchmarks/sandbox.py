@@ -115,9 +115,9 @@ def parallel() -> Iterator[tuple[str, str]]:
 def tests() -> Iterator[tuple[str, str]]:
     """A whole completion with twenty tests, by the code reward."""
     from selfkd.core.files import builtin_folder
-    from selfkd.rewards.contract import loaded
+    from selfkd.rewards.contract import load_module
 
-    reward = loaded(builtin_folder() / "reward/code.py").code_tests
+    reward = load_module(builtin_folder() / "reward/code.py").code_tests
     calls = [{"call": "f", "args": [n], "returns": n + 1} for n in range(20)]
     prints = [{"input": f"{n}", "output": f"{n + 1}"} for n in range(20)]
     for name, program, given in (

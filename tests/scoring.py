@@ -12,7 +12,7 @@ import pytest
 from selfkd.core.pool import Function
 from selfkd.rewards.contract import Result
 from selfkd.rewards.find import find_function
-from selfkd.rewards.pool import dismiss_idle, spread
+from selfkd.rewards.pool import close_idle_workers, spread
 
 Write = Callable[..., Function]
 
@@ -26,7 +26,7 @@ def write(tmp_path: Path) -> Iterator[Write]:
         return replace(find_function(f"{file}:{name}", [tmp_path]), params=params)
 
     yield make
-    dismiss_idle()
+    close_idle_workers()
 
 
 def row(completion: str = "42", answer: str | None = "42", group: str = "p1", **meta: Any) -> dict[str, Any]:

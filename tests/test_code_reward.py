@@ -23,11 +23,11 @@ from selfkd.chain.run import Run
 from selfkd.core.files import builtin_folder
 from selfkd.errors import SandboxError
 from selfkd.recipe.load import load
-from selfkd.rewards.check import notes, parameter_problems
+from selfkd.rewards.check import check_parameters, read_notes
 from selfkd.rewards.contract import load as load_reward
-from selfkd.rewards.contract import loaded
+from selfkd.rewards.contract import load_module
 from selfkd.rewards.find import find_function
-from selfkd.rewards.pool import dismiss_idle
+from selfkd.rewards.pool import close_idle_workers
 from selfkd.sandbox import Foreign, Limits, Sandbox, tiers, values
 
 NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
@@ -36,7 +36,7 @@ CODE = builtin_folder() / "reward/code.py"
 
 @pytest.fixture(scope="module")
 def code() -> ModuleType:
-    return loaded(CODE)
+    return load_module(CODE)
 
 
 def fenced(program: str) -> str:
@@ -455,15 +455,15 @@ def test_rows_of_known_data_sets_become_prompts_and_tests(code: ModuleType) -> N
 @NEEDS_WALLS
 def test_it_is_a_reward_like_others_in_worker_processes() -> None:
     function = find_function("reward/code.py:code_tests", [])
-    assert parameter_problems(function, ["tests"]) == []
+    assert check_parameters(function, ["tests"]) == []
     tests = json.loads(json.dumps(PRINTS))
     rows = [row(fenced("n = int(input())\nprint(n * n + 7)"), None, f"p{n}", tests=tests) for n in range(6)]
     rows += [row(fenced("while True: pass"), None, "p7", tests=tests), row("none", None, "p8", tests=[])]
     found = results(function, rows, timeout=30.0)
     assert found[:6] == [(1.0, "4 of 4 tests")] * 6
     assert found[6][0] == 0.0 and found[7] == (None, "ValueError: there are no tests")
-    assert notes(function) == {"tier": tiers.host().tier, "walls": tiers.host().walls}
-    dismiss_idle()
+    assert read_notes(function) == {"tier": tiers.host().tier, "walls": tiers.host().walls}
+    close_idle_workers()
 
 
 def test_on_a_host_without_walls_the_reward_is_unscored_with_one_line(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from selfkd.errors import SandboxError, UsageError
-from selfkd.rewards.pool import dismiss_idle
+from selfkd.rewards.pool import close_idle_workers
 from selfkd.sandbox import Foreign, Limits, Sandbox, cgroup, jail, sites, tiers, watch
 
 pytestmark = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
@@ -29,7 +29,7 @@ SHORT = Sandbox(Limits(seconds=0.4))
 @pytest.fixture(scope="module", autouse=True)
 def alone() -> None:
     """No idle reward workers of other tests among our children: what is counted here is the sandbox's."""
-    dismiss_idle()
+    close_idle_workers()
 
 
 def left_behind() -> dict[str, int]:

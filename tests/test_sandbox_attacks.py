@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from confined import USERS, ask
 
-from selfkd.rewards.contract import loaded
+from selfkd.rewards.contract import load_module
 from selfkd.sandbox import Limits, Sandbox, attacks, kernel, seccomp, sites, tiers
 
 NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {tiers.host().walls}")
@@ -79,7 +79,7 @@ def test_the_walls_hold_where_bubblewrap_makes_the_namespaces(who: str) -> None:
 @NEEDS_WALLS
 def test_a_plain_subprocess_lets_through_what_the_sandbox_denies() -> None:
     """The twenty of docs/sandbox.md, and the way the table there is made."""
-    bench = loaded(Path(__file__).parent.parent / "benchmarks/sandbox.py")
+    bench = load_module(Path(__file__).parent.parent / "benchmarks/sandbox.py")
     denied = tiers.results(sites.site(2, sites.python_view(None)), bench.TWENTY)
     assert len(denied) == 20 and not any(denied.values())
     through = [name for name in bench.TWENTY if bench.plainly(name)]

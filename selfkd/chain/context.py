@@ -133,8 +133,8 @@ class StepContext:
         template = self.run.template(reference)
 
         def render(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
-            seen = templates.view(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
-            return templates.ask(messages, template.render(prompt=seen, of=of))
+            seen = templates.visible_prompt(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
+            return templates.with_last_message(messages, template.render(prompt=seen, of=of))
 
         return render
 

@@ -249,7 +249,7 @@ def format_problem(content: Mapping[str, Any]) -> str:
 
 def write(path: Path, record: Record, tmp: Path) -> bool:
     """Commit `record` with its own digest; False where that name exists already."""
-    return storage.put_json(path, digest.sealed(json.loads(json.dumps(record.to_json()))), tmp)
+    return storage.put_json(path, digest.with_self_digest(record.to_json()), tmp)
 
 
 # ---- digests of meaning ----

@@ -22,6 +22,7 @@ from selfkd.chain.models import KnownModels
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
+from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool, light
 from selfkd.errors import ChainError, UsageError
@@ -169,7 +170,7 @@ class Run:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run: editing the file beside a running chain changes nothing in it."""
         entry = self.code[reference]
-        return Function(reference.rsplit(":", 1)[1], self.folder / entry.path, entry.digest, params)
+        return Function(reference_parts(reference)[1], self.folder / entry.path, entry.digest, params)
 
     def template(self, reference: str) -> templates.Template:
         """Return a template as frozen in the run; inline text is its own template."""

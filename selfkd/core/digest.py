@@ -12,48 +12,49 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import polars as pl
 
-BLOCK = 1 << 22
+READ_BYTES = 1 << 22  # of a tensor in memory at once
 
-_encoder = json.JSONEncoder(
-    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-)  # made once: seeds by the million
+# What a model folder says beside its tensors, and the fields of its configs that name their writer instead of the model.
+DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "adapter_config.json")
+WRITER_FIELDS = {"transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"}
 
-VOLATILE = {"transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"}
+# Made once, because seeds are hashed by the million.
+_encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def canonical(value: Any) -> bytes:
-    """The one JSON text of a value: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
+    """Return the one JSON text of a value: sorted keys, no spaces, UTF-8; NaN and infinity are refused."""
     return _encoder.encode(value).encode()
 
 
 def of(*parts: Any) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON of `parts`, kept apart by being one list."""
+    """Return the SHA-256 (64 hex digits) of the canonical JSON of `parts`, kept apart by being one list."""
     return hashlib.sha256(canonical(list(parts))).hexdigest()
 
 
 def seed(*names: Any) -> int:
-    """63 bits of a hash of names (run seed, round, step, prompt, sample number, try): order and restarts cannot matter."""
+    """Return 63 bits of a hash of names (run seed, round, step, prompt, number, try): order and restarts cannot matter."""
     return int(of("seed", *names)[:16], 16) >> 1
 
 
 def uniform(*names: Any) -> float:
-    """A number in [0, 1) hashed from names; breaks ties the same way on every machine."""
+    """Return a number in [0, 1) hashed from names; it breaks ties the same way on every machine."""
     return (int(of("u", *names)[:16], 16) >> 11) / (1 << 53)
 
 
 def file(path: Path) -> str:
-    """SHA-256 of a file's bytes: finds damage, says nothing about meaning."""
+    """Return the SHA-256 of a file's bytes, which finds damage and says nothing about meaning."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def table(frame: pl.DataFrame, by: Iterable[str]) -> str:
-    """Digest of a table's meaning: rows sorted by the key columns `by`, then each column's values, name and type.
+    """Return the digest of a table's meaning: rows sorted by the key columns `by`, then each column's values, name and type.
 
     Row order, chunking, compression and the Parquet writer do not matter; a null differs from a zero or an empty text.
     """
@@ -67,7 +68,7 @@ def table(frame: pl.DataFrame, by: Iterable[str]) -> str:
 
 
 def _buffers(series: pl.Series) -> Iterator[bytes]:
-    """The bytes of a column, free of the memory layout: a null mask, lengths where values vary, then values."""
+    """Yield the bytes of a column, free of its memory layout: a null mask, lengths where values vary, then values."""
     yield np.packbits(series.is_null().to_numpy()).tobytes()
     if isinstance(series.dtype, pl.List):
         yield series.list.len().fill_null(0).cast(pl.Int64).to_numpy().tobytes()
@@ -84,31 +85,29 @@ def _buffers(series: pl.Series) -> Iterator[bytes]:
 
 
 def weights(folder: Path) -> str:
-    """Digest of a model folder: (name, dtype, shape, bytes) of each tensor, architecture, tokenizer and chat template.
+    """Return the digest of a model folder: (name, dtype, shape, bytes) of each tensor, architecture, tokenizer, chat template.
 
     Reads safetensors headers itself, so `verify` needs neither torch nor safetensors. A folder without safetensors is a
-    fake model: its `weights.json` is what it is.
+    fake model, which its `weights.json` describes.
     """
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         return of("fake", json.loads((folder / "weights.json").read_text()))
-    with ThreadPoolExecutor(4) as threads:  # hashlib lets go of the interpreter lock
+    with ThreadPoolExecutor(4) as threads:  # hashlib releases the interpreter lock
         tensors = dict(entry for entries in threads.map(_tensors, shards) for entry in entries)
-    return of("weights", tensors, {name: _meaning(folder / name) for name in MEANT if (folder / name).is_file()})
+    return of("weights", tensors, {name: _description(folder / name) for name in DESCRIPTIONS if (folder / name).is_file()})
 
 
-MEANT = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "adapter_config.json")
-
-
-def _meaning(path: Path) -> str:
+def _description(path: Path) -> str:
+    """Return the digest of a text beside the tensors, without the fields that name its writer."""
     if path.suffix != ".json":
         return of(path.read_text("utf-8"))
     content = json.loads(path.read_text("utf-8"))
-    return of({key: value for key, value in content.items() if key not in VOLATILE})
+    return of({key: value for key, value in content.items() if key not in WRITER_FIELDS})
 
 
 def _tensors(path: Path) -> list[tuple[str, list[Any]]]:
-    """[(name, [dtype, shape, sha256 of the bytes])] of one safetensors file, by the format's published layout."""
+    """Return [(name, [dtype, shape, sha256 of the bytes])] of one safetensors file, by the format's published layout."""
     found = []
     with path.open("rb") as handle:
         (length,) = struct.unpack("<Q", handle.read(8))
@@ -117,14 +116,15 @@ def _tensors(path: Path) -> list[tuple[str, list[Any]]]:
             if name != "__metadata__":
                 start, end = entry["data_offsets"]
                 handle.seek(8 + length + start)
-                found.append((name, [entry["dtype"], entry["shape"], _span(handle, end - start)]))
+                found.append((name, [entry["dtype"], entry["shape"], _hash_of_next(handle, end - start)]))
     return found
 
 
-def _span(handle: Any, length: int) -> str:
+def _hash_of_next(handle: BinaryIO, length: int) -> str:
+    """Return the SHA-256 of the next `length` bytes."""
     state = hashlib.sha256()
     while length > 0:
-        block = handle.read(min(BLOCK, length))
+        block = handle.read(min(READ_BYTES, length))
         if not block:
             raise EOFError("the file ends inside a tensor")
         state.update(block)
@@ -132,11 +132,16 @@ def _span(handle: Any, length: int) -> str:
     return state.hexdigest()
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` with its own digest under "self", so that a flipped bit in a JSON file is found by reading it alone."""
-    body = {key: value for key, value in record.items() if key != "self"}
-    return {**body, "self": of("self", body)}
+def with_self_digest(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `record` as JSON reads it back, with its own digest under "self": reading the file alone finds a flipped bit."""
+    body: dict[str, Any] = json.loads(json.dumps({key: value for key, value in record.items() if key != "self"}))
+    return {**body, "self": _self_digest(body)}
 
 
 def intact(record: Mapping[str, Any]) -> bool:
-    return sealed(record)["self"] == record.get("self")
+    """Whether a record that was read back still has the content of which "self" is the digest."""
+    return record.get("self") == _self_digest(record)
+
+
+def _self_digest(record: Mapping[str, Any]) -> str:
+    return of("self", {key: value for key, value in record.items() if key != "self"})

@@ -1,4 +1,4 @@
-"""Files that a person names: found beside the recipe, in the working directory, or among the shipped ones."""
+"""Files that a person names: finding one, naming one back, and the two parts of `file.py:function`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from selfkd.errors import UsageError
 
 
 def builtin_folder() -> Path:
-    """The folder that holds the shipped `recipes/` and `reward/`: a checkout's root, or a wheel's own share."""
+    """Return the folder that holds the shipped `recipes/` and `reward/`: a checkout's root, or a wheel's own share."""
     package = Path(selfkd.__file__).resolve().parent
     for folder in (package.parent, package / "share"):
         if (folder / "recipes").is_dir() and (folder / "reward").is_dir():
@@ -20,19 +20,32 @@ def builtin_folder() -> Path:
 
 
 def locate(name: str, folders: Iterable[Path], *inside: str) -> Path:
-    """A file next to the recipe (`folders`), then in the working directory, then built in; `inside` are tried as prefixes."""
+    """Return the file `name` from next to the recipe (`folders`), else the working directory, else the shipped files.
+
+    In each folder, `inside` are tried as prefixes too. UsageError names a likely spelling and the places.
+    """
     places = dict.fromkeys(folder.absolute() for folder in (*folders, Path.cwd(), builtin_folder()))
     tried = [folder / prefix / name for folder in places for prefix in ("", *inside)]
     for path in tried:
         if path.is_file():
             return path
-    near = {f"{path.parent}" for path in tried if path.parent.is_dir()}
-    names = [other.name for folder in sorted(near) for other in Path(folder).iterdir() if other.suffix == Path(name).suffix]
+    searched = sorted({path.parent for path in tried if path.parent.is_dir()})
+    names = [other.name for folder in searched for other in folder.iterdir() if other.suffix == Path(name).suffix]
     looked = "Looked in: " + ", ".join(dict.fromkeys(str(path.parent) for path in tried))
     raise UsageError(f"no file '{name}'.{did_you_mean(Path(name).name, names)}", name, looked)
 
 
 def as_typed(path: Path) -> str:
-    """The path as a person would type it here."""
+    """Return the path as a person would type it here: relative where it lies below the working directory."""
     absolute = path.absolute()
     return absolute.relative_to(Path.cwd()).as_posix() if absolute.is_relative_to(Path.cwd()) else str(path)
+
+
+def reference_parts(reference: str) -> tuple[str, str]:
+    """Return (file, function) of a reference such as `reward/math.py:correct`; the file is "" where there is no colon.
+
+    >>> reference_parts("reward/math.py:correct")
+    ('reward/math.py', 'correct')
+    """
+    file, _, name = reference.rpartition(":")
+    return file, name

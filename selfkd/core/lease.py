@@ -1,4 +1,4 @@
-"""The lease of a run: one driver at a time, told apart by process and heartbeat.
+"""The lease of a run: one driver at a time, recognised by process and heartbeat.
 
 It only saves work that two drivers would do twice; being correct rests on put-if-absent commits, never on a lease.
 """
@@ -11,22 +11,30 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from selfkd.core.storage import put_json
 from selfkd.errors import BusyError
 
 BEAT_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0  # longer than the directory caches of NFS (30 to 60 s by default)
 
 _held: set[Path] = set()  # leases of this very process: one it began to take and never held is nobody's
 
-PATIENCE_SECONDS = 60.0  # longer than the directory caches of NFS (30 to 60 s by default)
+
+class Process(TypedDict):
+    """Which process holds a lease: `boot` and `started` tell it from one with the same pid after a restart."""
+
+    host: str
+    boot: str
+    pid: int
+    started: str
 
 
 class Lease:
-    """Tells two drivers of one run apart: numbered files put if absent, and a heartbeat beside the newest.
+    """Keeps a second driver away from a run: numbered files put if absent, and a heartbeat beside the newest.
 
-    A holder is dead when its process is gone (same host) or when its heartbeat stood still for `PATIENCE_SECONDS` on the
+    A holder is dead when its process is gone (same host) or when its heartbeat did not move for `PATIENCE_SECONDS` on the
     contender's own clock (another host; clocks are never compared). Losing it costs work, never correctness.
     """
 
@@ -38,8 +46,9 @@ class Lease:
         while True:
             newest = max((int(path.stem) for path in self.folder.glob("*.json")), default=0)
             if newest and self._alive(newest):
+                holder = self._holder(newest)
                 raise BusyError(
-                    f"another driver holds this run ({self._holder(newest)})",
+                    f"another driver holds this run (process {holder['pid']} on {holder['host']})",
                     str(self.folder.parent),
                     "Wait for it, stop it, or give this run another name: --name X",
                 )
@@ -65,17 +74,22 @@ class Lease:
             count += 1
             self._path(self.epoch, ".beat").write_text(str(count))
 
-    def _holder(self, epoch: int) -> str:
-        holder = json.loads(self._path(epoch, ".json").read_text())
-        return f"process {holder['pid']} on {holder['host']}"
+    def _holder(self, epoch: int) -> Process:
+        holder: Process = json.loads(self._path(epoch, ".json").read_text())
+        return holder
 
     def _alive(self, epoch: int) -> bool:
+        """Whether the holder of lease number `epoch` still drives; waits for its heartbeat where it is on another host."""
         if self._path(epoch, ".done").exists():
             return False
-        holder, me = json.loads(self._path(epoch, ".json").read_text()), this_process()
-        if (holder["host"], holder["boot"]) == (me["host"], me["boot"]):
-            mine = holder["pid"] == me["pid"]
-            return started_at(holder["pid"]) == holder["started"] and (not mine or self._path(epoch, ".json") in _held)
+        holder, me = self._holder(epoch), this_process()
+        if (holder["host"], holder["boot"]) != (me["host"], me["boot"]):
+            return self._beats(epoch)
+        if holder["pid"] == me["pid"] and self._path(epoch, ".json") not in _held:
+            return False
+        return started_at(holder["pid"]) == holder["started"]
+
+    def _beats(self, epoch: int) -> bool:
         before = self._count(epoch)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
@@ -89,7 +103,8 @@ class Lease:
         return beat.read_text() if beat.exists() else ""
 
 
-def this_process() -> dict[str, Any]:
+def this_process() -> Process:
+    """Return what tells this process from every other one."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "host": socket.gethostname(),
@@ -100,7 +115,7 @@ def this_process() -> dict[str, Any]:
 
 
 def started_at(pid: int) -> str:
-    """The start time of a process in clock ticks, or '' if it is gone: a reused pid has another one."""
+    """Return the start time of a process in clock ticks, or '' if it is gone: a reused pid has another one."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
         return "" if fields[0] in "ZX" else fields[19]  # a zombie holds nothing

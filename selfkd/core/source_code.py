@@ -14,23 +14,24 @@ from selfkd.core.digest import of
 
 
 def code_digest(path: Path, root: Path | None = None) -> str:
-    """Digest of a Python file's syntax tree and of the local modules it imports: comments do not count, helpers do."""
-    return of("code", {name: _tree(source) for name, source in local_sources(path, root).items()})
+    """Return the digest of a Python file's syntax tree and of the local modules it imports."""
+    return of("code", {name: _tree_digest(source) for name, source in local_sources(path, root).items()})
 
 
 def local_sources(path: Path, root: Path | None = None) -> dict[str, Path]:
-    """{name relative to `root`: file} of a Python file and of every local module it imports, directly or not."""
+    """Return {name relative to `root`: file} of a Python file and of every local module it imports, directly or not."""
     found: dict[str, Path] = {}
     _collect(path.resolve(), (root or path.parent).resolve(), found)
     return found
 
 
-def _tree(path: Path) -> str:
+def _tree_digest(path: Path) -> str:
     tree = ast.parse(path.read_text("utf-8"), filename=str(path))
     return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
 
 
 def _collect(path: Path, root: Path, found: dict[str, Path]) -> None:
+    """Add the file, and every local module it imports, to `found`."""
     name = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
     if name in found:
         return
@@ -52,6 +53,7 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
+    """Yield every dotted name that may be a module: `from a import b` may import the module a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

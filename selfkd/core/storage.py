@@ -1,8 +1,10 @@
-"""Files that are either not there or whole: put-if-absent, adopt, Parquet parts, leases.
+"""Files that are either not there or whole: put-if-absent, adopt, Parquet parts.
 
-Every write of the package goes through `_do`, so that a test can crash it before and after each operation. Nothing
-here knows what a file means. A commit is the hard link of a finished, synced temporary file: it fails where the name exists,
-so being correct never rests on a lock; the lease only saves work that two drivers would do twice.
+A commit is the hard link of a finished, synced temporary file: it fails where the name exists, so being correct never rests
+on a lock. Nothing here knows what a file means.
+
+Whatever gives a file its final name goes through `_do`, so that a test can crash it before and after each operation. What a
+crash may tear does not: drafts in tmp/ that others write, events and logs, the heartbeat and the end of a lease, removals.
 """
 
 from __future__ import annotations
@@ -12,10 +14,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import polars as pl
 
@@ -25,11 +27,19 @@ from selfkd.errors import StorageError
 Result = TypeVar("Result")
 
 
+class FileEntry(TypedDict):
+    """What a commit records of a file, to find damage."""
+
+    bytes: int
+    sha256: str
+
+
 def hook(moment: str, action: str, path: Path) -> None:
-    """Called `before` and `after` each file-system operation; tests replace it to kill, to fill the disk, to tear."""
+    """Do nothing, `before` and `after` each operation of `_do`; tests replace it to kill, to fill the disk, to tear."""
 
 
 def _do(action: str, path: Path, operation: Callable[[], Result]) -> Result:
+    """Perform a file-system operation between two calls of `hook`; StorageError where the disk is full."""
     hook("before", action, path)
     try:
         result = operation()
@@ -44,7 +54,7 @@ def _do(action: str, path: Path, operation: Callable[[], Result]) -> Result:
 
 
 def _sync(path: Path) -> None:
-    """Bytes (a file) or names (a folder) to disk. A failed fsync is fatal: repeating it may report a false success."""
+    """Bring bytes (a file) or names (a folder) to disk. A failed fsync is fatal: repeating it may report a false success."""
 
     def sync() -> None:
         handle = os.open(path, os.O_RDONLY)
@@ -57,13 +67,14 @@ def _sync(path: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
+    """Make the folder and those above it, where they are not there; return `path`."""
     if not path.is_dir():
         _do("mkdir", path, lambda: path.mkdir(parents=True, exist_ok=True))
     return path
 
 
 def temporary(folder: Path, name: str = "") -> Path:
-    """A name in `folder` (a tmp/ on the same file system as the target) that nobody else uses."""
+    """Return a name in `folder` (a tmp/ on the same file system as the target) that nobody else uses."""
     return make_folder(folder) / f"{os.getpid()}-{secrets.token_hex(4)}{name}"
 
 
@@ -84,7 +95,7 @@ def put_if_absent(path: Path, content: bytes, tmp: Path) -> bool:
 
 
 def put(path: Path, content: bytes, tmp: Path, fix: str = "") -> None:
-    """`put_if_absent` that refuses loudly where the name exists with other content."""
+    """Commit like `put_if_absent`; StorageError where the name exists with other content."""
     if not put_if_absent(path, content, tmp) and path.read_bytes() != content:
         raise StorageError("exists already with other content", str(path), fix)
 
@@ -113,7 +124,7 @@ def adopt(draft: Path, target: Path) -> Path:
 
 
 def write_parquet(frame: pl.DataFrame, folder: Path, tmp: Path, prefix: str = "") -> Path:
-    """One immutable Parquet file in `folder`, named `prefix` + the hash of its bytes; a reader sees it whole or not."""
+    """Write one immutable Parquet file into `folder`, named `prefix` + the hash of its bytes; a reader sees it whole or not."""
     draft = temporary(tmp, ".parquet")
     _do("write", draft, lambda: frame.write_parquet(draft, compression="zstd"))
     return adopt(draft, folder / f"{prefix}{digest.file(draft)[:32]}.parquet")
@@ -129,15 +140,18 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def file_hashes(paths: list[Path], root: Path) -> dict[str, dict[str, Any]]:
-    """{path relative to `root`: {bytes, sha256}}, hashed in threads."""
+def file_hashes(paths: list[Path], root: Path) -> dict[str, FileEntry]:
+    """Return {path relative to `root`: {bytes, sha256}}, hashed in threads."""
     with ThreadPoolExecutor(4) as threads:
-        hashes = threads.map(digest.file, paths)
-        return {p.relative_to(root).as_posix(): {"bytes": p.stat().st_size, "sha256": h} for p, h in zip(paths, hashes)}
+        hashes = list(threads.map(digest.file, paths))
+    return {
+        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256}
+        for path, sha256 in zip(paths, hashes, strict=True)
+    }
 
 
-def damaged(files: dict[str, dict[str, Any]], root: Path, rehash: bool) -> list[str]:
-    """Which of the recorded files are missing, of another size or (with `rehash`) of other bytes; one sentence each."""
+def damaged(files: Mapping[str, Mapping[str, Any]], root: Path, rehash: bool) -> list[str]:
+    """Return one sentence for each recorded file that is missing, of another size or (with `rehash`) of other bytes."""
     found = []
     for name, recorded in files.items():
         path = root / name

@@ -6,11 +6,11 @@ Expressions are Polars SQL. Row order is never left to a group-by: everything is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 
 import polars as pl
 
 from selfkd.core.pool import HEAVY, SCHEMAS, Pool, light_columns
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import RecipeError
 
 
@@ -22,8 +22,7 @@ def expression(text: str, known: Sequence[str], where: str = "") -> pl.Expr:
         raise RecipeError(f"cannot read the expression '{text}': {error}", where) from error
     unknown = [name for name in parsed.meta.root_names() if name not in known]
     if unknown:
-        near = get_close_matches(unknown[0], known, 1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(unknown[0], known)
         raise RecipeError(f"no column '{unknown[0]}' in '{text}'.{hint}", where, "Columns: " + ", ".join(known))
     return parsed
 

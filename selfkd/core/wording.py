@@ -1,4 +1,4 @@
-"""Words that several messages share: a likely spelling, the first line of an error."""
+"""Words that several messages share: a likely spelling, the first line of an error. The only user of difflib."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(dict.fromkeys(known)), n=1, cutoff=0.6)
+    """Return " Did you mean '...'?" where one of `known` is close to `word`, else an empty text."""
+    close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of the error's text, or its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

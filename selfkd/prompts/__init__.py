@@ -1,1 +1,1 @@
-"""Where prompts come from, whether splits overlap, and what a teacher is told. Knows no recipe and no run."""
+"""Where prompts come from, whether splits overlap, and what a teacher sees. Knows no recipe and no run."""

@@ -1,15 +1,13 @@
-"""Where prompts come from: a hub data set, a file, a function, a reasoning-gym task, or the recipe itself.
+"""Prompts made of raw rows: messages, a gold answer or none, and every other column as meta.
 
-Every source becomes plain rows (dicts), every row becomes a prompt: messages, a gold answer or none, and whatever else it
-has as meta. A row that cannot be a prompt is an error with its file and line, never a silently skipped one. Nothing here
-knows a recipe or a run.
+A row that cannot be a prompt is an error with its file and line, never a silently skipped one. Where rows come from:
+`sources.py`. Nothing here knows a recipe or a run.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,127 +16,99 @@ from typing import Any, TypeGuard
 import polars as pl
 
 from selfkd.core import digest
-from selfkd.core.files import locate
 from selfkd.core.pool import SCHEMAS, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
-from selfkd.prompts import sources, templates
-from selfkd.prompts.sources import Raw
-from selfkd.rewards.contract import load
-from selfkd.rewards.find import find_function
+from selfkd.prompts import templates
+from selfkd.prompts.sources import COMMON_FIELDS, SOURCES, Raw, Words, place_of
+from selfkd.prompts.user_code import load_function, run_user_code
 
-# What a source may be, and the fields that only this kind has.
-SOURCE_KINDS = {"hub": ("subset", "split", "revision"), "file": (), "function": ("params",), "reasoning_gym": (), "rows": ()}
-
-COMMON_FIELDS = ("prompt", "answer", "messages", "map", "limit", "shuffle", "template", "system")
-
+Prompt = dict[str, Any]  # messages, answer, meta (JSON text) and source
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
-def read_prompts(source: Mapping[str, Any] | str | Sequence[Any], folders: Sequence[Path], split_name: str) -> pl.DataFrame:
-    """The prompts of one split as table `prompts`, in the order of the source (or shuffled by seed).
+def read_prompts(source: Words | str | Sequence[Any], folders: Sequence[Path], split_name: str) -> pl.DataFrame:
+    """Return the prompts of one split as table `prompts`, in the order of the source (or shuffled by seed).
 
-    ids are hashes of messages and answer, so they do not depend on where a row stands; repeats get `-2`, `-3`.
+    ids are hashes of messages and answer, so they do not depend on the order of rows; repeats get `-2`, `-3`.
     `messages` keep role and content only.
     """
-    spec = {**source_words(source)}
-    check_keys(spec, split_name)
-    rows = mapped(spec, raw_rows(spec, folders, split_name), folders)
-    form = templates.load(spec["template"], folders) if spec.get("template") else None
-    found: Iterator[dict[str, Any]] = (prompt(spec, raw, form) for raw in rows)
-    if spec.get("shuffle") is not None:
-        found = iter(shuffled(list(found), spec["shuffle"]))
-    kept = list(itertools.islice(found, spec.get("limit")))
-    if not kept:
-        raise UsageError("no prompts", where(spec, split_name), "The source is empty, or `map` left every row out.")
-    return shape("prompts", pl.DataFrame(numbered(kept), schema=SCHEMAS["prompts"]))
+    words = {**source_words(source)}
+    if problems := source_problems(words, split_name):
+        raise UsageError("\n".join(problems))
+    kind = source_kind(words)
+    rows = map_rows(words, SOURCES[kind].read(words, folders, split_name), folders)
+    template = templates.load(words["template"], folders) if words.get("template") else None
+    found: Iterator[Prompt] = (make_prompt(words, raw, template) for raw in rows)
+    if words.get("shuffle") is not None:
+        found = iter(shuffle(list(found), words["shuffle"]))
+    taken = list(itertools.islice(found, words.get("limit")))
+    if not taken:
+        fix = "The source is empty, or `map` left every row out."
+        raise UsageError("no prompts", place_of(kind, words, split_name), fix)
+    return shape("prompts", pl.DataFrame(with_ids(taken), schema=SCHEMAS["prompts"]))
 
 
-def source_words(source: Mapping[str, Any] | str | Sequence[Any]) -> Mapping[str, Any]:
-    """The one form of a source: a path is `{file: path}`, a list `{rows: list}`."""
+def meta_columns(frame: pl.DataFrame) -> list[str]:
+    """Return the names of all meta columns, sorted."""
+    return sorted({name for text in frame["meta"].drop_nulls() for name in json.loads(text)})
+
+
+# ----------------------------------------------------------------------------------------------------- words of a source
+
+
+def source_words(source: Words | str | Sequence[Any]) -> Words:
+    """Return the one form of a source: a path is `{file: path}`, a list `{rows: list}`."""
     if isinstance(source, str):
         return {"file": source}
     return source if isinstance(source, Mapping) else {"rows": list(source)}
 
 
-def where(spec: Mapping[str, Any], split_name: str) -> str:
-    kind = next((kind for kind in SOURCE_KINDS if kind in spec), "")
-    named = spec.get(kind)
-    named = named.get("task") if kind == "reasoning_gym" and isinstance(named, Mapping) else named
-    return f"prompts.{split_name} ({kind}{'' if kind == 'rows' else f': {named}'})"
+def source_kind(words: Mapping[str, Any]) -> str:
+    """Return which kind of prompt source a mapping is; "" for any other mapping."""
+    return next((kind for kind in SOURCES if kind in words), "")
 
 
-def source_problems(source: Mapping[str, Any] | str | Sequence[Any], split_name: str) -> list[str]:
-    """What is wrong with the words of a source, before anything is read."""
-    spec = source_words(source)
-    kinds = [kind for kind in SOURCE_KINDS if kind in spec]
-    if len(kinds) != 1:
-        said = f"both {' and '.join(kinds)}" if kinds else "none of them"
-        return [f"prompts.{split_name} needs one of {', '.join(SOURCE_KINDS)}; it has {said}"]
-    known = (kinds[0], *SOURCE_KINDS[kinds[0]], *COMMON_FIELDS)
-    found = [
-        f"prompts.{split_name}: no field '{key}' for a source of kind {kinds[0]}.{did_you_mean(key, known)}"
-        for key in spec
-        if key not in known
-    ]
-    for key in ("limit", "shuffle"):
-        if spec.get(key) is not None and (not isinstance(spec[key], int) or isinstance(spec[key], bool) or spec[key] < 0):
-            found.append(f"prompts.{split_name}: {key} must be a whole number, not {spec[key]!r}")
-    if "map" in spec and (names := [key for key in ("prompt", "messages", "answer") if key in spec]):
-        found.append(f"prompts.{split_name}: with `map`, the function names the columns; leave out {', '.join(names)}")
-    if "messages" in spec and "prompt" in spec:
-        found.append(f"prompts.{split_name}: name a `prompt` column or a `messages` column, not both")
-    return found
-
-
-def on_hub(source: Any) -> TypeGuard[Mapping[str, Any]]:
+def on_hub(source: Any) -> TypeGuard[Words]:
     """Whether a split's source lies on a hub, so that reading it takes the network."""
     return isinstance(source, Mapping) and "hub" in source
 
 
-def check_keys(spec: Mapping[str, Any], split_name: str) -> None:
-    if found := source_problems(spec, split_name):
-        raise UsageError("\n".join(found))
+def source_problems(source: Words | str | Sequence[Any], split_name: str) -> list[str]:
+    """Return what is wrong with the words of a source, before anything is read."""
+    words = source_words(source)
+    kinds = [kind for kind in SOURCES if kind in words]
+    if len(kinds) != 1:
+        has = f"both {' and '.join(kinds)}" if kinds else "none of them"
+        return [f"prompts.{split_name} needs one of {', '.join(SOURCES)}; it has {has}"]
+    return [f"prompts.{split_name}: {problem}" for problem in field_problems(words, kinds[0])]
 
 
-def raw_rows(spec: Mapping[str, Any], folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
-    if "file" in spec:
-        return sources.from_file(locate(spec["file"], folders), spec["file"])
-    if "hub" in spec:
-        return sources.from_hub(spec, split_name)
-    if "reasoning_gym" in spec:
-        return sources.from_gym(spec["reasoning_gym"], split_name)
-    if "function" in spec:
-        label, function = spec["function"], loaded(spec["function"], folders)
-        produced = boundary(label, lambda: list(function(**spec.get("params", {}))))
-        return (Raw(value, label, f"{label} row {place}") for place, value in enumerate(produced, 1))
-    return (Raw(value, "recipe", f"prompts.{split_name} row {place}") for place, value in enumerate(spec["rows"], 1))
+def field_problems(words: Words, kind: str) -> Iterator[str]:
+    """Yield what is wrong with the fields beside the kind: unknown, not a number, or in each other's way."""
+    known = (kind, *SOURCES[kind].fields, *COMMON_FIELDS)
+    for key in words:
+        if key not in known:
+            yield f"no field '{key}' for a source of kind {kind}.{did_you_mean(key, known)}"
+    for key in ("limit", "shuffle"):
+        value = words.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            yield f"{key} must be a whole number, not {value!r}"
+    columns = [key for key in ("prompt", "messages", "answer") if key in words]
+    if "map" in words and columns:
+        yield f"with `map`, the function names the columns; leave out {', '.join(columns)}"
+    if "messages" in words and "prompt" in words:
+        yield "name a `prompt` column or a `messages` column, not both"
 
 
-def loaded(reference: str, folders: Sequence[Path]) -> Callable[..., Any]:
-    function = find_function(reference, folders)
-    return boundary(reference, lambda: load(function.path, function.name).call)
+# ---------------------------------------------------------------------------------------------------------- mapped rows
 
 
-def boundary(label: str, work: Callable[[], Any]) -> Any:
-    """Run a user's code; whatever it raises is an error of that file, told with the line in it."""
-    try:
-        return work()
-    except UsageError:
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        file = next(
-            (frame for frame in reversed(frames) if Path(frame.filename).name == Path(label.partition(":")[0]).name), None
-        )
-        raise UsageError(f"{type(error).__name__}: {error}", f"{file.filename}:{file.lineno}" if file else label) from error
-
-
-def mapped(spec: Mapping[str, Any], rows: Iterator[Raw], folders: Sequence[Path]) -> Iterator[Raw]:
-    """Rows as `map` makes them (None leaves a row out), with strings as `{prompt: string}`."""
-    change = loaded(spec["map"], folders) if "map" in spec else None
+def map_rows(words: Words, rows: Iterator[Raw], folders: Sequence[Path]) -> Iterator[Raw]:
+    """Yield the rows as `map` makes them (None leaves a row out), with texts as `{prompt: text}`."""
+    change = load_function(words["map"], folders) if "map" in words else None
     for raw in rows:
-        value = boundary_of_row(spec["map"], change, raw) if change else raw.value
+        value = map_row(words["map"], change, raw) if change else raw.value
         if value is not None:
             value = {"prompt": value} if isinstance(value, str) else value
             if not isinstance(value, Mapping):
@@ -146,9 +116,10 @@ def mapped(spec: Mapping[str, Any], rows: Iterator[Raw], folders: Sequence[Path]
             yield Raw(value, raw.source, raw.where)
 
 
-def boundary_of_row(label: str, change: Callable[..., Any], raw: Raw) -> Any:
+def map_row(label: str, change: Callable[..., Any], raw: Raw) -> Any:
+    """Return what the user's function makes of a row; an error names its line and the row."""
     try:
-        return boundary(label, lambda: change(raw.value))
+        return run_user_code(label, lambda: change(raw.value))
     except UsageError as error:
         raise UsageError(f"{error.what} (mapping {raw.where})", error.where, error.fix) from error
 
@@ -156,42 +127,45 @@ def boundary_of_row(label: str, change: Callable[..., Any], raw: Raw) -> Any:
 # -------------------------------------------------------------------------------------------------------- one row, read
 
 
-def prompt(spec: Mapping[str, Any], raw: Raw, form: templates.Template | None) -> dict[str, Any]:
-    """One row as a prompt: the named (or the usual) columns, and every other column in meta."""
+def make_prompt(words: Words, raw: Raw, template: templates.Template | None) -> Prompt:
+    """Return one row as a prompt: the named (or the usual) columns, and every other column in meta."""
     row = dict(raw.value)
-    column = chosen(spec, row, raw.where, "messages", "prompt", "question") or ""
+    column = choose_column(words, row, raw.where, "messages", "prompt", "question") or ""
     if column not in row:
-        raise missing("prompt", row, raw.where)
-    answer_column = chosen(spec, row, raw.where, "answer")
+        raise missing_column("prompt", row, raw.where)
+    answer_column = choose_column(words, row, raw.where, "answer")
     answer = answer_text(row.get(answer_column) if answer_column else None, raw.where)
     messages = as_messages(row[column], column, raw.where)
     rest = {key: value for key, value in row.items() if key not in (column, answer_column)}
     meta = {**rest.pop("meta")} | rest if isinstance(rest.get("meta"), Mapping) else rest
-    if form is not None:
-        # `prompt` is the view that every other template sees; as text it is the prompt's own, so {{ prompt }} works too.
-        values = {**row, **meta, "prompt": templates.view(messages, answer, meta)}
-        messages = templates.ask(messages, form.render(**values))
-    if spec.get("system"):
+    if template is not None:
+        # `prompt` is what every other template sees; as text it is the prompt's own, so {{ prompt }} works too.
+        values = {**row, **meta, "prompt": templates.visible_prompt(messages, answer, meta)}
+        messages = templates.with_last_message(messages, template.render(**values))
+    if words.get("system"):
         if messages[0]["role"] == "system":
             raise UsageError("has a system message of its own already", raw.where, "Leave `system:` out, or drop it in `map`.")
-        messages = [{"role": "system", "content": spec["system"]}, *messages]
-    return {"messages": valid(messages, raw.where), "answer": answer, "meta": as_json(meta, raw.where), "source": raw.source}
+        messages = [{"role": "system", "content": words["system"]}, *messages]
+    check_messages(messages, raw.where)
+    return {"messages": messages, "answer": answer, "meta": as_json(meta, raw.where), "source": raw.source}
 
 
-def chosen(spec: Mapping[str, Any], row: Mapping[str, Any], place: str, *usual: str) -> str | None:
-    """The column that the recipe names, else the first of the `usual` names that the row has."""
-    named = next((spec[key] for key in usual if spec.get(key)), None)
+def choose_column(words: Words, row: Mapping[str, Any], place: str, *usual: str) -> str | None:
+    """Return the column that the recipe names, else the first of the `usual` names that the row has."""
+    named = next((words[key] for key in usual if words.get(key)), None)
     if named is not None and named not in row:
-        raise missing(named, row, place)
+        raise missing_column(named, row, place)
     return named or next((name for name in usual if name in row), None)
 
 
-def missing(column: str, row: Mapping[str, Any], place: str) -> UsageError:
+def missing_column(column: str, row: Mapping[str, Any], place: str) -> UsageError:
+    """Return the error of a row without the column, which names those it has."""
     hint = did_you_mean(column, row)
     return UsageError(f"no column '{column}'.{hint}", place, f"Columns: {', '.join(map(str, row))}")
 
 
 def as_messages(value: Any, column: str, place: str) -> list[dict[str, str]]:
+    """Return a cell as messages of role and content; a text is one user message."""
     if isinstance(value, str):
         return [{"role": "user", "content": value}]
     if not isinstance(value, list | tuple) or not value:
@@ -206,25 +180,25 @@ def kind_of(value: Any) -> str:
     return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-def valid(messages: list[dict[str, str]], place: str) -> list[dict[str, str]]:
-    """The messages, or the reason why nobody could answer them."""
+def check_messages(messages: list[dict[str, str]], place: str) -> None:
+    """Raise UsageError with the reason where nobody could answer these messages."""
     for message in messages:
         role, content = message["role"], message["content"]
         if role not in ROLES:
             raise UsageError(f"a message has the role {role!r}.{did_you_mean(str(role), ROLES)}", place)
         if not isinstance(content, str):
             raise UsageError(f"the {role} message must be text, not {kind_of(content)}", place)
-        encodable(content, place)
+        check_text(content, place)
     users = [message["content"] for message in messages if message["role"] == "user"]
     if not users or not users[-1].strip():
         raise UsageError("the prompt is empty" if users else "there is no user message", place)
     if messages[-1]["role"] == "assistant":
         fix = "Give the conversation up to the user's last message; a `map` function can cut it."
         raise UsageError("the last message is the assistant's, so there is nothing to answer", place, fix)
-    return messages
 
 
-def encodable(text: str, place: str) -> None:
+def check_text(text: str, place: str) -> None:
+    """Raise UsageError where the text cannot be written as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -232,11 +206,11 @@ def encodable(text: str, place: str) -> None:
 
 
 def answer_text(value: Any, place: str) -> str | None:
-    """The gold answer as text: numbers and truth values as JSON writes them; an empty one is none."""
+    """Return the gold answer as text: numbers and truth values as JSON writes them; an empty one as None."""
     if value is None or value == "":
         return None
     if isinstance(value, str):
-        encodable(value, place)
+        check_text(value, place)
         return value
     if isinstance(value, bool | int | float):
         return as_json(value, place)
@@ -244,19 +218,18 @@ def answer_text(value: Any, place: str) -> str | None:
 
 
 def as_json(value: Any, place: str) -> str:
-    """Canonical JSON; what JSON does not know (a date) is written as text, NaN is refused."""
+    """Return canonical JSON; what JSON does not know (a date) is written as text, NaN is refused."""
     try:
-        text = digest.canonical(json.loads(json.dumps(value, default=str, allow_nan=False))).decode()
+        return digest.canonical(json.loads(json.dumps(value, default=str, allow_nan=False))).decode()
     except (ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"a value that JSON cannot hold: {error}", place) from None
-    return text
 
 
 # ------------------------------------------------------------------------------------------------------------- all rows
 
 
-def numbered(prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each prompt with its id: the first 16 hex digits of its content's hash, and its occurrence number from the second on."""
+def with_ids(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return each prompt with its id: 16 hex digits of its content's hash, and from its second occurrence on their number."""
     seen: Counter[str] = Counter()
     found = []
     for one in prompts:
@@ -266,17 +239,7 @@ def numbered(prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def shuffled(prompts: list[dict[str, Any]], seed: int) -> list[dict[str, Any]]:
-    """In the order of hashes of seed and id: the same in every version of Python, wherever a row stood before."""
-    keys = [digest.uniform("shuffle", seed, one["id"]) for one in numbered(prompts)]
+def shuffle(prompts: list[Prompt], seed: int) -> list[Prompt]:
+    """Return the prompts ordered by a hash of seed and id: the same in every version of Python, and for every order of rows."""
+    keys = [digest.uniform("shuffle", seed, one["id"]) for one in with_ids(prompts)]
     return [prompts[place] for place in sorted(range(len(prompts)), key=keys.__getitem__)]
-
-
-def meta_columns(frame: pl.DataFrame) -> list[str]:
-    """The names of all meta columns, sorted."""
-    return sorted({name for text in frame["meta"].drop_nulls() for name in json.loads(text)})
-
-
-def source_kind(words: Mapping[str, Any]) -> str:
-    """Which kind of prompt source a mapping is; '' for any other mapping."""
-    return next((name for name in SOURCE_KINDS if name in words), "")

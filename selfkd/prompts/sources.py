@@ -1,5 +1,6 @@
-"""Raw rows from files, the hub and reasoning-gym, each with the place it came from.
+"""The kinds of prompt sources, one row each in `SOURCES` at the end: who reads it, what it is, and which fields it has.
 
+A reader takes the words of the recipe and yields raw rows, each with the place it came from; `read.py` makes prompts of them.
 JSON is read strictly: what most readers forgive (NaN, a key given twice, a NUL byte) is how data sets go wrong unseen.
 `datasets` and `reasoning_gym` are imported only where a recipe asks for them.
 """
@@ -14,82 +15,131 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlparse
 
 import polars as pl
 
 from selfkd.core import digest
+from selfkd.core.files import locate
 from selfkd.core.wording import did_you_mean, first_line
 from selfkd.errors import UsageError
+from selfkd.prompts.user_code import load_function, run_user_code
 
-KINDS = (".jsonl", ".ndjson", ".parquet", ".csv")
-
-MOST_ERRORS = 5  # lines told of one broken file
+MOST_ERRORS = 5  # lines named of one broken file
 REACH_SECONDS = 5.0  # the hub client alone retries for 23 s where there is no network
-GYM_SIZE = 500
+GYM_SIZE = 500  # problems of a split
+
+
+class CsvReader(Protocol):
+    """What `csv.reader` returns; the standard library has no name for it."""
+
+    line_num: int
+
+    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 class Raw(NamedTuple):
-    """A row as found; `source` is what the recipe calls its origin, `where` is told in an error."""
+    """A row as found; `source` is what the recipe calls its origin, `where` is its place in an error."""
 
     value: Any
     source: str
     where: str
 
 
+Placed = tuple[Any, str]  # a value and its place in a file
+Words = Mapping[str, Any]  # a source as the recipe writes it: {"file": "my.jsonl", "limit": 10}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of source. `read` takes its words, the folders to look for files in, and the name of the split."""
+
+    read: Callable[[Words, Sequence[Path], str], Iterator[Raw]]
+    meaning: str  # the sentence of the recipe reference
+    fields: tuple[str, ...] = ()  # those that only this kind has
+
+
+def place_of(kind: str, words: Words, split_name: str) -> str:
+    """Return how an error names a whole source: `prompts.train (file: my.jsonl)`."""
+    named = words.get(kind)
+    if isinstance(named, Mapping):
+        named = named.get("task")
+    return f"prompts.{split_name} ({kind})" if isinstance(named, list) else f"prompts.{split_name} ({kind}: {named})"
+
+
+# ------------------------------------------------------------------------------------------- the recipe's own, and code
+
+
+def read_rows(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
+    """Yield the rows that the recipe itself holds."""
+    return (Raw(value, "recipe", f"prompts.{split_name} row {number}") for number, value in enumerate(words["rows"], 1))
+
+
+def read_function(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
+    """Yield the rows that a user's function returns."""
+    label, function = words["function"], load_function(words["function"], folders)
+    produced = run_user_code(label, lambda: list(function(**words.get("params", {}))))
+    return (Raw(value, label, f"{label} row {number}") for number, value in enumerate(produced, 1))
+
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def from_file(path: Path, label: str) -> Iterator[Raw]:
-    """Rows of a .jsonl, .parquet or .csv file, in order. `label` is the path as the recipe has it."""
-    read = {".jsonl": jsonl, ".ndjson": jsonl, ".parquet": parquet, ".csv": table}.get(path.suffix.lower())
+def read_file(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
+    """Yield the rows of a file, in order; how it is read depends on its suffix."""
+    label = words["file"]
+    path = locate(label, folders)
+    read = FILE_READERS.get(path.suffix.lower())
     if read is None:
-        fix = f"Prompts are read from {', '.join(KINDS)}; for anything else write a function: {{function: my.py:rows}}"
+        fix = f"Prompts are read from {', '.join(FILE_READERS)}; for anything else write a function: {{function: my.py:rows}}"
         raise UsageError(f"cannot read prompts from a '{path.suffix}' file", str(path), fix)
     return (Raw(value, label, place) for value, place in read(path))
 
 
-def jsonl(path: Path) -> Iterator[tuple[Any, str]]:
-    """One JSON object or text per line. All of the file is checked before the first row is given."""
+def read_jsonl(path: Path) -> Iterator[Placed]:
+    """Yield one JSON object or text per line. All of the file is checked before the first row is given."""
     rows, wrong = [], []
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if not line.strip():
             continue
         try:
-            rows.append((strict(line), f"{path}:{number}"))
+            rows.append((parse_line(line), f"{path}:{number}"))
         except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            wrong.append(f"{path}:{number}  {told(error)}")
+            wrong.append(f"{path}:{number}  {describe(error)}")
     if wrong:
         more = f"\nand {len(wrong) - MOST_ERRORS} more lines" if len(wrong) > MOST_ERRORS else ""
         raise UsageError("\n".join(wrong[:MOST_ERRORS]) + more, fix="Each line must be one JSON object in UTF-8.")
     return iter(rows)
 
 
-def strict(line: bytes) -> Any:
+def parse_line(line: bytes) -> Any:
+    """Return the object or text of a line; ValueError where it is not strictly JSON in UTF-8."""
     if b"\0" in line:
         raise ValueError("a NUL byte: the file was cut by a crash, or is UTF-16")
-    value = json.loads(line.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    value = json.loads(line.decode("utf-8"), object_pairs_hook=without_repeats, parse_constant=refuse_constant)
     if not isinstance(value, dict | str):
         raise ValueError(f"a {type(value).__name__} where an object was expected")
     return value
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' stands there twice")
+        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' is given twice")
     return found
 
 
-def refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-def told(error: ValueError) -> str:
+def describe(error: ValueError) -> str:
+    """Return what is wrong with a line, and where in it."""
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} (column {error.colno})"
     if isinstance(error, UnicodeDecodeError):
@@ -97,7 +147,8 @@ def told(error: ValueError) -> str:
     return str(error)
 
 
-def parquet(path: Path) -> Iterator[tuple[Any, str]]:
+def read_parquet(path: Path) -> Iterator[Placed]:
+    """Yield the rows of a Parquet file."""
     try:
         frame = pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -105,21 +156,19 @@ def parquet(path: Path) -> Iterator[tuple[Any, str]]:
     return ((row, f"{path} row {number}") for number, row in enumerate(frame.iter_rows(named=True), 1))
 
 
-def table(path: Path) -> Iterator[tuple[Any, str]]:
-    """A CSV file with a header. Values stay text ('007' is not 7); an empty field is null."""
+def read_csv(path: Path) -> Iterator[Placed]:
+    """Yield the rows of a CSV file with a header. Values stay text ('007' is not 7); an empty field is null."""
     csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
     try:
         text = path.read_bytes().decode("utf-8-sig")
         if "\0" in text:
-            raise UsageError(
-                "a NUL byte: the file was cut by a crash, or is UTF-16",
-                f"{path}:{text[: text.index(chr(0))].count(chr(10)) + 1}",
-            )
+            line = text[: text.index("\0")].count("\n") + 1
+            raise UsageError("a NUL byte: the file was cut by a crash, or is UTF-16", f"{path}:{line}")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise UsageError("two columns have the same name", f"{path}:1")
-        return iter([(record(header, fields, place), place) for fields, place in fields_of(reader, path)])
+        return iter(csv_rows(reader, header, path))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UsageError(f"not UTF-8: {error.reason}", f"{path}:{line}", "Save the file as UTF-8.") from None
@@ -127,32 +176,34 @@ def table(path: Path) -> Iterator[tuple[Any, str]]:
         raise UsageError(f"not CSV: {error}", f"{path}:{reader.line_num}") from None
 
 
-def fields_of(reader: Any, path: Path) -> Iterator[tuple[list[str], str]]:
-    return ((fields, f"{path}:{reader.line_num}") for fields in reader if fields)
-
-
-def record(header: list[str], fields: list[str], place: str) -> dict[str, str | None]:
-    if len(fields) != len(header):
-        raise UsageError(f"{len(fields)} fields where the header has {len(header)}", place, "A comma in a text needs quotes.")
-    return {name: value or None for name, value in zip(header, fields, strict=True)}
+def csv_rows(reader: CsvReader, header: list[str], path: Path) -> list[Placed]:
+    found: list[Placed] = []
+    for fields in reader:
+        place = f"{path}:{reader.line_num}"
+        if fields and len(fields) != len(header):
+            what = f"{len(fields)} fields where the header has {len(header)}"
+            raise UsageError(what, place, "A comma in a text needs quotes.")
+        if fields:  # else the line is empty
+            found.append(({name: value or None for name, value in zip(header, fields, strict=True)}, place))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------------ hub
 
 
-def from_hub(spec: Mapping[str, Any], split_name: str) -> Iterator[Raw]:
-    """Rows of a data set on the hub, from the local cache where it is there; the split is the recipe's own name by default."""
-    name, split = spec["hub"], spec.get("split", split_name)
-    where = f"prompts.{split_name} (hub: {name})"
-    online = reachable()
-    datasets = library("datasets", "cpu", offline=not online)
+def read_hub(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
+    """Yield the rows of a data set on the hub, from the local cache where it is there; the split's own name is the default."""
+    name, split = words["hub"], words.get("split", split_name)
+    where = place_of("hub", words, split_name)
+    online = hub_answers()
+    datasets = import_optional("datasets", "cpu", offline=not online)
     try:
-        found = datasets.load_dataset(name, spec.get("subset"), split=split, revision=spec.get("revision"))
+        found = datasets.load_dataset(name, words.get("subset"), split=split, revision=words.get("revision"))
     except (ConnectionError, OSError) as error:
         raise UsageError(f"the hub cannot be reached: {first_line(error)}", where, OFFLINE if not online else ONLINE) from None
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(first_line(error), where, ONLINE if online else OFFLINE) from None
-    label = " ".join(str(part) for part in (name, spec.get("subset"), split, spec.get("revision")) if part)
+    label = " ".join(str(part) for part in (name, words.get("subset"), split, words.get("revision")) if part)
     return (Raw(row, label, f"{where} row {number}") for number, row in enumerate(found, 1))
 
 
@@ -164,8 +215,8 @@ ONLINE = """Check the name, `subset`, `split` and `revision`; a private or gated
 Or use a local file: {file: my.jsonl, prompt: question, answer: answer}"""
 
 
-def reachable() -> bool:
-    """True where the hub answers within a few seconds, or a proxy stands between and we cannot know."""
+def hub_answers() -> bool:
+    """Whether the hub answers within a few seconds; taken for granted behind a proxy, where we cannot know."""
     if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
         return False
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
@@ -179,7 +230,7 @@ def reachable() -> bool:
     return True
 
 
-def library(name: str, extra: str, offline: bool = False) -> Any:
+def import_optional(name: str, extra: str, offline: bool = False) -> Any:
     """Import an optional package. `offline` reaches the hub client only where it was not imported before."""
     before = os.environ.get("HF_HUB_OFFLINE")
     if offline:
@@ -197,17 +248,18 @@ def library(name: str, extra: str, offline: bool = False) -> Any:
 # ------------------------------------------------------------------------------------------------------------------ gym
 
 
-def from_gym(options: Mapping[str, Any], split_name: str) -> Iterator[Raw]:
-    """Problems of a reasoning-gym task: 500 of them, and a seed of its own for each split, unless the recipe says otherwise.
+def read_gym(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
+    """Yield problems of a reasoning-gym task; 500 of them and a seed of the split's own are the defaults.
 
     Meta gets the question and all that the task's scorer needs (reward/gym.py).
     """
+    options = words["reasoning_gym"]
     if not isinstance(options, Mapping) or not isinstance(options.get("task"), str):
         raise UsageError("reasoning_gym needs a task", f"prompts.{split_name}", "reasoning_gym: {task: chain_sum, size: 500}")
     chosen = {"size": GYM_SIZE, "seed": gym_seed(split_name), **options}
-    task, where = chosen.pop("task"), f"prompts.{split_name} (reasoning_gym: {options['task']})"
-    factory = library("reasoning_gym.factory", "rewards")
-    library("reasoning_gym", "rewards")
+    task, where = chosen.pop("task"), place_of("reasoning_gym", words, split_name)
+    factory = import_optional("reasoning_gym.factory", "rewards")
+    import_optional("reasoning_gym", "rewards")
     if task not in factory.DATASETS:
         raise UsageError(f"no task '{task}'.{did_you_mean(task, factory.DATASETS)}", where)
     known = [field.name for field in dataclasses.fields(factory.DATASETS[task][1])]
@@ -216,15 +268,53 @@ def from_gym(options: Mapping[str, Any], split_name: str) -> Iterator[Raw]:
         raise UsageError(" ".join(unknown), where, f"Options of this task: {', '.join(known)}")
     try:
         entries = factory.create_dataset(task, **chosen)
-        return iter([Raw(gym_row(entry), f"reasoning_gym {task}", f"{where} row {n}") for n, entry in enumerate(entries, 1)])
+        rows = [gym_row(entry) for entry in entries]
     except (AssertionError, ValueError, TypeError) as error:
         raise UsageError(f"reasoning-gym refuses these options: {first_line(error)}", where) from None
+    return (Raw(row, f"reasoning_gym {task}", f"{where} row {number}") for number, row in enumerate(rows, 1))
 
 
 def gym_seed(split_name: str) -> int:
-    """Different for each split, so that train, dev and test differ unasked; small tasks repeat themselves all the same."""
+    """Return a seed that differs between splits, so that train, dev and test do too; small tasks repeat themselves anyway."""
     return digest.seed("reasoning_gym", split_name) % (1 << 31)
 
 
 def gym_row(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": entry["question"], "answer": entry["answer"], "question": entry["question"], "meta": entry["metadata"]}
+
+
+# ---------------------------------------------------------------------------------------------------------------- tables
+
+FILE_READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+}
+_SUFFIXES = " or ".join([", ".join([*FILE_READERS][:-1]), [*FILE_READERS][-1]])
+
+SOURCES: dict[str, Source] = {
+    "hub": Source(
+        read_hub,
+        "A data set of the Hugging Face hub: its id. `split` may be sliced: `train[:7000]`.",
+        ("subset", "split", "revision"),
+    ),
+    "file": Source(read_file, f"A {_SUFFIXES} file. A source that is plain text is such a file."),
+    "function": Source(read_function, "`file.py:function` that returns the rows; `params` are its arguments.", ("params",)),
+    "reasoning_gym": Source(
+        read_gym,
+        "A seeded task of reasoning-gym: `{task: chain_sum, size: 500, seed: 1}` and the task's own options.",
+    ),
+    "rows": Source(read_rows, "The rows themselves, as texts or mappings. A source that is a list is that."),
+}
+
+COMMON_FIELDS = {
+    "prompt": "Which column holds the prompt's text; default: `prompt`, else `question`.",
+    "answer": "Which column holds the gold answer; default: `answer`, if there is one.",
+    "messages": "Which column holds a conversation up to the user's last message.",
+    "map": "`file.py:function` from a raw row to `{prompt, answer, …}`; None leaves the row out.",
+    "limit": "Only so many prompts, after shuffling.",
+    "shuffle": "A seed: take the prompts in an order hashed from it.",
+    "template": "What the last user message becomes, for student and teacher alike; sees `prompt` and the columns.",
+    "system": "A system message for every prompt.",
+}

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from selfkd.core import views
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import RecipeError
 from selfkd.prompts.read import source_problems
 from selfkd.recipe.lines import Entry
 from selfkd.recipe.schema import Recipe
-from selfkd.recipe.yamlfile import Node, Problems, near, plain
+from selfkd.recipe.yamlfile import Node, Problems, plain
 from selfkd.steps import Step
 from selfkd.steps.outlook import Outlook
 
@@ -130,7 +131,9 @@ def _metric(metric: str, metrics: Sequence[str]) -> str:
     if metric.startswith("test/"):
         return f"'{metric}' cannot steer: a split that steers is no test any more. Use dev"
     known = ", ".join(metric for metric in metrics if not metric.endswith("_interval")) or "none: add a measure step"
-    return "" if metric in metrics else f"'{metric}' is not measured every round.{near(metric, metrics)} Metrics: {known}"
+    return (
+        "" if metric in metrics else f"'{metric}' is not measured every round.{did_you_mean(metric, metrics)} Metrics: {known}"
+    )
 
 
 def _keep_if(text: str, metrics: Iterable[str], where: str, problems: Problems) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from selfkd.core.files import builtin_folder
+from selfkd.core.files import builtin_folder, reference_parts
 from selfkd.core.source_code import local_sources
 from selfkd.errors import UsageError
 from selfkd.prompts import templates
@@ -65,7 +65,7 @@ def _wanted(recipe: Recipe, path: Path) -> Iterator[tuple[str, Path]]:
     ]
     for reference in (*functions, *maps):
         function = find_function(reference, recipe.folders)
-        home = Path(reference.rsplit(":", 1)[0]).parent
+        home = Path(reference_parts(reference)[0]).parent
         for name, source in local_sources(function.path).items():
             yield (home / name).as_posix(), source
     for reference in texts:

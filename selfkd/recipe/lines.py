@@ -14,9 +14,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from selfkd.backend.trainer.trl_options import PASSED
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import RecipeError
 from selfkd.recipe.messages import explain
-from selfkd.recipe.yamlfile import Node, Problems, near, parse, plain
+from selfkd.recipe.yamlfile import Node, Problems, parse, plain
 from selfkd.steps import VERBS, Step
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
@@ -150,7 +151,7 @@ def _one(item: Node, label: str, problems: Problems) -> Iterator[Entry]:
         )
     elif strange:
         problems.add(
-            item.where, label, f"no verb '{strange[0]}'.{near(strange[0], [*VERBS, *GROUPS])} Verbs: {', '.join(VERBS)}"
+            item.where, label, f"no verb '{strange[0]}'.{did_you_mean(strange[0], [*VERBS, *GROUPS])} Verbs: {', '.join(VERBS)}"
         )
     else:
         words = _words(verbs[0], item.value[verbs[0]], f"{label}.{verbs[0]}", problems)
@@ -290,7 +291,9 @@ def _step(first: str, entries: Sequence[Entry], allowed: Sequence[str], text: st
     elif not found:
         known = [*(entry.name for entry in entries), *allowed]
         problems.add(
-            text, "", f"no field or step '{first}'.{near(first, known)} Steps: {', '.join(entry.name for entry in entries)}"
+            text,
+            "",
+            f"no field or step '{first}'.{did_you_mean(first, known)} Steps: {', '.join(entry.name for entry in entries)}",
         )
     return found[0] if len(found) == 1 else None
 

@@ -24,7 +24,7 @@ from selfkd.prompts.read import meta_columns, on_hub, read_prompts, source_words
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.schema import Recipe
-from selfkd.rewards.check import doctests, gold_check, parameter_problems
+from selfkd.rewards.check import check_gold, check_parameters, run_doctests
 from selfkd.rewards.find import find_function
 from selfkd.steps import Step
 
@@ -149,7 +149,7 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Mapp
         function = replace(find_function(reference, recipe.folders), params=getattr(step, "params", {}))
         split = step.scored_split()
         frame = frames.get(split or "train")
-        problems = parameter_problems(function, None if frame is None else meta_columns(frame))
+        problems = check_parameters(function, None if frame is None else meta_columns(frame))
         report.problems += [f"{at}: {problem}" for problem in problems]
         sound = not problems and _sound(function, report, at)
         if sound and split and frame is not None:
@@ -161,7 +161,7 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Mapp
 def _sound(function: Function, report: Report, at: str) -> bool:
     """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""
     first = function.path not in report.tested
-    failures = report.tested.setdefault(function.path, doctests(function) if first else [])
+    failures = report.tested.setdefault(function.path, run_doctests(function) if first else [])
     missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
     if first and missing:
         said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
@@ -173,7 +173,7 @@ def _sound(function: Function, report: Report, at: str) -> bool:
 
 def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report) -> None:
     rows = [{**row, **_fields(row)} for row in frame.head(GOLD_ROWS).iter_rows(named=True)]
-    passed, total, first = gold_check(function, rows)
+    passed, total, first = check_gold(function, rows)
     if total and passed < GOLD_SHARE * total:
         report.problems.append(
             f"{at}: {reference} accepts {passed} of {total} gold answers of '{split}' ({GOLD_SHARE:.0%} wanted). First: {first}"

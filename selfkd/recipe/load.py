@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from selfkd.core.files import as_typed, builtin_folder
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import RecipeError, UsageError
 from selfkd.prompts.read import source_kind
 from selfkd.recipe import checks, yamlfile
@@ -48,7 +49,7 @@ def locate(name: str) -> Path:
             return home / file
     known = sorted({path.stem for home in homes[1::2] for path in home.glob("*.yaml")})
     raise UsageError(
-        f"no recipe '{name}'.{yamlfile.near(file.stem, known)}",
+        f"no recipe '{name}'.{did_you_mean(file.stem, known)}",
         "",
         f"Shipped: {', '.join(known)}; or give a path to a .yaml file.",
     )

@@ -10,7 +10,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from selfkd.recipe.yamlfile import Node, Problems, near
+from selfkd.core.wording import did_you_mean
+from selfkd.recipe.yamlfile import Node, Problems
 
 MEANINGS = {
     "string_type": "should be text, not {given}",
@@ -76,7 +77,7 @@ def _is_misspelt(finding: _Finding, misspelt: Iterable[str]) -> bool:
     if finding.item["type"] != "missing":
         return False
     known = names(finding.model)
-    return any(f"'{finding.path[-1]}'" in near(word, known) for word in misspelt)
+    return any(f"'{finding.path[-1]}'" in did_you_mean(word, known) for word in misspelt)
 
 
 def _located(item: Any, node: Node, cls: type[BaseModel]) -> _Finding:
@@ -104,7 +105,7 @@ def _inner(model: type[BaseModel], part: Any) -> type[BaseModel] | None:
 
 def _say(item: Any, field: str, known: Sequence[str]) -> str:
     if item["type"] == "extra_forbidden":
-        return f"no field '{field}'.{near(field, known) or ' Fields: ' + ', '.join(known)}"
+        return f"no field '{field}'.{did_you_mean(field, known) or ' Fields: ' + ', '.join(known)}"
     if item["type"] == "missing":
         return f"'{field}' is missing"
     if item["type"] == "value_error":
@@ -115,7 +116,9 @@ def _say(item: Any, field: str, known: Sequence[str]) -> str:
         given=repr(given) if isinstance(given, str) else given, **_yaml_words(item.get("ctx", {}))
     )
     guess = (
-        near(given, re.findall(r"'([^']+)'", shown)[:-1]) if item["type"] == "literal_error" and isinstance(given, str) else ""
+        did_you_mean(given, re.findall(r"'([^']+)'", shown)[:-1])
+        if item["type"] == "literal_error" and isinstance(given, str)
+        else ""
     )
     return f"'{field}' {shown}.{guess}" if guess else f"'{field}' {shown}"
 

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from selfkd.prompts.read import COMMON_FIELDS, SOURCE_KINDS
+from selfkd.prompts.sources import COMMON_FIELDS, SOURCES
 from selfkd.recipe.lines import TRL_LISTS, numbers
 from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
 from selfkd.steps import VERBS, Step
@@ -100,12 +100,12 @@ def _table(cls: type[BaseModel]) -> Iterator[str]:
 def _sources() -> Iterator[str]:
     yield "| source | meaning | fields of its own |"
     yield "|---|---|---|"
-    for kind, fields in SOURCE_KINDS.items():
-        yield f"| `{kind}` | {SOURCES[kind]} | {', '.join(f'`{field}`' for field in fields)} |"
+    for kind, source in SOURCES.items():
+        yield f"| `{kind}` | {source.meaning} | {', '.join(f'`{field}`' for field in source.fields)} |"
     yield "\n| field of every source | meaning |"
     yield "|---|---|"
-    for name in COMMON_FIELDS:
-        yield f"| `{name}` | {COMMON[name]} |"
+    for name, meaning in COMMON_FIELDS.items():
+        yield f"| `{name}` | {meaning} |"
 
 
 def _default(field: FieldInfo) -> str:
@@ -124,23 +124,6 @@ def _kind(cls: type[BaseModel], name: str, field: FieldInfo) -> str:
     return f"{words} (or one per round)" if listed else words
 
 
-SOURCES = {
-    "hub": "A data set of the Hugging Face hub: its id. `split` may be sliced: `train[:7000]`.",
-    "file": "A .jsonl, .json, .parquet or .csv file. A source that is plain text is such a file.",
-    "function": "`file.py:function` that returns the rows; `params` are its arguments.",
-    "reasoning_gym": "A seeded task of reasoning-gym: `{task: chain_sum, size: 500, seed: 1}` and the task's own options.",
-    "rows": "The rows themselves, as texts or mappings. A source that is a list is that.",
-}
-COMMON = {
-    "prompt": "Which column holds the prompt's text; default: `prompt`, else `question`.",
-    "answer": "Which column holds the gold answer; default: `answer`, if there is one.",
-    "messages": "Which column holds a conversation up to the user's last message.",
-    "map": "`file.py:function` from a raw row to `{prompt, answer, …}`; None leaves the row out.",
-    "limit": "Only so many prompts, after shuffling.",
-    "shuffle": "A seed: take the prompts in an order hashed from it.",
-    "template": "What the last user message becomes, for student and teacher alike; sees `prompt` and the columns.",
-    "system": "A system message for every prompt.",
-}
 PLAIN = {str: "text", int: "whole number", float: "number", bool: "true or false", dict: "mapping", tuple: "list", list: "list"}
 
 

@@ -7,14 +7,13 @@ and `12:30` are text (YAML 1.1, PyYAML's default, reads a text, two booleans and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from selfkd.core.wording import first_line
 from selfkd.errors import RecipeError
 
 MOST_BYTES = 1 << 20
@@ -75,12 +74,6 @@ def _place(line: str) -> tuple[bool, str, int]:
     return (False, found[1], int(found[2])) if found else (True, "", 0)
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """' Did you mean …?' where one of `known` is close to `word`, else nothing."""
-    found = get_close_matches(word, list(known), 1)
-    return f" Did you mean '{found[0]}'?" if found else ""
-
-
 def read(path: Path, shown: str, problems: Problems) -> tuple[Node, str]:
     """The file as a node, and its text. A file that is no YAML at all stops here: nothing in it can be judged."""
     if path.stat().st_size > MOST_BYTES:
@@ -100,7 +93,7 @@ def parse(text: str, shown: str, problems: Problems, lines: bool = True) -> Node
         where = f"{shown}:{mark.line + 1}" if mark and lines else shown
         raise RecipeError(f"not valid YAML: {error.problem}{_tab(text, mark)}", where) from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise RecipeError(f"not valid YAML: {str(error).splitlines()[0]}", shown) from None
+        raise RecipeError(f"not valid YAML: {first_line(error)}", shown) from None
     return (
         _Reader(shown, problems, lines).node(tree, None, 0)
         if tree is not None

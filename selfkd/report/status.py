@@ -18,6 +18,7 @@ import polars as pl
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Seal
+from selfkd.core.files import reference_parts
 from selfkd.core.lease import holder
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, change
@@ -170,7 +171,7 @@ def _measurements(paths: Paths, commits: Sequence[Commit], base: dict[str, dict[
     measured: dict[str, Measured] = {}
     for commit in (one for one in commits if one.outside):
         split = commit.identity["split"]
-        first, *others = [name.rsplit(":", 1)[1] for name in references(commit.identity["reward"])]
+        first, *others = [reference_parts(name)[1] for name in references(commit.identity["reward"])]
         name = split if split not in measured else f"{split} ({commit.step})"
         measured[name] = _measured(paths, commit, first, base)
         measured |= {f"{name}/{other}": _measured(paths, commit, other, base) for other in others}

@@ -1,1 +1,4 @@
-"""A user's function: finding it, checking it, calling it in processes of their own. Knows no recipe and no run; workers import this folder without polars."""
+"""A user's function: found, checked, and called in processes of its own. Knows no recipe and no run.
+
+This file imports nothing: workers start through it, without polars.
+"""

@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import Field
 
 from selfkd.core import views
+from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool, light
 from selfkd.core.stats import interval
@@ -57,7 +58,7 @@ class MeasureStep(Step):
 
     def metrics(self) -> list[str]:
         """Return the names of what it measures, the rewards first."""
-        rewards = [reference.rsplit(":", 1)[-1] for reference in self.functions()]
+        rewards = [reference_parts(reference)[1] for reference in self.functions()]
         names = [*rewards, *(f"{name}_interval" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
         return [f"{self.split}/{name}" for name in names]
 
@@ -103,7 +104,7 @@ class MeasureStep(Step):
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
         found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish") == "length").mean()).row(0)
         for reference in self.functions():
-            name = reference.rsplit(":", 1)[1]
+            name = reference_parts(reference)[1]
             column = (
                 view.group_by("prompt").agg(pl.col(name).mean())[name]
                 if name in view.columns

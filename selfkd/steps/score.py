@@ -10,10 +10,12 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from selfkd.core import views
+from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
-from selfkd.rewards.check import notes
+from selfkd.prompts.templates import text_of
+from selfkd.rewards.check import read_notes
 from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
@@ -57,7 +59,7 @@ class ScoreStep(Step):
     def scores(self) -> list[str]:
         if self.logprob:
             return [self.as_ or "logprob_of"]
-        return [self.as_] if self.as_ else [reference.rsplit(":", 1)[1] for reference in self.functions()]
+        return [self.as_] if self.as_ else [reference_parts(reference)[1] for reference in self.functions()]
 
     def models(self) -> dict[str, ModelRef]:
         return {"logprob": ModelRef.parse(self.logprob)} if self.logprob else {}
@@ -80,7 +82,7 @@ class ScoreStep(Step):
         for reference, name in zip(self.functions(), self.scores(), strict=False):
             function = context.function(reference, self.params)
             parts += [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
-            found |= {name: said} if (said := notes(function)) else {}
+            found |= {name: said} if (said := read_notes(function)) else {}
         return Addition({"scores": parts}, notes={"rewards": found} if found else {})
 
     def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
@@ -141,10 +143,9 @@ def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | 
 
 
 def _prompt_fields(row: dict[str, Any]) -> dict[str, Any]:
-    asked = [message["content"] for message in row["messages"] if message["role"] == "user"]
     return {
         "group": row["id"],
-        "prompt": asked[-1] if asked else "",
+        "prompt": text_of(row["messages"]),
         "messages": row["messages"],
         "answer": row["answer"],
         "meta": json.loads(row["meta"] or "{}"),

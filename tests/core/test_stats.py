@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 
-from selfkd.core.stats import change
+from selfkd.core.stats import change, interval
 
 
 def test_a_change_is_the_mean_of_differences_on_shared_prompts():
@@ -57,3 +58,13 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(draws):
         assert found is not None
         hits += found.low <= truth <= found.high
     assert hits / trials > 0.94
+
+
+def test_a_share_of_no_hits_is_not_certain() -> None:
+    assert round(interval([0.0] * 100), 4) == round(interval([1.0] * 100), 4) == 0.0185
+    assert interval([0.0, 1.0] * 50) > interval([0.0, 1.0] * 500) > 0
+
+
+def test_the_interval_of_numbers_is_the_normal_one() -> None:
+    assert math.isclose(interval([1.0, 2.0, 3.0]), 1.96 / math.sqrt(3))
+    assert math.isnan(interval([]))

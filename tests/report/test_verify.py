@@ -43,7 +43,7 @@ def flip(path: Path, bit: int) -> None:
 def rewrite(path: Path, change: dict) -> None:
     """A careful forger's edit: the record's own digest fits again."""
     record = {**json.loads(path.read_text()), **change}
-    path.write_bytes(json.dumps(digest.sealed(record), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
+    path.write_bytes(json.dumps(digest.with_self_digest(record), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n")
 
 
 def test_a_run_as_committed_passes_wherever_it_lies(run):
@@ -121,7 +121,7 @@ def test_a_round_of_another_chain_does_not_fit_in(run, tmp_path):
 
 def test_a_commit_added_after_sealing_is_found(run):
     source = json.loads((run / "round-001/05-measure.json").read_text())
-    storage.put_json(run / "round-001/06-measure.json", digest.sealed({**source, "number": 6}), run / "tmp")
+    storage.put_json(run / "round-001/06-measure.json", digest.with_self_digest({**source, "number": 6}), run / "tmp")
     assert any("06-measure.json is not part of the round that was sealed" in problem for problem in verify(run).problems)
 
 

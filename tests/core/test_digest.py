@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from selfkd.core import digest
 from selfkd.core.pool import shape
-from selfkd.core.source_code import code_digest
 
 CELLS = {
     "id": st.text(min_size=1, max_size=4),
@@ -76,16 +75,6 @@ def test_any_changed_tensor_changes_the_weights(tmp_path, change):
     assert digest.weights(model(tmp_path / "one", {"a": b"12", "b": b"345"})) != digest.weights(model(tmp_path / "two", change))
 
 
-def test_a_comment_in_a_reward_changes_nothing_and_a_helper_it_imports_does(tmp_path):
-    (tmp_path / "helper.py").write_text("LIMIT = 3\n")
-    (tmp_path / "mine.py").write_text('"""Doc."""\nfrom helper import LIMIT\ndef f(x):\n    return x > LIMIT\n')
-    before = code_digest(tmp_path / "mine.py")
-    (tmp_path / "mine.py").write_text('"""Other doc."""\n# why\nfrom helper import LIMIT\n\ndef f(x):\n    return x > LIMIT\n')
-    assert code_digest(tmp_path / "mine.py") == before
-    (tmp_path / "helper.py").write_text("LIMIT = 4\n")
-    assert code_digest(tmp_path / "mine.py") != before
-
-
 def test_seeds_come_from_names_and_fit_63_bits():
     seeds = {digest.seed(0, 1, "sample", f"prompt-{i}", number, 0) for i in range(100) for number in range(10)}
     assert len(seeds) == 1000 and all(0 <= seed < 2**63 for seed in seeds)
@@ -93,5 +82,5 @@ def test_seeds_come_from_names_and_fit_63_bits():
 
 
 def test_a_record_that_was_edited_is_not_intact():
-    record = digest.sealed({"a": 1, "notes": {"seconds": 2}})
+    record = digest.with_self_digest({"a": 1, "notes": {"seconds": 2}})
     assert digest.intact(record) and not digest.intact({**record, "notes": {"seconds": 3}})

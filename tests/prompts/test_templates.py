@@ -14,7 +14,7 @@ MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "conten
 
 
 def prompt(**meta: object) -> templates.Prompt:
-    return templates.view(MESSAGES, "42", meta)
+    return templates.visible_prompt(MESSAGES, "42", meta)
 
 
 def test_text_with_braces_is_the_template_itself() -> None:
@@ -22,9 +22,7 @@ def test_text_with_braces_is_the_template_itself() -> None:
         "{{ prompt.text }} It is {{ prompt.answer }}, level {{ prompt.level }} of {{ prompt.meta.level }}.", []
     )
     assert template.render(prompt=prompt(level=3)) == "6 x 7? It is 42, level 3 of 3."
-    assert templates.load("{{ prompt }}: {{ of.text }}{{ group | length }}", []).render(
-        prompt=prompt(), of={"text": "so"}, group=[1, 2]
-    ) == ("6 x 7?: so2")
+    assert templates.load("{{ prompt }}: {{ of.text }}", []).render(prompt=prompt(), of={"text": "so"}) == "6 x 7?: so"
 
 
 def test_a_file_is_found_next_to_the_recipe_and_then_built_in(tmp_path: Path) -> None:
@@ -54,7 +52,7 @@ def test_what_is_wrong_with_the_file_is_said_with_its_line(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"x\.j2:\d"):
         templates.load("x.j2", [tmp_path])
     (tmp_path / "y.j2").write_text("one\n{% include 'x.j2' %}")
-    with pytest.raises(UsageError, match=r"y\.j2:2  a template stands alone"):
+    with pytest.raises(UsageError, match=r"y\.j2:2  a template cannot include"):
         templates.load("y.j2", [tmp_path])
     (tmp_path / "z.j2").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8"):
@@ -67,7 +65,7 @@ def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
     with pytest.raises(UsageError, match="unsafe"):
         templates.load("{{ prompt.__class__.__mro__ }}", []).render(prompt=prompt())
     with pytest.raises(UsageError, match="SecurityError"):
-        templates.load("{{ group.append(1) }}", []).render(group=[])
+        templates.load("{{ of.append(1) }}", []).render(of=[])
 
 
 def test_a_template_cannot_fill_the_memory() -> None:
@@ -78,9 +76,9 @@ def test_a_template_cannot_fill_the_memory() -> None:
 
 def test_only_the_last_user_message_is_replaced() -> None:
     talk = [*MESSAGES, {"role": "assistant", "content": "42"}, {"role": "user", "content": "Sure?"}]
-    assert templates.ask(talk, "Why?") == [*talk[:3], {"role": "user", "content": "Why?"}]
+    assert templates.with_last_message(talk, "Why?") == [*talk[:3], {"role": "user", "content": "Why?"}]
     assert talk[3]["content"] == "Sure?"
-    assert templates.ask([], "Hi") == [{"role": "user", "content": "Hi"}]
+    assert templates.with_last_message([], "Hi") == [{"role": "user", "content": "Hi"}]
 
 
 def test_problems_are_found_before_any_prompt_is_seen(tmp_path: Path) -> None:
@@ -90,9 +88,19 @@ def test_problems_are_found_before_any_prompt_is_seen(tmp_path: Path) -> None:
     assert templates.problems("{{ question }}", [], names=("question",)) == []
 
 
+def test_only_the_prompt_and_the_sample_are_there(tmp_path: Path) -> None:
+    (tmp_path / "x.j2").write_text("{{ prompt.text }} {{ of.text }}\n{{ group | length }}")
+    assert templates.problems("x.j2", [tmp_path]) == [f"{tmp_path}/x.j2:2  unknown name 'group'. Names here: prompt, of"]
+
+
+def test_the_text_of_a_conversation_is_its_last_user_message() -> None:
+    talk = [*MESSAGES, {"role": "assistant", "content": "42"}, {"role": "user", "content": "Sure?"}]
+    assert templates.text_of(talk) == "Sure?" and templates.text_of(talk[:1]) == ""
+
+
 @pytest.mark.parametrize("path", sorted(builtin_folder().glob("recipes/templates/*.j2")), ids=lambda path: path.name)
 def test_a_shipped_template_renders_from_a_prompt_alone_or_a_sample(path: Path) -> None:
     assert templates.problems(str(path), []) == []
     sample = {"text": "It is 42.", "answer": "42"}
-    text = templates.load(str(path), []).render(prompt=prompt(), of=sample, group=[sample, sample])
+    text = templates.load(str(path), []).render(prompt=prompt(), of=sample)
     assert "6 x 7?" in text and "{" not in text
