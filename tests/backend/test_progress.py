@@ -34,7 +34,7 @@ def test_scoring_by_log_probability_after_training_is_reported_as_scoring(cluste
     run = Run.open(load(str(tmp_path / "toy.yaml")), tmp_path / "run", machine)
     backend = RayBackend(machine, run.numerics, tmp_path / "log", engine=Toy, trainer=learn, loader=fetch, ahead=False)
     try:
-        walk(run, backend)
+        walk(run, backend, run.begin())
     finally:
         backend.close()
     reports = [event for event in events(run) if event["event"] == "progress" and event["round"] == 1]
