@@ -72,7 +72,7 @@ def plain(run: Run, seeded: bool) -> list[float]:
     )
     tok = tokenizer(model.path)
     rows = requests if seeded else requests.filter(pl.col("number") == 0)
-    prompts = [{"prompt_token_ids": encode_prompt(tok, messages)} for messages in rows["asked"]]
+    prompts = [{"prompt_token_ids": encode_prompt(tok, messages)} for messages in rows["teacher_messages"]]
     count = requests["number"].n_unique()
     common = {"temperature": SAMPLING.temperature, "max_tokens": SAMPLING.max_tokens, "stop_token_ids": [tok.eos_token_id]}
     params = [SamplingParams(seed=seed, **common) for seed in rows["seed"]] if seeded else SamplingParams(n=count, **common)

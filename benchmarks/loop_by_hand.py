@@ -36,7 +36,7 @@ def generate(folder: Path, model: str, index: int) -> None:
 
     def ask(name: str, params: SamplingParams) -> list[tuple[dict, list[str]]]:
         rows = json.loads((folder / f"{name}.json").read_text())
-        texts = [tok.apply_chat_template(row["asked"], tokenize=False, add_generation_prompt=True) for row in rows]
+        texts = [tok.apply_chat_template(row["teacher_messages"], tokenize=False, add_generation_prompt=True) for row in rows]
         prompts = [{"prompt_token_ids": tok(text, add_special_tokens=False)["input_ids"]} for text in texts]
         outputs = llm.generate(prompts, params, use_tqdm=False)
         return [(row, [answer.text for answer in output.outputs]) for row, output in zip(rows, outputs, strict=True)]

@@ -47,7 +47,9 @@ class Quick(Fake):
 
     def generate(self, model, chunks, sampling, on_progress=None):
         for chunk in chunks:
-            rows = chunk.requests.select("u", pl.col("asked").list.first().struct.field("content")).iter_rows()
+            rows = chunk.requests.select(
+                "tiebreak", pl.col("teacher_messages").list.first().struct.field("content")
+            ).iter_rows()
             replies = [
                 Completion(f"I add and find {content[-4:] if u < 0.4 else 'no'}", (1, 2, 3), "stop", -1.0)
                 for u, content in rows

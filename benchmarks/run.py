@@ -64,7 +64,7 @@ def _rows(run: Run, split: str) -> list[dict[str, Any]]:
         asked = (
             templates.with_last_message(row["messages"], template.render(prompt=seen)) if split == "train" else row["messages"]
         )
-        rows.append({"answer": row["answer"], "seen": row["messages"], "asked": asked})
+        rows.append({"answer": row["answer"], "seen": row["messages"], "teacher_messages": asked})
     return rows
 
 

@@ -23,10 +23,10 @@ def overlong(completion: str, most: int = 2000, buffer: int = 400, unit: str = "
 def finished(sample: dict) -> float:
     """1.0 when the model ended by itself, 0.0 when it was cut off at the token limit.
 
-    >>> finished({"finish": "stop"}), finished({"finish": "length"})
+    >>> finished({"finish_reason": "stop"}), finished({"finish_reason": "length"})
     (1.0, 0.0)
     """
-    return float(sample["finish"] == "stop")
+    return float(sample["finish_reason"] == "stop")
 
 
 def size(text: str, unit: str) -> int:

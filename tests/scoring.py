@@ -30,7 +30,7 @@ def write(tmp_path: Path) -> Iterator[Write]:
 
 
 def row(completion: str = "42", answer: str | None = "42", group: str = "p1", **meta: Any) -> dict[str, Any]:
-    sample = {"chars": len(completion), "finish": "stop"}
+    sample = {"chars": len(completion), "finish_reason": "stop"}
     return dict(
         group=group,
         prompt="6 x 7?",

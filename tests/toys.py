@@ -37,12 +37,12 @@ class Toy:
 
     def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Callable[[int, int], None] | None = None) -> Reply:
         for row in chunk.requests.iter_rows(named=True):
-            self._obey(row["asked"][0]["content"], chunk.tmp)
+            self._obey(row["teacher_messages"][0]["content"], chunk.tmp)
             if on_tokens:
                 on_tokens(1, 7)
         texts = [f"{self.weights[:4]} {seed} {len(chunk.requests)}" for seed in chunk.requests["seed"]]
         path = write_chunk(chunk, self.model, [Completion(text, [1, 2], "stop", -1.0) for text in texts])
-        lie = "lie" in chunk.requests["asked"].list.first().struct.field("content").to_list()
+        lie = "lie" in chunk.requests["teacher_messages"].list.first().struct.field("content").to_list()
         return Reply(chunk.key, path, "f" * 64 if lie else self.weights, 2 * len(texts), 0.1)
 
     def _obey(self, order: str, tmp: Path) -> None:
@@ -111,8 +111,8 @@ def chunk_of(tmp: Path, contents: list[str], number: int = 0) -> Chunk:
             "prompt": f"p{k}",
             "number": k,
             "seed": 100 * number + k,
-            "u": 0.5,
-            "asked": [{"role": "user", "content": text}],
+            "tiebreak": 0.5,
+            "teacher_messages": [{"role": "user", "content": text}],
         }
         for k, text in enumerate(contents)
     ]

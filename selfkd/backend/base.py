@@ -21,8 +21,8 @@ REQUESTS: dict[str, Any] = {
     "number": pl.Int32,
     "parents": pl.List(pl.String),
     "seed": pl.Int64,
-    "u": pl.Float64,
-    "asked": MESSAGES,
+    "tiebreak": pl.Float64,
+    "teacher_messages": MESSAGES,
 }
 
 
@@ -55,11 +55,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `token_ids` are as sampled, with the end token if the model ended by itself (finish 'stop')."""
+    """One answer. `token_ids` are as sampled, with the end token if the model ended by itself (finish_reason 'stop')."""
 
     text: str
     token_ids: Sequence[int]
-    finish: str
+    finish_reason: str
     logprob: float | None
 
 
@@ -84,7 +84,7 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -
     frame = chunk.requests.with_columns(
         pl.lit(chunk.stream).alias("stream"),
         pl.lit(str(model)).alias("model"),
-        pl.Series("finish", [completion.finish for completion in completions], pl.String),
+        pl.Series("finish_reason", [completion.finish_reason for completion in completions], pl.String),
         pl.Series("logprob", [completion.logprob for completion in completions], pl.Float64),
         pl.Series("text", texts, pl.String),
         pl.Series("chars", [len(text) for text in texts], pl.Int32),

@@ -78,8 +78,8 @@ class Fake:
             yield Reply(chunk.key, path, digest.weights(Path(model.path)), tokens, time.monotonic() - began)
 
     def _complete(self, row: Mapping[str, Any], skill: float, sampling: Sampling) -> Completion:
-        seed = digest.seed(row["asked"][-1]["content"]) if sampling.temperature == 0 else row["seed"]
-        text = self.answer(row["asked"], seed, skill)
+        seed = digest.seed(row["teacher_messages"][-1]["content"]) if sampling.temperature == 0 else row["seed"]
+        text = self.answer(row["teacher_messages"], seed, skill)
         ids = list(text.encode()[: sampling.max_tokens])
         cut = len(ids) < len(text.encode())
         return Completion(text[: sampling.max_tokens], ids if cut else [*ids, 0], "length" if cut else "stop", -0.1 * len(ids))

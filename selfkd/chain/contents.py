@@ -35,7 +35,7 @@ class Rows:
 
 def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
     """Return one row per sealed round: `round`, `accepted`, and a column per metric, null where a round did not measure it."""
-    rows = [{"round": seal.round, "accepted": seal.kept, **seal.metrics} for seal in sealed]
+    rows = [{"round": seal.round, "accepted": seal.accepted, **seal.metrics} for seal in sealed]
     return pl.DataFrame(rows, infer_schema_length=None)
 
 

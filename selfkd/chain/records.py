@@ -17,7 +17,7 @@ from selfkd.core import digest, storage
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
 
-FORMAT = 1
+FORMAT = 2
 RESTORE = "Restore the file from a copy. All damage: selfkd verify RUN"
 Json = dict[str, Any]
 AnyRecord = TypeVar("AnyRecord", bound="Record")
@@ -187,7 +187,7 @@ class SealedStep(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Seal(Record):
-    """The commit of a round: its steps, the models at the head it leaves, and whether the round was accepted (`kept`) or rolled back."""
+    """The commit of a round: its steps, the models at the head it leaves, and whether the round was accepted or rolled back."""
 
     nested = {"models": ModelEntry}
     listed = {"steps": SealedStep}
@@ -198,7 +198,7 @@ class Seal(Record):
     steps: tuple[SealedStep, ...]
     models: Mapping[str, ModelEntry]
     metrics: Mapping[str, Any]
-    kept: bool
+    accepted: bool
     why: str
     stop: str
     digest: str
@@ -273,6 +273,6 @@ def step_digest(
     return digest.of("step", key, *contents, dict(metrics))
 
 
-def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], kept: bool) -> str:
+def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], accepted: bool) -> str:
     """Return what a round leaves: its last step's digest, the models at its head, and the verdict."""
-    return digest.of("round", index, last_step, {role: model.digest for role, model in models.items()}, kept)
+    return digest.of("round", index, last_step, {role: model.digest for role, model in models.items()}, accepted)

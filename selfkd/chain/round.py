@@ -89,7 +89,7 @@ class Round:
         train = self.run.split("train")
         after_base = self.before[1:]
         for seal in reversed(after_base[-window:] if window else after_base):
-            if seal.kept:
+            if seal.accepted:
                 pool = Pool({"prompts": train.prompts}, train.files)
                 for made in self.run.commits(seal):
                     pool += commit.pool_of(self.run.paths, made)
@@ -115,7 +115,7 @@ class Round:
             steps=tuple(commit.entry_of(names, made) for made in self.made),
             models=head,
             metrics=dict(pool.metrics),
-            kept=accepted,
+            accepted=accepted,
             why=why,
             stop=stop,
             digest=records.round_digest(self.index, self.parent, head, accepted),
@@ -124,7 +124,7 @@ class Round:
         records.write(names.seal, seal, self.run.paths.tmp)
         sealed = records.read(names.seal, Seal)
         prune(self.run)
-        told = {"metrics": sealed.metrics, "kept": sealed.kept, "notes": sealed.notes, "digest": sealed.digest}
+        told = {"metrics": sealed.metrics, "accepted": sealed.accepted, "notes": sealed.notes, "digest": sealed.digest}
         self.attempt.event("sealed", round=self.index, **told)
 
     def _notes(self, pool: Pool) -> dict[str, Any]:

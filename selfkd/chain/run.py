@@ -181,7 +181,7 @@ class Run:
 
 def head_of(sealed: Iterable[Seal]) -> dict[str, Model]:
     """Return the models that the newest accepted round left, by role."""
-    accepted = [seal for seal in sealed if seal.kept]
+    accepted = [seal for seal in sealed if seal.accepted]
     return accepted[-1].head() if accepted else {}
 
 

@@ -17,7 +17,7 @@ Metrics = Mapping[str, Any]
 
 def best_round(sealed: Sequence[Seal], best: Best | None) -> int:
     """Return the accepted round with the best metric, the earliest on a tie; the newest accepted one where no metric is named."""
-    accepted = [seal for seal in sealed if seal.kept]
+    accepted = [seal for seal in sealed if seal.accepted]
     if best is None:
         return accepted[-1].round if accepted else 0
     sign = 1 if best.mode == "max" else -1

@@ -15,12 +15,13 @@ import polars as pl
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int32)
+MASK = pl.List(pl.Boolean)
 NAMES = pl.List(pl.String)
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     # meta is a JSON object; answer is the gold answer; id is a content hash plus an occurrence number for repeats.
     "prompts": {"id": pl.String, "source": pl.String, "answer": pl.String, "messages": MESSAGES, "meta": pl.String},
-    # asked is what the teacher saw; prompt is what the student sees. logprob is the sum over the completion's tokens.
+    # teacher_messages is what the teacher saw; prompt is what the student sees. logprob is the sum over the completion's tokens.
     "samples": {
         "id": pl.String,
         "prompt": pl.String,
@@ -28,13 +29,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "number": pl.Int32,
         "parents": NAMES,
         "model": pl.String,
-        "finish": pl.String,
+        "finish_reason": pl.String,
         "seed": pl.Int64,
         "logprob": pl.Float64,
         "chars": pl.Int32,
         "tokens": pl.Int32,
-        "u": pl.Float64,
-        "asked": MESSAGES,
+        "tiebreak": pl.Float64,
+        "teacher_messages": MESSAGES,
         "text": pl.String,
         "token_ids": IDS,
     },
@@ -51,7 +52,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     # id names a sample (stream = its stream) or a prompt (stream is null).
     "drops": {"id": pl.String, "stream": pl.String, "step": pl.String, "reason": pl.String},
     # One training row. messages is the student's view; *_ids are the sampled token ids, null for text nobody sampled
-    # (a gold answer); *_ended says that the completion ended by itself, so an end-of-sequence token is there to learn.
+    # (a gold answer); *_ended says that the completion ended by itself, so an end-of-sequence token is there to learn;
+    # *_mask is true where a token is learned, one value per id, and null where all of them are.
     "rows": {
         "id": pl.String,
         "kind": pl.String,
@@ -63,9 +65,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "chosen": pl.String,
         "chosen_ids": IDS,
         "chosen_ended": pl.Boolean,
+        "chosen_mask": MASK,
         "rejected": pl.String,
         "rejected_ids": IDS,
         "rejected_ended": pl.Boolean,
+        "rejected_mask": MASK,
     },
 }
 KEYS = {
@@ -77,10 +81,10 @@ KEYS = {
 }
 HEAVY = {
     "prompts": ("messages", "meta"),
-    "samples": ("asked", "text", "token_ids"),
+    "samples": ("teacher_messages", "text", "token_ids"),
     "scores": (),
     "drops": (),
-    "rows": ("messages", "chosen", "chosen_ids", "rejected", "rejected_ids"),
+    "rows": ("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask"),
 }
 
 

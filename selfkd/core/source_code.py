@@ -6,9 +6,9 @@ A comment or a docstring changes nothing, a helper does. Nothing in the file is 
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from selfkd.core.digest import of
 
@@ -27,7 +27,25 @@ def local_sources(path: Path, root: Path | None = None) -> dict[str, Path]:
 
 def _tree_digest(path: Path) -> str:
     tree = ast.parse(path.read_text("utf-8"), filename=str(path))
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()
+    return of(_plain(_without_docstrings(tree)))
+
+
+def _plain(node: Any) -> Any:
+    """Return a syntax tree as plain JSON, the same on every Python: what is empty or None is left out, as newer ones add fields."""
+    if isinstance(node, ast.Constant):
+        return ["Constant", repr(node.value)]  # 1, 1.0, True and "1" differ
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts between the parts of an f-string
+        return [
+            "JoinedStr",
+            [_plain(part) for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")],
+        ]
+    if isinstance(node, ast.AST):
+        given = {name: getattr(node, name, None) for name in node._fields}
+        return [
+            type(node).__name__,
+            {name: _plain(value) for name, value in given.items() if value is not None and value != []},
+        ]
+    return [_plain(item) for item in node] if isinstance(node, list) else node
 
 
 def _collect(path: Path, root: Path, found: dict[str, Path]) -> None:

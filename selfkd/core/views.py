@@ -1,6 +1,6 @@
 """The tables that recipe expressions see, made from a pool: samples with their scores, prompts with their aggregates.
 
-Expressions are Polars SQL. Row order is never left to a group-by: everything is sorted by id or by the hashed number `u`.
+Expressions are Polars SQL. Row order is never left to a group-by: everything is sorted by id or by the hashed number `tiebreak`.
 """
 
 from __future__ import annotations

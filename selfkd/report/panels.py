@@ -25,12 +25,12 @@ def print_rows(found: Found, to: Console) -> None:
 
 def _sample(row: Mapping[str, Any], scores: Sequence[str]) -> Panel:
     parts: list[RenderableType] = [_field("prompt", _last_user(row["messages"]))]
-    if row["asked"] and row["messages"] and row["asked"] != row["messages"]:
-        parts.append(_field("asked", _teacher_text(row["asked"])))  # the teacher saw more than the student
+    if row["teacher_messages"] and row["messages"] and row["teacher_messages"] != row["messages"]:
+        parts.append(_field("teacher saw", _teacher_text(row["teacher_messages"])))
     if row["answer"] is not None:
         parts.append(_field("answer", row["answer"]))
     values = "   ".join(f"{name} {_number(row[name])}" for name in scores)
-    length = f"{row['tokens']} tokens, {'cut at the limit' if row['finish'] == 'length' else row['finish']}"
+    length = f"{row['tokens']} tokens, {'cut at the limit' if row['finish_reason'] == 'length' else row['finish_reason']}"
     foot = Text(f"{values}   " if values else "").append(_fate(row)).append(f"   {length}   {row['model']}", "dim")
     return _panel(f"{row['stream']} {row['id']}", *parts, Rule(style="dim"), Text(_cut(row["text"])), Rule(style="dim"), foot)
 

@@ -38,7 +38,7 @@ def samples(folder: Path, index: int | None = None, step: str | None = None, whe
     paths = Paths(folder)
     info = status.info_of(paths)
     found = contents.samples(paths, index, step, where)
-    first = views.with_heavy(found.rows.head(n), found.pool, ["text", "asked"])
+    first = views.with_heavy(found.rows.head(n), found.pool, ["text", "teacher_messages"])
     return Found(
         table="samples",
         title=_title(found.index, step, where, "samples"),

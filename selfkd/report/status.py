@@ -144,7 +144,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit], base: dict[str
     swaps = [swap for commit in reversed(commits) if (swap := commit.notes.get("swap"))]
     return RoundSummary(
         index=seal.round,
-        accepted=seal.kept,
+        accepted=seal.accepted,
         why=seal.why,
         stop=seal.stop,
         digest=seal.digest,

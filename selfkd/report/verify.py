@@ -189,7 +189,7 @@ class _Walk:
             self.problem(f"{where} does not follow the round before it")
         self.sealed_steps(names, seal)
         if last_step is not None:
-            if seal.digest != records.round_digest(names.index, last_step, seal.models, seal.kept):
+            if seal.digest != records.round_digest(names.index, last_step, seal.models, seal.accepted):
                 self.problem(f"{where}: its digest does not follow from its steps and models")
             metrics = {key: value for commit in commits if commit for key, value in commit.metrics.items()}
             if seal.metrics != metrics:

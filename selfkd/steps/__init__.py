@@ -4,7 +4,7 @@ from selfkd.steps.build import BuildStep
 from selfkd.steps.gold import GoldStep
 from selfkd.steps.load import LoadStep
 from selfkd.steps.measure import MeasureStep
-from selfkd.steps.recall import RecallStep
+from selfkd.steps.replay import ReplayStep
 from selfkd.steps.sample import SampleStep
 from selfkd.steps.score import ScoreStep
 from selfkd.steps.select import SelectStep
@@ -12,7 +12,7 @@ from selfkd.steps.step import STAGES, Step
 from selfkd.steps.train import TrainStep
 
 VERBS: dict[str, type[Step]] = {
-    "recall": RecallStep,
+    "replay": ReplayStep,
     "gold": GoldStep,
     "sample": SampleStep,
     "score": ScoreStep,

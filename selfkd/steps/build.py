@@ -100,7 +100,9 @@ class BuildStep(Step):
         texts = [text for text in (self.chosen, self.rejected, self.by) if text and not text.isidentifier()]
         view = views.sample_view(pool, self.of, *texts)
         order = views.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
-        view = view.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True).drop("_by")
+        view = (
+            view.with_columns(order.alias("_by")).sort("_by", "tiebreak", descending=[True, False], nulls_last=True).drop("_by")
+        )
         chosen, rejected = (_by_prompt(view.filter(self._side(side, view))) for side in (self.chosen, self.rejected))
         pairs = [
             (prompt, *pair)
@@ -139,7 +141,7 @@ class BuildStep(Step):
             texts = pool.scan("samples").filter(pl.col("id").is_in(pairs[side].drop_nulls().implode()))
             names = {f"{side}_text": "text", f"{side}_ids": "token_ids"}
             found = texts.select(
-                pl.col("id").alias(side), (pl.col("finish") == "stop").alias(f"{side}_ended"), **names
+                pl.col("id").alias(side), (pl.col("finish_reason") == "stop").alias(f"{side}_ended"), **names
             ).collect()
             pairs = pairs.join(found, on=side, how="left", maintain_order="left")
         return pairs

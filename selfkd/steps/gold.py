@@ -49,10 +49,10 @@ class GoldStep(Step):
                     "number": 0,
                     "parents": [],
                     "model": "gold",
-                    "finish": "stop",
+                    "finish_reason": "stop",
                     "chars": len(text),
-                    "u": digest.uniform(context.seed("tie"), *key),
-                    "asked": prompt["messages"],
+                    "tiebreak": digest.uniform(context.seed("tie"), *key),
+                    "teacher_messages": prompt["messages"],
                     "text": text,
                 }
             )

@@ -102,7 +102,7 @@ class MeasureStep(Step):
         """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is."""
         view = views.with_scores(held.samples, held)
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
-        found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish") == "length").mean()).row(0)
+        found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish_reason") == "length").mean()).row(0)
         for reference in self.functions():
             name = reference_parts(reference)[1]
             column = (

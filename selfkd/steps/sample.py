@@ -30,7 +30,7 @@ class SampleStep(Step):
     temperature: float = Field(1.0, ge=0, description="0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this much probability.")
     top_k: int = Field(0, ge=0, description="Keep only this many most likely tokens; 0 keeps all.")
-    max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; a cut one has finish = 'length'.")
+    max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; a cut one has finish_reason = 'length'.")
     stop: tuple[str, ...] = Field((), description="Strings that end an answer; they are not part of it.")
     template: str | None = Field(
         None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja."
@@ -88,8 +88,8 @@ class SampleStep(Step):
                         "number": number,
                         "parents": parents,
                         "seed": context.seed("sample", about["prompt"], parents, number, 0),
-                        "u": digest.uniform(context.seed("tie"), *key),
-                        "asked": about["asked"],
+                        "tiebreak": digest.uniform(context.seed("tie"), *key),
+                        "teacher_messages": about["teacher_messages"],
                     }
                 )
         return pl.DataFrame(rows, schema=REQUESTS).sort("prompt", "parents", "number")
@@ -109,7 +109,7 @@ class SampleStep(Step):
             parents = [None] * prompts.height
         render = context.template(self.template) if self.template else None
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)
-        return [{"prompt": row["id"], "of": of, "asked": self._asked(row, of, render)} for row, of in rows]
+        return [{"prompt": row["id"], "of": of, "teacher_messages": self._asked(row, of, render)} for row, of in rows]
 
     def _asked(self, prompt: dict[str, Any], of: dict[str, Any] | None, render: Any) -> list[dict[str, str]]:
         messages = list(prompt["messages"])

@@ -54,7 +54,7 @@ class SelectStep(Step):
     def run(self, pool: Pool, context: Context) -> Addition:
         rows = self._view(pool)
         order = views.expression(self.by, rows.columns, self.name) if self.by else pl.lit(0.0)
-        rows = rows.with_columns(order.alias("_by")).sort("_by", "u", descending=[True, False], nulls_last=True)
+        rows = rows.with_columns(order.alias("_by")).sort("_by", "tiebreak", descending=[True, False], nulls_last=True)
         dropped = []
         for reason, keep in self._tests(rows.columns):
             kept = rows.with_columns(keep.alias("_keep"))
@@ -69,7 +69,7 @@ class SelectStep(Step):
         if self.of != "prompts":
             return views.sample_view(pool, self.of, self.where, self.dedup, self.by)
         prompts = views.prompt_view(pool)
-        order = pl.col("id").alias("u")  # a content hash: as good as random, and the same everywhere
+        order = pl.col("id").alias("tiebreak")  # a content hash: as good as random, and the same everywhere
         return prompts.with_columns(order, stream=pl.lit(None, pl.String), prompt=pl.lit("all"))
 
     def _tests(self, columns: list[str]) -> list[tuple[str, pl.Expr]]:

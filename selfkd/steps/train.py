@@ -92,7 +92,7 @@ class TrainStep(Step):
         need = f"loss {self.loss} needs rows of kind {wanted}"
         if made is None and self._builds_itself(bool(seen.rows)):
             if not seen.streams:
-                yield "", "there is nothing to train on yet: a sample, gold or recall step comes first"
+                yield "", "there is nothing to train on yet: a sample, gold or replay step comes first"
         elif made is None:
             known = ", ".join(f"'{stream}' for {role}" for stream, role in seen.rows) or "none"
             put = f"put `build: {{kind: {wanted}, ...}}` before it (rows built so far: {known})"

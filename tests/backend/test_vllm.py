@@ -33,7 +33,14 @@ def numerics(**changes: Any) -> dict[str, Any]:
 
 def chunk(folder: Path, words: list[str], key: str = "k") -> Chunk:
     rows = [
-        {"id": f"s-{text}", "prompt": text, "number": 0, "seed": digest.seed("test", text), "u": 0.5, "asked": say(text)}
+        {
+            "id": f"s-{text}",
+            "prompt": text,
+            "number": 0,
+            "seed": digest.seed("test", text),
+            "tiebreak": 0.5,
+            "teacher_messages": say(text),
+        }
         for text in words
     ]
     requests = pl.DataFrame(rows, schema=REQUESTS)
@@ -78,8 +85,8 @@ def test_a_chunk_generated_twice_is_the_same_file(engine: vllm.Engine, tmp_path:
 
 def test_the_end_token_is_among_the_ids_where_the_model_stopped_itself(engine: vllm.Engine, tmp_path: Path) -> None:
     answers = pl.read_parquet(engine.generate(chunk(tmp_path, WORDS * 1), Sampling(max_tokens=100)).path)
-    assert set(answers["finish"]) <= {"stop", "length"} and "stop" in set(answers["finish"])
-    for finish, ids, text in answers.select("finish", "token_ids", "text").iter_rows():
+    assert set(answers["finish_reason"]) <= {"stop", "length"} and "stop" in set(answers["finish_reason"])
+    for finish, ids, text in answers.select("finish_reason", "token_ids", "text").iter_rows():
         assert (ids[-1] == 2) == (finish == "stop") and "</s>" not in text
 
 
@@ -117,7 +124,7 @@ def test_log_probabilities_agree_with_transformers(engine: vllm.Engine, family: 
 
 def test_log_probabilities_asked_for_while_sampling_are_those_of_scoring(engine: vllm.Engine, tmp_path: Path) -> None:
     answers = pl.read_parquet(engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24, extra={"logprobs": 0})).path)
-    scored = engine.logprobs(answers.select("id", pl.col("asked").alias("messages"), "text", "token_ids"))
+    scored = engine.logprobs(answers.select("id", pl.col("teacher_messages").alias("messages"), "text", "token_ids"))
     assert [value for _, value, _ in scored] == pytest.approx(answers["logprob"].to_list(), abs=1e-3)
 
 
@@ -205,7 +212,7 @@ def test_a_stop_text_ends_the_answer_before_it(engine: vllm.Engine, tmp_path: Pa
     plain = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), Sampling(max_tokens=24, temperature=0.0)).path)
     stop = plain["text"][0][3]
     cut = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), Sampling(max_tokens=24, temperature=0.0, stop=(stop,))).path)
-    assert cut["text"][0] == plain["text"][0].split(stop)[0] and cut["finish"][0] == "stop"
+    assert cut["text"][0] == plain["text"][0].split(stop)[0] and cut["finish_reason"][0] == "stop"
 
 
 @pytest.mark.parametrize("dithered", [False, True], ids=["plain", "dithered"])

@@ -259,7 +259,7 @@ def test_a_rolled_back_round_is_sealed_and_the_chain_goes_on_from_its_parent(tmp
     text = RECIPE.replace("rounds: 2", "rounds: 2\nkeep_if: dev_chars > 1000000")
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
     sealed = run.sealed()
-    assert [record.kept for record in sealed] == [True, False, False]
+    assert [record.accepted for record in sealed] == [True, False, False]
     assert len({record.models["policy"].digest for record in sealed}) == 1
     assert "dev_chars" in sealed[1].why
 
@@ -277,5 +277,5 @@ def test_a_checkpoint_that_a_step_goes_on_using_stays_whatever_keep_says(tmp_pat
         "{loss: sft}", "{loss: sft, from: base}"
     )
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
-    assert [record.kept for record in run.sealed()] == [True] * 5
+    assert [record.accepted for record in run.sealed()] == [True] * 5
     assert sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*")) == ["round-000", "round-004"]

@@ -18,7 +18,7 @@ def rounds(*values: float | None, rolled_back: tuple[int, ...] = (), tokens: int
 
 def sealed(index: int, metrics: dict[str, Any], accepted: bool = True, tokens: int = 0) -> Seal:
     return Seal(
-        format=1, round=index, parent="", steps=(), models={}, metrics=metrics, kept=accepted, why="", stop="",
+        format=2, round=index, parent="", steps=(), models={}, metrics=metrics, accepted=accepted, why="", stop="",
         digest="", notes={"tokens": tokens},
     )  # fmt: skip
 

@@ -19,7 +19,8 @@ CELLS = {
     "text": st.none() | st.text(max_size=6),
     "token_ids": st.none() | st.lists(st.integers(0, 9), max_size=3),
     "logprob": st.none() | st.floats(-9, 0),
-    "asked": st.none() | st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": st.text(max_size=3)}), max_size=2),
+    "teacher_messages": st.none()
+    | st.lists(st.fixed_dictionaries({"role": st.just("user"), "content": st.text(max_size=3)}), max_size=2),
 }
 ROWS = st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=6, unique_by=lambda row: row["id"])
 
@@ -41,7 +42,16 @@ def test_a_null_is_not_an_empty_text_nor_an_empty_list_nor_a_zero():
     def of(**cells: object) -> str:
         return digest.table(shape("samples", [{"id": "a", **cells}]), ("id",))
 
-    assert len({of(), of(text=""), of(token_ids=[]), of(token_ids=[0]), of(logprob=0.0), of(asked=[])}) == 6
+    assert len({of(), of(text=""), of(token_ids=[]), of(token_ids=[0]), of(logprob=0.0), of(teacher_messages=[])}) == 6
+
+
+@given(ROWS)
+def test_a_column_that_is_null_everywhere_counts_as_not_there(rows):
+    frame = shape("samples", rows)
+    grown = frame.with_columns(entropy=pl.lit(None, pl.Float64))
+    assert digest.table(grown, ("id",)) == digest.table(frame, ("id",))
+    used = grown.with_columns(entropy=pl.when(pl.int_range(pl.len()) == 0).then(0.5))
+    assert digest.table(used, ("id",)) != digest.table(frame, ("id",))
 
 
 def test_the_parquet_writer_does_not_count(tmp_path):

@@ -75,7 +75,7 @@ def test_the_columns_after_each_step_are_shown():
         "prompts": ["right_max", "right_mean", "right_n"],
         "pairs": ["chosen_right", "rejected_right"],
     }
-    assert {"finish", "tokens", "u", "text"} <= set(found["always"]["samples"])
+    assert {"finish_reason", "tokens", "tiebreak", "text"} <= set(found["always"]["samples"])
     assert "right_max" in linted().text()
 
 

@@ -76,7 +76,7 @@ def test_a_misspelt_field_inside_a_block_is_named_with_its_line():
 
 def test_an_unknown_verb_lists_the_verbs():
     [problem] = problems("  - smaple: {n: 4}\n")
-    assert problem.startswith(f"r.yaml:{LINE}  steps[0]: no verb 'smaple'. Did you mean 'sample'? Verbs: recall, gold, sample,")
+    assert problem.startswith(f"r.yaml:{LINE}  steps[0]: no verb 'smaple'. Did you mean 'sample'? Verbs: replay, gold, sample,")
 
 
 def test_every_problem_is_told_at_once_in_the_order_of_the_lines():
@@ -121,7 +121,7 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ),
         (
             "score: reward/math.py:correct",
-            "steps[0].score: there are no samples yet: a sample, gold or recall step comes first",
+            "steps[0].score: there are no samples yet: a sample, gold or replay step comes first",
         ),
         ("sample: {of: draft}", "steps[0].sample: no stream 'draft' here. Streams: none yet"),
     ],
@@ -408,9 +408,9 @@ def test_round_0_measures_the_base_and_the_warmed_up_model():
     assert [step.name for step in recipe.closing_steps()] == ["last", "measure-test"]
 
 
-def test_recall_brings_the_scores_of_earlier_rounds():
-    steps = "  - recall\n  - select: {where: 'correct = 1'}\n  - sample\n  - score: reward/math.py:correct\n"
-    assert names(loaded(steps), 1) == ["recall", "select", "sample", "score"]
+def test_replay_brings_the_scores_of_earlier_rounds():
+    steps = "  - replay\n  - select: {where: 'correct = 1'}\n  - sample\n  - score: reward/math.py:correct\n"
+    assert names(loaded(steps), 1) == ["replay", "select", "sample", "score"]
 
 
 def test_the_model_is_a_path_where_one_is_found_and_else_a_hub_id():

@@ -25,7 +25,7 @@ def test_samples_are_a_frame_with_texts_scores_fate_and_the_prompt(done):
     found = samples(done, 1, n=3)
     assert (found.total, found.matched, found.first.height) == (36, 36, 3)
     assert found.scores == ["last_number"]
-    assert {"text", "asked", "messages", "answer", "last_number", "kept", "why"} <= set(found.first.columns)
+    assert {"text", "teacher_messages", "messages", "answer", "last_number", "kept", "why"} <= set(found.first.columns)
     assert found.first["messages"].null_count() == 0 and found.first["answer"].null_count() == 0
 
 

@@ -42,7 +42,8 @@ def test_a_template_is_what_the_teacher_sees_and_never_what_the_student_is_train
     run = run_of(tmp_path, steps, "rounds=1")
     asked, rows = table(run, "sample", "samples"), table(run, "train", "rows")
     assert all(
-        messages[0]["content"] == "Be brief." and "The answer is" in messages[1]["content"] for messages in asked["asked"]
+        messages[0]["content"] == "Be brief." and "The answer is" in messages[1]["content"]
+        for messages in asked["teacher_messages"]
     )
     assert all(len(messages) == 1 and "The answer is" not in messages[0]["content"] for messages in rows["messages"])
 
@@ -62,7 +63,9 @@ def test_a_sample_about_a_sample_names_its_parent(tmp_path):
     first, better = table(run, "sample", "samples"), table(run, "sample-2", "samples")
     assert sorted(better["parents"].explode()) == sorted(first["id"])
     texts = dict(first.select("id", "text").iter_rows())
-    assert all(row["asked"][-1]["content"] == f"Improve: {texts[row['parents'][0]]}" for row in better.iter_rows(named=True))
+    assert all(
+        row["teacher_messages"][-1]["content"] == f"Improve: {texts[row['parents'][0]]}" for row in better.iter_rows(named=True)
+    )
 
 
 def test_select_filters_then_caps_and_every_drop_has_its_reason(tmp_path):
@@ -122,12 +125,12 @@ def test_spin_pairs_the_gold_answer_with_the_own_one(tmp_path):
     assert rows["chosen"].str.contains(r"^\d+$").all() and rows["chosen_ids"].null_count() == 12 and rows["chosen_ended"].all()
 
 
-def test_recall_brings_back_what_earlier_rounds_kept_and_scores_come_along(tmp_path):
-    steps = SAMPLE + SCORE + "  - recall: 1\n  - select: last_number = 1\n  - train: sft\n"
+def test_replay_brings_back_what_earlier_rounds_kept_and_scores_come_along(tmp_path):
+    steps = SAMPLE + SCORE + "  - replay: 1\n  - select: last_number = 1\n  - train: sft\n"
     run = run_of(tmp_path, steps, "rounds=3")
     kept = [record.notes["funnel"][-1][1] for record in run.sealed()]
-    assert table(run, "recall", "samples", 2).height == kept[1]
-    assert table(run, "recall", "scores", 2)["value"].unique().to_list() == [1.0]
+    assert table(run, "replay", "samples", 2).height == kept[1]
+    assert table(run, "replay", "scores", 2)["value"].unique().to_list() == [1.0]
     assert kept[2] > kept[1]
 
 

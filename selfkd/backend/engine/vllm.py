@@ -89,8 +89,8 @@ class Engine:
         started = time.perf_counter()
         self._forget()
         ends = sorted(end_ids(self._tok))
-        rows = chunk.requests.select("id", "seed", "asked").to_dicts()
-        prompts = [self._prompt(row["id"], row["asked"], sampling.max_tokens) for row in rows]
+        rows = chunk.requests.select("id", "seed", "teacher_messages").to_dicts()
+        prompts = [self._prompt(row["id"], row["teacher_messages"], sampling.max_tokens) for row in rows]
         outputs = self._run(prompts, [_params(sampling, ends, row["seed"]) for row in rows], on_tokens)
         completions = [_completion(output.outputs[0]) for output in outputs]
         path = write_chunk(chunk, self.model, completions)

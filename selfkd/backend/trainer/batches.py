@@ -71,6 +71,10 @@ def encode(tok: Any, record: dict[str, Any], pair: bool) -> Row:
 
 def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
     text, sampled, ended = record[side], record[f"{side}_ids"], record[f"{side}_ended"]
+    if record[f"{side}_mask"] is not None:
+        raise GuardError(
+            f"row {record['id']} says which tokens to learn, and every token would be", "train", "Leave the mask out."
+        )
     if not text and not sampled:
         return np.zeros(0, np.int32)
     return np.array(tokens.encode_completion(tok, text or "", sampled, ended is not False), np.int32)

@@ -1,4 +1,4 @@
-"""recall: what earlier rounds of this chain made. The kept samples by default; never reference log-probabilities."""
+"""replay: what earlier rounds of this chain made. The kept samples by default; never reference log-probabilities."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Step
 
 
-class RecallStep(Step):
+class ReplayStep(Step):
     """Add the kept samples of earlier rounds, with their prompts and scores; later rounds win where ids repeat."""
 
-    verb: ClassVar[str] = "recall"
+    verb: ClassVar[str] = "replay"
     short: ClassVar[str | None] = "rounds"
 
     rounds: int | None = Field(None, ge=1, description="How many rounds back (1 = the last one); default: all of them.")
     of: str | None = Field(None, description="Only samples of this stream.")
     kept: bool = Field(True, description="Only samples that their own round kept; false brings the dropped ones back too.")
-    as_: str | None = Field(None, alias="as", description="Stream for the recalled samples; default: the stream they had.")
+    as_: str | None = Field(None, alias="as", description="Stream for the replayed samples; default: the stream they had.")
 
     def adds(self, seen: Outlook) -> None:
         if seen.replayable is not None:
@@ -32,7 +32,7 @@ class RecallStep(Step):
             seen.add_streams([self.as_] if self.as_ else seen.replayable.streams)
 
     def cost(self, forecast: Forecast) -> Cost:
-        forecast.streams[self.as_ or "recalled"] = None
+        forecast.streams[self.as_ or "replayed"] = None
         return Cost(self.name)
 
     def run(self, pool: Pool, context: Context) -> Addition:
