@@ -210,7 +210,7 @@ def signal_owner(targets):
 
 
 def signal_by_descriptor(targets):
-    """A socket that signals its owner, who may be anybody, when something arrives."""
+    """Have a socket signal its owner, who may be anybody, when something arrives."""
     one, other = socket.socketpair()
     with one, other:
         fcntl.fcntl(one, fcntl.F_SETOWN, owner(targets))

@@ -31,10 +31,10 @@ ACCEPTED = "I accept"
 
 @dataclass(frozen=True)
 class Sandbox:
-    """How programs are run. Without `argv` they are Python, by this interpreter, warm: forked from a clean, started one.
+    """How programs are run. Without `argv` they are Python, by this interpreter, and warm: forked from a clean one.
 
     `argv`: another interpreter, such as ("/usr/bin/node", "{program}.js"); the program is written to that file in its working
-    directory. `python`: another Python, by path; `warm=False`: a fresh interpreter for each program. `see`: more paths to be seen
+    directory. `python`: another Python, by path; `warm=False`: a fresh interpreter for each program. `see`: more paths to show,
     read-only; for Python, folders are put on the import path. `env`: variables beside the few that are set. `tier`: use at most
     these walls; below tier 1 nothing is run unless `unsafe` is "I accept".
     """

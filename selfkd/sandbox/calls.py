@@ -98,7 +98,7 @@ class Calls:
 
 
 class Session:
-    """One process with the program in it and the channel to it, from its start to its end. `number` is that of the last call."""
+    """One process with the program in it and the channel to it, from start to end. `number` is that of the last call."""
 
     def __init__(self, runner: Runner) -> None:
         self.limits = runner.limits
@@ -171,7 +171,10 @@ class Session:
         return report
 
     def end(self, limit: str | None) -> str:
-        """Take the process down and return why it ended. Without a limit it is expected to end by itself: it closed its channel."""
+        """Take the process down and return why it ended.
+
+        Without a limit it is expected to end by itself, since it has closed its channel.
+        """
         with self.parts:
             self.jail.poll.unregister(self.channel)
             if limit:

@@ -1,5 +1,6 @@
-"""A cgroup (version 2) for the programs of one warden, where the host has delegated one: memory and processes counted by the kernel.
+"""A cgroup (version 2) for the programs of one warden, where the host has delegated one.
 
+In it the kernel itself counts memory, processes and processor time.
 Documentation/admin-guide/cgroup-v2.rst. A group is made beside or below our own, where the memory and pids controllers are
 handed down and we may make folders: under a systemd user session, in a delegated unit, or as root. Elsewhere `find` gives
 None, and the warden counts by looking.
@@ -124,7 +125,7 @@ def _open(path: str) -> Cgroup | None:
 
 
 def _prefix() -> str:
-    """Return how names of our groups begin. They hold the PID namespace, because process numbers of another one say nothing here."""
+    """Return how the names of our groups begin: with the PID namespace, since numbers of another one mean nothing here."""
     return f"{PREFIX}{os.readlink('/proc/self/ns/pid')[5:-1]}-"
 
 

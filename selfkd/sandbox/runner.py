@@ -24,7 +24,7 @@ class Done:
     """How a program ended. `ok`: by itself, with exit status 0, within all limits; that alone says nothing about its answer.
 
     `reason` is one line where it is not ok. `status` is the exit status, negative for a signal. `limit` names the limit that
-    ended it (time, cpu, memory, processes, output, file_size, disk). `memory` is its peak in bytes. `tier` is that of the walls.
+    ended it (time, cpu, memory, processes, output, file_size, disk). `memory` is its peak in bytes. `tier` is the walls' tier.
     """
 
     ok: bool
@@ -66,7 +66,7 @@ class Runner:
             return self._done(jail.wait(), warden.work)
 
     def job(self, kind: str, cpu: float | None = None) -> Job:
-        """Return what the warden is asked for: `kind` is that of `inside.main`, `cpu` the seconds where the limits name none."""
+        """Return what the warden is asked for: `kind` is that of `inside.main`, `cpu` holds where the limits name none."""
         return {
             "argv": self._command(kind),
             "kind": kind,

@@ -45,11 +45,15 @@ DENIED_WITHOUT_NAMESPACES: dict[str, tuple[int | None, int | None] | int] = {
     "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
     "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": 463,
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": 466, "file_setattr": 469,
-    "link": (86, None), "linkat": (265, 37), "openat2": 437, "truncate": (76, 45), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
+    "link": (86, None), "linkat": (265, 37), "openat2": 437, "truncate": (76, 45), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "pidfd_open": 434,
 }  # fmt: skip
-SIGNAL_CALLS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
+SIGNAL_CALLS = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+}  # fmt: skip
 EXEC_CALLS = {"execve": (59, 221), "execveat": (322, 281)}
 FORK_CALLS = {"fork": (57, None), "vfork": (58, None)}
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT = (56, 220), 435, (53, 199), (302, 261)

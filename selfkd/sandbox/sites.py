@@ -31,7 +31,10 @@ LIBRARIES_CODE = (
 
 @cache
 def python_view(python: str | None) -> tuple[str, ...]:
-    """Return what a Python needs to see: itself, its library, the system's shared libraries. Raise UsageError if it does not run."""
+    """Return what a Python needs to see: itself, its library, the system's shared libraries.
+
+    Raise UsageError where `python` is not one, or does not run.
+    """
     named = python or sys.executable
     path = os.path.realpath(named)
     try:

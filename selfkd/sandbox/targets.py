@@ -19,7 +19,7 @@ VICTIMS = ("truncated", "removed", "renamed", "changed")  # one file for each at
 PROBE_VARIABLE = "SELFKD_PROBE"
 IPC_PRIVATE, IPC_RMID, IPC_NOWAIT = 0, 0, 0o4000
 NEW_QUEUE = 0o1600  # IPC_CREAT, for this user only
-Aims = dict[str, str | int]  # what an attack is told, by name
+Aims = dict[str, str | int]  # what an attack is given, by name
 
 
 @contextmanager

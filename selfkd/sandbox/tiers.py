@@ -1,9 +1,9 @@
 """What walls this host has, found out by attacking them: never by version numbers alone.
 
 Tier 2: own namespaces, Landlock, system calls filtered. Tier 1: Landlock and the filter. Tier 0: resource limits only, and then
-the sandbox refuses. A tier counts only if every attack of `selfkd.sandbox.attacks` was denied in a throw-away program on this host.
-The result is kept until the next boot, for this kernel, user, interpreter and version of the sandbox, in a file that only counts
-if nobody else can have written it. A stale note makes nothing unsafe: a wall that cannot be built stops the program.
+the sandbox refuses. A tier counts only if every attack of `selfkd.sandbox.attacks` was denied in a throw-away program on this
+host. The result is kept until the next boot, for this kernel, user, interpreter and version of the sandbox, in a file that only
+counts if nobody else can have written it. A stale note makes nothing unsafe: a wall that cannot be built stops the program.
 """
 
 from __future__ import annotations
@@ -30,17 +30,20 @@ from selfkd.sandbox.walls import Site
 WALLS_OF_TIER = {2: "namespaces, Landlock, seccomp", 1: "Landlock, seccomp", 0: "resource limits only"}
 PROBE_LIMITS = Limits(seconds=20.0)
 NAMESPACE_SWITCHES = {  # file: (value that closes user namespaces, how to open them)
-    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": ("1", "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or install bubblewrap with its AppArmor profile"),
+    "/proc/sys/kernel/apparmor_restrict_unprivileged_userns": (
+        "1",
+        "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or install bubblewrap with its AppArmor profile",
+    ),
     "/proc/sys/kernel/unprivileged_userns_clone": ("0", "sudo sysctl kernel.unprivileged_userns_clone=1"),
     "/proc/sys/user/max_user_namespaces": ("0", "sudo sysctl user.max_user_namespaces=10000"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Host:
     """The best tier of this host. `bubble` is the bwrap that makes its namespaces, '' for our own.
 
-    `lacks` says for each better tier what stood in the way; `attacks` is how many were tried.
+    `lacks` says for each better tier what prevents it; `attacks` is how many were tried.
     """
 
     tier: int
@@ -57,7 +60,7 @@ class Host:
 
     @property
     def refusal(self) -> str:
-        """One line: what is refused, what this host lacks, how to get it."""
+        """The error's one line: what is refused, what this host lacks, how to get it."""
         fix = f". {self.fix}" if self.fix else ""
         return f"this host cannot close the network to model-written code, so none is run: {'; '.join(self.lacks)}{fix}"
 

@@ -19,7 +19,7 @@ NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
 class Malformed(ValueError):
-    """The report is not one; the message is the reason."""
+    """The report is not a valid one; the message is the reason."""
 
 
 class Failed(Exception):
@@ -45,7 +45,7 @@ class Foreign:
 
 
 def read(report: bytes, number: int) -> Any:
-    """Return the value that report `number` holds. Raise Malformed where it is not exactly that, Failed where the call failed."""
+    """Return the value of report `number`. Raise Malformed where it is not exactly that, Failed where the call failed."""
     found = parse(report)
     if not isinstance(found, dict) or set(found) not in ({"id", "value"}, {"id", "error"}):
         raise Malformed("not a report")
@@ -122,7 +122,7 @@ def _decode_kind(kind: Any, parts: list[Any], depth: int) -> Any:
 
 
 def _distinct(members: list[Any]) -> list[Any]:
-    """Return the members of a set or the keys of a dict, if they differ. Hashes chosen to collide would take minutes to build it."""
+    """Return the members of a set or the keys of a dict, if they differ. Hashes that collide would take minutes to build it."""
     if members and max(Counter(map(hash, members)).values()) > MAX_SAME_HASH:
         raise Malformed("the members of a set have hashes that collide")
     if len(set(members)) < len(members):

@@ -95,7 +95,7 @@ def give_up_root(user: int) -> None:
 
 
 def _map_user(proc: int, user: int, group: int) -> None:
-    """One user and one group inside, which is what an ordinary user may map."""
+    """Map one user and one group, which is what an ordinary user may do."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{INSIDE_UID} {user} 1"), ("gid_map", f"{INSIDE_UID} {group} 1")):
         handle = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(handle, text.encode())
@@ -103,7 +103,7 @@ def _map_user(proc: int, user: int, group: int) -> None:
 
 
 def _build_root(view: tuple[str, ...], disk: int) -> None:
-    """A root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /box that is capped."""
+    """Build a root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /box with a cap."""
     k.mount("none", "/", None, k.MS_REC | k.MS_PRIVATE)
     k.mount("root", NEW_ROOT, "tmpfs", k.MS_NOSUID | k.MS_NODEV, "size=1m,mode=755")
     os.chdir(NEW_ROOT)
@@ -171,7 +171,7 @@ def limit(limits: KernelLimits, counted: bool) -> None:
 
 
 def _set(which: int, soft: int, hard: int) -> None:
-    """No higher than it already is."""
+    """Set a limit, but no higher than it already is."""
     now = resource.getrlimit(which)[1]
     most = hard if now == resource.RLIM_INFINITY else min(hard, now)
     resource.setrlimit(which, (min(soft, most), most))
@@ -181,7 +181,7 @@ def _set(which: int, soft: int, hard: int) -> None:
 
 
 def lock(site: Site, execs: bool) -> None:
-    """No capability, no new one; Landlock as the second wall around files, or the only one; system calls filtered.
+    """Give up capabilities, restrict files by Landlock (the second wall around them, or the only one), filter system calls.
 
     `execs`: other programs may be started. Below tier 2 a warm program does not need to, and one that did would lose its
     tie to the warden's life.
@@ -201,9 +201,10 @@ def lock(site: Site, execs: bool) -> None:
 
 
 def rights(site: Site) -> list[tuple[str, int]]:
-    """Below tier 2 the working directory is a flat folder of the host: only files, and none is removed while it can be held open.
+    """Return Landlock's rights by path.
 
-    So what a program stores is what the folder shows, and there are no folders, links or devices to clean up.
+    Below tier 2 the working directory is a flat folder of the host: it holds files only, and none is removed while it can be
+    held open. So what a program stores is what the folder shows, and there are no folders, links or devices to clean up.
     """
     flat = k.WRITE_FILE | k.READ_FILE | k.READ_DIR | k.MAKE_REG | k.TRUNCATE
     own = k.file_rights(site.abi) & ~(k.EXECUTE | k.MAKE_CHAR | k.MAKE_BLOCK | k.IOCTL_DEV)

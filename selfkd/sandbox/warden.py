@@ -1,9 +1,9 @@
 """The process that puts up the walls, watches from outside and takes everything down again: one program at a time.
 
-Its owner (`selfkd.sandbox.warden_pool`, `jail`) sends a job and four descriptors (input, output, errors, channel); the warden forks, hands
-them to the program and answers once nothing of the program is left. Programs, inputs and outputs never pass through here, so a
-program that is forked from this process finds no trace of another one's in its memory. Single-threaded, and started with a
-clean environment: it is the zygote of warm programs.
+Its owner (`selfkd.sandbox.jail`) sends a job and four descriptors (input, output, errors, channel). The warden forks, hands
+them to the program, and answers once nothing of the program is left. Programs, inputs and outputs never pass through here, so
+a program that is forked from this process finds no trace of another one's in its memory. The warden is single-threaded and is
+started with a clean environment: it is the zygote of warm programs.
 
 It dies with its owner: the control socket then reads empty, and every program dies with the warden (PR_SET_PDEATHSIG).
 """
@@ -56,10 +56,10 @@ class Reply(TypedDict, total=False):
 
 
 class Started(NamedTuple):
-    """A program that runs: the process to wait for, and the descriptor that process 1 of its namespace writes its status to."""
+    """A program that runs: the process to wait for, and what process 1 of its namespace writes the program's status to."""
 
     process: int
-    status: int
+    status_pipe: int
 
 
 class Warden:
@@ -80,7 +80,7 @@ class Warden:
         return self.group is not None and not self.group.lost
 
     def serve(self) -> tuple[str, list[str]] | None:
-        """Serve until the owner leaves. Returns only in a forked child that is to become a warm program: (kind, import path)."""
+        """Serve until the owner leaves. Return (kind, import path) in a forked child, which is to become a warm program."""
         while True:
             message, handles = receive(self.owner)
             if not message:
@@ -113,7 +113,7 @@ class Warden:
                 self.group, self.site = None, self.uncounted
         failures, failures_end = os.pipe()
         gate_end, gate = os.pipe()
-        status, status_end = os.pipe()
+        status_pipe, status_end = os.pipe()
         moved = [*handles, failures_end, gate_end, status_end]
         first = os.fork()
         if first == 0:
@@ -124,7 +124,7 @@ class Warden:
                 os.close(handle)
             if self.site.own_init:
                 os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and has written why
                 os.write(gate, b"!")
             lines = read_all(failures).splitlines()
         finally:
@@ -132,9 +132,9 @@ class Warden:
             os.close(failures)
         if failure := self.failure_in(lines):
             sweep()
-            os.close(status)
+            os.close(status_pipe)
             return {"failed": failure}
-        return Started(int(lines[0]) if lines and lines[0] != READY else first, status)
+        return Started(int(lines[0]) if lines and lines[0] != READY else first, status_pipe)
 
     def failure_in(self, lines: list[str]) -> str:
         """Return what went wrong, by what the child wrote until its program began; '' where nothing did."""
@@ -148,7 +148,7 @@ class Warden:
         return ""
 
     def become(self, job: Job, handles: list[int]) -> None:
-        """Go the child's way to the program. Returns only in a warm program, with the walls up; a failure is written and ends it."""
+        """Turn the child into the program. Return in a warm one, with the walls up; a failure is reported and ends it."""
         site, failures = self.site, handles[FAILURE_FD]
         try:
             if self.group:
@@ -175,7 +175,7 @@ class Warden:
             fail(error, failures)
 
     def guarded(self, started: Started, job: Job) -> Reply:
-        """`guard`; if that fails, nothing of the program goes on unwatched."""
+        """Do `guard`; if that fails, nothing of the program goes on unwatched."""
         try:
             return self.guard(started, job)
         except BaseException:
@@ -209,8 +209,8 @@ class Warden:
         if self.group:
             self.group.kill()
         sweep()
-        status = os.read(started.status, 16)
-        os.close(started.status)
+        status = os.read(started.status_pipe, 16)
+        os.close(started.status_pipe)
         limit = limit or self.limit_hit()
         cpu = self.cpu_spent(max(spent.ru_utime + spent.ru_stime, watcher.cpu))
         limit = limit or ("cpu" if cpu > limits["cpu"] else None)
@@ -287,7 +287,7 @@ def lock_down(site: walls.Site, job: Job) -> None:
 
 
 def staged(settings: str) -> None:
-    """Set limits, Landlock and seccomp, which bubblewrap does not: the entry point inside its namespaces, before the program."""
+    """Set what bubblewrap does not (limits, Landlock, seccomp): the entry point inside its namespaces, before the program."""
     try:
         given = json.loads(settings)
         site: walls.Site = read_site(given["site"])
@@ -316,7 +316,7 @@ def fail(error: BaseException, failures: int) -> NoReturn:
 
 
 def error_line(error: BaseException) -> str:
-    """Return one line: the call, and what the kernel said to it."""
+    """Return one line: the call, and the kernel's answer."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'fork'}: {error.strerror}"
     return f"{type(error).__name__}: {error}".replace("\n", " ")
@@ -414,7 +414,7 @@ def read_all(handle: int) -> str:
 
 
 def run() -> None:
-    """Serve as a warden (`warden_pool.WARDEN_CODE`): the control descriptor, settings and the package's folder are the arguments."""
+    """Serve as a warden (`warden_pool.WARDEN_CODE`). Its arguments: the control descriptor, settings, the package's folder."""
     sys.path.remove(sys.argv[3])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever our owner had set
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

@@ -90,7 +90,7 @@ class WardenProcess:
         return reply
 
     def lost(self) -> SandboxError:
-        """Return the error to raise where the warden has ended by itself or does not answer; what is left of it is taken down."""
+        """Take down what is left of a warden that has ended or does not answer, and return the error to raise."""
         self.close()
         return SandboxError(
             f"the sandbox's own process ended (status {self.process.returncode})", "", "SELFKD_DEBUG=1 shows why."

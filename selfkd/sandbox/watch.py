@@ -70,7 +70,7 @@ class Watcher:
         self.cpu_of: dict[int, float] = {}  # by process: its time when it was last seen, without its children's
 
     def look(self, memory_limit: int) -> Usage:
-        """Return what the tree uses now. Pages shared by forks are only told apart (slowly) where the plain sum is over the limit.
+        """Return what the tree uses now. Shared pages are told apart (slowly) only where the plain sum is over the limit.
 
         Processor time is counted in two ways, and the larger one holds: with the children that were waited for, and by what
         each process was last seen with, since a parent that ignores SIGCHLD is not charged for its children.
@@ -118,7 +118,7 @@ def _times(process: int) -> tuple[float, float]:
 
 
 def size_of_files(folder: str) -> int:
-    """Return the bytes that a program's files take up. Very many are as bad as large ones: counting them would take our time."""
+    """Return the bytes that a program's files take up. Very many are as bad as large ones: counting them takes our time."""
     total = 0
     with os.scandir(folder) as entries:
         for number, entry in enumerate(entries):
