@@ -16,13 +16,8 @@ from selfkd.errors import UsageError
 from selfkd.sandbox import kernel
 from selfkd.sandbox.walls import Site as Site
 
-SYSTEM_LIBRARIES = (
-    "/lib",
-    "/lib64",
-    "/usr/lib",
-    "/usr/lib64",
-    "/etc/ld.so.cache",
-)  # the C library, its loader, shared libraries
+# The C library, its loader, shared libraries.
+SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 WORK_PREFIX = "selfkd-box-"
 LIBRARIES_CODE = (
     "import json, sys, sysconfig as s; print(json.dumps([sys.base_prefix, s.get_path('stdlib'), s.get_path('platstdlib')]))"
