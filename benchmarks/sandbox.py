@@ -18,13 +18,16 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
-from selfkd.sandbox import Limits, Sandbox, attacks, host, jail, sites, tiers, watch
+from selfkd.sandbox import Limits, Sandbox, attacks, host, sites, tiers, warden_pool, watch
+from selfkd.sandbox.limits import MB
+from selfkd.sandbox.targets import targets
+from selfkd.sandbox.walls import PYTHON_FLAGS
 
 DOCS = Path(__file__).parent.parent / "docs/sandbox.md"
 ROUNDS, PROGRAMS, PARALLEL = 150, 400, 16
 HELLO = "print(1)"
 WORK = "n = sum(i * i for i in range(200_000))\nprint(n)"  # about 20 ms
-BARE = [os.path.realpath(sys.executable), *jail.PYTHON, "-c", "pass"]
+BARE = [os.path.realpath(sys.executable), *PYTHON_FLAGS, "-c", "pass"]
 TWENTY = (
     "tcp", "tcp_listen", "udp", "unix_stream", "abstract_socket", "netlink", "read_passwd", "read_others_file",
     "read_environment_of_owner", "read_descriptors_of_owner", "write_outside", "overwrite", "remove", "change_mode",
@@ -54,7 +57,7 @@ def starts() -> Iterator[tuple[str, str]]:
     ways["`subprocess.run`, no walls"] = lambda: subprocess.run(BARE, capture_output=True)
     ways |= {name: (lambda box=box: box.run(HELLO)) for name, box in boxes().items()}
     if bubble := shutil.which("bwrap"):
-        bubbled = tiers.at(sites.site(2, sites.python_view(None), bubble), Limits())
+        bubbled = tiers.runner_at(sites.site(2, sites.python_view(None), bubble), Limits())
         ways["tier 2, cold, by bubblewrap"] = lambda: bubbled.run(HELLO)
     for call in ways.values():
         call()
@@ -74,7 +77,7 @@ def throughput() -> Iterator[tuple[str, str]]:
         for cores in (1, 2):
             with on(cores):
                 rates.append(PROGRAMS / timed(lambda box=box, cores=cores: many(box, HELLO, PROGRAMS, cores)))
-                jail.close_idle()
+                warden_pool.close_idle()
         yield (
             f"programs per second, {name}",
             f"{rates[0]:.0f} on one core, {rates[1]:.0f} on two ({rates[1] / rates[0]:.2f} times)",
@@ -91,7 +94,7 @@ def many(box: Sandbox, program: str, count: int, threads: int) -> list[float]:
 def on(cores: int) -> Iterator[None]:
     """This process and what it starts on so many cores."""
     usable = sorted(os.sched_getaffinity(0))
-    jail.close_idle()
+    warden_pool.close_idle()
     os.sched_setaffinity(0, usable[:cores])
     try:
         yield
@@ -132,13 +135,13 @@ def tests() -> Iterator[tuple[str, str]]:
 def memory() -> Iterator[tuple[str, str]]:
     """Memory that is nobody else's or shared by parts (PSS), while a program of one line waits."""
     for name, box in boxes().items():
-        jail.close_idle()
+        warden_pool.close_idle()
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(box.run, "import time; time.sleep(1)")
             time.sleep(0.6)
             [warden] = watch.children(os.getpid())
             program = watch.tree(warden)[-1]
-            sizes = [watch._proportional(one) / jail.MB for one in (program, warden)]
+            sizes = [watch.proportional_memory(one) / MB for one in (program, warden)]
             waiting.result()
         yield f"memory (PSS), {name}", f"{sizes[0]:.1f} MB for the program, {sizes[1]:.1f} MB for its warden"
 
@@ -157,10 +160,10 @@ def verdict(evidence: str) -> str:
 
 def plainly(name: str) -> str:
     """One attack in a subprocess with a timeout, which is how evaluation scripts run model-written code; in a scratch folder."""
-    with tiers.targets() as (told, seen):
-        program = f"{Path(attacks.__file__).read_text()}\nprint(attack({name!r}, {told!r}))"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=told["folder"])
-        return done.stdout.strip() or seen()
+    with targets() as (aims, evidence):
+        program = f"{Path(attacks.__file__).read_text()}\nprint(attack({name!r}, {aims!r}))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, cwd=aims["folder"])
+        return done.stdout.strip() or evidence()
 
 
 def table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:

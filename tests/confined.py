@@ -87,10 +87,10 @@ def refuse(lacking: str) -> None:
         code += [(s.EQUAL, 0, 1, numbers[place]), s.refuse(errno)]
     if lacking == "namespaces":
         code += [(s.EQUAL, 0, 1, s.CLONE3), s.refuse(38)]
-        code += s.when(s.CLONE[place], 0, [(s.SET, 0, 1, s.NEW_NAMESPACES), s.refuse()])
+        code += s.if_call(s.CLONE[place], 0, [(s.SET, 0, 1, s.CLONE_NEW_NAMESPACES), s.refuse()])
     code += [(s.RETURN, 0, 0, s.ALLOW)]
     k.prctl("NO_NEW_PRIVS", k.NO_NEW_PRIVS, 1)
-    k.install(b"".join(struct.pack("=HBBI", *one) for one in code))
+    k.install_filter(b"".join(struct.pack("=HBBI", *one) for one in code))
 
 
 def host() -> Any:

@@ -39,7 +39,7 @@ FORGED_CALLS = {
     "patches comparison": "import builtins\nbuiltins.all = builtins.any = lambda *a: True\nint.__class__\ndef f(x): return 0",
     "patches json, marshal and the harness": (
         "import sys, json\njson.loads = lambda *a, **k: {'id': 1, 'value': 7}\njson.dumps = lambda *a, **k: 'passed'\n"
-        "for m in list(sys.modules.values()):\n  for n in ('encode', 'send', 'told', 'same', 'judge', 'read', 'value'):\n"
+        "for m in list(sys.modules.values()):\n  for n in ('encode', 'send', 'error_text', 'same', 'judge', 'read', 'value'):\n"
         "    if hasattr(m, n):\n      try: setattr(m, n, lambda *a, **k: 'true')\n      except Exception: pass\ndef f(x): return 0"
     ),
     "patches builtins under the harness": (

@@ -14,17 +14,19 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from selfkd.sandbox import values
-from selfkd.sandbox.jail import Jail, line, warden
+from selfkd.sandbox.jail import Jail
+from selfkd.sandbox.reasons import one_line, reason
+from selfkd.sandbox.runner import Runner
+from selfkd.sandbox.warden_pool import borrowed
 
-if TYPE_CHECKING:
-    from selfkd.sandbox.box import Sandbox
-
-HEAD = 4
-GOING_SECONDS = 1.0  # for a process that has closed its channel to end
-MANY_SECONDS = 600.0  # of processor time for a process that answers many calls, each of which has its own deadline
+HEAD_BYTES = 4  # before each frame: its length
+LAST_SECONDS = 1.0  # for a process that has closed its channel to end
+CALLS_CPU_SECONDS = 600.0  # for a process that answers many calls, each of which has its own deadline
+MARSHAL_VERSION = 2  # every Python since 2.5 reads it, and what is sent comes from the tests, not from the program
+STOPPED = "stopped"  # the limit named where we end a process that has hit none
 
 
 @dataclass(frozen=True)
@@ -39,144 +41,152 @@ class Returned:
 class Calls:
     """A program whose functions can be called; use it as a context manager. `broken` says why no call can succeed."""
 
-    def __init__(self, box: Sandbox, program: str | bytes) -> None:
-        self.box, self.program = box, program.encode("utf-8", "surrogatepass") if isinstance(program, str) else program
-        self.broken, self.tier, self.number = "", 0, 0
-        self.jail: Jail | None = None
-        self.parts = ExitStack()
+    def __init__(self, runner: Runner, program: str | bytes) -> None:
+        self.runner = runner
+        self.program = program.encode("utf-8", "surrogatepass") if isinstance(program, str) else program
+        self.tier = runner.site.tier
+        self.broken = ""
         self.starts = 0
+        self._session: Session | None = None
 
     def __enter__(self) -> Calls:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end("stopped")
+        self.end()
 
     def call(self, name: str, *arguments: Any, **keywords: Any) -> Returned:
         """Call `name` (or `Class.method` of a new instance) with plain data; never raises for what the program does."""
-        if self.jail is None and not self.broken:
+        if self._session is None and not self.broken:
             self._start()
-        if self.broken:
+        if self._session is None or self.broken:
             return Returned(False, None, self.broken)
-        self.number += 1
-        # Version 2 of marshal: every Python since 2.5 reads it, and what is sent comes from the tests, not from the program.
-        return self._ask(marshal.dumps((self.number, name, arguments, keywords), 2))
+        session = self._session
+        session.number += 1
+        return self._ask(session, marshal.dumps((session.number, name, arguments, keywords), MARSHAL_VERSION))
+
+    def end(self) -> None:
+        """End the process, if there is one; the next call starts a fresh one."""
+        session, self._session = self._session, None
+        if session:
+            session.end(STOPPED)
 
     def _start(self) -> None:
-        self.number, self.buffer = 0, bytearray()
+        """Start a process and load the program there, as the first frame."""
         self.starts += 1
-        site = self.box.site()
-        self.tier = site.tier
-        try:
-            one = self.parts.enter_context(warden(site))
-            null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-            self.parts.callback(os.close, null)
-            self.socket, theirs = socket.socketpair()
-            self.parts.callback(self.socket.close)
-            self.socket.setblocking(False)
-            limits = self.box.limits
-            with theirs:
-                self.jail = Jail(one, self.box.job("calls"), limits, null, theirs.fileno(), limits.cpu or MANY_SECONDS)
-            self.parts.callback(self.jail.close)
-            self.jail.poll.register(self.socket, select.POLLIN)
-        except BaseException:
-            self._drop()
-            raise
-        loaded = self._ask(self.program)
+        self._session = Session(self.runner)
+        loaded = self._ask(self._session, self.program)
         self.broken = "" if loaded.ok else loaded.reason
 
-    def _ask(self, body: bytes) -> Returned:
-        """One frame there, one report back. Anything else ends the process."""
-        assert self.jail
+    def _ask(self, session: Session, body: bytes) -> Returned:
+        """Send one frame and read one report. Anything else ends the process."""
         try:
-            report = self._exchange(len(body).to_bytes(HEAD, "big") + body)
-            if report is None:
-                return Returned(False, None, self.end(None))
-            return Returned(True, values.read(report, self.number), "")
+            report = session.exchange(body)
+            if report is not None:
+                return Returned(True, values.read(report, session.number), "")
+            self._session = None
+            return Returned(False, None, session.end(None))
         except values.Failed as failed:
-            return Returned(False, None, line(str(failed)))
+            return Returned(False, None, one_line(str(failed)))
         except values.Malformed as malformed:
-            self.end("stopped")
+            self.end()
             return Returned(False, None, f"malformed report: {malformed}")
         except BaseException:
-            self._drop()
+            self._session = None
+            session.abandon()
             raise
 
-    def _drop(self) -> None:
-        """Our own failure: nothing is known about the process, so its warden goes too."""
-        self.jail = None
-        with suppress(BaseException):  # the stack raises the error that it is shown; the caller raises it itself
-            self.parts.__exit__(*sys.exc_info())
 
-    def _exchange(self, frame: bytes) -> bytes | None:
-        """The report, None where the program ended or was ended before it was whole."""
-        jail, pending = self.jail, memoryview(frame)
-        assert jail
-        jail.deadline = self.until = time.monotonic() + self.box.limits.seconds
-        if self._received():
+class Session:
+    """One process with the program in it and the channel to it, from start to end. `number` is that of the last call."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.limits = runner.limits
+        self.number = 0
+        self.buffer = bytearray()  # what has arrived of a report
+        self.deadline = 0.0  # of the last exchange
+        with ExitStack() as parts:
+            warden = parts.enter_context(borrowed(runner.site))
+            nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            parts.callback(os.close, nothing)
+            self.channel, theirs = socket.socketpair()
+            parts.callback(self.channel.close)
+            self.channel.setblocking(False)
+            with theirs:
+                self.jail = Jail(warden, runner.job("calls", CALLS_CPU_SECONDS), self.limits, nothing, theirs.fileno())
+            parts.callback(self.jail.close)
+            self.jail.poll.register(self.channel, select.POLLIN)
+            self.parts = parts.pop_all()
+
+    def exchange(self, body: bytes) -> bytes | None:
+        """Send a frame and return the report; None where the program ended, or was ended, before the report was whole."""
+        unsent = memoryview(len(body).to_bytes(HEAD_BYTES, "big") + body)
+        self.jail.deadline = self.deadline = time.monotonic() + self.limits.seconds
+        self._receive()
+        if self.buffer:
             raise values.Malformed("a report that nobody asked for")
-        while jail.reply is None and jail.limit is None:
-            jail.poll.modify(self.socket, select.POLLIN | (select.POLLOUT if pending else 0))
-            if self.socket.fileno() not in jail.step():
+        while self.jail.reply is None and self.jail.limit is None:
+            self.jail.poll.modify(self.channel, select.POLLIN | (select.POLLOUT if unsent else 0))
+            if self.channel.fileno() not in self.jail.step():
                 continue
             try:
-                pending = pending[self.socket.send(pending, socket.MSG_NOSIGNAL) :] if pending else pending
+                unsent = unsent[self.channel.send(unsent, socket.MSG_NOSIGNAL) :] if unsent else unsent
             except BlockingIOError:
                 pass
             except OSError:
                 return None  # it closed its end
-            self._received()
-            if report := self._whole(jail):
+            is_open = self._receive()
+            if report := self._whole_report():
                 return report
-            if self._closed:
+            if not is_open:
                 return None
         return None
 
-    def _received(self) -> bool:
-        """Take what has arrived into the buffer; whether there is anything in it."""
-        self._closed = False
+    def _receive(self) -> bool:
+        """Take what has arrived into the buffer. Whether more may come: False once the program has closed its end."""
         try:
-            while data := self.socket.recv(1 << 16):
+            while data := self.channel.recv(1 << 16):
                 self.buffer += data
-                if len(self.buffer) > self.box.limits.output:
-                    break
-            self._closed = not data
+                if len(self.buffer) > self.limits.output:
+                    return True
+            return False
         except BlockingIOError:
-            pass
+            return True
         except OSError:
-            self._closed = True
-        return bool(self.buffer)
+            return False
 
-    def _whole(self, jail: Jail) -> bytes | None:
-        if len(self.buffer) < HEAD:
+    def _whole_report(self) -> bytes | None:
+        """Return the report if all of it has arrived; one that is larger than the limit ends the program."""
+        if len(self.buffer) < HEAD_BYTES:
             return None
-        end = HEAD + int.from_bytes(self.buffer[:HEAD], "big")
-        if end > self.box.limits.output:
-            jail.kill("output")
+        end = HEAD_BYTES + int.from_bytes(self.buffer[:HEAD_BYTES], "big")
+        if end > self.limits.output:
+            self.jail.kill("output")
             return None
         if len(self.buffer) < end:
             return None
         if len(self.buffer) > end:
             raise values.Malformed("more than one report")
-        report, self.buffer = bytes(self.buffer[HEAD:end]), bytearray()
+        report, self.buffer = bytes(self.buffer[HEAD_BYTES:end]), bytearray()
         return report
 
     def end(self, limit: str | None) -> str:
-        """Take the process down; why it ended. Without a limit it is expected to end by itself: it closed its channel."""
-        from selfkd.sandbox.box import why
+        """Take the process down and return why it ended.
 
-        if self.jail is None:
-            return ""
-        jail, self.jail = self.jail, None
-        try:
-            jail.poll.unregister(self.socket)
+        Without a limit it is expected to end by itself, since it has closed its channel.
+        """
+        with self.parts:
+            self.jail.poll.unregister(self.channel)
             if limit:
-                jail.kill(limit)
-            elif jail.limit is None:
-                jail.deadline = min(self.until, time.monotonic() + GOING_SECONDS)
-            ended = jail.wait()
-        finally:
-            self.parts.close()
-        if ended.limit == "time" and time.monotonic() < self.until:
+                self.jail.kill(limit)
+            elif self.jail.limit is None:
+                self.jail.deadline = min(self.deadline, time.monotonic() + LAST_SECONDS)
+            ended = self.jail.wait()
+        if ended.limit == "time" and time.monotonic() < self.deadline:
             return "closed its channel and went on"
-        return why(ended, self.box.limits, ended.stderr.decode("utf-8", "replace")) or "ended before it answered"
+        return reason(ended, self.limits, ended.stderr.decode("utf-8", "replace")) or "ended before it answered"
+
+    def abandon(self) -> None:
+        """Give everything up, the warden too: after a failure of our own nothing is known about the process."""
+        with suppress(BaseException):  # the stack raises the error that it is shown; the caller raises it itself
+            self.parts.__exit__(*sys.exc_info())

@@ -1,11 +1,11 @@
-"""What runs beside a Python program, behind the walls: it starts the program, or calls its functions and reports what came back.
+"""The code beside a Python program, behind the walls: it runs the program, or calls its functions and reports what they return.
 
 Nothing here is trusted. The program can read and change all of this, and gains nothing: no expected answer, no other test
 and no verdict is in this process. It imports nothing of selfkd, so that its text can also be given to another interpreter.
 
 Frames on descriptor 3, each a length (4 bytes, big-endian) and a body. In, from the warden's owner, who is trusted: marshal of
 (number, function, arguments, keywords). Out, to someone who trusts nothing: JSON, {"id": number, "value": ...} or
-{"id": number, "error": "..."}. A value is null, true, a number, a text, or a list that opens with its kind (`encode`).
+{"id": number, "error": "..."}. A value is null, true, a number, a text, or a list that begins with its kind (`encode`).
 """
 
 import gc
@@ -14,30 +14,34 @@ import os
 import sys
 
 CHANNEL = 3
-DEPTH = 64
-WHY_CHARS = 300
-KINDS = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"))
+MAX_DEPTH = 64
+MAX_ERROR_CHARS = 300
+HEAD_BYTES = 4
+KIND_LETTERS = ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"))
 
 
-def main(kind, extra):
-    """`script`: descriptor 3 is the program's file. `calls`: a socket; the first frame is the program, the others are calls."""
+def main(kind: str, import_path: list) -> None:
+    """Run a program and end. `kind` says what descriptor 3 is.
+
+    `script`: the program's file. `calls`: a socket; the first frame is the program, the others are calls.
+    """
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         errors = "backslashreplace" if fd == 2 else "strict"
         stream = open(fd, "w" if fd else "r", encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.argv = ["main.py"]
-    sys.path += extra
+    sys.path += import_path
     if kind == "script":
         with open(CHANNEL, "rb") as file:
             source = file.read()
-        leave(script(source))
+        finish(script(source))
     else:
-        serve()
+        answer_calls()
 
 
 def script(source):
-    """Run the whole program; its exit status, as an interpreter would give it."""
+    """Run the whole program and return its exit status, as an interpreter would give it."""
     try:
         run(source)
     except SystemExit as left:
@@ -51,8 +55,8 @@ def script(source):
     return 0
 
 
-def leave(status):
-    """What an interpreter does at its end: wait for threads, call exit functions, let go of the module, flush.
+def finish(status):
+    """Do what an interpreter does at its end: wait for threads, call exit functions, let go of the module, flush.
 
     Its own complete clean-up is left out: in a forked process it costs four times as much as all the rest.
     """
@@ -71,7 +75,7 @@ def leave(status):
 
 
 def run(source):
-    """The program as `__main__`, as if the interpreter had been given its file."""
+    """Run the program as `__main__`, as if the interpreter had been given its file, and return the module."""
     import builtins
     from _sitebuiltins import Quitter
 
@@ -84,14 +88,14 @@ def run(source):
     return module
 
 
-def serve():
+def answer_calls():
     """Load the program, then answer one call after another until the socket closes."""
     source = receive()
     module, failure = None, None
     try:
         module = run(source)
     except BaseException as error:
-        failure = told(error)
+        failure = error_text(error)
     send(0, None, failure)
     while True:
         frame = receive()
@@ -102,12 +106,12 @@ def serve():
         try:
             value = encode(find(module, name)(*arguments, **keywords), 0)
         except BaseException as error:
-            failure = told(error)
+            failure = error_text(error)
         send(number, value, failure)
 
 
 def find(module, name):
-    """`f`, or `Solution.f` of a new instance; plain `f` finds it there too, as judges of contests do."""
+    """Return `f`, or `Solution.f` of a new instance; plain `f` finds it there too, as judges of contests do."""
     first, *rest = name.split(".")
     if not hasattr(module, first) and hasattr(module, "Solution"):
         first, rest = "Solution", [first, *rest]
@@ -117,19 +121,20 @@ def find(module, name):
     return found
 
 
-def told(error):
+def error_text(error):
+    """Return an error in one short line; its own text may be as hostile as the program."""
     try:
         text = str(error).strip().split("\n")[0]
     except BaseException:
         text = ""
-    return (type(error).__name__ + (": " + text if text else ""))[:WHY_CHARS]
+    return (type(error).__name__ + (": " + text if text else ""))[:MAX_ERROR_CHARS]
 
 
 def encode(value, depth):
-    """The JSON text of a value with its exact type: no subclass passes for what it derives from."""
+    """Return the JSON text of a value with its exact type: no subclass passes for what it derives from."""
     kind = type(value)
-    if depth > DEPTH:
-        raise ValueError(f"the value is nested more than {DEPTH} deep")
+    if depth > MAX_DEPTH:
+        raise ValueError(f"the value is nested more than {MAX_DEPTH} deep")
     if value is None or kind is bool:
         return {None: "null", True: "true", False: "false"}[value]
     if kind is int:
@@ -145,10 +150,10 @@ def encode(value, depth):
     if kind is dict:
         pairs = ",".join(f"[{encode(key, depth + 1)},{encode(one, depth + 1)}]" for key, one in value.items())
         return f'["d",[{pairs}]]'
-    for known, letter in KINDS:
+    for known, letter in KIND_LETTERS:
         if kind is known:
             return '["{}",[{}]]'.format(letter, ",".join([encode(one, depth + 1) for one in value]))
-    return '["?",{}]'.format(quoted((kind.__module__ + "." + kind.__qualname__).replace("builtins.", "")[:WHY_CHARS]))
+    return '["?",{}]'.format(quoted((kind.__module__ + "." + kind.__qualname__).replace("builtins.", "")[:MAX_ERROR_CHARS]))
 
 
 def quoted(text):
@@ -160,17 +165,17 @@ def quoted(text):
 def send(number, value, failure):
     body = f'"value":{value or "null"}' if failure is None else f'"error":{quoted(failure)}'
     data = f'{{"id":{number},{body}}}'.encode()
-    view = memoryview(len(data).to_bytes(4, "big") + data)
+    view = memoryview(len(data).to_bytes(HEAD_BYTES, "big") + data)
     while view:
         view = view[os.write(CHANNEL, view) :]
 
 
 def receive():
-    head = exactly(4)
-    return None if head is None else exactly(int.from_bytes(head, "big"))
+    head = read_exactly(HEAD_BYTES)
+    return None if head is None else read_exactly(int.from_bytes(head, "big"))
 
 
-def exactly(count):
+def read_exactly(count):
     parts = []
     while count:
         part = os.read(CHANNEL, min(count, 1 << 20))

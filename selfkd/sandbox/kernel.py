@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 
 MACHINE = os.uname().machine
-KNOWN = MACHINE in ("x86_64", "aarch64")
+MACHINE_IS_KNOWN = MACHINE in ("x86_64", "aarch64")
 PIVOT_ROOT, CAPSET = (155, 126) if MACHINE == "x86_64" else (41, 91)
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT, CLOSE_RANGE, MOUNT_SETATTR = 444, 445, 446, 436, 442
 NEWNS, NEWUTS, NEWIPC = 0x20000, 0x4000000, 0x8000000
@@ -29,14 +29,35 @@ ROOT_GAINS_NOTHING = 0b11101111  # NOROOT, NO_SETUID_FIXUP and NO_CAP_AMBIENT_RA
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR, MAKE_REG, TRUNCATE = 1, 1 << 1, 1 << 2, 1 << 3, 1 << 8, 1 << 14
 MAKE_CHAR, MAKE_BLOCK, IOCTL_DEV = 1 << 6, 1 << 11, 1 << 15
 FILE_RIGHTS = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
-READ = EXECUTE | READ_FILE | READ_DIR
-TCP, SCOPES = 0b11, 0b11  # bind and connect; abstract sockets and signals
+READ_RIGHTS = EXECUTE | READ_FILE | READ_DIR
+TCP_RIGHTS, SCOPES = 0b11, 0b11  # bind and connect; abstract sockets and signals
+
+INSTRUCTION_BYTES = 8  # of a seccomp filter
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class MountAttributes(ctypes.Structure):
+    """struct mount_attr"""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
+
+
+class PathRule(ctypes.Structure):
+    """struct landlock_path_beneath_attr"""
+
+    _pack_ = 1
+    _fields_ = [("rights", ctypes.c_uint64), ("parent", ctypes.c_int32)]
+
+
+class FilterProgram(ctypes.Structure):
+    """struct sock_fprog"""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
 def check(result: int, name: str) -> int:
-    """`result` of a C call, or its errno as an OSError that names the call."""
+    """Return the `result` of a C call, or raise its errno as an OSError that names the call."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
@@ -56,6 +77,10 @@ def unshare(flags: int) -> None:
         raise
 
 
+def set_hostname(name: str) -> None:
+    check(_libc.sethostname(name.encode(), len(name)), "sethostname")
+
+
 def prctl(name: str, option: int, *values: object) -> None:
     check(_libc.prctl(option, *values, *([0] * (4 - len(values)))), f"prctl {name}")
 
@@ -69,12 +94,8 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
 
 
 def read_only(path: str) -> None:
-    """The mount at `path` and those below it: no writing, no set-user-ID. (Linux 5.12)"""
-
-    class Attributes(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
-
-    wanted = Attributes(ATTR_RDONLY | ATTR_NOSUID, 0, 0, 0)
+    """Forbid writing and set-user-ID programs in the mount at `path` and those below it (Linux 5.12)."""
+    wanted = MountAttributes(ATTR_RDONLY | ATTR_NOSUID, 0, 0, 0)
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
     syscall(f"mount_setattr {path}", MOUNT_SETATTR, AT_FDCWD, path.encode(), AT_RECURSIVE, ctypes.byref(wanted), size)
 
@@ -96,7 +117,7 @@ def close_from(first: int) -> None:
 
 
 def drop_capabilities() -> None:
-    """No capability in any set, and none to be had again, not even by user 0 through execve."""
+    """Give up every capability for good: not even user 0 gets one again through execve."""
     for number in range(LAST_CAPABILITY + 1):
         _libc.prctl(CAPBSET_DROP, number, 0, 0, 0)  # refused to those who have none: their sets are checked by what follows
     _libc.prctl(SECUREBITS, ROOT_GAINS_NOTHING, 0, 0, 0)
@@ -109,13 +130,15 @@ def drop_capabilities() -> None:
 
 
 def landlock_abi() -> int:
-    """The version of Landlock in this kernel, 0 where there is none or it is switched off."""
-    return max(0, _libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1)))
+    """Return the version of Landlock in this kernel, 0 where there is none or it is switched off."""
+    version: int = _libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    return max(0, version)
 
 
 def file_rights(abi: int) -> int:
-    """Every file right this ABI can take away."""
-    return (1 << (13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16)) - 1
+    """Return every file right that this ABI can take away."""
+    known = 13 if abi < 2 else 14 if abi < 3 else 15 if abi < 5 else 16
+    return (1 << known) - 1
 
 
 def landlock(allowed: Iterable[tuple[str, int]], abi: int) -> None:
@@ -124,7 +147,11 @@ def landlock(allowed: Iterable[tuple[str, int]], abi: int) -> None:
     Needs no_new_privs. A path that does not exist is left out. ABI 4 closes TCP, ABI 6 the scopes.
     """
     handled = file_rights(abi)
-    fields = [handled, TCP if abi >= 4 else 0, SCOPES if abi >= 6 else 0][: 1 if abi < 4 else 2 if abi < 6 else 3]
+    fields = [handled]
+    if abi >= 4:
+        fields.append(TCP_RIGHTS)
+    if abi >= 6:
+        fields.append(SCOPES)
     attributes = (ctypes.c_uint64 * len(fields))(*fields)
     size = ctypes.c_size_t(ctypes.sizeof(attributes))
     ruleset = syscall("landlock_create_ruleset", LANDLOCK_CREATE, ctypes.byref(attributes), size, ctypes.c_uint32(0))
@@ -136,12 +163,8 @@ def landlock(allowed: Iterable[tuple[str, int]], abi: int) -> None:
 
 
 def _allow(ruleset: int, path: str, rights: int) -> None:
-    class Beneath(ctypes.Structure):
-        _pack_ = 1
-        _fields_ = [("rights", ctypes.c_uint64), ("parent", ctypes.c_int32)]
-
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    rule = Beneath(rights, handle)
+    rule = PathRule(rights, handle)
     syscall(f"landlock_add_rule {path}", LANDLOCK_ADD, ruleset, 1, ctypes.byref(rule), ctypes.c_uint32(0))
     os.close(handle)
 
@@ -149,11 +172,7 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
 # --------------------------------------------------------------------------------------------------------------- seccomp
 
 
-def install(program: bytes) -> None:
-    """Filter the system calls of this process and all it starts (struct sock_fprog). Needs no_new_privs."""
-
-    class Program(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-    wanted = Program(len(program) // 8, program)
+def install_filter(code: bytes) -> None:
+    """Filter the system calls of this process and all it starts. Needs no_new_privs."""
+    wanted = FilterProgram(len(code) // INSTRUCTION_BYTES, code)
     prctl("SECCOMP", SECCOMP, ctypes.c_ulong(2), ctypes.byref(wanted))

@@ -1,6 +1,6 @@
 """Which system calls a program may not make, as a seccomp filter (Documentation/userspace-api/seccomp_filter.rst).
 
-A deny-list: the file and process walls stand without it. It closes sockets of every family, the calls that read or steer
+A deny-list: the file and process walls hold without it. It closes sockets of every family, the calls that read or steer
 other processes, those that made kernel exploits in recent years, and shared memory that no limit counts. Denied calls fail
 with EPERM, so an ordinary program gets an error it knows.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}  # AUDIT_ARCH_*
 
 # name: (x86_64, aarch64), None where the machine does not have it; one number where all machines share it.
-ALWAYS: dict[str, tuple[int | None, int | None] | int] = {
+ALWAYS_DENIED: dict[str, tuple[int | None, int | None] | int] = {
     "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "process_madvise": 440, "process_mrelease": 448, "pidfd_getfd": 438, "pidfd_send_signal": 424, "kcmp": (312, 272),
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
@@ -40,121 +40,159 @@ ALWAYS: dict[str, tuple[int | None, int | None] | int] = {
     "vmsplice": (278, 75), "io_setup": (206, 0),  # memory in pipes that is not counted; the host's share of requests
 }  # fmt: skip
 # Where no namespace hides the rest of the machine: what changes files that may not be opened, and what steers processes.
-BARE: dict[str, tuple[int | None, int | None] | int] = {
+DENIED_WITHOUT_NAMESPACES: dict[str, tuple[int | None, int | None] | int] = {
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": 452, "chown": (92, None), "lchown": (94, None),
     "fchown": (93, 55), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None), "futimesat": (261, None),
     "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": 463,
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": 466, "file_setattr": 469,
-    "link": (86, None), "linkat": (265, 37), "openat2": 437, "truncate": (76, 45), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
+    "link": (86, None), "linkat": (265, 37), "openat2": 437, "truncate": (76, 45), "setpriority": (141, 140),
+    "ioprio_set": (251, 30), "sched_setscheduler": (144, 119),
     "sched_setparam": (142, 118), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122), "migrate_pages": (256, 238),
     "move_pages": (279, 239), "pidfd_open": 434,
 }  # fmt: skip
-SIGNALS = {"kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}  # fmt: skip
-EXECS = {"execve": (59, 221), "execveat": (322, 281)}
-FORKS = {"fork": (57, None), "vfork": (58, None)}
+SIGNAL_CALLS = {
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240),
+}  # fmt: skip
+EXEC_CALLS = {"execve": (59, 221), "execveat": (322, 281)}
+FORK_CALLS = {"fork": (57, None), "vfork": (58, None)}
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT = (56, 220), 435, (53, 199), (302, 261)
-NEW_NAMESPACES, THREAD, UNIX, STREAM, TYPE_MASK = 0x7E020000, 0x10000, 1, 1, 0xF
+CLONE_NEW_NAMESPACES, CLONE_THREAD, AF_UNIX, SOCK_STREAM, SOCK_TYPE_MASK = 0x7E020000, 0x10000, 1, 1, 0xF
 FCNTL, IOCTL, PRCTL, MMAP, OPEN, OPENAT = (72, 25), (16, 29), (157, 167), (9, 222), (2, None), (257, 56)
-# A descriptor made to send signals to anybody; leases, notices and locks on others' files; pipes that use up the user's share.
-STEERING = (
-    8,
-    10,
-    15,
-    1024,
-    1026,
-    1031,
-    6,
-    7,
-    37,
-    38,
-)  # F_SETOWN F_SETSIG F_SETOWN_EX F_SETLEASE F_NOTIFY F_SETPIPE_SZ F_*SETLK*
-ASKING = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX: all of ioctl
+# F_SETOWN F_SETSIG F_SETOWN_EX, F_SETLEASE F_NOTIFY, F_SETPIPE_SZ, F_SETLK F_SETLKW F_OFD_SETLK F_OFD_SETLKW: a descriptor made
+# to send signals to anybody; leases, notices and locks on others' files; pipes that use up the user's share.
+DENIED_FCNTL = (8, 10, 15, 1024, 1026, 1031, 6, 7, 37, 38)
+ALLOWED_IOCTL = (
+    0x5401,
+    0x5413,
+    0x541B,
+    0x5421,
+    0x5450,
+    0x5451,
+)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX, no other
 # PR_SET_PDEATHSIG: it shall die with the warden; PR_SET_DUMPABLE: and stay visible to it; PR_SET_THP_DISABLE: and be counted.
-ESCAPING = (1, 4, 41)
-SHARED, SHARED_ANONYMOUS, HUGE, TMPFILE, TRUNC = 1, 0x21, 0x40000, 0x400000, 0x200
-WRITING = (1, 2)  # O_WRONLY, O_RDWR
+DENIED_PRCTL = (1, 4, 41)
+MAP_SHARED, MAP_SHARED_ANONYMOUS, MAP_HUGETLB = 1, 0x21, 0x40000
+O_TRUNC, O_TMPFILE = 0x200, 0x400000
+O_ACCMODE, WRITE_MODES = 3, (1, 2)  # O_WRONLY, O_RDWR
 
 LOAD, AND, EQUAL, ABOVE, SET, RETURN = 0x20, 0x54, 0x15, 0x35, 0x45, 0x06  # BPF instructions on 32-bit words
 ALLOW, ERRNO = 0x7FFF0000, 0x00050000
-Step = tuple[int, int, int, int]  # an instruction: code, jump if true, jump if false, value
+CALL_OFFSET, ARCH_OFFSET, ARGUMENTS_OFFSET, ARGUMENT_BYTES = 0, 4, 16, 8  # of struct seccomp_data
+X32_CALLS = 0x40000000  # the numbers from here on are those of the x32 architecture
+Instruction = tuple[int, int, int, int]  # code, how many to skip where it is true, and where it is false, value
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the filter allows beyond what it never does. `bare`: no namespaces hide the host. `trunc`: files may be opened
-    for reading so as to be emptied, which Landlock only sees from ABI 3 on."""
+    """What depends on the walls around the filter, and on the program.
 
-    bare: bool = False
+    `namespaces`: they hide the host. `signals`, `forks`, `execs`: these calls are allowed. `truncating_reads`: files may be
+    opened for reading so as to be emptied, which Landlock sees only from ABI 3 on.
+    """
+
+    namespaces: bool = True
     signals: bool = True
     forks: bool = True
     execs: bool = True
-    trunc: bool = True
+    truncating_reads: bool = True
 
 
-def program(rules: Rules = Rules(), machine: str = os.uname().machine) -> bytes:
-    """The filter for this machine. ValueError on one whose numbers are not known here."""
-    place = list(ARCHES).index(machine)
-    denied = {**ALWAYS, **(BARE if rules.bare else {})}
-    denied |= {**({} if rules.signals else SIGNALS), **({} if rules.execs else EXECS)}
-    code = deny(number if isinstance(number, int) else number[place] for number in denied.values())
-    code += when(FCNTL[place], 1, deny(STEERING)) + when(IOCTL[place], 1, deny_but(ASKING))
-    code += when(PRCTL[place], 0, deny(ESCAPING))
+def build(rules: Rules = Rules(), machine: str = os.uname().machine) -> bytes:
+    """Return the filter for this machine. Raise ValueError on one whose numbers are not known here."""
+    arch = arch_index(machine)
+    code = deny(number if isinstance(number, int) else number[arch] for number in denied_calls(rules).values())
+    code += if_call(FCNTL[arch], 1, deny(DENIED_FCNTL))
+    code += if_call(IOCTL[arch], 1, deny_except(ALLOWED_IOCTL))
+    code += if_call(PRCTL[arch], 0, deny(DENIED_PRCTL))
     # A datagram pair can be pointed at any socket file; a stream pair stays a pair.
-    code += when(SOCKETPAIR[place], 0, deny_but((UNIX,)))
-    code += when(SOCKETPAIR[place], 1, [(AND, 0, 0, TYPE_MASK), *deny_but((STREAM,))])
-    # Memory that nobody's resident size shows: shared without a file, huge pages; and where files have no cap, of files.
-    code += when(MMAP[place], 3, [(SET, 0, 1, HUGE), refuse(), (AND, 0, 0, SHARED_ANONYMOUS), *deny((SHARED_ANONYMOUS,))])
-    code += when(PRLIMIT[place], 0, deny_but((0,)))  # only one's own limits
-    if rules.bare:
-        code += when(MMAP[place], 3, [(SET, 0, 1, SHARED), refuse()])
-        code += opening(place, [(SET, 0, 1, TMPFILE), refuse()])
-        # Landlock sees opening for writing; to be emptied by one who only reads it sees from ABI 3 on.
-        code += (
-            [] if rules.trunc else opening(place, [(SET, 0, 1 + len(WRITING) + 1, TRUNC), (AND, 0, 0, 3), *deny_but(WRITING)])
-        )
-    return assembled(machine, code + ([] if rules.forks else no_forks(place)))
+    code += if_call(SOCKETPAIR[arch], 0, deny_except((AF_UNIX,)))
+    code += if_call(SOCKETPAIR[arch], 1, [(AND, 0, 0, SOCK_TYPE_MASK), *deny_except((SOCK_STREAM,))])
+    # Memory that nobody's resident size shows: huge pages, and pages shared without a file.
+    shared_anonymous = [(AND, 0, 0, MAP_SHARED_ANONYMOUS), *deny((MAP_SHARED_ANONYMOUS,))]
+    code += if_call(MMAP[arch], 3, [*deny_flag(MAP_HUGETLB), *shared_anonymous])
+    code += if_call(PRLIMIT[arch], 0, deny_except((0,)))  # only one's own limits
+    if not rules.namespaces:
+        code += without_namespaces(arch, rules)
+    return assemble(machine, code if rules.forks else code + no_forks(arch))
 
 
-def opening(place: int, check: list[Step]) -> list[Step]:
-    """`check` on the flags with which a file is opened."""
-    named = [(OPEN[place], 1), (OPENAT[place], 2)]
-    return [step for number, at in named if number is not None for step in when(number, at, check)]
+def arch_index(machine: str) -> int:
+    """Return which of a call's numbers are those of this machine."""
+    return list(ARCHES).index(machine)
+
+
+def denied_calls(rules: Rules) -> dict[str, tuple[int | None, int | None] | int]:
+    """Return the calls that are refused whatever their arguments are."""
+    denied = dict(ALWAYS_DENIED)
+    if not rules.namespaces:
+        denied |= DENIED_WITHOUT_NAMESPACES
+    if not rules.signals:
+        denied |= SIGNAL_CALLS
+    if not rules.execs:
+        denied |= EXEC_CALLS
+    return denied
+
+
+def without_namespaces(arch: int, rules: Rules) -> list[Instruction]:
+    """Return what is refused where files are the host's and have no cap: mapping them shared, and having one without a name."""
+    code = if_call(MMAP[arch], 3, deny_flag(MAP_SHARED))
+    code += if_open(arch, deny_flag(O_TMPFILE))
+    if not rules.truncating_reads:
+        # Opening for writing is left to Landlock. Only one that does not write, and empties the file, is refused.
+        only_writers = [(AND, 0, 0, O_ACCMODE), *deny_except(WRITE_MODES)]
+        code += if_open(arch, [(SET, 0, len(only_writers), O_TRUNC), *only_writers])
+    return code
 
 
 def threads_only(machine: str = os.uname().machine) -> bytes:
-    """A filter that denies new processes and nothing else, for where they could be neither counted nor swept away."""
-    return assembled(machine, no_forks(list(ARCHES).index(machine)))
+    """Return a filter that denies new processes and nothing else, for where they could be neither counted nor swept away."""
+    return assemble(machine, no_forks(arch_index(machine)))
 
 
-def assembled(machine: str, checks: list[Step]) -> bytes:
-    """The bytes of a filter: other architectures' calls are refused, then `checks`, and what is left is allowed."""
-    place = list(ARCHES).index(machine)
-    code = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, ARCHES[machine]), refuse(), (LOAD, 0, 0, 0)]
-    code += [(ABOVE, 0, 1, 0x40000000), refuse()] if machine == "x86_64" else []  # the x32 calls
+def assemble(machine: str, checks: list[Instruction]) -> bytes:
+    """Return the bytes of a filter: other architectures' calls are refused, then `checks`, and what is left is allowed."""
+    arch = arch_index(machine)
+    code = [(LOAD, 0, 0, ARCH_OFFSET), (EQUAL, 1, 0, ARCHES[machine]), refuse(), (LOAD, 0, 0, CALL_OFFSET)]
+    code += [(ABOVE, 0, 1, X32_CALLS), refuse()] if machine == "x86_64" else []
     code += [(EQUAL, 0, 1, CLONE3), refuse(errno.ENOSYS)]  # its flags cannot be seen; C libraries then use clone
-    code += when(CLONE[place], 0, [(SET, 0, 1, NEW_NAMESPACES), refuse()])
+    code += if_call(CLONE[arch], 0, deny_flag(CLONE_NEW_NAMESPACES))
     return b"".join(struct.pack("=HBBI", *one) for one in [*code, *checks, (RETURN, 0, 0, ALLOW)])
 
 
-def no_forks(place: int) -> list[Step]:
-    return deny(number[place] for number in FORKS.values()) + when(CLONE[place], 0, [(SET, 1, 0, THREAD), refuse()])
+def no_forks(arch: int) -> list[Instruction]:
+    """Return what refuses new processes; new threads are allowed."""
+    code = deny(number[arch] for number in FORK_CALLS.values())
+    return code + if_call(CLONE[arch], 0, [(SET, 1, 0, CLONE_THREAD), refuse()])
 
 
-def deny(numbers: Iterable[int | None]) -> list[Step]:
+def deny(numbers: Iterable[int | None]) -> list[Instruction]:
     """Refuse where the loaded word is one of these."""
     return [step for number in numbers if number is not None for step in ((EQUAL, 0, 1, number), refuse())]
 
 
-def deny_but(numbers: Sequence[int]) -> list[Step]:
+def deny_except(numbers: Sequence[int]) -> list[Instruction]:
     """Refuse where the loaded word is none of these."""
     return [*((EQUAL, len(numbers) - at, 0, number) for at, number in enumerate(numbers)), refuse()]
 
 
-def refuse(number: int = errno.EPERM) -> Step:
+def deny_flag(flag: int) -> list[Instruction]:
+    """Refuse where the loaded word has any of these bits."""
+    return [(SET, 0, 1, flag), refuse()]
+
+
+def refuse(number: int = errno.EPERM) -> Instruction:
     return (RETURN, 0, 0, ERRNO | number)
 
 
-def when(number: int, argument: int, check: list[Step]) -> list[Step]:
-    """`check` with the low word of an argument loaded, where the call is `number`; the call's number stands again after it."""
-    inner = [(LOAD, 0, 0, 16 + 8 * argument), *check, (LOAD, 0, 0, 0)]
+def if_call(number: int, argument: int, check: list[Instruction]) -> list[Instruction]:
+    """Do `check` with the low word of an argument loaded, where the call is `number`; its number is loaded again afterwards."""
+    load = (LOAD, 0, 0, ARGUMENTS_OFFSET + ARGUMENT_BYTES * argument)
+    inner = [load, *check, (LOAD, 0, 0, CALL_OFFSET)]
     return [(EQUAL, 0, len(inner), number), *inner]
+
+
+def if_open(arch: int, check: list[Instruction]) -> list[Instruction]:
+    """Do `check` with the flags loaded with which a file is opened."""
+    named = [(OPEN[arch], 1), (OPENAT[arch], 2)]
+    return [step for number, flags in named if number is not None for step in if_call(number, flags, check)]

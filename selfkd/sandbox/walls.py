@@ -11,17 +11,30 @@ import math
 import os
 import resource
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from selfkd.sandbox import kernel as k
 from selfkd.sandbox import seccomp
 
-WORK = "/box"  # no folder that an interpreter or a checkout is likely to lie in
+WORK_FOLDER = "/box"  # no folder that an interpreter or a checkout is likely to lie in
 DEVICES = ("/dev/null", "/dev/full", "/dev/random", "/dev/urandom")  # not zero: memory mapped from it is not counted
-STAGE = "/tmp"  # any folder that exists everywhere: the new root is mounted over it, in our own mount namespace only
+NEW_ROOT = "/tmp"  # any folder that exists everywhere: the new root is mounted over it, in our own mount namespace only
 INSIDE_UID = 1000
-SIGPENDING = 11  # RLIMIT_SIGPENDING, which the resource module does not name
-SLACK = 8  # processes above the limit that the kernel still allows, so that the watcher sees the excess and can name it
+RLIMIT_SIGPENDING = 11  # which the resource module does not name
+EXCESS_PROCESSES = 8  # above the limit, that the kernel still allows: so the watcher sees the excess and can name it
+PYTHON_FLAGS = ("-S", "-s", "-B")  # no site packages, and no file is written
+
+
+class KernelLimits(TypedDict):
+    """The part of `Limits` that is kept behind the walls and by the warden. Sizes in bytes, `cpu` in seconds."""
+
+    cpu: float
+    memory: int
+    address_space: int | None
+    processes: int
+    files: int
+    file_size: int
+    disk: int
 
 
 @dataclass(frozen=True)
@@ -43,13 +56,13 @@ class Site:
     bubble: str = ""
 
     @property
-    def kept(self) -> bool:
+    def own_init(self) -> bool:
         """Whether process 1 of the namespace is ours, with the program below it."""
         return self.tier == 2 and not self.bubble
 
     @property
     def home(self) -> str:
-        return WORK if self.tier == 2 else self.work
+        return WORK_FOLDER if self.tier == 2 else self.work
 
 
 def enter(site: Site, disk: int) -> None:
@@ -62,17 +75,17 @@ def enter(site: Site, disk: int) -> None:
     if site.uid is None:
         user, group = os.getuid(), os.getgid()
         k.unshare(k.NEWUSER | k.NEWNS | k.NEWPID | k.NEWNET | k.NEWIPC | k.NEWUTS)
-        _map(proc, user, group)
-        _world(site.view, disk)
+        _map_user(proc, user, group)
+        _build_root(site.view, disk)
     else:
         k.unshare(k.NEWNS)
-        _world(site.view, disk)
+        _build_root(site.view, disk)
         give_up_root(site.uid)
         k.prctl("DUMPABLE", k.DUMPABLE, 1)  # giving up root made /proc/self root's
         k.unshare(k.NEWUSER | k.NEWNS | k.NEWPID | k.NEWNET | k.NEWIPC | k.NEWUTS)
-        _map(proc, site.uid, site.uid)
+        _map_user(proc, site.uid, site.uid)
     os.close(proc)
-    k.check(k._libc.sethostname(b"sandbox", 7), "sethostname")
+    k.set_hostname("sandbox")
 
 
 def give_up_root(user: int) -> None:
@@ -81,39 +94,39 @@ def give_up_root(user: int) -> None:
     os.setresuid(user, user, user)
 
 
-def _map(proc: int, user: int, group: int) -> None:
-    """One user and one group inside, which is what an ordinary user may map."""
+def _map_user(proc: int, user: int, group: int) -> None:
+    """Map one user and one group, which is what an ordinary user may do."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{INSIDE_UID} {user} 1"), ("gid_map", f"{INSIDE_UID} {group} 1")):
         handle = os.open(f"self/{name}", os.O_WRONLY, dir_fd=proc)
         os.write(handle, text.encode())
         os.close(handle)
 
 
-def _world(view: tuple[str, ...], disk: int) -> None:
-    """A root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /box that is capped."""
+def _build_root(view: tuple[str, ...], disk: int) -> None:
+    """Build a root of our own: an empty tmpfs with the view bound into it, read-only, and a writable /box with a cap."""
     k.mount("none", "/", None, k.MS_REC | k.MS_PRIVATE)
-    k.mount("root", STAGE, "tmpfs", k.MS_NOSUID | k.MS_NODEV, "size=1m,mode=755")
-    os.chdir(STAGE)
+    k.mount("root", NEW_ROOT, "tmpfs", k.MS_NOSUID | k.MS_NODEV, "size=1m,mode=755")
+    os.chdir(NEW_ROOT)
     os.mkdir("old")
     k.pivot_root(".", "old")
     os.chdir("/")
     for path in view:
-        _show(path)
+        _bind_view(path)
     os.makedirs("/dev", exist_ok=True)
     for path in DEVICES:
         _bind("/old" + path, path)
-    os.mkdir(WORK)
-    os.symlink(WORK, "/dev/shm")
+    os.mkdir(WORK_FOLDER)
+    os.symlink(WORK_FOLDER, "/dev/shm")
     if not os.path.lexists("/tmp"):
-        os.symlink(WORK, "/tmp")
+        os.symlink(WORK_FOLDER, "/tmp")
     k.unmount("/old")
     os.rmdir("/old")
     k.read_only("/")
-    k.mount("work", WORK, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, f"size={disk},nr_inodes=4096,mode=777")
-    os.chdir(WORK)
+    k.mount("work", WORK_FOLDER, "tmpfs", k.MS_NOSUID | k.MS_NODEV | k.MS_NOEXEC, f"size={disk},nr_inodes=4096,mode=777")
+    os.chdir(WORK_FOLDER)
 
 
-def _show(path: str) -> None:
+def _bind_view(path: str) -> None:
     """`path` of the old root at the same place of the new one; links stay links, and what they lead to is shown too."""
     if not os.path.lexists("/old" + path) or os.path.lexists(path):
         return
@@ -121,7 +134,7 @@ def _show(path: str) -> None:
     if os.path.islink("/old" + path):
         target = os.readlink("/old" + path)
         os.symlink(target, path)
-        _show(os.path.normpath(os.path.join(os.path.dirname(path), target)))
+        _bind_view(os.path.normpath(os.path.join(os.path.dirname(path), target)))
     else:
         _bind("/old" + path, path)
 
@@ -137,19 +150,19 @@ def _bind(source: str, target: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- limits
 
 
-def limit(limits: dict[str, Any], counted: bool) -> None:
+def limit(limits: KernelLimits, counted: bool) -> None:
     """Resource limits of the process and of each one it starts. RLIMIT_NPROC counts by user: only right in a namespace."""
     seconds = math.ceil(limits["cpu"]) + 1  # of one process; the watcher adds up, and is finer
     wanted = {
         resource.RLIMIT_AS: limits["address_space"],
         resource.RLIMIT_FSIZE: limits["file_size"],
         resource.RLIMIT_NOFILE: limits["files"],
-        resource.RLIMIT_NPROC: limits["processes"] + SLACK if counted else None,
+        resource.RLIMIT_NPROC: limits["processes"] + EXCESS_PROCESSES if counted else None,
         resource.RLIMIT_CORE: 1,  # 0 does not stop a core handler that is a program; 1 does (core(5))
         resource.RLIMIT_MEMLOCK: 0,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_RTPRIO: 0,
-        SIGPENDING: 64,  # timers too: they count against the user's other processes
+        RLIMIT_SIGPENDING: 64,  # timers too: they count against the user's other processes
     }
     for which, most in wanted.items():
         if most is not None:
@@ -158,7 +171,7 @@ def limit(limits: dict[str, Any], counted: bool) -> None:
 
 
 def _set(which: int, soft: int, hard: int) -> None:
-    """No higher than it already is."""
+    """Set a limit, but no higher than it already is."""
     now = resource.getrlimit(which)[1]
     most = hard if now == resource.RLIM_INFINITY else min(hard, now)
     resource.setrlimit(which, (min(soft, most), most))
@@ -168,7 +181,7 @@ def _set(which: int, soft: int, hard: int) -> None:
 
 
 def lock(site: Site, execs: bool) -> None:
-    """No capability, no new one; Landlock as the second wall around files, or the only one; system calls filtered.
+    """Give up capabilities, restrict files by Landlock (the second wall around them, or the only one), filter system calls.
 
     `execs`: other programs may be started. Below tier 2 a warm program does not need to, and one that did would lose its
     tie to the warden's life.
@@ -177,24 +190,26 @@ def lock(site: Site, execs: bool) -> None:
     k.prctl("THP_DISABLE", k.THP_DISABLE, 1)  # a huge page of which little is kept shows as little, and holds all of it
     if site.tier == 2:
         k.landlock(rights(site), site.abi)
-        k.install(seccomp.program(seccomp.Rules(forks=site.counted)))
+        k.install_filter(seccomp.build(seccomp.Rules(forks=site.counted)))
     elif site.tier == 1:
         k.landlock(rights(site), site.abi)
         scoped = site.abi >= 6  # else no signal at all: no wall tells one's own processes from others
-        k.install(seccomp.program(seccomp.Rules(bare=True, signals=scoped, forks=False, execs=execs, trunc=site.abi >= 3)))
-    elif k.KNOWN:
-        k.install(seccomp.threads_only())  # no wall, but a fork bomb that nothing counts would take the host
+        rules = seccomp.Rules(namespaces=False, signals=scoped, forks=False, execs=execs, truncating_reads=site.abi >= 3)
+        k.install_filter(seccomp.build(rules))
+    elif k.MACHINE_IS_KNOWN:
+        k.install_filter(seccomp.threads_only())  # no wall, but a fork bomb that nothing counts would take the host
 
 
 def rights(site: Site) -> list[tuple[str, int]]:
-    """Below tier 2 the working directory is a flat folder of the host: only files, and none is removed while it can be held open.
+    """Return Landlock's rights by path.
 
-    So what a program stores is what the folder shows, and there are no folders, links or devices to clean up.
+    Below tier 2 the working directory is a flat folder of the host: it holds files only, and none is removed while it can be
+    held open. So what a program stores is what the folder shows, and there are no folders, links or devices to clean up.
     """
     flat = k.WRITE_FILE | k.READ_FILE | k.READ_DIR | k.MAKE_REG | k.TRUNCATE
     own = k.file_rights(site.abi) & ~(k.EXECUTE | k.MAKE_CHAR | k.MAKE_BLOCK | k.IOCTL_DEV)
     return [
-        *((path, k.READ) for path in site.view),
+        *((path, k.READ_RIGHTS) for path in site.view),
         *((path, k.READ_FILE | k.WRITE_FILE | k.TRUNCATE) for path in DEVICES),
         (site.home, own if site.tier == 2 else flat),
     ]

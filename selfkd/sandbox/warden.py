@@ -1,15 +1,16 @@
 """The process that puts up the walls, watches from outside and takes everything down again: one program at a time.
 
-Its owner (`selfkd.sandbox.jail`) sends a job and four descriptors (input, output, errors, channel); the warden forks, hands
-them to the program and answers once nothing of the program is left. Programs, inputs and outputs never pass through here, so a
-program that is forked from this process finds no trace of another one's in its memory. Single-threaded, and started with a
-clean environment: it is the zygote of warm programs.
+Its owner (`selfkd.sandbox.jail`) sends a job and four descriptors (input, output, errors, channel). The warden forks, hands
+them to the program, and answers once nothing of the program is left. Programs, inputs and outputs never pass through here, so
+a program that is forked from this process finds no trace of another one's in its memory. The warden is single-threaded and is
+started with a clean environment: it is the zygote of warm programs.
 
 It dies with its owner: the control socket then reads empty, and every program dies with the warden (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
 
+import _sitebuiltins  # noqa: F401  before the first fork: warm programs find it loaded
 import array
 import contextlib
 import fcntl
@@ -22,70 +23,98 @@ import socket
 import sys
 import time
 from dataclasses import asdict, replace
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypedDict
 
-from selfkd.sandbox import bubble, cgroup, walls, watch
+from selfkd.sandbox import bubble, cgroup, inside, walls, watch
 from selfkd.sandbox import kernel as k
 
 KILL, READY = b"K", "ready"
-TICKS_MS = (2, 4, 8, 10)  # between looks at a running program: often at first, when a bomb would go off
-SAYING, GATE, TELLING = 4, 5, 6  # above the program's four descriptors: what went wrong, leave to begin, how it ended
+LOOKS_MS = (2, 4, 8, 10)  # between looks at a running program: often at first, when a bomb would go off
+FAILURE_FD, GATE_FD, STATUS_FD = 4, 5, 6  # above the program's four descriptors: what went wrong, leave to begin, how it ended
 OWN_UIDS = 0x70000000  # as root, programs run as a user of their own in a range that no system assigns
-ENTRY, MOST_FILES = 4096, 1024  # what a file costs however small, and how many there may be below tier 2
-OF_BUBBLE = 2  # processes of bubblewrap itself in the tree
-Job = dict[str, Any]
+BUBBLE_PROCESSES = 2  # those of bubblewrap itself in the tree
+
+
+class Job(TypedDict):
+    """What the owner asks for. Without `argv` the program is forked: `kind` and `import_path` are for `inside.main`."""
+
+    argv: list[str] | None
+    kind: str
+    import_path: list[str]
+    env: dict[str, str]
+    limits: walls.KernelLimits
+
+
+class Reply(TypedDict, total=False):
+    """What the owner is answered: only why the walls `failed`, or how the program ended; its wait status, its peak in bytes."""
+
+    failed: str
+    status: int
+    limit: str | None
+    cpu: float
+    memory: int
+
+
+class Started(NamedTuple):
+    """A program that runs: the process to wait for, and what process 1 of its namespace writes the program's status to."""
+
+    process: int
+    status_pipe: int
 
 
 class Warden:
     """The warden's own state: where programs run, who asks, and the cgroup that counts for it, if the host has one."""
 
-    def __init__(self, control: int, given: str) -> None:
-        site = read_site(json.loads(given)["site"])
+    def __init__(self, control: int, settings: str) -> None:
+        site = read_site(json.loads(settings)["site"])
         k.prctl("SUBREAPER", k.SUBREAPER, 1)
         self.owner = socket.socket(fileno=control)
         self.group = cgroup.find()
-        self.asked = replace(site, uid=None if site.uid is None else OWN_UIDS | os.getpid())
+        self.uncounted = replace(site, uid=None if site.uid is None else OWN_UIDS | os.getpid())
         # At tier 2 a cgroup can count processes where the user limit cannot.
-        self.site = replace(self.asked, counted=site.counted or (self.group is not None and site.tier == 2))
+        self.site = replace(self.uncounted, counted=site.counted or (self.group is not None and site.tier == 2))
 
     @property
-    def exact(self) -> bool:
+    def kernel_holds_memory(self) -> bool:
         """Whether the kernel itself holds the memory limit of the tree; our own sum may count shared pages twice."""
         return self.group is not None and not self.group.lost
 
     def serve(self) -> tuple[str, list[str]] | None:
-        """Until the owner leaves: None. In a forked child that is to become a warm program: (kind, import paths)."""
+        """Serve until the owner leaves. Return (kind, import path) in a forked child, which is to become a warm program."""
         while True:
             message, handles = receive(self.owner)
             if not message:
                 self.leave()
             if message == KILL:
                 continue  # meant for a program that had ended by itself meanwhile
-            job = json.loads(message)
-            try:
-                program = self.start(job, handles)
-            except OSError as error:
-                reply: Job = {"failed": wrong(error)}
-            else:
-                if program is None:
-                    return job["kind"], job["extra"]
-                reply = program if isinstance(program, dict) else self.guarded(program, job)
+            job: Job = json.loads(message)
+            reply = self.run_program(job, handles)
+            if reply is None:
+                return job["kind"], job["import_path"]
             if self.site.work:
                 empty(self.site.work)
             self.owner.send(json.dumps(reply).encode())
 
-    def start(self, job: Job, handles: list[int]) -> int | Job | None:
-        """Fork a program behind its walls: its process number, or {"failed": why}. None in the child that is a warm program."""
+    def run_program(self, job: Job, handles: list[int]) -> Reply | None:
+        """Run one program and return how it ended. None in the child that is to become a warm program."""
+        try:
+            started = self.start(job, handles)
+        except OSError as error:
+            return {"failed": error_line(error)}
+        return self.guarded(started, job) if isinstance(started, Started) else started
+
+    def start(self, job: Job, handles: list[int]) -> Started | Reply | None:
+        """Fork a program behind its walls; {"failed": why} where they cannot be built. None in the child: a warm program."""
         if self.group:
             try:
-                self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.SLACK // 2)
+                self.group.limit(job["limits"]["memory"], job["limits"]["processes"] + walls.EXCESS_PROCESSES // 2)
             except OSError:  # somebody took its controllers, or the group itself: from now on we count by looking
                 self.group.remove()
-                self.group, self.site = None, self.asked
-        said, saying = os.pipe()
-        gate, opening = os.pipe()
-        self.told, telling = os.pipe()
-        moved = [*handles, saying, gate, telling]
+                self.group, self.site = None, self.uncounted
+        failures, failures_end = os.pipe()
+        gate_end, gate = os.pipe()
+        status_pipe, status_end = os.pipe()
+        moved = [*handles, failures_end, gate_end, status_end]
         first = os.fork()
         if first == 0:
             self.become(job, moved)
@@ -93,105 +122,116 @@ class Warden:
         try:
             for handle in moved:
                 os.close(handle)
-            if self.site.kept:
+            if self.site.own_init:
                 os.waitpid(first, 0)  # it only made the namespaces; its child, process 1 in there, has fallen to us
-            with contextlib.suppress(BrokenPipeError):  # it has ended, and said why
-                os.write(opening, b"!")
-            lines = read_all(said).splitlines()
+            with contextlib.suppress(BrokenPipeError):  # it has ended, and has written why
+                os.write(gate, b"!")
+            lines = read_all(failures).splitlines()
         finally:
-            os.close(opening)
-            os.close(said)
-        failed = [line for line in lines if line != READY and not line.isdigit()]
-        if self.site.bubble and READY not in lines:
-            failed.append("bubblewrap: it ended before the program began")
-        if self.site.kept and not lines:
-            failed.append("fork: the namespaces ended before the program began")
-        if failed:
+            os.close(gate)
+            os.close(failures)
+        if failure := self.failure_in(lines):
             sweep()
-            os.close(self.told)
-            return {"failed": failed[0]}
-        return int(lines[0]) if lines and lines[0] != READY else first
+            os.close(status_pipe)
+            return {"failed": failure}
+        return Started(int(lines[0]) if lines and lines[0] != READY else first, status_pipe)
+
+    def failure_in(self, lines: list[str]) -> str:
+        """Return what went wrong, by what the child wrote until its program began; '' where nothing did."""
+        failures = [line for line in lines if line != READY and not line.isdigit()]
+        if failures:
+            return failures[0]
+        if self.site.bubble and READY not in lines:
+            return "bubblewrap: it ended before the program began"
+        if self.site.own_init and not lines:
+            return "fork: the namespaces ended before the program began"
+        return ""
 
     def become(self, job: Job, handles: list[int]) -> None:
-        """The child's way to the program. Returns only in a warm program, with the walls up; what fails is said and ends it."""
-        site, saying = self.site, handles[SAYING]
+        """Turn the child into the program. Return in a warm one, with the walls up; a failure is reported and ends it."""
+        site, failures = self.site, handles[FAILURE_FD]
         try:
             if self.group:
                 self.group.enter()
             _raise_oom_score()
             _place(handles)
-            saying = SAYING
+            failures = FAILURE_FD
             os.setsid()
             if site.bubble:
                 bubble.enter(site, json.dumps({"site": asdict(site), "job": job}), job["limits"]["disk"])
             if site.tier == 2:
                 walls.enter(site, job["limits"]["disk"])
                 if process := os.fork():
-                    os.write(SAYING, f"{process}\n".encode())
+                    os.write(FAILURE_FD, f"{process}\n".encode())
                     os._exit(0)
             else:
                 os.chdir(site.work)
             _wait_for_parent()
             if site.tier == 2 and (process := os.fork()):
-                keep(process)
-            settle(site, job)
+                be_init(process)
+            lock_down(site, job)
             _start(site, job)
         except BaseException as error:  # whatever it is, the program must not run behind half of its walls
-            fail(error, saying)
+            fail(error, failures)
 
-    def guarded(self, process: int, job: Job) -> Job:
-        """`guard`; if that fails, nothing of the program goes on unwatched."""
+    def guarded(self, started: Started, job: Job) -> Reply:
+        """Do `guard`; if that fails, nothing of the program goes on unwatched."""
         try:
-            return self.guard(process, job)
+            return self.guard(started, job)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(started.process, signal.SIGKILL)
             sweep()
             raise
 
-    def guard(self, process: int, job: Job) -> Job:
-        """Wait for the end, or bring it about; {"status": wait status, "limit": name or null, "cpu": s, "memory": peak bytes}."""
+    def guard(self, started: Started, job: Job) -> Reply:
+        """Wait for the program's end, or bring it about, and return how it ended."""
+        process, limits = started.process, job["limits"]
         ending = os.pidfd_open(process)
         poll = select.poll()
         poll.register(ending, select.POLLIN)
         poll.register(self.owner, select.POLLIN)
-        watcher = watch.Watcher(process, self.site.kept)
+        watcher = watch.Watcher(process, self.site.own_init)
         limit: str | None = None
         peak = look = 0
-        while ending not in (ready := [handle for handle, _ in poll.poll(TICKS_MS[min(look, len(TICKS_MS) - 1)])]):
+        while ending not in (ready := [handle for handle, _ in poll.poll(LOOKS_MS[min(look, len(LOOKS_MS) - 1)])]):
             look += 1
-            limit = limit or (self.group.passed() if self.group else None)  # the kernel's word first: looking may be slow
+            limit = limit or self.limit_hit()  # the kernel's word first: looking may be slow
             if limit is None:
-                used = watcher.look(sys.maxsize if self.exact else job["limits"]["memory"])
-                peak, limit = max(peak, used.memory), self.over(used, job["limits"])
+                used = watcher.look(sys.maxsize if self.kernel_holds_memory else limits["memory"])
+                peak, limit = max(peak, used.memory), self.limit_passed(used, limits)
             if ready and self.owner.recv(16) == b"":
                 self.leave()
             if ready or limit:
                 self.kill(process)
         os.close(ending)
-        _, status, spent = os.wait4(process, 0)
+        _, wait_status, spent = os.wait4(process, 0)
         if self.group:
             self.group.kill()
         sweep()
-        told = os.read(self.told, 16)
-        os.close(self.told)
-        limit = limit or (self.group.passed() if self.group else None)
-        cpu = self.spent(max(spent.ru_utime + spent.ru_stime, watcher.cpu))
-        limit = limit or ("cpu" if cpu > job["limits"]["cpu"] else None)
-        return {"status": int(told or status), "limit": limit, "cpu": cpu, "memory": max(peak, spent.ru_maxrss * 1024)}
+        status = os.read(started.status_pipe, 16)
+        os.close(started.status_pipe)
+        limit = limit or self.limit_hit()
+        cpu = self.cpu_spent(max(spent.ru_utime + spent.ru_stime, watcher.cpu))
+        limit = limit or ("cpu" if cpu > limits["cpu"] else None)
+        return {"status": int(status or wait_status), "limit": limit, "cpu": cpu, "memory": max(peak, spent.ru_maxrss * 1024)}
 
-    def over(self, used: watch.Use, limits: Job) -> str | None:
-        """Which limit the tree as a whole has passed."""
-        if used.memory > limits["memory"] and not self.exact:
+    def limit_hit(self) -> str | None:
+        """Return the limit that the kernel says was hit."""
+        return self.group.limit_hit() if self.group else None
+
+    def limit_passed(self, used: watch.Usage, limits: walls.KernelLimits) -> str | None:
+        """Return the limit that the tree as a whole has passed."""
+        if used.memory > limits["memory"] and not self.kernel_holds_memory:
             return "memory"
-        if self.spent(used.cpu) > limits["cpu"]:
+        if self.cpu_spent(used.cpu) > limits["cpu"]:
             return "cpu"
-        if used.tasks > limits["processes"] + (OF_BUBBLE if self.site.bubble else 0):
+        if used.tasks > limits["processes"] + (BUBBLE_PROCESSES if self.site.bubble else 0):
             return "processes"
-        return "disk" if self.site.work and size(self.site.work) > limits["disk"] else None
+        return "disk" if self.site.work and watch.size_of_files(self.site.work) > limits["disk"] else None
 
-    def spent(self, seen: float) -> float:
-        """Seconds of processor time: what was seen, or what the kernel counted."""
+    def cpu_spent(self, seen: float) -> float:
+        """Return the seconds of processor time: those that were seen, or those that the kernel counted."""
         return max(seen, self.group.cpu()) if self.group else seen
 
     def kill(self, process: int) -> None:
@@ -200,7 +240,7 @@ class Warden:
         os.kill(process, signal.SIGKILL)
 
     def leave(self) -> NoReturn:
-        """The owner has gone: nothing of ours may stay."""
+        """End: the owner has gone, and nothing of ours may stay."""
         if self.group:
             self.group.kill()
         sweep()
@@ -224,93 +264,98 @@ def receive(owner: socket.socket) -> tuple[bytes, list[int]]:
 # -------------------------------------------------------------------------------------------------------------- starting
 
 
-def keep(program: int) -> NoReturn:
-    """The life of process 1: tied to the warden, it waits for the program, says how it ended, and takes all with it.
+def be_init(program: int) -> NoReturn:
+    """Live as process 1: tied to the warden, wait for the program, write how it ended, and take all with it.
 
     No signal from inside can end it, and it runs nothing but this.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a handler of Python's would let it through
-    for handle in range(TELLING):
+    for handle in range(STATUS_FD):
         os.close(handle)
     k.drop_capabilities()
     while True:
         process, status = os.wait()  # orphans of the program fall to us
         if process == program:
-            os.write(TELLING, b"%d" % status)
+            os.write(STATUS_FD, b"%d" % status)
             os._exit(0)
 
 
-def settle(site: walls.Site, job: Job) -> None:
-    """Below the limits, then behind the locks: the last things that a trusted line of code does here."""
+def lock_down(site: walls.Site, job: Job) -> None:
+    """Set the limits, then put up the locks: the last things that a trusted line of code does here."""
     walls.limit(job["limits"], site.counted)
     walls.lock(site, job["argv"] is not None)
 
 
-def staged(given: str) -> None:
-    """Entry point inside bubblewrap's namespaces, before the program: limits, Landlock and seccomp, which it does not set."""
+def staged(settings: str) -> None:
+    """Set what bubblewrap does not (limits, Landlock, seccomp): the entry point inside its namespaces, before the program."""
     try:
-        settings = json.loads(given)
-        site, job = read_site(settings["site"]), settings["job"]
+        given = json.loads(settings)
+        site: walls.Site = read_site(given["site"])
+        job: Job = given["job"]
         os.chdir(site.home)
-        for handle in (SAYING, GATE):
+        for handle in (FAILURE_FD, GATE_FD):
             os.set_inheritable(handle, False)
-        settle(site, job)
-        os.read(GATE, 1)
-        os.write(SAYING, f"{READY}\n".encode())
+        lock_down(site, job)
+        os.read(GATE_FD, 1)
+        os.write(FAILURE_FD, f"{READY}\n".encode())
         _start(site, job)
     except Exception as error:
-        fail(error, SAYING)
+        fail(error, FAILURE_FD)
 
 
-def read_site(given: Job) -> walls.Site:
+def read_site(given: dict[str, Any]) -> walls.Site:
     return walls.Site(**{**given, "view": tuple(given["view"])})
 
 
-def fail(error: BaseException, saying: int) -> NoReturn:
-    """Say what went wrong, and end: never go on as a second warden."""
+def fail(error: BaseException, failures: int) -> NoReturn:
+    """Write what went wrong, and end: never go on as a second warden."""
     try:
-        os.write(saying, f"{wrong(error)}\n".encode())
+        os.write(failures, f"{error_line(error)}\n".encode())
     finally:
         os._exit(125)
 
 
-def wrong(error: BaseException) -> str:
-    """One line: the call, and what the kernel said to it."""
+def error_line(error: BaseException) -> str:
+    """Return one line: the call, and the kernel's answer."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'fork'}: {error.strerror}"
     return f"{type(error).__name__}: {error}".replace("\n", " ")
 
 
 def _raise_oom_score() -> None:
-    """If the machine runs out of memory, the kernel shall take the program first."""
+    """Let the kernel take the program first if the machine runs out of memory."""
     handle = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
     os.write(handle, b"1000")
     os.close(handle)
 
 
 def _place(handles: list[int]) -> None:
-    """The program's four descriptors to 0..3, ours above, everything else closed."""
-    above = max(TELLING, *handles) + 1
+    """Move the program's four descriptors to 0..3 and ours to those above; close everything else."""
+    above = max(STATUS_FD, *handles) + 1
     high = [fcntl.fcntl(handle, fcntl.F_DUPFD, above) for handle in handles]
     for number, handle in enumerate(high):
         os.dup2(handle, number, inheritable=number < 4)
-    k.close_from(TELLING + 1)
+    k.close_from(STATUS_FD + 1)
 
 
 def _wait_for_parent() -> None:
-    """PR_SET_PDEATHSIG counts from the parent of the moment, so it must be the warden; a closed gate says that it is gone."""
+    """Wait until the parent is the warden, then tie our life to it: PR_SET_PDEATHSIG counts from the parent of the moment.
+
+    A gate that is closed instead of opened says that the warden is gone.
+    """
     gone = select.poll()
-    gone.register(SAYING, 0)  # an error on what it listens to, once nobody listens
-    opened = os.read(GATE, 1)
+    gone.register(FAILURE_FD, 0)  # an error on what it listens to, once nobody listens
+    opened = os.read(GATE_FD, 1)
     k.prctl("PDEATHSIG", k.PDEATHSIG, signal.SIGKILL)
     if not opened or gone.poll(0):
         os._exit(125)
 
 
 def _start(site: walls.Site, job: Job) -> None:
-    variables = {name: value.replace(walls.WORK, site.home) for name, value in job["env"].items()}
+    """Become the program by exec; return where it is a warm one, with the environment set and our own descriptors closed."""
+    variables = {name: value.replace(walls.WORK_FOLDER, site.home) for name, value in job["env"].items()}
     if job["argv"] is None:
-        k.close_from(SAYING)
+        k.close_from(FAILURE_FD)
         os.environ.clear()
         os.environ.update(variables)
         return
@@ -327,7 +372,7 @@ def _start(site: walls.Site, job: Job) -> None:
 
 
 def _write(path: str) -> None:
-    """The program's text from descriptor 3 to a file in the working directory."""
+    """Copy the program's text from descriptor 3 to a file in the working directory."""
     with open(3, "rb") as text, open(path, "wb") as file:
         while part := text.read(1 << 16):
             file.write(part)
@@ -352,21 +397,8 @@ def sweep() -> None:
         time.sleep(0.0005)
 
 
-def size(folder: str) -> int:
-    """Bytes that the files of a program take up. Very many are as bad as large ones, and counting them would take our time."""
-    total = 0
-    with os.scandir(folder) as entries:
-        for number, entry in enumerate(entries):
-            if number == MOST_FILES:
-                return sys.maxsize
-            with contextlib.suppress(OSError):  # gone meanwhile, at tier 0
-                found = entry.stat(follow_symlinks=False)
-                total += max(found.st_blocks * 512, found.st_size) + ENTRY
-    return total
-
-
 def empty(folder: str) -> None:
-    """What a program left in the host's working folder. At tier 1 it can only be files; at tier 0 it can be anything."""
+    """Remove what a program left in the host's working folder. At tier 1 it can only be files; at tier 0 it can be anything."""
     for entry in os.scandir(folder):
         if entry.is_dir(follow_symlinks=False):
             os.spawnv(os.P_WAIT, "/bin/rm", ["rm", "-rf", "--", entry.path])
@@ -382,11 +414,7 @@ def read_all(handle: int) -> str:
 
 
 def run() -> None:
-    """Entry point (`jail.START`): control descriptor, settings and the package's folder are the arguments."""
-    import _sitebuiltins  # noqa: F401  before the first fork: warm programs find it loaded
-
-    from selfkd.sandbox import inside
-
+    """Serve as a warden (`warden_pool.WARDEN_CODE`). Its arguments: the control descriptor, settings, the package's folder."""
     sys.path.remove(sys.argv[3])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whatever our owner had set
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

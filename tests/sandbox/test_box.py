@@ -4,47 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from leftovers import left_behind
 
 from selfkd.errors import SandboxError, UsageError
-from selfkd.rewards.pool import close_idle_workers
-from selfkd.sandbox import Foreign, Limits, Sandbox, cgroup, jail, sites, tiers, watch
+from selfkd.sandbox import Limits, Sandbox, box, sites, tiers
 
 pytestmark = pytest.mark.skipif(tiers.host().tier < 1, reason=f"this host has {tiers.host().walls}")
 MB = 1 << 20
 BOX = Sandbox(Limits(seconds=10, memory=256 * MB))
 SHORT = Sandbox(Limits(seconds=0.4))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone() -> None:
-    """No idle reward workers of other tests among our children: what is counted here is the sandbox's."""
-    close_idle_workers()
-
-
-def left_behind() -> dict[str, int]:
-    """What a program might leave: our descriptors, our processes but idle wardens, mounts, working folders, System V segments."""
-    jail.close_idle()
-    lines = [len(Path(f"/proc/self/{name}").read_text().splitlines()) for name in ("mounts",)]
-    folders = [path for place in ("/dev/shm", "/tmp") for path in Path(place).glob("selfkd-box-*")]
-    segments = len(Path("/proc/sysvipc/shm").read_text().splitlines())
-    return {
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "processes": len(watch.tree(os.getpid())),
-        "mounts": lines[0],
-        "folders": len(folders),
-        "segments": segments,
-    }
 
 
 # ----------------------------------------------------------------------------------------------------------- odd programs
@@ -95,8 +72,6 @@ ODD = {
 
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_program_ends_with_its_reason(name: str) -> None:
-    import re
-
     program, ok, reason = ODD[name]
     done = BOX.run(program, "given")
     assert ok is None or done.ok is ok, done
@@ -222,7 +197,7 @@ def test_another_python_by_path_and_a_fresh_one_for_each_program() -> None:
     )
     if other:
         assert Sandbox(python=other).run("import sys; print(sys.executable)").stdout.startswith("/usr/bin/python3")
-    with pytest.raises(UsageError, match="is no Python that runs"):
+    with pytest.raises(UsageError, match="is not a Python that can be run"):
         Sandbox(python="/bin/true").run("print(1)")
     with pytest.raises(UsageError, match="absolute path"):
         Sandbox(argv=("bash", "{program}")).run("")
@@ -256,86 +231,7 @@ def test_the_same_program_prints_the_same_twice() -> None:
     assert BOX.run(program).stdout == BOX.run(program).stdout == Sandbox(warm=False).run(program).stdout
 
 
-# ------------------------------------------------------------------------------------------------------------------- calls
-
-
-def test_functions_return_plain_data_of_exact_types() -> None:
-    values = [
-        None,
-        True,
-        0,
-        -(2**70),
-        1.5,
-        float("inf"),
-        "ü\ud800",
-        b"\0",
-        [1],
-        (1,),
-        {1},
-        frozenset({1}),
-        {1: {"a": ()}},
-        2 - 1j,
-    ]
-    with BOX.calls("def same(x): return x\nclass Solution:\n  def m(self, a, b=1): return a + b") as program:
-        for value in values:
-            returned = program.call("same", value).value
-            assert returned == value and type(returned) is type(value)
-        assert program.call("Solution.m", 1, b=2).value == program.call("m", 1, b=2).value == 3
-        nan = program.call("same", float("nan")).value
-        assert nan != nan
-
-
-def test_what_is_not_plain_data_equals_nothing() -> None:
-    with BOX.calls(
-        "class Any:\n  def __eq__(self, other): return True\n  __hash__ = None\n"
-        "class I(int): pass\nclass S(str): pass\ndef f(k): return {'any': Any(), 'int': I(1), 'text': S('a'), 'code': f}[k]"
-    ) as program:
-        for key, kind in (("any", "__main__.Any"), ("int", "__main__.I"), ("text", "__main__.S"), ("code", "function")):
-            value = program.call("f", key).value
-            assert isinstance(value, Foreign) and value.kind == kind
-            assert value != 1 and value != "a" and value != value
-
-
-def test_a_call_that_ends_badly_costs_a_fresh_start_and_no_other_call() -> None:
-    with SHORT.calls(
-        "import os, sys\nn = 0\ndef count():\n  global n\n  n += 1\n  return n\ndef hang():\n  while True: pass\n"
-        "def leave(): os._exit(0)\ndef raises(): sys.exit(0)\ndef shut(): os.close(3)\ndef big(): return 'x' * (3 << 20)\n"
-        "def deep():\n  a = []\n  for _ in range(1000): a = [a]\n  return a\ndef loop():\n  a = []\n  a.append(a)\n  return a"
-    ) as program:
-        reasons = {
-            "hang": "time limit (0.4 s)",
-            "leave": "ended before it answered",
-            "raises": "SystemExit: 0",
-            "shut": "exit status 1: OSError: [Errno 9] Bad file descriptor",
-            "big": "output limit (1 MB of output)",
-            "deep": "ValueError: the value is nested more than 64 deep",
-            "loop": "ValueError: the value is nested more than 64 deep",
-            "none": "AttributeError: module '__main__' has no attribute 'none'",
-        }
-        assert [program.call("count").value for _ in range(2)] == [1, 2]
-        for name, reason in reasons.items():
-            returned = program.call(name)
-            assert (returned.ok, returned.value, returned.reason) == (False, None, reason)
-            assert program.call("count").ok
-
-
-def test_a_program_that_cannot_be_loaded_is_started_once() -> None:
-    with BOX.calls("import no_such_module") as program:
-        for _ in range(3):
-            assert program.call("f").reason == "ModuleNotFoundError: No module named 'no_such_module'"
-        assert program.starts == 1
-    with SHORT.calls("while True: pass") as program:
-        assert program.call("f").reason == program.call("f").reason == "time limit (0.4 s)"
-        assert program.starts == 1
-
-
-# ---------------------------------------------------------------------------------------------- who calls, and who is killed
-
-
-def test_threads_run_programs_side_by_side() -> None:
-    with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda n: BOX.run(f"print({n})").stdout, range(40)))
-    assert found == [f"{n}\n" for n in range(40)]
+# ------------------------------------------------------------------------------------------------------------ around a run
 
 
 def test_an_event_loop_goes_on_while_a_program_runs() -> None:
@@ -351,90 +247,6 @@ def test_an_event_loop_goes_on_while_a_program_runs() -> None:
     assert ticks > 10 and not ok
 
 
-def test_a_forked_process_uses_wardens_of_its_own() -> None:
-    BOX.run("print(1)")
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        os.write(writing, BOX.run("print(2)").stdout.encode())
-        jail.close_idle()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(reading, 10) == b"2\n"
-    assert BOX.run("print(3)").stdout == "3\n"
-    os.close(reading), os.close(writing)
-
-
-def wait_until_gone(processes: list[int]) -> None:
-    """A process that has ended but that nobody has waited for yet (a zombie) is gone."""
-    until = time.monotonic() + 10
-    while alive := [one for one in processes if b"\nState:\tZ" not in (watch.read(f"/proc/{one}/status") or b"\nState:\tZ")]:
-        assert time.monotonic() < until, alive
-        time.sleep(0.02)
-
-
-OWNER = """
-import os, sys
-sys.path.insert(0, {root!r})
-from selfkd.sandbox import Limits, Sandbox
-box = Sandbox(Limits(seconds=600), tier={tier})
-box.run("print(1)")
-print("ready", flush=True)
-box.run("import time\\nopen('left', 'w').write('x')\\ntime.sleep(600)")
-"""
-
-
-@pytest.mark.parametrize("tier", [2, 1])
-def test_everything_ends_with_its_owner_however_the_owner_ends(tier: int) -> None:
-    text = OWNER.format(root=str(Path(sites.__file__).parent.parent.parent), tier=tier)
-    owner = subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True)
-    assert owner.stdout and owner.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    below = watch.tree(owner.pid)[1:]
-    assert len(below) == (3 if tier == 2 else 2), "a warden, a program, and at tier 2 process 1 of its namespace"
-    owner.kill()
-    owner.wait()
-    owner.stdout.close()
-    wait_until_gone(below)
-
-
-@pytest.mark.parametrize("tier", [2, 1])
-def test_a_program_dies_with_its_warden_and_the_next_one_gets_a_new_warden(tier: int) -> None:
-    box, failed = Sandbox(Limits(seconds=60), tier=tier), []
-
-    def run() -> None:
-        try:
-            box.run("import time\ntime.sleep(60)")
-        except SandboxError as error:
-            failed.append(str(error))
-
-    jail.close_idle()
-    thread = threading.Thread(target=run)
-    thread.start()
-    until = time.monotonic() + 20
-    while len(watch.tree(os.getpid())[1:]) < 2 and time.monotonic() < until:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    warden, *programs = watch.tree(watch.children(os.getpid())[0])
-    os.kill(warden, signal.SIGKILL)
-    thread.join(20)
-    assert failed and "the sandbox's own process ended (status -9)" in failed[0]
-    wait_until_gone(programs)
-    assert box.run("print(1)").ok
-
-
-def test_wardens_are_kept_for_the_next_program_but_not_too_many() -> None:
-    BOX.run("print(1)")
-    kept = watch.children(os.getpid())
-    BOX.run("print(2)")
-    assert watch.children(os.getpid()) == kept
-    with ThreadPoolExecutor(jail.KEPT + 4) as threads:
-        list(threads.map(lambda _: BOX.run("import time; time.sleep(0.3)"), range(jail.KEPT + 4)))
-    assert len(watch.children(os.getpid())) <= jail.KEPT
-
-
-# ----------------------------------------------------------------------------------------------------------- what the host has
-
-
 def test_a_wall_that_cannot_be_built_stops_the_program_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = sites.site(2, sites.python_view(None), "/bin/false")  # a bubblewrap that cannot make namespaces
     monkeypatch.setattr(Sandbox, "site", lambda self: broken)
@@ -443,87 +255,7 @@ def test_a_wall_that_cannot_be_built_stops_the_program_and_is_named(monkeypatch:
     assert "selfkd doctor" in str(caught.value)
 
 
-def test_a_stale_or_damaged_note_about_the_host_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    fresh = tiers.host.__wrapped__()
-    [note] = (tmp_path / "selfkd").iterdir()
-    assert tiers.host.__wrapped__() == fresh
-    note.write_text("{torn")
-    assert tiers.host.__wrapped__() == fresh
-    (tmp_path / "selfkd").joinpath(note.name).unlink()
-    (tmp_path / "selfkd").rmdir()
-    (tmp_path / "selfkd").write_text("a file where the folder should be")
-    assert tiers.host.__wrapped__() == fresh
-
-
-def test_folders_of_killed_owners_are_cleared_away() -> None:
-    place = Path(sites._place())
-    gone = place / f"{sites.PREFIX}{2**22 - 1}-left"
-    gone.mkdir(exist_ok=True)
-    mine = Path(sites.folder())
-    sites.clear_left.__wrapped__()
-    assert (gone.exists(), mine.exists()) == (False, True)
-    mine.rmdir()
-
-
-def fake_group(folder: Path, controllers: str = "cpu memory pids") -> None:
-    """The files of a cgroup that a kernel would make."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cgroup.subtree_control").write_text(controllers)
-    (folder / "cgroup.controllers").write_text(controllers)
-    for name in ("cgroup.procs", "cgroup.kill", "memory.max", "memory.swap.max", "memory.oom.group", "pids.max"):
-        (folder / name).write_text("")
-    (folder / "memory.events").write_text("low 0\noom 0\noom_kill 0\n")
-    (folder / "pids.events").write_text("max 0\n")
-
-
-def test_a_delegated_cgroup_is_used_and_an_undelegated_one_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = tmp_path / "user.slice/app.slice"
-    fake_group(unit / "mine.scope", "")
-    assert cgroup.find(str(tmp_path), "/user.slice/app.slice/mine.scope") is None  # nothing is handed down
-    assert cgroup.find(str(tmp_path), "/../../etc") is None
-    fake_group(unit)
-    left = unit / f"{cgroup._prefix()}{2**22 - 1}-0"
-    left.mkdir()
-    made = os.mkdir
-
-    def filled(path: str, *mode: int) -> None:
-        """The kernel fills a new group's folder."""
-        made(path, *mode)
-        with monkeypatch.context() as plain:
-            plain.setattr(os, "mkdir", made)
-            fake_group(Path(path), "")
-
-    monkeypatch.setattr(os, "mkdir", filled)
-    group = cgroup.find(str(tmp_path), "/user.slice/app.slice/mine.scope")
-    assert group and group.path.startswith(str(unit / f"{cgroup._prefix()}{os.getpid()}-"))
-    assert not left.exists()
-    (unit / "cgroup.subtree_control").write_text("")  # on offer, but not switched on
-    assert cgroup.find(str(tmp_path), "/user.slice/app.slice/mine.scope") is not None
-    assert (unit / "cgroup.subtree_control").read_text() == "+memory +pids"
-    group.limit(1000, 7)
-    assert [(Path(group.path) / name).read_text() for name in ("memory.max", "memory.swap.max", "pids.max")] == [
-        "1000",
-        "0",
-        "7",
-    ]
-    assert group.passed() is None
-    (Path(group.path) / "pids.events").write_text("max 3\n")
-    assert group.passed() == "processes"
-    (Path(group.path) / "memory.events").write_text("low 0\noom 1\noom_kill 1\n")
-    assert group.passed() == "memory"
-    group.enter()
-    group.kill()
-    (Path(group.path) / "memory.events").unlink()  # somebody switched the controller off
-    assert group.passed() is None and group.lost
-    assert (
-        set((Path(group.path) / "cgroup.procs").read_text()) == {"0"} and (Path(group.path) / "cgroup.kill").read_text() == "1"
-    )
-
-
 def test_the_example_of_the_module_runs_as_printed() -> None:
-    from selfkd.sandbox import box
-
     text = textwrap.dedent((box.__doc__ or "").split("\n\n", 1)[1].split("\nNothing that is", 1)[0])
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("cba") and "Returned(ok=True, value=42, reason='')" in done.stdout, done.stderr

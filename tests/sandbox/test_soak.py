@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from test_sandbox import alone, left_behind
+from leftovers import left_behind
 
 from selfkd.sandbox import Limits, Sandbox, tiers, watch
 
-__all__ = ["alone"]  # a fixture
 pytestmark = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {tiers.host().walls}")
 MB = 1 << 20
 WHOLE, TENTH = 100_000, 10_000
