@@ -25,7 +25,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_recipe_and_the_reward_of_the_readme_make_a_chain(tmp_path, monkeypatch):
-    [recipe], [reward] = blocks("yaml"), blocks("python")
+    [recipe], [reward, notebook] = blocks("yaml"), blocks("python")
     (tmp_path / "mine.yaml").write_text(recipe)
     (tmp_path / "mine.py").write_text(reward)
     for split, first in (("train", 10), ("dev", 50)):
@@ -39,6 +39,9 @@ def test_the_recipe_and_the_reward_of_the_readme_make_a_chain(tmp_path, monkeypa
     exec(reward, scope)
     [examples] = doctest.DocTestFinder(exclude_empty=False).find(scope["right"], "right", module=False, globs=scope)
     assert doctest.DocTestRunner(verbose=False).run(examples) == doctest.TestResults(failed=0, attempted=1)
+    monkeypatch.setattr("selfkd.chain.drive.Machine", lambda: Machine(backend="fake"))
+    exec(notebook, {})
+    assert len(Run.at(tmp_path / "runs/mine").sealed()) == 1 + load("mine.yaml").rounds
 
 
 def test_every_command_of_the_documents_exists():
@@ -53,16 +56,17 @@ def test_every_command_of_the_documents_exists():
     assert named - words <= set(main.COMMANDS), named - words - set(main.COMMANDS)
 
 
-def test_the_tree_of_the_readme_names_every_module_and_nothing_else():
+def test_the_tree_of_the_readme_names_every_module_in_its_package_and_nothing_else():
     tree = README[README.index("## The tree") : README.index("## Limits")]
-    package = tree[: tree.index("\nrecipes/")]
-    there = {path.name for path in (ROOT / "selfkd").rglob("*.py") if not path.name.startswith("__")}
-    verbs = {f"{verb}.py" for verb in VERBS}
-    assert set(re.findall(r"\b\w+\.py\b", package)) - {"test_layers.py"} == there - verbs
-    assert set(re.findall(r"^  (\w+)/", package, re.MULTILINE)) == {
-        path.parent.name for path in (ROOT / "selfkd").glob("*/__init__.py")
-    }
-    assert [verb for verb in VERBS if verb not in package] == []
+    tree = tree[tree.index("\n  core/") : tree.index("\nrecipes/")]
+    sections = dict(re.findall(r"^  (\w+)/(.*?)(?=^  \w+/|\Z)", tree + "\n", re.MULTILINE | re.DOTALL))
+    packages = {path.parent.name: path.parent for path in (ROOT / "selfkd").glob("*/__init__.py")}
+    assert sections.keys() == packages.keys()
+    for name, folder in packages.items():
+        there = {path.name for path in folder.rglob("*.py") if path.name != "__init__.py"}
+        named = set(re.findall(r"\b\w+\.py\b", sections[name])) | {f"{verb}.py" for verb in VERBS if name == "steps"}
+        assert named == there, name
+    assert f"one file each: {' '.join(VERBS)}" in sections["steps"]
 
 
 def test_the_programs_of_the_readme_are_scored_as_printed(tmp_path, monkeypatch, capsys):
