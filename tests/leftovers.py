@@ -8,6 +8,18 @@ from pathlib import Path
 
 from selfkd.sandbox import warden_pool, watch
 
+_strangers: set[int] = set()
+
+
+def ignore_strangers() -> None:
+    """Leave out of every count the processes that other tests left below this one: Ray's, Python's own resource tracker."""
+    _strangers.update(watch.tree(os.getpid())[1:])
+
+
+def wardens() -> list[int]:
+    """Return the wardens of this process."""
+    return [one for one in watch.children(os.getpid()) if one not in _strangers]
+
 
 def left_behind() -> dict[str, int]:
     """Count what a program might leave: our descriptors, our processes, mounts, working folders, System V segments."""
@@ -16,7 +28,7 @@ def left_behind() -> dict[str, int]:
     segments = len(Path("/proc/sysvipc/shm").read_text().splitlines())
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
-        "processes": len(watch.tree(os.getpid())),
+        "processes": len(set(watch.tree(os.getpid())) - _strangers),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "folders": len(folders),
         "segments": segments,

@@ -18,9 +18,7 @@ def test_try_scores_rows_of_a_file_and_says_why(said):
 
 
 def test_try_gives_other_columns_by_their_names(said):
-    Path("named.py").write_text(
-        "def did_you_mean(completion, limit):\n    return float(len(completion) < limit), f'limit {limit}'\n"
-    )
+    Path("named.py").write_text("def near(completion, limit):\n    return float(len(completion) < limit), f'limit {limit}'\n")
     Path("columns.jsonl").write_text(json.dumps({"completion": "abc", "limit": 5}) + "\n")
     text = said("try", "named.py:near", "columns.jsonl")
     assert "near 1" in text and "limit 5" in text

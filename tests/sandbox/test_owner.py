@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from leftovers import left_behind, wait_until_gone
+from leftovers import left_behind, wait_until_gone, wardens
 
 from selfkd.errors import SandboxError
 from selfkd.sandbox import Limits, Sandbox, sites, tiers, warden_pool, watch
@@ -162,7 +162,7 @@ def test_an_idle_warden_that_was_killed_is_replaced_and_nothing_leaks() -> None:
     before = left_behind()
     for _ in range(3):
         assert box.run("print(1)").ok
-        [idle] = watch.children(os.getpid())
+        [idle] = wardens()
         os.kill(idle, signal.SIGKILL)
         time.sleep(0.05)
         assert box.run("print(2)").stdout == "2\n"
@@ -178,11 +178,11 @@ def test_a_warden_that_is_killed_at_any_moment_leaves_no_program() -> None:
         thread = threading.Thread(target=run_and_fail, args=(box,))
         thread.start()
         until = time.monotonic() + 10
-        while not (wardens := watch.children(os.getpid())) and time.monotonic() < until:
+        while not (found := wardens()) and time.monotonic() < until:
             time.sleep(0.001)
         time.sleep(draw.uniform(0.02, 0.12))
-        seen |= set(watch.tree(wardens[0])[1:])
-        os.kill(wardens[0], signal.SIGKILL)
+        seen |= set(watch.tree(found[0])[1:])
+        os.kill(found[0], signal.SIGKILL)
         thread.join(30)
         assert not thread.is_alive()
     time.sleep(0.2)
@@ -220,7 +220,7 @@ def test_a_thread_that_starts_another_program_does_not_outlive_the_warden(tier: 
     thread = threading.Thread(target=run_or_fail, args=(Sandbox(Limits(seconds=60), tier=tier), program))
     thread.start()
     time.sleep(1.0)
-    [warden] = watch.children(os.getpid())
+    [warden] = wardens()
     below = watch.tree(warden)[1:]
     os.kill(warden, signal.SIGKILL)
     thread.join(30)

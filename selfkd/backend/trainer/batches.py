@@ -71,7 +71,7 @@ def encode(tok: Any, record: dict[str, Any], pair: bool) -> Row:
 
 def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
     text, sampled, ended = record[side], record[f"{side}_ids"], record[f"{side}_ended"]
-    if record[f"{side}_mask"] is not None:
+    if record.get(f"{side}_mask") is not None:
         raise GuardError(
             f"row {record['id']} says which tokens to learn, and every token would be", "train", "Leave the mask out."
         )
