@@ -1,23 +1,27 @@
 # make demo   from nothing to a measured chain on this machine
 # make test   set-up, then the test suite       make check   format, lint and types too (what .ci/run runs)
+# make coverage   which lines the quick tests reach; engines, ranks and programs behind walls run in processes that it does not see
 # make bench  the tables of docs/benchmarks.md   make bench-sandbox   those of docs/sandbox.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
-.PHONY: demo test check bench bench-sandbox nightly docs clean
+.PHONY: demo test check coverage bench bench-sandbox nightly docs clean
 
 demo: .venv/.engine
 	@$(BIN)/selfkd run quickstart
 
 test: .venv/.dev
-	$(BIN)/pytest -m "not gpu and not nightly"
+	$(BIN)/pytest
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+coverage: .venv/.dev
+	$(BIN)/pytest -m "not gpu and not nightly and not real" --cov --cov-report=term
 
 nightly: .venv/.dev
 	$(BIN)/pytest -m "not gpu"

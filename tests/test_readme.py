@@ -102,3 +102,14 @@ def test_no_file_says_where_it_was_made():
     ]:
         if path.is_file() and path.suffix in (".py", ".md", ".txt", ".toml", ".yaml"):
             assert not re.search(r"/(root|home|work)/\w+/", path.read_text()), path.name
+
+
+def test_every_file_that_contributing_names_is_there():
+    """`core/pool.py` means selfkd/core/pool.py; a bare `test_x.py` or `checkpoint.py` lies in the folder named before it."""
+    for row in (ROOT / "CONTRIBUTING.md").read_text().splitlines():
+        folder = ROOT
+        for name in re.findall(r"`([\w./-]+\.(?:py|json|md|yaml)|(?:selfkd|tests|reward|recipes|docs)/[\w/]*)`", row):
+            homes = [folder / name, ROOT / name, ROOT / "selfkd" / name]
+            [*found] = [path for path in homes if path.exists()]
+            assert found, f"{name} in: {row[:100]}"
+            folder = found[0] if found[0].is_dir() else found[0].parent

@@ -220,7 +220,7 @@ class Tombstone(Record):
 
 
 def read(path: Path, kind: type[AnyRecord], unchanged: bool = True) -> AnyRecord:
-    """Read a record; ChainError where it is no JSON, was changed after it was written, or is of a format this version does not read.
+    """Read a record; ChainError where it is not JSON, was changed after it was written, or is of a format this version does not read.
 
     With `unchanged` false a changed one is read all the same: a status shows what is there, and `verify` says whether it holds.
     """

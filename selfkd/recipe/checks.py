@@ -129,7 +129,7 @@ def _steering(recipe: Recipe, metrics: list[str], fields: Mapping[str, Node], pr
 
 def _metric(metric: str, metrics: Sequence[str]) -> str:
     if metric.startswith("test/"):
-        return f"'{metric}' cannot steer: a split that steers is no test any more. Use dev"
+        return f"'{metric}' cannot steer: a split that steers is not a test any more. Use dev"
     known = ", ".join(metric for metric in metrics if not metric.endswith("_interval")) or "none: add a measure step"
     return (
         "" if metric in metrics else f"'{metric}' is not measured every round.{did_you_mean(metric, metrics)} Metrics: {known}"
@@ -141,7 +141,7 @@ def _keep_if(text: str, metrics: Iterable[str], where: str, problems: Problems) 
     words += [f"{before}_{word}" for before in ("prev", "best") for word in words]
     tested = re.findall(r"\b(?:prev_|best_)?test_\w+", text)
     if tested:
-        problems.add(where, "keep_if", f"'{tested[0]}' cannot steer: a split that steers is no test any more. Use dev")
+        problems.add(where, "keep_if", f"'{tested[0]}' cannot steer: a split that steers is not a test any more. Use dev")
         return
     try:
         views.expression(text, words)

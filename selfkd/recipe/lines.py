@@ -310,7 +310,7 @@ def _put(node: Node | None, path: Sequence[str], value: Node, text: str, problem
 
 
 def _value(text: str, where: str) -> Node:
-    """The value as YAML would read it; what is no YAML (a template with braces, an expression with a colon) is text."""
+    """The value as YAML would read it; what is not YAML (a template with braces, an expression with a colon) is text."""
     trial = Problems()
     try:
         node = parse(text, where, trial, lines=False)

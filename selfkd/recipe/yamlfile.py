@@ -75,9 +75,9 @@ def _place(line: str) -> tuple[bool, str, int]:
 
 
 def read(path: Path, shown: str, problems: Problems) -> tuple[Node, str]:
-    """The file as a node, and its text. A file that is no YAML at all stops here: nothing in it can be judged."""
+    """The file as a node, and its text. A file that is not YAML at all stops here: nothing in it can be judged."""
     if path.stat().st_size > MOST_BYTES:
-        raise RecipeError(f"larger than {MOST_BYTES >> 20} MB: this is no recipe", shown)
+        raise RecipeError(f"larger than {MOST_BYTES >> 20} MB: this cannot be a recipe", shown)
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
@@ -156,7 +156,7 @@ class _Reader:
             if kind == "float":
                 return float(text)
         except ValueError:
-            self.problems.add(where, "", f"'{text}' is no {kind}")
+            self.problems.add(where, "", f"'{text}' is not a valid {kind}")
             return None
         self._plain(tree, "str", where)
         return text

@@ -122,7 +122,7 @@ class BuildStep(Step):
         return pairs.with_columns(weight=weight.cast(pl.Float64)).select("prompt", "chosen", "rejected", "weight")
 
     def _side(self, text: str | None, view: pl.DataFrame) -> pl.Expr:
-        """`text` as an expression; a bare word that is no column is the name of a stream."""
+        """`text` as an expression; a bare word that is not a column is the name of a stream."""
         if text and text.isidentifier() and text not in view.columns:
             return pl.col("stream") == text
         return views.expression(text or "", view.columns, self.name)

@@ -120,7 +120,7 @@ class ScoreStep(Step):
             raise RewardError(
                 f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
                 context.where,
-                "Mend the reward and repeat the command with --amend: nothing is generated again.",
+                "Fix the reward and repeat the command with --amend: nothing is generated again.",
             )
 
 

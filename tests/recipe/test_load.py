@@ -196,7 +196,7 @@ def test_the_test_split_steers_nothing():
     head = HEAD.replace(
         "steps:", "  test: {file: test.jsonl}\nbest: {metric: test/correct}\nkeep_if: test_correct > 0.1\nsteps:"
     )
-    said = "cannot steer: a split that steers is no test any more. Use dev"
+    said = "cannot steer: a split that steers is not a test any more. Use dev"
     assert problems(STEPS, head=head) == [
         f"r.yaml:7  best: 'metric' 'test/correct' {said}",
         f"r.yaml:8  keep_if: 'test_correct' {said}",
