@@ -17,8 +17,8 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.backend import open_backend
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
+from selfkd.backend.choose import open_backend
 from selfkd.chain.run import Run
 from selfkd.core.pool import Model
 

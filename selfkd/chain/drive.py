@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from selfkd.backend import open_backend
+from selfkd.backend.choose import open_backend
 from selfkd.backend.machine import Machine
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.loop import walk

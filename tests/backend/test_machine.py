@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selfkd.backend import open_backend
+from selfkd.backend.choose import open_backend
 from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine
 from selfkd.errors import UsageError
 
