@@ -113,3 +113,12 @@ def test_every_file_that_contributing_names_is_there():
             [*found] = [path for path in homes if path.exists()]
             assert found, f"{name} in: {row[:100]}"
             folder = found[0] if found[0].is_dir() else found[0].parent
+
+
+def test_every_name_that_contributing_gives_to_look_for_is_in_the_code():
+    source = "\n".join(path.read_text() for path in (ROOT / "selfkd").rglob("*.py"))
+    plain = {*VERBS, "trl", "extends", "num_tokens", "beta"}
+    table = (ROOT / "CONTRIBUTING.md").read_text().split("## To change X")[1].split("## The format")[0]
+    for name in re.findall(r"`(\w+)`", table):
+        defined = rf"(?m)\b(?:def|class) {name}\b|^{name}\b.*=|^\s+{name}: "
+        assert name in plain or re.search(defined, source), name
