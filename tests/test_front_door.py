@@ -88,12 +88,12 @@ def test_a_second_driver_is_refused_before_an_attempt_begins(here):
 
 
 def test_what_is_not_there_is_said(here):
-    with pytest.raises(UsageError, match="there is no run here"):
+    with pytest.raises(UsageError, match="no run here"):
         selfkd.open("runs/none")
     run = selfkd.run(selfkd.load("sums.yaml", ["rounds=1"]), "runs/sums", selfkd.Machine(backend="fake"))
     with pytest.raises(UsageError, match="there is no round 7"):
         run.samples(round=7)
-    with pytest.raises(ChainError, match="there is no model 'student' at this point"):
+    with pytest.raises(ChainError, match=r"no model 'student'\. Roles: policy"):
         run.model("student")
 
 
@@ -105,9 +105,25 @@ def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
     (here / "mine.yaml").write_text(
         RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
     )
-    monkeypatch.setattr("selfkd.chain.drive.Machine", lambda: selfkd.Machine(backend="fake"))
+    monkeypatch.setattr("selfkd.chain.drive.read_machine", lambda path: selfkd.Machine(backend="fake"))
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     scope: dict = {}
     for block in blocks:
         exec(block, scope)
     assert len(blocks) == 4 and scope["run"].samples(round=1).height == 12 * 4
+
+
+def test_a_model_that_retention_took_away_is_said_to_be_gone(here):
+    (here / "sums.yaml").write_text(RECIPE.replace("rounds: 2", "rounds: 3\nkeep: {last: 1, best: false, base: true}"))
+    run = selfkd.run("sums.yaml", "runs/sums", selfkd.Machine(backend="fake"))
+    with pytest.raises(ChainError, match=r"weights of 'policy@round-1' are not on disk any more[\s\S]*keep"):
+        run.model("policy@round-1")
+    with pytest.raises(ChainError, match="no model 'policy@bset'. Did you mean 'best'"):
+        run.model("policy@bset")
+
+
+def test_names_of_files_serve_where_a_notebook_has_no_object_yet(here):
+    (here / "fake.yaml").write_text("backend: fake\n")
+    assert selfkd.lint("sums.yaml").ok
+    run = selfkd.run(selfkd.load("sums.yaml", "rounds=1"), "runs/sums", "fake.yaml")
+    assert run.machine.backend == "fake" and run.rounds == 1

@@ -128,7 +128,7 @@ def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> 
     if not where:
         return view
     heavy = [name for name in HEAVY[table] if name not in view.columns]
-    parsed = views.expression(where, [*view.columns, *heavy], "--where")
+    parsed = views.expression(where, [*view.columns, *heavy], "where")
     named = [name for name in parsed.meta.root_names() if name in heavy]
     return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
 

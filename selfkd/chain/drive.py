@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from selfkd.backend.choose import open_backend
-from selfkd.backend.machine import Machine
+from selfkd.backend.machine import Machine, read_machine
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
@@ -19,16 +19,19 @@ from selfkd.recipe.schema import Recipe
 def run(
     recipe: Recipe | str,
     folder: str | Path,
-    machine: Machine | None = None,
+    machine: Machine | str | Path | None = None,
     watch: Watch = nobody,
     amended: bool = False,
 ) -> Run:
     """Start the run in `folder`, or go on with it, to its end. Safe to repeat: whatever is committed is read back.
 
-    `recipe` may be the name or path of a recipe file. `watch` is called with each event, a dict with the keys `event` and `t`.
+    `recipe` may be the name or path of a recipe file, and `machine` the path of a machine file.
+    `watch` is called with each event, a dict with the keys `event` and `t`.
     Raises the errors of `selfkd.errors`; whatever happens, what was committed stays.
     """
-    opened = Run.open(load(recipe) if isinstance(recipe, str) else recipe, Path(folder), machine or Machine(), amended)
+    if not isinstance(machine, Machine):
+        machine = read_machine(Path(machine) if machine else None)
+    opened = Run.open(load(recipe) if isinstance(recipe, str) else recipe, Path(folder), machine, amended)
     if is_finished(opened):
         return opened
     refuse_second_driver(opened)

@@ -62,7 +62,7 @@ class Run:
         """Open an existing run with its own recipe; works on a folder that was moved. UsageError where there is none."""
         paths = Paths(folder)
         if not paths.info.is_file():
-            raise UsageError("there is no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
+            raise UsageError("no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
         info = records.read(paths.info, Info)
         recipe = frozen(dict(amend.in_force(paths, info).recipe), folder)
         known = {one.name for one in fields(Machine)}
@@ -141,9 +141,16 @@ class Run:
 
     def model(self, reference: str) -> Model:
         """Return the model that `role@when` names at the head of the chain, its path absolute; ChainError where there is none."""
-        sealed = self.sealed()
-        known = KnownModels(len(sealed), head_of(sealed), sealed, self.recipe.best, self.loaded)
-        return known.find(ModelRef.parse(reference), head_of(sealed), str(self.folder)).at(self.folder.absolute())
+        sealed, named = self.sealed(), ModelRef.parse(reference)
+        head = head_of(sealed)
+        if problem := named.problem(list(head), len(sealed), best_is_named=True):
+            raise ChainError(problem, str(self.folder))
+        known = KnownModels(len(sealed), head, sealed, self.recipe.best, self.loaded)
+        found = known.find(named, head, str(self.folder)).at(self.folder.absolute())
+        if not Path(found.path).is_dir():
+            fix = "The recipe's `keep` says which checkpoints stay: keep: {last: 2, best: true, base: true}"
+            raise ChainError(f"the weights of '{reference}' are not on disk any more", found.path, fix)
+        return found
 
     # ---- walking ----
 

@@ -93,7 +93,10 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
         raise UsageError("no runs here", str(runs), f"Start one: {command_line('run', 'quickstart')}")
     if follow:
         raise UsageError("name the run to follow", "--follow", "Runs: " + ", ".join(map(str, folders)))
-    to.print(tables.runs_table([status.read(folder) for folder in folders]))
+    states = [status.read_or_reason(folder) for folder in folders]
+    to.print(tables.runs_table([state for state in states if isinstance(state, status.Status)]))
+    for reason in (str(state) for state in states if not isinstance(state, status.Status)):
+        to.print(reason, style="yellow", soft_wrap=True, markup=False)
     return 0
 
 
@@ -115,7 +118,7 @@ def verify(run: Path, quick: bool) -> int:
 
     if not (run / "run.json").is_file():
         fix = f"List the runs: {command_line('status')}"
-        raise UsageError("there is no run here (run.json is missing)", str(run), fix)
+        raise UsageError("no run here (run.json is missing)", str(run), fix)
     began = time.monotonic()
     found = check_run(run, quick)
     for path in found.pruned:

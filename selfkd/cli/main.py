@@ -93,7 +93,9 @@ def _flag(name: str, text: str) -> Argument:
 
 
 RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (selfkd recipes)")
-OVERRIDES = Argument("overrides", nargs="*", metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH")
+OVERRIDES = Argument(
+    "overrides", nargs="*", default=[], metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH"
+)
 RUN = Argument("run", type=Path, metavar="RUN", help="folder of a run")
 RUNS = Argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
 ON = Argument("--on", type=Path, metavar="MACHINE", help="machine settings, a YAML file (selfkd help machine)")

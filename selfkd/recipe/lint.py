@@ -23,6 +23,7 @@ from selfkd.prompts.overlap import duplicates, overlap, shared_passages
 from selfkd.prompts.read import meta_columns, on_hub, read_prompts, source_words
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Line
+from selfkd.recipe.load import load
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_gold, check_parameters, run_doctests
 from selfkd.rewards.find import find_function
@@ -54,8 +55,12 @@ class Report:
         return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems]) or "nothing to say"
 
 
-def lint(recipe: Recipe, hub: bool = False) -> Report:
-    """Everything that can be checked before a run without walking it; `hub` reads prompts from the network too."""
+def lint(recipe: Recipe | str, hub: bool = False) -> Report:
+    """Check all that can be checked before a run without walking it; `hub` reads prompts from the network too.
+
+    `recipe` may be the name or path of a recipe file; RecipeError then names what is wrong with its fields.
+    """
+    recipe = load(recipe) if isinstance(recipe, str) else recipe
     report = Report(columns=columns(recipe))
     frames = _prompts(recipe, report, hub)
     _overlap(recipe, frames, report)

@@ -22,8 +22,9 @@ from selfkd.recipe.schema import FIELDS, Recipe
 from selfkd.recipe.yamlfile import Node, Problems
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(name: str, overrides: str | Sequence[str] = ()) -> Recipe:
     """The recipe of a file, or of a name such as `quickstart`; `overrides` are key=value words. RecipeError names every problem."""
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     path = locate(name)
     problems = Problems()
     tree, text, folders = _with_parent(path, problems, ())

@@ -22,7 +22,7 @@ from selfkd.core.files import reference_parts
 from selfkd.core.lease import holder
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, change
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
 from selfkd.steps import STAGES
 from selfkd.steps.step import references
 
@@ -109,6 +109,14 @@ def read(folder: Path) -> Status:
         log=paths.attempt(attempts[-1]) if attempts else None,
         progress={} if state == "done" else _progress(events),
     )
+
+
+def read_or_reason(folder: Path) -> Status | SelfkdError:
+    """Return the state of a run, or the error that says why it cannot be read: one such run must not hide the others."""
+    try:
+        return read(folder)
+    except SelfkdError as error:
+        return error
 
 
 def info_of(paths: Paths) -> Info:

@@ -18,6 +18,7 @@ from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import Amendment, Commit, Info, ModelEntry, Record, Seal, Tombstone
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
+from selfkd.errors import ChainError
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -38,7 +39,10 @@ class Findings:
 
 
 def verify(folder: str | Path, quick: bool = False) -> Findings:
-    """Walk the chain from run.json to the newest step. `quick` trusts contents and checks records, links and sizes only."""
+    """Walk the chain from run.json to the newest step; ChainError where another version of selfkd wrote it.
+
+    `quick` trusts contents and checks records, links and sizes only.
+    """
     walk = _Walk(Paths(Path(folder)), quick)
     walk.run()
     return walk.found
@@ -96,10 +100,11 @@ class _Walk:
         return self.understood(name, read, kind)
 
     def understood(self, name: str, content: Mapping[str, Any], kind: type[AnyRecord]) -> AnyRecord | None:
-        """Return the record where its format is ours and nothing is missing; else add a problem."""
+        """Return the record; add a problem where a field is missing, raise ChainError where its format is another."""
         if problem := records.format_problem(content):
-            self.problem(f"{name} {problem}")
-            return None
+            raise ChainError(
+                problem, self.paths.shown(self.paths.folder / name)
+            )  # not damage: whether it is whole is not known
         try:
             return kind.from_json(content)
         except KeyError as error:

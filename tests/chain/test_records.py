@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from selfkd.chain import records
 from selfkd.chain.records import FORMAT, Commit, Info, ModelEntry, Tombstone
 from selfkd.chain.run import Run
+from selfkd.cli.main import main
 from selfkd.core import digest, storage
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
@@ -86,11 +87,19 @@ def test_a_missing_field_is_named(run):
 def test_a_run_of_another_format_is_refused_in_one_sentence(run, written, said):
     rewrite(run.paths.info, lambda content: content | {"format": written})
     sentence = rf"was written by {said} selfkd \(format {written}; this one reads format {FORMAT}\)"
-    for read in (Run.at, status.read):
+    for read in (Run.at, status.read, verify):
         with pytest.raises(ChainError, match=sentence):
             read(run.folder)
-    [problem] = verify(run.folder).problems
-    assert f"was written by {said} selfkd" in problem
+
+
+def test_a_run_that_cannot_be_read_does_not_hide_the_others(run, capsys, monkeypatch):
+    shutil.copytree(run.folder, run.folder.parent / "old")
+    rewrite(run.folder.parent / "old/run.json", lambda content: content | {"format": 1})
+    shutil.copytree(run.folder, run.folder.parent / "torn")
+    (run.folder.parent / "torn/run.json").write_text("{")
+    assert main(["status", "--runs", str(run.folder.parent)]) == 0
+    shown = capsys.readouterr().out
+    assert "done" in shown and "was written by an older selfkd" in shown and "torn/run.json  is not readable" in shown
 
 
 def test_a_model_is_full_weights_unless_its_record_says_that_it_is_an_adapter():
