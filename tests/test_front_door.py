@@ -118,7 +118,7 @@ def test_a_model_that_retention_took_away_is_said_to_be_gone(here):
     run = selfkd.run("sums.yaml", "runs/sums", selfkd.Machine(backend="fake"))
     with pytest.raises(ChainError, match=r"weights of 'policy@round-1' are not on disk any more[\s\S]*keep"):
         run.model("policy@round-1")
-    with pytest.raises(ChainError, match="no model 'policy@bset'. Did you mean 'best'"):
+    with pytest.raises(ChainError, match=r"no model 'policy@bset'\. Did you mean 'best'"):
         run.model("policy@bset")
 
 

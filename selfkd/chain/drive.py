@@ -17,7 +17,7 @@ from selfkd.recipe.schema import Recipe
 
 
 def run(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     folder: str | Path,
     machine: Machine | str | Path | None = None,
     watch: Watch = nobody,
@@ -31,7 +31,7 @@ def run(
     """
     if not isinstance(machine, Machine):
         machine = read_machine(Path(machine) if machine else None)
-    opened = Run.open(load(recipe) if isinstance(recipe, str) else recipe, Path(folder), machine, amended)
+    opened = Run.open(recipe if isinstance(recipe, Recipe) else load(str(recipe)), Path(folder), machine, amended)
     if is_finished(opened):
         return opened
     refuse_second_driver(opened)

@@ -10,6 +10,8 @@ amendments/001.json  leases/  logs/attempt-001/  tmp/
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +93,7 @@ class Paths:
 
     def rounds(self) -> list[RoundPaths]:
         """Return the rounds that have a folder, by number."""
-        found = [RoundPaths(path, int(path.name.partition("-")[2])) for path in self.folder.glob("round-*") if path.is_dir()]
+        found = [RoundPaths(path, index) for index, path in _numbered(self.folder, "round")]
         return sorted(found, key=lambda names: names.index)
 
     def amendment(self, number: int) -> Path:
@@ -106,8 +108,7 @@ class Paths:
 
     def attempts(self) -> list[int]:
         """Return the numbers of the attempts that have a log folder, oldest first."""
-        folders = (self.folder / "logs").glob("attempt-*")
-        return sorted(int(path.name.rpartition("-")[2]) for path in folders if path.is_dir())
+        return sorted(number for number, _ in _numbered(self.folder / "logs", "attempt"))
 
     def events(self, number: int) -> Path:
         return self.attempt(number) / "events.jsonl"
@@ -119,6 +120,13 @@ class Paths:
     def shown(self, path: Path) -> str:
         """Return `path` as messages name it: the run's own name, then the place inside it."""
         return f"{self.folder.name}/{self.relative(path)}"
+
+
+def _numbered(folder: Path, kind: str) -> Iterator[tuple[int, Path]]:
+    """Yield (number, folder) of `round-001`, …; a copy that somebody called round-001.bak is none of ours."""
+    for path in folder.glob(f"{kind}-*"):
+        if (found := re.fullmatch(rf"{kind}-([0-9]{{3,}})", path.name)) and path.is_dir():
+            yield int(found[1]), path
 
 
 def runs_under(folder: Path) -> list[Path]:

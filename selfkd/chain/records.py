@@ -269,10 +269,16 @@ def step_digest(
     key: str, tables: Mapping[str, TableEntry], models: Mapping[str, ModelEntry], metrics: Mapping[str, Any]
 ) -> str:
     """Return what a step was asked for and what came out."""
-    contents = ({name: table.digest for name, table in tables.items()}, {role: model.digest for role, model in models.items()})
+    contents = ({name: table.digest for name, table in tables.items()}, _meanings(models))
     return digest.of("step", key, *contents, dict(metrics))
 
 
 def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], accepted: bool) -> str:
     """Return what a round leaves: its last step's digest, the models at its head, and the verdict."""
-    return digest.of("round", index, last_step, {role: model.digest for role, model in models.items()}, accepted)
+    return digest.of("round", index, last_step, _meanings(models), accepted)
+
+
+def _meanings(models: Mapping[str, ModelEntry]) -> Json:
+    """Return {role: digest}; what is not full weights says so, and names its base."""
+    plain = {role: model.digest for role, model in models.items() if model.kind == "full" and model.base is None}
+    return plain | {role: [model.digest, model.kind, model.base] for role, model in models.items() if role not in plain}

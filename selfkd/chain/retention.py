@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from selfkd.chain import records
 from selfkd.chain.commit import pruned_paths
 from selfkd.chain.records import Seal, Tombstone
-from selfkd.chain.run import Run
+from selfkd.chain.run import Run, head_of
 from selfkd.chain.steering import best_round
 from selfkd.core import storage
+from selfkd.core.pool import Model
 from selfkd.recipe.schema import Recipe
 
 
@@ -17,7 +18,8 @@ def prune(run: Run) -> None:
     """Take away the checkpoints that `keep` does not name; a tombstone goes first, so a crash between is finished next time."""
     sealed = run.sealed()
     rounds = kept_rounds(run.recipe, sealed)
-    needed = {entry.path for seal in sealed if seal.round in rounds for entry in seal.models.values()}
+    needed = {path for seal in sealed if seal.round in rounds for model in seal.head().values() for path in _folders(model)}
+    needed |= {path for model in head_of(sealed).values() for path in _folders(model)}  # the next round starts from it
     for seal in sealed:
         names = run.paths.round(seal.round)
         whole = seal.round == 0 and 0 in rounds  # the base and what the warm-up made of it, both
@@ -27,6 +29,11 @@ def prune(run: Run) -> None:
         for path in pruned_paths(names):
             if (run.paths.folder / path).exists():
                 storage.remove(run.paths.folder / path)
+
+
+def _folders(model: Model) -> list[str]:
+    """Return the checkpoints that a model needs: its own, and that of the base which an adapter changes."""
+    return [model.path, *([model.base] if model.base else [])]
 
 
 def kept_rounds(recipe: Recipe, sealed: Sequence[Seal]) -> set[int]:

@@ -24,7 +24,7 @@ from selfkd.chain.records import CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Function, Model, Pool, light
+from selfkd.core.pool import Function, Model, Pool, light_columns, scan
 from selfkd.errors import ChainError, UsageError
 from selfkd.prompts import templates
 from selfkd.recipe.load import frozen
@@ -115,7 +115,8 @@ class Run:
 
     def loaded(self) -> Mapping[str, Model]:
         """Return the models as round 0 loaded them, before any warm-up."""
-        return {role: entry.model(role) for role, entry in next(iter(self.made(0).values())).models.items()}
+        first = next(iter(self.made(0).values()), None)
+        return {role: entry.model(role) for role, entry in first.models.items()} if first else {}
 
     # ---- reading it, as in a notebook ----
 
@@ -136,7 +137,7 @@ class Run:
         return contents.samples(self.paths, round, step, where).with_texts("samples")
 
     def rows(self, round: int | None = None, where: str | None = None, step: str | None = None) -> pl.DataFrame:
-        """Return the rows that a model was trained on, with their messages and texts."""
+        """Return training rows as they were built, with their messages and texts; `stream` and `role` say what they are for."""
         return contents.training_rows(self.paths, round, step, where).with_texts("rows")
 
     def model(self, reference: str) -> Model:
@@ -171,7 +172,9 @@ class Run:
             raise UsageError(f"the run has no split '{name}'", str(self.folder), "Splits: " + ", ".join(self.info.prompts))
         if name not in self._splits:
             path = self.folder / self.info.prompts[name].file
-            self._splits[name] = Pool({"prompts": light("prompts", pl.read_parquet(path))}, {"prompts": (path,)})
+            self._splits[name] = Pool(
+                {"prompts": scan("prompts", [path]).select(light_columns("prompts")).collect()}, {"prompts": (path,)}
+            )
         return self._splits[name]
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:

@@ -61,9 +61,11 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._beat.join()
-        _held.discard(self._path(self.epoch, ".json"))
-        self._path(self.epoch, ".done").touch()
+        try:
+            self._beat.join()
+        finally:  # a second Ctrl-C in a notebook must not leave this very process holding it
+            _held.discard(self._path(self.epoch, ".json"))
+            self._path(self.epoch, ".done").touch()
 
     def _path(self, epoch: int, suffix: str) -> Path:
         return self.folder / f"{epoch:06d}{suffix}"
@@ -145,4 +147,5 @@ def holder(folder: Path) -> str:
     age = max(0.0, time.time() - (beat if beat.exists() else newest).stat().st_mtime)
     here = found["host"] == socket.gethostname()
     alive = started_at(found["pid"]) == found["started"] if here else age < PATIENCE_SECONDS
+    alive = alive and not (here and found["pid"] == os.getpid() and newest not in _held)
     return f"process {found['pid']} on {found['host']}, heartbeat {age:.0f} s ago" if alive else ""

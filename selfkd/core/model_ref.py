@@ -23,8 +23,8 @@ class ModelRef:
         """`policy@base`; a bare word is a role at `now`, or with `role` given a time of that role."""
         if "@" not in text and role:
             return cls(role, text)
-        first, _, when = text.partition("@")
-        return cls(first, when or "now")
+        first, at, when = text.partition("@")
+        return cls(first, when if at else "now")
 
     def __str__(self) -> str:
         return self.role if self.when == "now" else f"{self.role}@{self.when}"

@@ -109,12 +109,12 @@ def scan(table: str, paths: Sequence[Path]) -> pl.LazyFrame:
     """Scan the files of a table with every column of its schema: one that a file lacks is null, one it has beside is ignored."""
     if not paths:
         return empty(table).lazy()
-    return pl.scan_parquet(list(paths), schema=SCHEMAS[table], missing_columns="insert", extra_columns="ignore")
+    return pl.scan_parquet(list(paths), schema=SCHEMAS[table], missing_columns="insert", extra_columns="ignore", glob=False)
 
 
 def as_stored(paths: Sequence[Path]) -> pl.DataFrame:
     """Read the files of a table with the columns they hold, whichever version wrote them: what a digest of the table covers."""
-    return pl.concat([pl.read_parquet(path) for path in paths], how="diagonal") if paths else pl.DataFrame()
+    return pl.concat([pl.read_parquet(path, glob=False) for path in paths], how="diagonal") if paths else pl.DataFrame()
 
 
 def light(table: str, frame: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.core.digest import of
+from selfkd.errors import UsageError
 
 
 def code_digest(path: Path, root: Path | None = None) -> str:
@@ -27,13 +28,16 @@ def local_sources(path: Path, root: Path | None = None) -> dict[str, Path]:
 
 def _tree_digest(path: Path) -> str:
     tree = ast.parse(path.read_text("utf-8"), filename=str(path))
-    return of(_plain(_without_docstrings(tree)))
+    try:
+        return of(_plain(_without_docstrings(tree)))
+    except RecursionError:
+        raise UsageError("an expression nests too deeply to be read", str(path), "Write it as a loop or a list.") from None
 
 
 def _plain(node: Any) -> Any:
     """Return a syntax tree as plain JSON, the same on every Python: what is empty or None is left out, as newer ones add fields."""
     if isinstance(node, ast.Constant):
-        return ["Constant", repr(node.value)]  # 1, 1.0, True and "1" differ
+        return ["Constant", ascii(node.value)]  # 1, 1.0, True and "1" differ
     if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts between the parts of an f-string
         return [
             "JoinedStr",

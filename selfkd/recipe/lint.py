@@ -55,12 +55,12 @@ class Report:
         return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems]) or "nothing to say"
 
 
-def lint(recipe: Recipe | str, hub: bool = False) -> Report:
+def lint(recipe: Recipe | str | Path, hub: bool = False) -> Report:
     """Check all that can be checked before a run without walking it; `hub` reads prompts from the network too.
 
     `recipe` may be the name or path of a recipe file; RecipeError then names what is wrong with its fields.
     """
-    recipe = load(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe if isinstance(recipe, Recipe) else load(str(recipe))
     report = Report(columns=columns(recipe))
     frames = _prompts(recipe, report, hub)
     _overlap(recipe, frames, report)

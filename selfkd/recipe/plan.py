@@ -71,8 +71,16 @@ def costs(recipe: Recipe, index: int, sizes: Mapping[str, int | None], prompt_to
     """Return the cost of each step of round `index`, from the sizes of the splits and the tokens of a prompt (None: not known)."""
     train = sizes["train"]
     drawn = least(recipe.take, train) if recipe.take and index else train
-    forecast = Forecast(drawn, sizes, recipe.context, prompt_tokens)
+    forecast = Forecast(drawn, sizes, recipe.context, prompt_tokens, longest=_longest_answer(recipe))
     return [step.cost(forecast) for step in recipe.steps_of(index)]
+
+
+def _longest_answer(recipe: Recipe) -> int:
+    """Return the most tokens of an answer that a round samples, 0 where it samples none."""
+    forecast = Forecast(None)
+    for step in recipe.steps_of(1):
+        step.cost(forecast)
+    return forecast.longest
 
 
 def _prompt_tokens(recipe: Recipe) -> int | None:

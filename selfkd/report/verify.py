@@ -54,7 +54,7 @@ class _Walk:
     def __init__(self, paths: Paths, quick: bool) -> None:
         self.paths, self.quick, self.found = paths, quick, Findings()
         self.parent: str | None = None
-        self.models: dict[str, str] = {}
+        self.models: dict[str, ModelEntry] = {}
         self.blind = False  # a damaged commit hides which models there were
 
     def run(self) -> None:
@@ -174,10 +174,13 @@ class _Walk:
         """Check the files of a step, then what they mean; the meaning of damaged files is not looked at."""
         damaged = self.files(commit.files, name)
         for table, entry in commit.tables.items():
-            if not damaged:
+            unnamed = [path for path in entry.files if path not in commit.files]
+            if unnamed:
+                self.problem(f"{name}: {unnamed[0]} is used but not among its files")
+            elif not damaged:
                 self.table(table, entry.files, entry.rows, entry.digest, f"{name}: table '{table}'")
         for role, model in commit.models.items():
-            self.models[model.path] = model.digest
+            self.models[model.path] = model
             if not damaged and not self.quick and model.path not in self.found.pruned:
                 self.weights(f"{name}: model '{role}'", model)
 
@@ -200,7 +203,7 @@ class _Walk:
             if seal.metrics != metrics:
                 self.problem(f"{where}: its metrics are not those of its steps")
         for role, model in seal.models.items():
-            if self.models.get(model.path, model.digest) != model.digest:
+            if not self.blind and self.models.get(model.path) != model:
                 self.problem(f"{where}: model '{role}' is not the one that was committed at {model.path}")
 
     def sealed_steps(self, names: RoundPaths, seal: Seal) -> None:

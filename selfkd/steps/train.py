@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 import polars as pl
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from selfkd.backend.base import TrainSpec
@@ -25,14 +25,12 @@ from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Stage, Step
 
 
-def _known_loss(name: str) -> str:
-    if name not in LOSSES:
+def _known_loss(name: Any) -> Any:
+    if not isinstance(name, str) or name not in LOSSES:
         choices = " or ".join(f"'{known}'" for known in LOSSES)
-        raise PydanticCustomError(
-            "unknown_loss",
-            "should be {choices}, not '{name}'.{hint}",
-            {"choices": choices, "name": name, "hint": did_you_mean(name, LOSSES)},
-        )
+        hint = did_you_mean(name, LOSSES) if isinstance(name, str) else ""
+        said = {"choices": choices, "name": repr(name), "hint": f".{hint}" if hint else ""}
+        raise PydanticCustomError("unknown_loss", "should be {choices}, not {name}{hint}", said)
     return name
 
 
@@ -43,7 +41,7 @@ class TrainStep(Step):
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
 
-    loss: Annotated[str, AfterValidator(_known_loss)] = Field(
+    loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
         "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
     )
     role: str = Field("policy", description="Which model is trained.")

@@ -279,3 +279,12 @@ def test_a_checkpoint_that_a_step_goes_on_using_stays_whatever_keep_says(tmp_pat
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
     assert [record.accepted for record in run.sealed()] == [True] * 5
     assert sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*")) == ["round-000", "round-004"]
+
+
+@pytest.mark.parametrize("keep", ["{last: 0}", "{last: 0, best: false, base: false}"])
+def test_the_head_stays_on_disk_whatever_keep_says_for_the_next_round_starts_from_it(tmp_path, keep):
+    """The fake's accuracy may fall, so that the head is neither the best round nor the base."""
+    text = RECIPE.replace("rounds: 2", f"rounds: 3\nkeep: {keep}\nbest: {{metric: dev/last_number, mode: min}}")
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    assert len(run.sealed()) == 4
+    assert Path(run.model("policy").path).is_dir()

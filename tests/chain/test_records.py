@@ -134,3 +134,43 @@ def test_a_run_whose_tables_lack_columns_and_hold_a_foreign_one_is_read_and_goes
     kept = other.sealed()[1].notes["funnel"][-1][1]
     assert run.samples(round=2, step="replay").height == kept > 0  # tables of both kinds side by side
     assert verify(run.folder).problems == []
+
+
+def test_frozen_prompts_of_another_version_are_read_with_the_columns_of_this_one(run):
+    """With a foreign column, without one of ours, and in another order."""
+    entry = run.info.prompts["train"]
+    frame = pl.read_parquet(run.folder / entry.file)
+    frame.with_columns(pl.lit(1).alias("invented")).drop("source").select(pl.all().reverse()).write_parquet(
+        run.folder / entry.file
+    )
+    again = Run.at(run.folder).split("train")
+    assert again.prompts.columns == run.split("train").prompts.columns
+    assert again.prompts["source"].null_count() == frame.height and (again + again).prompts.height == 2 * frame.height
+
+
+def test_a_copy_that_somebody_made_inside_a_run_stops_no_reader(run):
+    shutil.copytree(run.paths.round(1).folder, run.folder / "round-001.bak")
+    shutil.copytree(run.paths.attempt(1), run.folder / "logs/attempt-001.old")
+    assert [names.index for names in run.paths.rounds()] == [0, 1, 2] and run.paths.attempts() == [1]
+    assert status.read(run.folder).state == "done" and verify(run.folder).problems == []
+
+
+def test_a_folder_with_brackets_in_its_name_holds_what_it_holds(run):
+    moved = run.folder.rename(run.folder.with_name("x[1]*"))
+    assert Run.at(moved).samples(round=1).height == 36 and Run.at(moved).rows(round=1).height > 0
+    assert verify(moved).problems == [] and status.read(moved).rounds[1].measured["dev"].change is not None
+
+
+def test_a_table_file_that_a_commit_uses_but_does_not_count_is_found(run):
+    path = run.paths.round(2).commits()[0]
+    rewrite(path, lambda content: content | {"files": {}})
+    assert any("is used but not among its files" in problem for problem in verify(run.folder).problems)
+
+
+@pytest.mark.parametrize("change", [{"kind": "adapter", "base": "round-000/x"}, {"path": "round-000/nowhere"}])
+def test_a_seal_whose_model_is_not_one_that_was_committed_is_found(run, change):
+    def forge(content):
+        return content | {"models": {"policy": content["models"]["policy"] | change}}
+
+    rewrite(run.paths.round(2).seal, forge)
+    assert any("model 'policy' is not the one that was committed" in problem for problem in verify(run.folder).problems)

@@ -36,3 +36,11 @@ def test_constants_of_another_type_are_another_code(tmp_path):
     )
     assert digest_with("u'1'") == digest_with("'1'")
     assert digest_with("['', 'a']") != digest_with("['a']")
+
+
+def test_a_letter_that_only_newer_pythons_know_is_the_same_code(tmp_path):
+    """repr() would write U+1FAE8 as an escape on 3.11 and as itself on 3.12."""
+    (tmp_path / "mine.py").write_text("X = '\U0001fae8'\n", "utf-8")
+    written = code_digest(tmp_path / "mine.py")
+    (tmp_path / "mine.py").write_text("X = '\\U0001fae8'\n", "utf-8")
+    assert code_digest(tmp_path / "mine.py") == written == "9fbda01f11942e663967a9b8d246bd61dd6f60d59c7623b30782fafe3396fec4"

@@ -78,7 +78,7 @@ class RayBackend:
         """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
         import ray
 
-        if not self._gpus:
+        if not self._gpus and not self._engines.engines:
             self._engines.start_engine()
         log = self.log / "load.log"
         actor = actor_class(OneCall, num_cpus=1).remote(log)
