@@ -43,7 +43,7 @@ class Chunk:
     """A fixed, ordered set of requests (columns REQUESTS): the unit of generation, of durability and of redoing.
 
     Replies depend on who else is in the batch, so a chunk is generated alone, from an empty prefix cache, and asked again
-    whole if it was interrupted. `key` names it by content; `write` leaves one immutable file `{key}.{hash}.parquet`.
+    whole if it was interrupted. `key` names it by content; `write` leaves one immutable file named `prefix` + the hash of its bytes.
     """
 
     key: str
@@ -51,6 +51,11 @@ class Chunk:
     requests: pl.DataFrame
     folder: Path
     tmp: Path
+
+    @property
+    def prefix(self) -> str:
+        """Return how the name of this chunk's file begins: half of the key, which is still unique."""
+        return f"{self.key[:32]}."
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -
         pl.Series("tokens", counts, pl.Int32),
         pl.Series("token_ids", [list(completion.token_ids) for completion in completions], pl.List(pl.Int32)),
     )
-    return storage.write_parquet(shape("samples", frame), chunk.folder, chunk.tmp, f"{chunk.key[:32]}.")
+    return storage.write_parquet(shape("samples", frame), chunk.folder, chunk.tmp, chunk.prefix)
 
 
 @dataclass(frozen=True)

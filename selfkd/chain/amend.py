@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfkd.chain import records
-from selfkd.chain.freeze import as_json, code_digests, files_in, freeze_code, now
+from selfkd.chain.freeze import code_digests, freeze_code, now
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Info
-from selfkd.core import storage
+from selfkd.core import digest, storage
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 
@@ -25,7 +25,7 @@ def in_force(paths: Paths, info: Info) -> Info | Amendment:
 def accept(recipe: Recipe, paths: Paths, info: Info, amended: bool) -> None:
     """Go on with the same recipe and code. With `amended`, record what changed; without, ChainError names it."""
     effective = in_force(paths, info)
-    words = _changed_words(effective.recipe, as_json(recipe.resolved()))
+    words = _changed_words(effective.recipe, digest.as_json(recipe.resolved()))
     code = {reference: entry.digest for reference, entry in effective.code.items()}
     current = code_digests(recipe)
     edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
@@ -38,7 +38,7 @@ def accept(recipe: Recipe, paths: Paths, info: Info, amended: bool) -> None:
         changed=[*words, *edited, *grown],
         recipe=recipe.resolved(),
         code=freeze_code(recipe, paths),
-        files=storage.file_hashes(files_in(paths.code), paths.folder),
+        files=storage.file_hashes(storage.files_in(paths.code), paths.folder),
         when=now(),
     )
     records.write(paths.amendment(len(paths.amendments()) + 1), record, paths.tmp)

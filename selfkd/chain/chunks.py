@@ -43,7 +43,7 @@ def finished(chunks: Iterable[Chunk]) -> dict[str, Path]:
 
 
 def _file_of(chunk: Chunk) -> Path | None:
-    for path in sorted(chunk.folder.glob(f"{chunk.key[:32]}.*.parquet")):
+    for path in sorted(chunk.folder.glob(f"{chunk.prefix}*.parquet")):
         if digest.file(path)[:32] == path.name.split(".")[1]:
             return path
     return None

@@ -6,9 +6,9 @@ back here, never what was in memory.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from selfkd.chain import records
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import CodeEntry, Commit, ModelEntry, SealedStep, TableEntry, Tombstone
 from selfkd.core import digest, storage
-from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, light_columns, scan
+from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light
 from selfkd.errors import ChainError, GuardError
 from selfkd.steps import Step
 
@@ -46,7 +46,7 @@ class Place:
     def data(self) -> Path:
         return self.round.data(self.number, self.step.name)
 
-    @property
+    @cached_property
     def key(self) -> str:
         return records.key(self.parent, self.step.identity(), self.code)
 
@@ -71,7 +71,7 @@ def write(place: Place, added: Addition, before: Mapping[str, Model], notes: Map
     tables = {name: _table(place.paths, name, paths) for name, paths in files.items()}
     models = {role: _adopted(place, role, folder, before) for role, folder in added.models.items()}
     kept = [path for paths in files.values() for path in paths]
-    kept += [path for entry in models.values() for path in _files_in(place.paths.folder / entry.path)]
+    kept += [path for entry in models.values() for path in storage.files_in(place.paths.folder / entry.path)]
     record = Commit(
         format=records.FORMAT,
         round=place.index,
@@ -112,10 +112,6 @@ def _adopted(place: Place, role: str, folder: Path, before: Mapping[str, Model])
     return ModelEntry(path=place.paths.relative(path), digest=found)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
-
-
 # ---- reading back ----
 
 
@@ -142,7 +138,7 @@ def pool_of(paths: Paths, commit: Commit) -> Pool:
     if commit.outside:
         return Pool(metrics=commit.metrics)
     files = {name: tuple(paths.folder / path for path in table.files) for name, table in commit.tables.items()}
-    frames = {name: scan(name, found).select(light_columns(name)).collect() for name, found in files.items() if found}
+    frames = {name: read_light(name, found) for name, found in files.items() if found}
     return Pool(frames, files, {role: entry.model(role) for role, entry in commit.models.items()}, commit.metrics)
 
 
@@ -182,7 +178,7 @@ def _check_files(place: Place, commit: Commit) -> None:
 
 def _difference(place: Place, commit: Commit) -> str:
     """Return which fields and which code the commit was made with, and which the recipe has now."""
-    was, now = commit.identity, json.loads(json.dumps(place.step.identity()))
+    was, now = commit.identity, digest.as_json(place.step.identity())
     changed = sorted(name for name in was.keys() | now.keys() if was.get(name) != now.get(name))
     said = [f"{name} was {was.get(name)!r}, is {now.get(name)!r}" for name in changed]
     edited = sorted(name for name in commit.code.keys() | place.code.keys() if commit.code.get(name) != place.code.get(name))

@@ -15,7 +15,7 @@ from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Seal
 from selfkd.core import views
-from selfkd.core.pool import HEAVY, Pool, light_columns, scan
+from selfkd.core.pool import HEAVY, Pool, read_light, scan
 from selfkd.errors import ChainError, UsageError
 
 
@@ -28,9 +28,9 @@ class Rows:
     rows: pl.DataFrame
     pool: Pool
 
-    def with_texts(self, table: str, names: Sequence[str] = ()) -> pl.DataFrame:
-        """Return the rows with their heavy columns, or with those of `names`."""
-        return views.with_heavy(self.rows, self.pool, list(names or HEAVY[table]), table)
+    def with_texts(self, table: str) -> pl.DataFrame:
+        """Return the rows with their heavy columns."""
+        return views.with_heavy(self.rows, self.pool, HEAVY[table], table)
 
 
 def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
@@ -110,7 +110,7 @@ def _pool(paths: Paths, commits: Sequence[Commit]) -> Pool:
 
 def _light(paths: Paths, table: str, commits: Sequence[Commit]) -> pl.DataFrame:
     files = [paths.folder / path for made in commits if table in made.tables for path in made.tables[table].files]
-    return scan(table, files).select(light_columns(table)).collect()
+    return read_light(table, files)
 
 
 def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:

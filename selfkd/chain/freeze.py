@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from selfkd.core.pool import KEYS
 from selfkd.core.source_code import local_sources
 from selfkd.errors import GuardError
 from selfkd.prompts import templates
-from selfkd.prompts.overlap import overlap
+from selfkd.prompts.overlap import duplicates, overlap
 from selfkd.prompts.read import read_prompts
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.find import find_function
@@ -38,7 +37,7 @@ def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
     storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
     storage.put(paths.resolved, recipe.resolved_text().encode(), paths.tmp)
     exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
-    files = [*files_in(paths.prompts), *files_in(paths.code), paths.recipe, paths.resolved]
+    files = [*storage.files_in(paths.prompts), *storage.files_in(paths.code), paths.recipe, paths.resolved]
     info = Info(
         format=records.FORMAT,
         name=paths.folder.name,
@@ -61,10 +60,6 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 # ---- prompts ----
 
 
@@ -77,9 +72,8 @@ def freeze_prompts(recipe: Recipe, paths: Paths) -> dict[str, SplitEntry]:
 
 def _frozen_split(split: str, frame: pl.DataFrame, dropped: int, paths: Paths) -> SplitEntry:
     path = storage.write_parquet(frame, paths.prompts, paths.tmp, f"{split}-")
-    repeats = int(frame["id"].str.contains("-").sum())
     meaning = digest.table(frame, KEYS["prompts"])
-    return SplitEntry(file=paths.relative(path), rows=frame.height, digest=meaning, repeats=repeats, overlap=dropped)
+    return SplitEntry(file=paths.relative(path), rows=frame.height, digest=meaning, repeats=duplicates(frame), overlap=dropped)
 
 
 def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[str, pl.DataFrame], int]:
@@ -128,10 +122,5 @@ def _named_code(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     for reference in functions:
         yield reference, find_function(reference, recipe.folders)
     for reference in texts:
-        if not any(mark in reference for mark in templates.INLINE):
+        if not templates.is_inline(reference):
             yield reference, templates.load(reference, recipe.folders)
-
-
-def as_json(value: Any) -> Any:
-    """Return `value` as a record would hold it: lists for tuples, text for keys."""
-    return json.loads(json.dumps(value))

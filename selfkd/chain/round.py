@@ -41,7 +41,8 @@ class Round:
         self.run, self.index, self.backend, self.attempt, self.recipe = run, index, backend, attempt, run.recipe
         self.before = run.sealed()
         self.start: Models = head_of(self.before)
-        self.parent = self.before[-1].digest if self.before else run.info.root
+        self.follows = self.before[-1].digest if self.before else run.info.root
+        self.parent = self.follows  # of the next step
         self.made: list[Commit] = []
         self.models = KnownModels(index, self.start, self.before, self.recipe.best, run.loaded)
 
@@ -111,7 +112,7 @@ class Round:
         seal = Seal(
             format=records.FORMAT,
             round=self.index,
-            parent=self.before[-1].digest if self.before else self.run.info.root,
+            parent=self.follows,
             steps=tuple(commit.entry_of(names, made) for made in self.made),
             models=head,
             metrics=dict(pool.metrics),

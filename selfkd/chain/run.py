@@ -24,7 +24,7 @@ from selfkd.chain.records import CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Function, Model, Pool, light_columns, scan
+from selfkd.core.pool import Function, Model, Pool, read_light
 from selfkd.errors import ChainError, UsageError
 from selfkd.prompts import templates
 from selfkd.recipe.load import frozen
@@ -172,9 +172,7 @@ class Run:
             raise UsageError(f"the run has no split '{name}'", str(self.folder), "Splits: " + ", ".join(self.info.prompts))
         if name not in self._splits:
             path = self.folder / self.info.prompts[name].file
-            self._splits[name] = Pool(
-                {"prompts": scan("prompts", [path]).select(light_columns("prompts")).collect()}, {"prompts": (path,)}
-            )
+            self._splits[name] = Pool({"prompts": read_light("prompts", [path])}, {"prompts": (path,)})
         return self._splits[name]
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:

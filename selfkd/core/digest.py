@@ -32,6 +32,11 @@ def canonical(value: Any) -> bytes:
     return _encoder.encode(value).encode()
 
 
+def as_json(value: Any) -> Any:
+    """Return `value` as a record gives it back: lists for tuples, text for keys."""
+    return json.loads(json.dumps(value))
+
+
 def of(*parts: Any) -> str:
     """Return the SHA-256 (64 hex digits) of the canonical JSON of `parts`, kept apart by being one list."""
     return hashlib.sha256(canonical(list(parts))).hexdigest()
@@ -136,7 +141,7 @@ def _hash_of_next(handle: BinaryIO, length: int) -> str:
 
 def with_self_digest(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return `record` as JSON reads it back, with its own digest under "self": reading the file alone finds a flipped bit."""
-    body: dict[str, Any] = json.loads(json.dumps({key: value for key, value in record.items() if key != "self"}))
+    body: dict[str, Any] = as_json({key: value for key, value in record.items() if key != "self"})
     return {**body, "self": _self_digest(body)}
 
 

@@ -112,6 +112,11 @@ def scan(table: str, paths: Sequence[Path]) -> pl.LazyFrame:
     return pl.scan_parquet(list(paths), schema=SCHEMAS[table], missing_columns="insert", extra_columns="ignore", glob=False)
 
 
+def read_light(table: str, paths: Sequence[Path]) -> pl.DataFrame:
+    """Read of a table's files the columns that are in memory."""
+    return scan(table, paths).select(light_columns(table)).collect()
+
+
 def as_stored(paths: Sequence[Path]) -> pl.DataFrame:
     """Read the files of a table with the columns they hold, whichever version wrote them: what a digest of the table covers."""
     return pl.concat([pl.read_parquet(path, glob=False) for path in paths], how="diagonal") if paths else pl.DataFrame()

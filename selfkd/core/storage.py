@@ -140,6 +140,11 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return the files under a folder, at any depth, sorted by path."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 def file_hashes(paths: list[Path], root: Path) -> dict[str, FileEntry]:
     """Return {path relative to `root`: {bytes, sha256}}, hashed in threads."""
     with ThreadPoolExecutor(4) as threads:

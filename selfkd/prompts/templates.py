@@ -111,9 +111,14 @@ def turns(rendered: str) -> list[dict[str, str]]:
     return opening + [{"role": role, "content": text.strip()} for role, text in zip(rest[::2], rest[1::2], strict=True)]
 
 
+def is_inline(reference: str) -> bool:
+    """Whether a reference is the text of a template itself, not the name of a file."""
+    return any(mark in reference for mark in INLINE)
+
+
 def load(reference: str, folders: Sequence[Path]) -> Template:
     """Return the template of a file (beside the recipe, in the working directory, built in), or of text in the recipe."""
-    if any(mark in reference for mark in INLINE):
+    if is_inline(reference):
         return compile_template("template", reference)
     path = locate(reference, folders, "recipes", "recipes/templates")
     try:

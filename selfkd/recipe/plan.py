@@ -36,7 +36,8 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> list[tuple[str, str]
     machine = machine or Machine()
     sizes = {split: size(recipe, split) for split in recipe.splits()}
     prompt_tokens = _prompt_tokens(recipe)
-    rounds = [costs(recipe, index, sizes, prompt_tokens) for index in range(recipe.rounds + 1)]
+    longest = _longest_answer(recipe)
+    rounds = [_costs(recipe, index, sizes, prompt_tokens, longest) for index in range(recipe.rounds + 1)]
     lines = [("prompts", ", ".join(f"{split} {figure(count)}" for split, count in sizes.items()))]
     for index in dict.fromkeys((0, 1, recipe.rounds)):
         lines += [(f"round {index}  {cost.step}", cost.what) for cost in rounds[index] if cost.what]
@@ -67,11 +68,11 @@ def size(recipe: Recipe, split: str) -> int | None:
 # ---- steps ----
 
 
-def costs(recipe: Recipe, index: int, sizes: Mapping[str, int | None], prompt_tokens: int | None) -> list[Cost]:
-    """Return the cost of each step of round `index`, from the sizes of the splits and the tokens of a prompt (None: not known)."""
+def _costs(recipe: Recipe, index: int, sizes: Mapping[str, int | None], prompt_tokens: int | None, longest: int) -> list[Cost]:
+    """Return the cost of each step of round `index`, from the sizes of the splits, the tokens of a prompt (None: not known) and of the longest answer."""
     train = sizes["train"]
     drawn = least(recipe.take, train) if recipe.take and index else train
-    forecast = Forecast(drawn, sizes, recipe.context, prompt_tokens, longest=_longest_answer(recipe))
+    forecast = Forecast(drawn, sizes, recipe.context, prompt_tokens, longest)
     return [step.cost(forecast) for step in recipe.steps_of(index)]
 
 
