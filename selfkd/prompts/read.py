@@ -1,7 +1,7 @@
 """Prompts made of raw rows: messages, a gold answer or none, and every other column as meta.
 
 A row that cannot be a prompt is an error with its file and line, never a silently skipped one. Where rows come from:
-`sources.py`. Nothing here knows a recipe or a run.
+`sources.py`; which of their columns is what: `forms.py`. Nothing here knows a recipe or a run.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,6 +20,8 @@ from selfkd.core.pool import SCHEMAS, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 from selfkd.prompts import templates
+from selfkd.prompts.forms import Message, Row, kind_of, parts_of
+from selfkd.prompts.rows import NESTED
 from selfkd.prompts.sources import COMMON_FIELDS, SOURCES, Raw, Words, place_of
 from selfkd.prompts.user_code import load_function, run_user_code
 
@@ -128,59 +130,47 @@ def map_row(label: str, change: Callable[..., Any], raw: Raw) -> Any:
 
 
 def make_prompt(words: Words, raw: Raw, template: templates.Template | None) -> Prompt:
-    """Return one row as a prompt: the named (or the usual) columns, and every other column in meta."""
-    row = dict(raw.value)
-    column = choose_column(words, row, raw.where, "messages", "prompt", "question") or ""
-    if column not in row:
-        raise missing_column("prompt", row, raw.where)
-    answer_column = choose_column(words, row, raw.where, "answer")
-    answer = answer_text(row.get(answer_column) if answer_column else None, raw.where)
-    messages = as_messages(row[column], column, raw.where)
-    rest = {key: value for key, value in row.items() if key not in (column, answer_column)}
-    meta = {**rest.pop("meta")} | rest if isinstance(rest.get("meta"), Mapping) else rest
+    """Return one row as a prompt: what its form says is prompt and answer, and every other column in meta."""
+    try:
+        row = dict(raw.value)
+        parts = parts_of(words, row, raw.where)
+        answer = answer_text(parts.answer, raw.where)
+        meta = meta_of(row, parts.used)
+        messages = told(words, parts.messages, template, row, answer, meta, raw.where)
+        check_messages(messages, raw.where)
+        return {"messages": messages, "answer": answer, "meta": as_json(meta, raw.where), "source": raw.source}
+    except RecursionError:
+        raise UsageError(NESTED, raw.where) from None
+
+
+def meta_of(row: Row, used: Collection[str]) -> dict[str, Any]:
+    """Return all columns but those used; the parts of a column `meta` are columns too."""
+    rest = {key: value for key, value in row.items() if key not in used}
+    return {**rest.pop("meta")} | rest if isinstance(rest.get("meta"), Mapping) else rest
+
+
+def told(
+    words: Words,
+    messages: list[Message],
+    template: templates.Template | None,
+    row: Row,
+    answer: str | None,
+    meta: Row,
+    place: str,
+) -> list[Message]:
+    """Return the messages with the recipe's `template` and `system` for every prompt."""
     if template is not None:
         # `prompt` is what every other template sees; as text it is the prompt's own, so {{ prompt }} works too.
         values = {**row, **meta, "prompt": templates.visible_prompt(messages, answer, meta)}
         messages = templates.with_last_message(messages, template.render(**values))
-    if words.get("system"):
-        if messages[0]["role"] == "system":
-            raise UsageError("has a system message of its own already", raw.where, "Leave `system:` out, or drop it in `map`.")
-        messages = [{"role": "system", "content": words["system"]}, *messages]
-    check_messages(messages, raw.where)
-    return {"messages": messages, "answer": answer, "meta": as_json(meta, raw.where), "source": raw.source}
+    if not words.get("system"):
+        return messages
+    if messages and messages[0]["role"] == "system":
+        raise UsageError("has a system message of its own already", place, "Leave `system:` out, or drop it in `map`.")
+    return [{"role": "system", "content": words["system"]}, *messages]
 
 
-def choose_column(words: Words, row: Mapping[str, Any], place: str, *usual: str) -> str | None:
-    """Return the column that the recipe names, else the first of the `usual` names that the row has."""
-    named = next((words[key] for key in usual if words.get(key)), None)
-    if named is not None and named not in row:
-        raise missing_column(named, row, place)
-    return named or next((name for name in usual if name in row), None)
-
-
-def missing_column(column: str, row: Mapping[str, Any], place: str) -> UsageError:
-    """Return the error of a row without the column, which names those it has."""
-    hint = did_you_mean(column, row)
-    return UsageError(f"no column '{column}'.{hint}", place, f"Columns: {', '.join(map(str, row))}")
-
-
-def as_messages(value: Any, column: str, place: str) -> list[dict[str, str]]:
-    """Return a cell as messages of role and content; a text is one user message."""
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    if not isinstance(value, list | tuple) or not value:
-        raise UsageError(f"column '{column}' must be text or a list of messages, not {kind_of(value)}", place)
-    for message in value:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= set(message):
-            raise UsageError(f"column '{column}': a message needs `role` and `content`, got {str(message)[:80]}", place)
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def kind_of(value: Any) -> str:
-    return "null" if value is None else f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-def check_messages(messages: list[dict[str, str]], place: str) -> None:
+def check_messages(messages: Sequence[Message], place: str) -> None:
     """Raise UsageError with the reason where nobody could answer these messages."""
     for message in messages:
         role, content = message["role"], message["content"]

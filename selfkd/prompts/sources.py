@@ -1,45 +1,30 @@
 """The kinds of prompt sources, one row each in `SOURCES` at the end: who reads it, what it is, and which fields it has.
 
 A reader takes the words of the recipe and yields raw rows, each with the place it came from; `read.py` makes prompts of them.
-JSON is read strictly: what most readers forgive (NaN, a key given twice, a NUL byte) is how data sets go wrong unseen.
 `datasets` and `reasoning_gym` are imported only where a recipe asks for them.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib
-import io
-import json
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import urlparse
-
-import polars as pl
 
 from selfkd.core import digest
 from selfkd.core.files import locate
 from selfkd.core.wording import did_you_mean, first_line
 from selfkd.errors import UsageError
+from selfkd.prompts.rows import FILE_READERS, rows_of_file
 from selfkd.prompts.user_code import load_function, run_user_code
 
-MOST_ERRORS = 5  # lines named of one broken file
 REACH_SECONDS = 5.0  # the hub client alone retries for 23 s where there is no network
 GYM_SIZE = 500  # problems of a split
-
-
-class CsvReader(Protocol):
-    """What `csv.reader` returns; the standard library has no name for it."""
-
-    line_num: int
-
-    def __iter__(self) -> Iterator[list[str]]: ...
 
 
 class Raw(NamedTuple):
@@ -50,7 +35,6 @@ class Raw(NamedTuple):
     where: str
 
 
-Placed = tuple[Any, str]  # a value and its place in a file
 Words = Mapping[str, Any]  # a source as the recipe writes it: {"file": "my.jsonl", "limit": 10}
 
 
@@ -92,100 +76,7 @@ def read_function(words: Words, folders: Sequence[Path], split_name: str) -> Ite
 def read_file(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
     """Yield the rows of a file, in order; how it is read depends on its suffix."""
     label = words["file"]
-    path = locate(label, folders)
-    read = FILE_READERS.get(path.suffix.lower())
-    if read is None:
-        fix = f"Prompts are read from {', '.join(FILE_READERS)}; for anything else write a function: {{function: my.py:rows}}"
-        raise UsageError(f"cannot read prompts from a '{path.suffix}' file", str(path), fix)
-    return (Raw(value, label, place) for value, place in read(path))
-
-
-def read_jsonl(path: Path) -> Iterator[Placed]:
-    """Yield one JSON object or text per line. All of the file is checked before the first row is given."""
-    rows, wrong = [], []
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((parse_line(line), f"{path}:{number}"))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-            wrong.append(f"{path}:{number}  {describe(error)}")
-    if wrong:
-        more = f"\nand {len(wrong) - MOST_ERRORS} more lines" if len(wrong) > MOST_ERRORS else ""
-        raise UsageError("\n".join(wrong[:MOST_ERRORS]) + more, fix="Each line must be one JSON object in UTF-8.")
-    return iter(rows)
-
-
-def parse_line(line: bytes) -> Any:
-    """Return the object or text of a line; ValueError where it is not strictly JSON in UTF-8."""
-    if b"\0" in line:
-        raise ValueError("a NUL byte: the file was cut by a crash, or is UTF-16")
-    value = json.loads(line.decode("utf-8"), object_pairs_hook=without_repeats, parse_constant=refuse_constant)
-    if not isinstance(value, dict | str):
-        raise ValueError(f"a {type(value).__name__} where an object was expected")
-    return value
-
-
-def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' is given twice")
-    return found
-
-
-def refuse_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def describe(error: ValueError) -> str:
-    """Return what is wrong with a line, and where in it."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} (column {error.colno})"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8: {error.reason} at byte {error.start} of the line"
-    return str(error)
-
-
-def read_parquet(path: Path) -> Iterator[Placed]:
-    """Yield the rows of a Parquet file."""
-    try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UsageError(f"not a Parquet file: {error}", str(path)) from None
-    return ((row, f"{path} row {number}") for number, row in enumerate(frame.iter_rows(named=True), 1))
-
-
-def read_csv(path: Path) -> Iterator[Placed]:
-    """Yield the rows of a CSV file with a header. Values stay text ('007' is not 7); an empty field is null."""
-    csv.field_size_limit(sys.maxsize)  # the default refuses texts of more than 128 KiB
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        if "\0" in text:
-            line = text[: text.index("\0")].count("\n") + 1
-            raise UsageError("a NUL byte: the file was cut by a crash, or is UTF-16", f"{path}:{line}")
-        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise UsageError("two columns have the same name", f"{path}:1")
-        return iter(csv_rows(reader, header, path))
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UsageError(f"not UTF-8: {error.reason}", f"{path}:{line}", "Save the file as UTF-8.") from None
-    except csv.Error as error:
-        raise UsageError(f"not CSV: {error}", f"{path}:{reader.line_num}") from None
-
-
-def csv_rows(reader: CsvReader, header: list[str], path: Path) -> list[Placed]:
-    found: list[Placed] = []
-    for fields in reader:
-        place = f"{path}:{reader.line_num}"
-        if fields and len(fields) != len(header):
-            what = f"{len(fields)} fields where the header has {len(header)}"
-            raise UsageError(what, place, "A comma in a text needs quotes.")
-        if fields:  # else the line is empty
-            found.append(({name: value or None for name, value in zip(header, fields, strict=True)}, place))
-    return found
+    return (Raw(value, label, place) for value, place in rows_of_file(locate(label, folders)))
 
 
 # ------------------------------------------------------------------------------------------------------------------ hub
@@ -285,12 +176,6 @@ def gym_row(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------------------- tables
 
-FILE_READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {
-    ".jsonl": read_jsonl,
-    ".ndjson": read_jsonl,
-    ".parquet": read_parquet,
-    ".csv": read_csv,
-}
 _SUFFIXES = " or ".join([", ".join([*FILE_READERS][:-1]), [*FILE_READERS][-1]])
 
 SOURCES: dict[str, Source] = {
@@ -299,7 +184,11 @@ SOURCES: dict[str, Source] = {
         "A data set of the Hugging Face hub: its id. `split` may be sliced: `train[:7000]`.",
         ("subset", "split", "revision"),
     ),
-    "file": Source(read_file, f"A {_SUFFIXES} file. A source that is plain text is such a file."),
+    "file": Source(
+        read_file,
+        f'A {_SUFFIXES} file. A .json file is one array of rows, or an object of nothing but one: `{{"data": [...]}}`.'
+        " A source that is plain text is such a file.",
+    ),
     "function": Source(read_function, "`file.py:function` that returns the rows; `params` are its arguments.", ("params",)),
     "reasoning_gym": Source(
         read_gym,
@@ -309,9 +198,12 @@ SOURCES: dict[str, Source] = {
 }
 
 COMMON_FIELDS = {
-    "prompt": "Which column holds the prompt's text; default: `prompt`, else `question`.",
-    "answer": "Which column holds the gold answer; default: `answer`, if there is one.",
-    "messages": "Which column holds a conversation up to the user's last message.",
+    "prompt": "Which column holds the prompt, a text or a conversation. Default: the first of `messages`, `prompt`, `question` that"
+    " a row has; else the only one it has of `conversations`, `conversation`, `instruction` (Alpaca's, with `input` below it), `problem`.",
+    "answer": "Which column holds the gold answer; a dot leads inside: `answers.text.0`. Default: `answer`; else the assistant's message"
+    " that ends the conversation (by name: `answer: messages`), Alpaca's `output`, or `solution` beside `problem`; else there is none.",
+    "messages": "Which column holds a conversation: `role` and `content`, or ShareGPT's `from` and `value`. The assistant's message at its"
+    " end is the gold answer, and the rest the prompt.",
     "map": "`file.py:function` from a raw row to `{prompt, answer, …}`; None leaves the row out.",
     "limit": "Only so many prompts, after shuffling.",
     "shuffle": "A seed: take the prompts in an order hashed from it.",

@@ -6,13 +6,14 @@ its own text. Nothing here knows a recipe or a model.
 
 from __future__ import annotations
 
+import itertools
 import re
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import jinja2
 from jinja2 import meta, nodes
@@ -26,10 +27,98 @@ from selfkd.errors import UsageError
 Message = Mapping[str, str]
 NAMES = ("prompt", "of")  # what a template sees
 INLINE = ("{{", "{%", "\n")  # marks of a template that is text in the recipe itself, not the name of a file
-TURN = re.compile(r"^--- (user|assistant|system)[ \t]*$", re.MULTILINE)
+TURN = re.compile(r"^--- (user|assistant|system)[ \t]*$", re.MULTILINE)  # begins a message, where it is the template's own line
+COMPUTED = re.compile(r"^--- \Z", re.MULTILINE)
+LINE_END = re.compile(r"[ \t]*(\n|\Z)")
 MOST_CHARS = 1_000_000  # a loop in a template must not fill the memory; the longest contexts in use are near this
 
-_environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
+
+class Rendered(str):
+    """A rendered text that knows which of its lines begin a message: `turns` holds (place, role) of each, in order.
+
+    Every other method of `str` returns a plain text: what a filter made has no turns, and what came in as data has none either.
+    """
+
+    turns: tuple[tuple[int, str], ...]
+
+    def __new__(cls, text: str, turns: Iterable[tuple[int, str]]) -> Self:
+        self = super().__new__(cls, text)
+        self.turns = tuple(turns)
+        return self
+
+    def __str__(self) -> str:  # Jinja calls str() on all that it writes; that of the base class would forget the turns
+        return self
+
+    def strip(self, chars: str | None = None, /) -> Rendered:  # keeps the turns: `{{ example(1) | trim }}` is common
+        before = len(self) - len(self.lstrip(chars))
+        return Rendered(super().strip(chars), [(place - before, role) for place, role in self.turns])
+
+
+def join(pieces: Iterable[str]) -> str:
+    """Return the pieces as one text; it is `Rendered` where one of them is."""
+    pieces = list(pieces)
+    text = "".join(pieces)
+    if not any(isinstance(piece, Rendered) for piece in pieces):
+        return text
+    begins = itertools.accumulate(map(len, pieces), initial=0)
+    marked = ((begin, piece) for begin, piece in zip(begins, pieces, strict=False) if isinstance(piece, Rendered))
+    return Rendered(text, [(begin + place, role) for begin, piece in marked for place, role in piece.turns])
+
+
+class Environment(ImmutableSandboxedEnvironment):
+    """Jinja2 in its sandbox, which writes the template's own `--- role` lines as `Rendered` pieces."""
+
+    concat = staticmethod(join)  # of captured text: `{% set %}` blocks and macros
+    turn_user, turn_assistant, turn_system = (Rendered(f"--- {role}", [(0, role)]) for role in ("user", "assistant", "system"))
+
+
+_environment = Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
+
+
+def mark_turns(tree: nodes.Template, name: str) -> None:
+    """Replace the `--- role` lines of a template's own text by expressions that write them as `Rendered` pieces.
+
+    A line counts where it stands alone in the source: nothing but block tags and comments around it, no `{{ }}`.
+    """
+    for output in tree.find_all(nodes.Output):
+        parts: list[nodes.Expr] = []
+        for is_text, group in itertools.groupby(output.nodes, lambda node: isinstance(node, nodes.TemplateData)):
+            together = list(group)
+            parts += [joined(together)] if is_text else together  # a comment parts a text in two
+        refuse_computed_roles(parts, name)
+        last = len(parts) - 1
+        output.nodes = [
+            marked for place, part in enumerate(parts) for marked in with_turns(part, before=place > 0, behind=place < last)
+        ]
+
+
+def refuse_computed_roles(parts: Sequence[nodes.Expr], name: str) -> None:
+    """Raise UsageError for a line `--- {{ role }}`, which cannot begin a message: what `{{ }}` writes is data."""
+    for text, part, after in zip(parts, parts[1:], [*parts[2:], None], strict=False):
+        opens = isinstance(text, nodes.TemplateData) and COMPUTED.search(text.data)
+        closes = after is None or (isinstance(after, nodes.TemplateData) and LINE_END.match(after.data))
+        if opens and closes and not isinstance(part, nodes.TemplateData):
+            fix = "Write the role out: {% if message.role == 'user' %}, and `--- user` as a line of its own."
+            raise UsageError("`--- {{ }}` does not begin a message", f"{name}:{part.lineno}", fix)
+
+
+def joined(texts: list[Any]) -> nodes.Expr:
+    return nodes.TemplateData("".join(text.data for text in texts), lineno=texts[0].lineno)
+
+
+def with_turns(node: nodes.Expr, before: bool, behind: bool) -> Iterator[nodes.Expr]:
+    """Yield the parts of a text; `before` and `behind` tell whether `{{ }}` touches it there, so that its edge is no edge of a line."""
+    if not isinstance(node, nodes.TemplateData):
+        yield node
+        return
+    text, written = node.data, 0
+    for found in TURN.finditer(text):
+        if (before and found.start() == 0) or (behind and found.end() == len(text)):
+            continue
+        yield nodes.TemplateData(text[written : found.start()], lineno=node.lineno)
+        yield nodes.EnvironmentAttribute(f"turn_{found[1]}", lineno=node.lineno)
+        written = found.end()
+    yield nodes.TemplateData(text[written:], lineno=node.lineno)
 
 
 class Prompt(SimpleNamespace):
@@ -52,7 +141,7 @@ class Template:
         return digest.of("template", self.source)
 
     def render(self, **values: Any) -> str:
-        """Return the text, stripped. UsageError with the line where a name is missing, or where it grows too long."""
+        """Return the text, stripped; `Rendered` where it has turns. UsageError with the line of a missing name, or where it grows too long."""
         text, size = [], 0
         try:
             for piece in self.compiled.generate(**values):
@@ -64,7 +153,7 @@ class Template:
             raise
         except Exception as error:  # an expression of the user's, so any exception is possible
             raise UsageError(_describe(error, values), f"{self.name}:{self._line(error)}") from None
-        return "".join(text).strip()
+        return join(text).strip()
 
     def _line(self, error: Exception) -> int:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.name]
@@ -91,24 +180,27 @@ def text_of(messages: Iterable[Message]) -> str:
 def with_last_message(messages: Sequence[Message], rendered: str) -> list[dict[str, str]]:
     """Return the same conversation with its last user message replaced: a teacher is the student's model with more to read.
 
-    A line `--- user`, `--- assistant` or `--- system` begins a message of its own, so a template can show examples as turns.
+    Turns of the rendered text are messages of their own, so a template can show examples.
 
-    >>> with_last_message([{"role": "user", "content": "2 + 2"}], "--- user\\n1 + 1\\n--- assistant\\n2\\n--- user\\n2 + 2")[1]
+    >>> shown = compile_template("example", "--- user\\n1 + 1\\n--- assistant\\n2\\n--- user\\n{{ sum }}").render(sum="2 + 2")
+    >>> with_last_message([{"role": "user", "content": "2 + 2"}], shown)[1]
     {'role': 'assistant', 'content': '2'}
     """
     places = [place for place, message in enumerate(messages) if message["role"] == "user"]
     place = places[-1] if places else len(messages)
     copied = [dict(message) for message in messages]
-    return [*copied[:place], *turns(rendered), *copied[place + 1 :]]
+    return [*copied[:place], *split_turns(rendered), *copied[place + 1 :]]
 
 
-def turns(rendered: str) -> list[dict[str, str]]:
-    """Return the messages of a rendered template; one user message where it has no `--- role` line."""
-    first, *rest = TURN.split(rendered)
-    if not rest:
+def split_turns(rendered: str) -> list[dict[str, str]]:
+    """Return the messages of a rendered template; one user message where it has no turns."""
+    if not isinstance(rendered, Rendered):
         return [{"role": "user", "content": rendered}]
-    opening = [{"role": "user", "content": first.strip()}] if first.strip() else []
-    return opening + [{"role": role, "content": text.strip()} for role, text in zip(rest[::2], rest[1::2], strict=True)]
+    begins = [place for place, _ in rendered.turns]
+    texts = [rendered[begin:end].strip() for begin, end in itertools.pairwise([0, *begins, len(rendered)])]
+    opening = [{"role": "user", "content": texts[0]}] if texts[0] else []
+    turns = zip(rendered.turns, texts[1:], strict=True)
+    return opening + [{"role": role, "content": text.removeprefix(f"--- {role}").strip()} for (_, role), text in turns]
 
 
 def is_inline(reference: str) -> bool:
@@ -133,6 +225,7 @@ def compile_template(name: str, source: str) -> Template:
         tree = _environment.parse(source, name, name)
         for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
             raise UsageError("a template cannot include, import or extend another one", f"{name}:{node.lineno}")
+        mark_turns(tree, name)
         code = _environment.compile(tree, name, name)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"not a Jinja2 template: {error.message}", f"{name}:{error.lineno}") from None

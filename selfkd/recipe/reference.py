@@ -33,7 +33,8 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 - **Models** are written `role@when`, when being `now` (the default), `start` (entered the round), `base` (untouched), `warm` (left round 0), `best` or
   `round-3`. In a train step, `from: base` is short for its own role's.
 - **Templates** are Jinja, inline or a .j2 file. They see `prompt` (`text`, `answer`, `messages`, `meta` and its columns) and, with `of`, the sample `of`, and
-  become the last user message. A line `--- user`, `--- assistant` or `--- system` begins a message of its own, so a teacher can be shown examples as turns.
+  become the last user message. A line `--- user`, `--- assistant` or `--- system` of the template begins a message of its own, so a teacher can be shown
+  examples as turns. What `{{ }}` brings in, or a filter makes, begins none.
 - **Expressions** (`where`, `by`, `chosen`, …) are SQL over the columns that `selfkd lint` prints after each step; a window such as
   `OVER (PARTITION BY prompt)` is allowed. A condition that is null drops the row with the reason "unscored".
 - **`extends: star.yaml`** merges one parent: mappings field by field, lists whole. A prompt source of another kind replaces the parent's.
@@ -54,7 +55,8 @@ def text() -> str:
         parts += [f"\n### {title}\n", _doc(cls), *_table(cls)]
     parts += [
         "\n### Prompt sources\n",
-        "A source is a mapping with one of these words, and fields beside it. Columns that nothing names become the prompt's meta.\n",
+        "A source is a mapping with one of these words, and fields beside it. Columns that nothing names become the prompt's meta. A row in which\n"
+        "two columns could be the prompt or its answer is refused, with the words that decide.\n",
         *_sources(),
     ]
     parts += ["\n## Verbs\n"]

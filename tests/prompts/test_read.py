@@ -74,7 +74,7 @@ BAD_LINES = {
     "nan": ('{"prompt": "a", "x": NaN}', r"data\.jsonl:1  NaN is not JSON"),
     "twice": ('{"prompt": "a", "prompt": "b"}', r"data\.jsonl:1  key 'prompt' is given twice"),
     "nul": ('{"prompt": "a"}\n\n{"prompt": "b"}\0', r"data\.jsonl:3  a NUL byte"),
-    "list": ('["a"]', r"data\.jsonl:1  a list where an object was expected"),
+    "list": ('{"prompt": "a"}\n["a"]', r"data\.jsonl:2  a list where an object was expected"),
     "column": ('{"promt": "a"}', r"(?s)data\.jsonl:1  no column 'prompt'\. Did you mean 'promt'.*Columns: promt"),
     "empty": ('{"prompt": "a"}\n{"prompt": "  "}', r"data\.jsonl:2  the prompt is empty"),
     "number": ('{"prompt": 3}', r"data\.jsonl:1  column 'prompt' must be text or a list of messages, not int '3'"),
@@ -83,7 +83,7 @@ BAD_LINES = {
     "content": ('{"messages": [{"role": "user", "content": null}]}', r"the user message must be text, not null"),
     "message": ('{"messages": ["a"]}', r"a message needs `role` and `content`"),
     "assistant": (
-        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "assistant", "content": "c"}]}',
         r"the last message is the assistant's",
     ),
     "no user": ('{"messages": [{"role": "system", "content": "a"}]}', r"there is no user message"),

@@ -18,7 +18,7 @@ from splits import lines, read, user_texts
 import selfkd
 from selfkd.core.files import locate
 from selfkd.errors import UsageError
-from selfkd.prompts import sources
+from selfkd.prompts import rows, sources
 from selfkd.prompts.read import source_kind, source_problems
 from selfkd.recipe import reference
 
@@ -85,8 +85,8 @@ def test_a_new_kind_of_source_is_one_row_of_the_table(tmp_path: Path, monkeypatc
 
 
 def test_the_reference_names_the_files_that_are_read() -> None:
-    assert "A .jsonl, .ndjson, .parquet or .csv file." in reference.text()
-    assert [*sources.FILE_READERS] == [".jsonl", ".ndjson", ".parquet", ".csv"]
+    assert "A .jsonl, .ndjson, .json, .parquet or .csv file." in reference.text()
+    assert [*rows.FILE_READERS] == [".jsonl", ".ndjson", ".json", ".parquet", ".csv"]
 
 
 def test_a_byte_order_mark_is_tolerated_and_other_encodings_are_not(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_byte_order_mark_is_tolerated_and_other_encodings_are_not(tmp_path: Pa
 
 
 def test_several_bad_lines_are_named_at_once(tmp_path: Path) -> None:
-    lines(tmp_path, *["{"] * 7)
+    lines(tmp_path, *["{,"] * 7)
     with pytest.raises(UsageError) as caught:
         read("data.jsonl", tmp_path)
     assert str(caught.value).count("data.jsonl:") == 5 and "and 2 more lines" in str(caught.value)

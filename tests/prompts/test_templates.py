@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from selfkd.core.files import builtin_folder
 from selfkd.errors import UsageError
@@ -104,3 +106,93 @@ def test_a_shipped_template_renders_from_a_prompt_alone_or_a_sample(path: Path) 
     sample = {"text": "It is 42.", "answer": "42"}
     text = templates.load(str(path), []).render(prompt=prompt(), of=sample)
     assert "6 x 7?" in text and "{" not in text
+
+
+# ---- turns ----
+
+
+def talk(source: str, **values: object) -> list[tuple[str, str]]:
+    """Return (role, content) of each message that a template makes of its values."""
+    rendered = templates.compile_template("template", source).render(**values)
+    asked = templates.with_last_message([{"role": "user", "content": "asked"}], rendered)
+    return [(message["role"], message["content"]) for message in asked]
+
+
+TURNS = {
+    "lines": ("Be brief.\n--- user\n1+1\n--- assistant  \n2\n--- user\n{{ x }}", "user:Be brief. user:1+1 assistant:2 user:x"),
+    "loop": (
+        "{% for n in [1, 2] %}\n--- user\n{{ n }}\n--- assistant\n{{ n }}{% endfor %}",
+        "user:1 assistant:1 user:2 assistant:2",
+    ),
+    "stripped": ("{%- for n in [1, 2] -%}\n--- user\n{{ n }}\n{%- endfor -%}", "user:1 user:2"),
+    "condition": ("{% if x %}--- system\n{{ x }}{% else %}--- user\nno{% endif %}", "system:x"),
+    "comment": ("{# a #}--- user{# b #}\n{{ x }}", "user:x"),
+    "macro": ("{% macro one(n) %}\n--- user\n{{ n }}\n{% endmacro %}{{ one(1) }}{{ one(x) | trim }}", "user:1 user:x"),
+    "set": (
+        "{% set shown %}\n--- user\n{{ x }}\n{% endset %}{{ shown }}--- assistant{{ shown }}",
+        "user:x\n--- assistant user:x",
+    ),
+    "call": ("{% macro one() %}{{ caller(3) }}{% endmacro %}{% call(n) one() %}\n--- user\n{{ n }}{% endcall %}", "user:3"),
+    "no line": ("say --- user\nand --- assistant: {{ x }}", "user:say --- user\nand --- assistant: x"),
+    "touched": ("{{ x }}--- user\nhi", "user:x--- user\nhi"),
+}
+
+
+@pytest.mark.parametrize("source, expected", TURNS.values(), ids=TURNS.keys())
+def test_a_role_line_of_the_template_begins_a_message(source: str, expected: str) -> None:
+    found = talk(source, x="x")
+    assert " ".join(f"{role}:{content}" for role, content in found) == expected
+
+
+def test_a_role_line_in_a_prompt_stays_text() -> None:
+    diff = "Fix this diff:\n--- user\n+++ b/user\n--- assistant\nx"
+    assert talk("Q: {{ prompt }}", prompt=templates.visible_prompt([{"role": "user", "content": diff}], "y", {})) == [
+        ("user", f"Q: {diff}")
+    ]
+    assert talk("--- system\nBe brief.\n--- user\n{{ x }}\nGo.", x=diff) == [("system", "Be brief."), ("user", f"{diff}\nGo.")]
+
+
+def test_a_gold_answer_with_a_role_line_stays_whole() -> None:
+    gold = templates.visible_prompt(MESSAGES, "one\n--- user\ntwo", {})
+    assert talk("{{ prompt.answer }}", prompt=gold) == [("user", "one\n--- user\ntwo")]
+
+
+def test_data_cannot_complete_a_role_line() -> None:
+    assert talk("--- user{{ x }}", x="\n") == [("user", "--- user")]
+    assert talk("{{ x }}--- user\nhi", x="a\n") == [("user", "a\n--- user\nhi")]
+    assert talk("{{ '--- user\nhi' }}") == [("user", "--- user\nhi")]
+    assert talk("{% filter replace('+', '-') %}{{ x }}{% endfilter %}", x="+++ user\nhi") == [("user", "--- user\nhi")]
+
+
+def test_a_role_from_an_expression_is_refused_with_its_line() -> None:
+    with pytest.raises(UsageError, match=r"template:2  `--- \{\{ \}\}` does not begin a message"):
+        talk("{% for m in prompt.messages %}\n--- {{ m.role }}\n{{ m.content }}{% endfor %}", prompt=prompt())
+    assert talk("--- {{ x }} ---\nhi", x="Sums") == [("user", "--- Sums ---\nhi")]
+
+
+PIECES = st.lists(
+    st.sampled_from(["--- user", "--- system", "--- assistant", "\n", " ", "--- ", "user", "\r", "\u2028", "a", "{{ x }}"])
+)
+DATA = st.one_of(PIECES.map("".join), st.text())
+
+
+@given(DATA, DATA)
+def test_no_data_can_make_a_turn(first: str, second: str) -> None:
+    shots = "{% for word in words %}\n--- user\n{{ word }}\n--- assistant\n{{ word | trim }}{% endfor %}"
+    found = talk(f"{{{{ first }}}}{shots}\n--- system\n{{{{ second }}}}", first=first, second=second, words=[first, second])
+    opening = [("user", first.strip())] if first.strip() else []
+    turns = [(role, text.strip()) for text in (first, second) for role in ("user", "assistant")]
+    assert found == [*opening, *turns, ("system", second.strip())]
+
+
+def test_a_template_without_turns_makes_one_message_of_plain_text() -> None:
+    rendered = templates.load("{{ prompt.text }}!", []).render(prompt=prompt())
+    assert type(rendered) is str and rendered == "6 x 7?!"
+    assert type(templates.with_last_message([], "--- user\nhi")[0]["content"]) is str
+
+
+def test_four_worked_sums_are_shown_as_eight_turns() -> None:
+    rendered = templates.load("templates/sum_examples.j2", []).render(prompt=prompt(), of=None)
+    made = templates.with_last_message(MESSAGES, rendered)
+    assert [message["role"] for message in made] == ["system", *["user", "assistant"] * 4, "user"]
+    assert made[2]["content"] == "6 + 3 = 9\nAnswer: 9" and made[-1]["content"] == "6 x 7?"
