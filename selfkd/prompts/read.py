@@ -20,12 +20,13 @@ from selfkd.core.pool import SCHEMAS, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 from selfkd.prompts import templates
-from selfkd.prompts.forms import Message, Row, kind_of, parts_of
+from selfkd.prompts.forms import ANSWER_NAMES, Message, Row, kind_of, likely, parts_of
 from selfkd.prompts.rows import NESTED
 from selfkd.prompts.sources import COMMON_FIELDS, SOURCES, Raw, Words, place_of
 from selfkd.prompts.user_code import load_function, run_user_code
 
 Prompt = dict[str, Any]  # messages, answer, meta (JSON text) and source
+HINT_ROWS = 100  # enough to see which columns there are
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -54,6 +55,12 @@ def read_prompts(source: Words | str | Sequence[Any], folders: Sequence[Path], s
 def meta_columns(frame: pl.DataFrame) -> list[str]:
     """Return the names of all meta columns, sorted."""
     return sorted({name for text in frame["meta"].drop_nulls() for name in json.loads(text)})
+
+
+def gold_hint(frame: pl.DataFrame) -> str:
+    """Return which column looks like the gold answer that no prompt has; "" where one has it, or none looks so."""
+    found = likely(meta_columns(frame.head(HINT_ROWS)), ANSWER_NAMES) if frame["answer"].is_null().all() else None
+    return f"no prompt has a gold answer; if it is in a column, write `answer: {found}`" if found else ""
 
 
 # ----------------------------------------------------------------------------------------------------- words of a source

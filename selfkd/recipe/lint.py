@@ -20,7 +20,7 @@ from selfkd.core.pool import Function
 from selfkd.errors import SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.overlap import duplicates, overlap, shared_passages
-from selfkd.prompts.read import meta_columns, on_hub, read_prompts, source_words
+from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_words
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import load
@@ -110,6 +110,8 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
         except SelfkdError as error:
             report.problems.append(str(error))
             continue
+        if hint := gold_hint(frames[split]):
+            report.notes.append(f"prompts.{split}: {hint}")
         repeats = duplicates(frames[split])
         if repeats:
             report.notes.append(f"prompts.{split}: {repeats} of {frames[split].height} prompts repeat an earlier one")
