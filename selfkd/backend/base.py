@@ -60,7 +60,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Completion:
-    """One answer. `token_ids` are as sampled, with the end token if the model ended by itself (finish_reason 'stop')."""
+    """One answer. `token_ids` are as sampled, with the end token if the model wrote one, and end where the text ends.
+
+    `finish_reason` is 'stop' where the answer ended by itself or at a stop string. `logprob` is the sum over `token_ids`; None where
+    it was not asked for, or where a stop string began inside a token, so that the last ids were never drawn.
+    """
 
     text: str
     token_ids: Sequence[int]
@@ -179,7 +183,11 @@ class Backend(Protocol):
         """Answer chunks in any order. The caller closes the iterator to abandon what is in flight."""
 
     def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
-        """Yield (id, summed log-probability, tokens) of each row's `text`/`token_ids` after its `messages`, under `model`."""
+        """Yield (id, summed log-probability, tokens) of each row's completion after its `messages`, under `model`.
+
+        The completion is `token_ids` (or `text` where nobody sampled it), and one end token where `finish_reason` is 'stop': the ids
+        that a training row would have.
+        """
 
     def train(
         self,

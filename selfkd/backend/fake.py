@@ -80,9 +80,11 @@ class Fake:
     def _complete(self, row: Mapping[str, Any], skill: float, sampling: Sampling) -> Completion:
         seed = digest.seed(row["teacher_messages"][-1]["content"]) if sampling.temperature == 0 else row["seed"]
         text = self.answer(row["teacher_messages"], seed, skill)
-        ids = list(text.encode()[: sampling.max_tokens])
-        cut = len(ids) < len(text.encode())
-        return Completion(text[: sampling.max_tokens], ids if cut else [*ids, 0], "length" if cut else "stop", -0.1 * len(ids))
+        whole = min((text.split(stop)[0] for stop in sampling.stop), key=len, default=text)
+        ids = list(whole.encode()[: sampling.max_tokens])
+        said, cut = bytes(ids).decode(errors="ignore"), len(ids) < len(whole.encode())
+        ended = [] if cut or whole != text else [0]  # a stop string ends an answer without an end token
+        return Completion(said, [*ids, *ended], "length" if cut else "stop", -0.1 * len(ids))
 
     def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
         self.hook("logprobs")

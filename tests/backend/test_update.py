@@ -84,6 +84,22 @@ def test_sampled_ids_are_learned_as_they_are(start):
     assert batches.encode(tok, {**record, **sampled}, False).chosen.tolist() == [40, 41, 2]
 
 
+def test_an_answer_that_a_stop_string_ended_is_learned_and_scored_with_one_end_token(start):
+    """vLLM draws no end token there; its ids end where the text ends."""
+    tok = tokens.tokenizer(start.path)
+    record = {"id": "a", "weight": 1.0, "messages": [{"role": "user", "content": "x"}]}
+    sampled = {"chosen": "ab", "chosen_ids": [70, 71], "chosen_ended": True}
+    assert batches.encode(tok, {**record, **sampled}, False).chosen.tolist() == [70, 71, 2]
+    assert tok.decode([70, 71, 2]) == "ab</s>"
+
+
+def test_a_gold_answer_that_names_the_end_token_is_learned_as_text(start):
+    tok = tokens.tokenizer(start.path)
+    record = {"id": "a", "weight": 1.0, "messages": [{"role": "user", "content": "x"}]}
+    learned = batches.encode(tok, {**record, **completion("</s> ends")}, False).chosen.tolist()
+    assert learned.count(2) == 1 and learned[-1] == 2 and tok.decode(learned) == "</s> ends</s>"
+
+
 @pytest.fixture(scope="module")
 def taught(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("taught")
@@ -164,8 +180,9 @@ def test_log_probabilities_of_given_answers_are_those_of_the_model(start):
     from selfkd.backend.trainer.update import sequence_logprobs
 
     messages = [{"role": "user", "content": "say"}]
-    asked = [("one", "yes", None), ("two", "a longer answer", None), ("three", "no", [80, 81])]
-    rows = pl.DataFrame([{"id": name, "messages": messages, "text": text, "token_ids": ids} for name, text, ids in asked])
+    asked = [("one", "yes", None), ("two", "a longer answer", None), ("three", "no", [80, 81, 2])]
+    rows = [{"id": name, "messages": messages, "text": text, "token_ids": ids} for name, text, ids in asked]
+    rows = pl.DataFrame(rows).with_columns(finish_reason=pl.lit("stop"))
     tok, model = tokens.tokenizer(start.path), AutoModelForCausalLM.from_pretrained(start.path)
     prompt = tokens.encode_prompt(tok, messages)
     for (name, value, count), (asked_name, text, ids) in zip(sequence_logprobs(Path(start.path), rows, {"threads": 1}), asked):

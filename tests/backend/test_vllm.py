@@ -115,7 +115,7 @@ def test_log_probabilities_agree_with_transformers(engine: vllm.Engine, family: 
     assert engine.swap(model)["distance"] is None or engine.swap(model, fresh=True)["distance"] < 1e-4
     tok, weights = tokens.tokenizer(model.path), opened(Path(model.path))
     rows = pl.DataFrame({"id": WORDS, "messages": [say(text) for text in WORDS], "text": [text[::-1] for text in WORDS]})
-    rows = rows.with_columns(pl.lit(None, pl.List(pl.Int32)).alias("token_ids"))
+    rows = rows.with_columns(pl.lit(None, pl.List(pl.Int32)).alias("token_ids"), finish_reason=pl.lit("stop"))
     for (name, value, count), text in zip(engine.logprobs(rows), rows["text"], strict=True):
         prompt, completion = tokens.encode_prompt(tok, say(name)), tokens.encode_completion(tok, text)
         expected = probe.token_logprobs(weights, [prompt + completion])[0][-len(completion) :]
@@ -124,7 +124,7 @@ def test_log_probabilities_agree_with_transformers(engine: vllm.Engine, family: 
 
 def test_log_probabilities_asked_for_while_sampling_are_those_of_scoring(engine: vllm.Engine, tmp_path: Path) -> None:
     answers = pl.read_parquet(engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24, extra={"logprobs": 0})).path)
-    scored = engine.logprobs(answers.select("id", pl.col("teacher_messages").alias("messages"), "text", "token_ids"))
+    scored = engine.logprobs(answers.rename({"teacher_messages": "messages"}))
     assert [value for _, value, _ in scored] == pytest.approx(answers["logprob"].to_list(), abs=1e-3)
 
 
@@ -203,16 +203,52 @@ def test_an_interrupted_chunk_leaves_nothing_in_the_engine(
 
 
 def test_a_prompt_longer_than_the_context_is_named_and_nothing_is_generated(engine: vllm.Engine, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"s-x+ has \d+ tokens and 64 more .* holds 256"):
+    with pytest.raises(UsageError, match=r"the prompt 'x{60}…'  has \d+ tokens and 64 more .* holds 256"):
         engine.generate(chunk(tmp_path, ["hi", "x" * 190]), Sampling(max_tokens=64))
     assert not (tmp_path / "data").exists()
 
 
-def test_a_stop_text_ends_the_answer_before_it(engine: vllm.Engine, tmp_path: Path) -> None:
-    plain = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), Sampling(max_tokens=24, temperature=0.0)).path)
-    stop = plain["text"][0][3]
-    cut = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), Sampling(max_tokens=24, temperature=0.0, stop=(stop,))).path)
-    assert cut["text"][0] == plain["text"][0].split(stop)[0] and cut["finish_reason"][0] == "stop"
+def test_ids_end_where_a_stop_text_ends_the_answer_and_the_end_token_comes_once(engine: vllm.Engine, tmp_path: Path) -> None:
+    greedy = {"max_tokens": 24, "temperature": 0.0, "extra": {"logprobs": 0}}
+    plain = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), Sampling(**greedy)).path)
+    stop = plain["text"][0][3:5]
+    cut = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), Sampling(**greedy, stop=(stop,))).path)
+    text, tok = plain["text"][0].split(stop)[0], tokens.tokenizer(engine.model.path)
+    assert (cut["text"][0], cut["finish_reason"][0], cut["tokens"][0]) == (text, "stop", len(text))  # a token per character
+    assert tok.decode(cut["token_ids"][0]) == text
+    assert tok.decode(tokens.encode_completion(tok, text, cut["token_ids"][0])) == f"{text}</s>"
+    rows = cut.rename({"teacher_messages": "messages"})
+    ((_, whole, count),) = engine.logprobs(rows)
+    ((_, kept, _),) = engine.logprobs(rows.with_columns(finish_reason=pl.lit("length")))
+    assert count == len(text) + 1 and whole < kept == pytest.approx(cut["logprob"][0], abs=1e-3)
+
+
+def test_words_for_vllm_are_converted_from_plain_values(engine: vllm.Engine, tmp_path: Path) -> None:
+    extra = {"structured_outputs": {"choice": ["yes", "no"]}, "logit_bias": {"40": 1}}
+    answers = pl.read_parquet(engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24, extra=extra)).path)
+    assert set(answers["text"]) <= {"yes", "no"} and answers["finish_reason"].unique().to_list() == ["stop"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"temprature": 0.5}, r"sample\.vllm\.temprature  vLLM has no 'temprature' here\. Did you mean 'temperature'\?"),
+        ({"seed": 1}, r"sample\.vllm\.seed  selfkd sets this itself\n +seeds come from"),
+        ({"n": 4}, r"sample\.vllm\.n  selfkd sets this itself\n +write sample\.n"),
+        ({"stop_token_ids": [2]}, r"sample\.vllm\.stop_token_ids  selfkd sets"),
+        ({"min_p": "high"}, r"sample\.vllm\.min_p  .*valid number.* not 'high'"),
+        ({"min_p": 7}, r"sample\.vllm\.min_p  .*\[0, 1\]"),
+        ({"structured_outputs": {"chioce": ["a"]}}, r"sample\.vllm\.structured_outputs\.chioce  .*Did you mean 'choice'"),
+        ({"structured_outputs": {"regex": "("}}, r"sample\.vllm\.?.*structured_outputs"),
+        ({"allowed_token_ids": [10**6]}, r"sample\.vllm\.allowed_token_ids  "),
+    ],
+)
+def test_what_vllm_does_not_take_is_named_and_the_engine_lives_on(
+    engine: vllm.Engine, tmp_path: Path, extra: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=4, extra=extra))
+    assert engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=4)).tokens > 0
 
 
 @pytest.mark.parametrize("dithered", [False, True], ids=["plain", "dithered"])

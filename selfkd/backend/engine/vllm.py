@@ -21,8 +21,18 @@ import numpy as np
 import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.engine.sampling_params import refusals, request_params
 from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
-from selfkd.backend.tokens import encode_completion, encode_prompt, end_ids, tokenizer
+from selfkd.backend.tokens import (
+    Messages,
+    encode_completion,
+    encode_prompt,
+    encode_prompts,
+    end_ids,
+    ids_of_text,
+    opening,
+    tokenizer,
+)
 from selfkd.core.hardware import has_gpu
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
@@ -88,23 +98,25 @@ class Engine:
         self._must_know_its_weights()
         started = time.perf_counter()
         self._forget()
-        ends = sorted(end_ids(self._tok))
-        rows = chunk.requests.select("id", "seed", "teacher_messages").to_dicts()
-        prompts = [self._prompt(row["id"], row["teacher_messages"], sampling.max_tokens) for row in rows]
-        outputs = self._run(prompts, [_params(sampling, ends, row["seed"]) for row in rows], on_tokens)
-        completions = [_completion(output.outputs[0]) for output in outputs]
+        prompts = self._prompts(chunk.requests["teacher_messages"].to_list(), sampling.max_tokens)
+        params = request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
+        with refusals(sampling.extra):
+            outputs = self._run(prompts, params, on_tokens)
+        completions = [_completion(self._tok, output, param) for output, param in zip(outputs, params, strict=True)]
         path = write_chunk(chunk, self.model, completions)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
 
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
-        """Return (id, summed log-probability, tokens) of each row's completion: `token_ids` as sampled, else `text` and an end token."""
+        """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
         self._must_know_its_weights()
         ids, starts = [], []
-        for row in rows.select("id", "messages", "text", "token_ids").iter_rows(named=True):
-            prompt, sampled = encode_prompt(self._tok, row["messages"]), row["token_ids"]
-            completion = encode_completion(self._tok, row["text"] or "", sampled, ended=sampled is None)
-            self._must_fit(row["id"], len(prompt) + len(completion), 1)
+        for row in rows.iter_rows(named=True):
+            place = f"sample {row['id']} of the prompt {opening(row['messages'])}"
+            prompt = encode_prompt(self._tok, row["messages"], place)
+            ended = row["finish_reason"] == "stop"
+            completion = encode_completion(self._tok, row["text"] or "", row["token_ids"], ended, place)
+            self._must_fit(place, len(prompt) + len(completion), 1)
             ids.append(prompt + completion)
             starts.append(len(prompt))
         outputs = self._run(ids, [_scoring() for _ in ids])
@@ -133,17 +145,17 @@ class Engine:
         if not self.weights:
             raise WeightsError("the engine holds no proved weights", self.model.path, "Swap to a model first.")
 
-    def _must_fit(self, name: str, length: int, room: int) -> None:
+    def _must_fit(self, place: str, length: int, room: int) -> None:
         if length + room > self.context:
-            what = (
-                f"prompt {name} has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
-            )
-            raise UsageError(what, "", "Shorten or drop the prompt, lower max_tokens, or raise max_model_len of the machine.")
+            what = f"has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
+            raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")
 
-    def _prompt(self, name: str, messages: Sequence[Mapping[str, str]], room: int) -> list[int]:
-        ids = encode_prompt(self._tok, messages)
-        self._must_fit(name, len(ids), room)
-        return ids
+    def _prompts(self, conversations: Sequence[Messages], room: int) -> list[list[int]]:
+        places = [f"the prompt {opening(messages)}" for messages in conversations]
+        prompts = encode_prompts(self._tok, conversations, places)
+        for place, ids in zip(places, prompts, strict=True):
+            self._must_fit(place, len(ids), room)
+        return prompts
 
     def _reload(self, model: Model) -> None:
         """Weights wake before the KV cache does, so that the peak of memory is no higher than at the start."""
@@ -335,24 +347,6 @@ def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in numerics["engine"]}
 
 
-def _params(sampling: Sampling, ends: list[int], seed: int) -> Any:
-    """Log-probabilities of the sampled tokens cost 7 % of generation (SmolLM2-135M, CPU): `extra: {logprobs: 0}` asks for them."""
-    from vllm import SamplingParams
-
-    return SamplingParams(
-        **{
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_tokens": sampling.max_tokens,
-            "stop": list(sampling.stop),
-            "stop_token_ids": ends,
-            "seed": seed,
-            **sampling.extra,
-        }
-    )
-
-
 def _scoring() -> Any:
     from vllm import SamplingParams
 
@@ -370,5 +364,13 @@ def _scores(output: Any, start: int) -> list[float]:
     return [entries[place][ids[place]].logprob for place in range(start, len(ids))]
 
 
-def _completion(output: Any) -> Completion:
-    return Completion(output.text, list(output.token_ids), output.finish_reason or "abort", output.cumulative_logprob)
+def _completion(tok: Any, output: Any, params: Any) -> Completion:
+    """Return an answer whose ids say its text. vLLM cuts the text at a stop string, and leaves the ids of that string in."""
+    answer = output.outputs[0]
+    ids, logprob = list(answer.token_ids), answer.cumulative_logprob
+    if isinstance(answer.stop_reason, str):
+        sampled = ids
+        ids, kept = ids_of_text(tok, output.prompt_token_ids, sampled, answer.text, params.skip_special_tokens)
+        known = answer.logprobs is not None and kept == len(ids)  # nobody drew what was encoded anew
+        logprob = sum(answer.logprobs[place][sampled[place]].logprob for place in range(kept)) if known else None
+    return Completion(answer.text, ids, answer.finish_reason or "abort", logprob)

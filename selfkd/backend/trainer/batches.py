@@ -50,9 +50,12 @@ def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> 
     drops: dict[str, str] = {}
     for path in paths:
         for record in shape("rows", pl.read_parquet(path)).iter_rows(named=True):
-            row = encode(tok, record, pairs)
-            reason = _refused(row, max_length)
-            if reason:
+            try:
+                row = encode(tok, record, pairs)
+            except UsageError as error:  # it names a special token that cannot be written as text
+                drops[record["id"]] = error.what
+                continue
+            if reason := _refused(row, max_length):
                 drops[row.id] = reason
             else:
                 rows.append(row)
@@ -95,6 +98,7 @@ def _none_left(drops: dict[str, str], max_length: int) -> str:
         return "there are no rows to train on"
     reasons = list(drops.values())
     counts = {"empty": reasons.count("empty completion"), "without weight": sum("weight" in reason for reason in reasons)}
+    counts["not writable in this tokenizer"] = reasons.count(tokens.UNWRITABLE)
     counts[f"longer than {max_length} tokens"] = len(reasons) - sum(counts.values())
     listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return f"all {len(drops)} rows were refused: {listed}"

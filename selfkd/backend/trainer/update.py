@@ -95,7 +95,7 @@ def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, A
     tok, pairs = tokens.tokenizer(str(folder)), []
     for row in rows.iter_rows(named=True):
         sampled = row.get("token_ids")
-        completion = tokens.encode_completion(tok, row["text"] or "", sampled, ended=sampled is None)
+        completion = tokens.encode_completion(tok, row["text"] or "", sampled, row["finish_reason"] == "stop")
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
     with _repeatable(numerics):
         sums = losses.completion_logprobs(_load(str(folder)), pairs, bf16)
