@@ -87,7 +87,7 @@ def learn(
     return Trained(out, {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}, {})
 
 
-def fetch(source: dict[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+def fetch(source: dict[str, Any], out: Path, dither: int | None, asked: Any = None) -> dict[str, Any]:
     if "hub" in source:
         raise UsageError(f"no network to reach {source['hub']}", "model", "Give a local folder.")
     _write(out, {"parent": None})

@@ -83,6 +83,30 @@ class Reply:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Questions:
+    """All that a run will ask: files with the columns QUESTIONS, and the `context` that a prompt and its answer share, in tokens.
+
+    `place` is how an error names the prompt, `room` the most tokens of its answer.
+    """
+
+    files: Sequence[Path]
+    context: int
+
+
+QUESTIONS: dict[str, Any] = {"id": pl.String, "split": pl.String, "place": pl.String, "room": pl.Int32, "messages": MESSAGES}
+
+
+class LongPrompt(TypedDict):
+    """A prompt that does not fit: its own tokens, and those that it may have."""
+
+    id: str
+    split: str
+    place: str
+    tokens: int
+    limit: int
+
+
 Logprob = tuple[str, float, int]  # id of a row, summed log-probability of its completion, tokens summed over
 
 
@@ -174,8 +198,11 @@ class Backend(Protocol):
     def numerics(self) -> dict[str, Any]:
         """Return what fixes the numbers of this run: dtype, threads, concurrent sequences, KV blocks, package versions."""
 
-    def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
-        """Bring the root of a chain (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Return notes."""
+    def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
+        """Bring the root of a chain (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Return notes.
+
+        The note `long` lists, as `LongPrompt`, those of the questions `asked` that do not fit into the context of model and run.
+        """
 
     def generate(
         self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: OnAnswers = nobody_listens

@@ -20,6 +20,7 @@ from selfkd.backend.base import (
     Logprob,
     OnAnswers,
     OnSteps,
+    Questions,
     Reply,
     Sampling,
     Trained,
@@ -60,7 +61,7 @@ class Fake:
     def numerics(self) -> dict[str, Any]:
         return self._numerics
 
-    def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+    def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         self.hook("load")
         _write(out, {"skill": 0.3, "history": digest.of("root", dither)})
         return {"source": str(source)}

@@ -23,6 +23,7 @@ from selfkd.backend.base import (
     Logprob,
     OnAnswers,
     OnSteps,
+    Questions,
     Reply,
     Sampling,
     Trained,
@@ -61,9 +62,9 @@ class LocalBackend:
     def numerics(self) -> dict[str, Any]:
         return dict(self._numerics)
 
-    def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+    def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         with _debugged():
-            notes: dict[str, Any] = resolve(self._loader)(source, out, dither)
+            notes: dict[str, Any] = resolve(self._loader)(source, out, dither, asked)
             return notes
 
     def generate(

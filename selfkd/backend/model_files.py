@@ -6,6 +6,7 @@ Knows nothing of hubs: what is not here is not found.
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 PACKAGE = "package:"  # in front of the name of an installed package that carries one GGUF file
@@ -27,3 +28,9 @@ def find_model(path: str) -> Path | None:
         return next(iter(packaged_gguf(path.removeprefix(PACKAGE)) or []), None)
     local = Path(path).expanduser()
     return local if local.exists() else None
+
+
+def context_of(folder: Path, wanted: int) -> int:
+    """Return how many tokens a prompt and its answer may have together: as many as are wanted, or the model's limit if that is less."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    return min(wanted, config.get("max_position_embeddings") or wanted)

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import AnswerProgress, Backend, Chunk, Logprob, Sampling, Trained, TrainProgress, TrainSpec
+from selfkd.backend.base import AnswerProgress, Backend, Chunk, Logprob, Questions, Sampling, Trained, TrainProgress, TrainSpec
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import LOOSE_FACTOR, Tally
@@ -66,9 +66,13 @@ class StepContext:
 
     # ---- machines ----
 
-    def load(self, source: Mapping[str, Any], dither: int | None) -> tuple[Path, dict[str, Any]]:
+    def load(self, source: Mapping[str, Any], dither: int | None, asked: Iterable[pl.DataFrame]) -> tuple[Path, dict[str, Any]]:
         out = storage.temporary(self.run.paths.tmp, "-model")
-        return out, self.backend.load(source, out, dither)
+        files = []
+        for part in asked:
+            files.append(storage.temporary(self.run.paths.tmp, "-questions.parquet"))
+            part.write_parquet(files[-1])
+        return out, self.backend.load(source, out, dither, Questions(files, self.max_length))
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         size = self.run.recipe.chunk * (1 if self.run.numerics["exact"] else LOOSE_FACTOR)
@@ -142,7 +146,8 @@ class StepContext:
         return self.rounds_before(window)
 
     def split(self, name: str) -> Pool:
-        return self.run.split(name)
+        held, dropped = self.run.split(name), self.run.dropped_prompts()
+        return Pool({"prompts": held.prompts.filter(~pl.col("id").is_in(dropped["id"].implode()))}, held.files)
 
     def save(self, table: str, frame: pl.DataFrame) -> Path:
         return storage.write_parquet(frame, self.place.data, self.run.paths.tmp)

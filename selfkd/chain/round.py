@@ -49,9 +49,16 @@ class Round:
     # ---- the walk ----
 
     def opening_pool(self) -> Pool:
-        """Return the prompts of this round (all, or the next `take` of them, on through the set) and the models at the head."""
+        """Return the prompts of this round (all, or the next `take` of them, on through the set) and the models at the head.
+
+        Prompts that the load step dropped are dropped in every round; in round 0 the step itself adds these drops.
+        """
         train = self.run.split("train")
-        return Pool({"prompts": self._drawn(train.prompts)}, train.files, self.start)
+        prompts = self._drawn(train.prompts)
+        tables = {"prompts": prompts}
+        if self.index:
+            tables["drops"] = self.run.dropped_prompts().join(prompts, on="id", how="semi")
+        return Pool(tables, train.files, self.start)
 
     def _drawn(self, prompts: pl.DataFrame) -> pl.DataFrame:
         take = self.recipe.take

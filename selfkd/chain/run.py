@@ -118,6 +118,12 @@ class Run:
         first = next(iter(self.made(0).values()), None)
         return {role: entry.model(role) for role, entry in first.models.items()} if first else {}
 
+    def dropped_prompts(self) -> pl.DataFrame:
+        """Return the drops of the load step: prompts that no round may ask (`long: drop`)."""
+        first = next(iter(self.made(0).values()), None)
+        files = [self.folder / path for path in first.tables["drops"].files] if first and "drops" in first.tables else []
+        return read_light("drops", files)
+
     # ---- reading it, as in a notebook ----
 
     @property

@@ -67,6 +67,11 @@ class Line:
     def name(self) -> str:
         return str(self.words["name"])
 
+    @property
+    def variants(self) -> int:
+        """In how many rounds it differs from the one before."""
+        return variants(VERBS[self.verb], self.words)
+
     def at(self, index: int) -> Step:
         """The step of round `index`; round 0 (and `before`) uses the first entries."""
         return VERBS[self.verb].model_validate(pick(VERBS[self.verb], self.words, index))

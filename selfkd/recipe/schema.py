@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +13,7 @@ from selfkd.recipe import yamlfile
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.messages import names
 from selfkd.steps import LoadStep, Step
+from selfkd.steps.question import Question, longest
 
 Source = str | dict[str, Any] | list[Any]
 
@@ -76,6 +79,10 @@ class Recipe(_Words):
     overlap: Literal["refuse", "drop"] = Field(
         "refuse", description="Train prompts found in dev or test: refuse to start, or take them out of train."
     )
+    long: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Prompts that with their answer are longer than `context`: refuse to start, or leave them out of every round.",
+    )
     context: int = Field(
         1024,
         ge=16,
@@ -135,8 +142,23 @@ class Recipe(_Words):
     def _opening_steps(self) -> list[Step]:
         before = [line.at(0) for line in self.before]
         warm = self._measures(0, "warm") if any(step.trained_role() for step in before) else []
-        first = LoadStep(name="load", source=self.model_source(), dither=self.dither is not False)
+        first = LoadStep(
+            name="load",
+            source=self.model_source(),
+            dither=self.dither is not False,
+            questions=tuple(self._questions()),
+            long=self.long,
+        )
         return [first, *self._measures(0), *self._measures(0, "test"), *before, *warm]
+
+    def _questions(self) -> Iterator[Question]:
+        """Yield how the steps of all rounds ask about the prompts of each split, test included."""
+        lines = [line for part in LISTS for line in getattr(self, part)]
+        steps = [line.at(index) for line in lines for index in range(1, line.variants + 1)]
+        found = [question for step in steps if (question := step.question())]
+        if self.prompts.test is not None:
+            found += [replace(question, split="test") for step in steps if step.outside and (question := step.question())]
+        return longest(found)
 
     def _measures(self, index: int, suffix: str = "") -> list[Step]:
         """The measure steps of a round; with suffix `test` their copies on the test split, if there is one."""

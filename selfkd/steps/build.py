@@ -17,6 +17,11 @@ from selfkd.steps.forecast import Cost, Forecast, figure, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Step, references
 
+NOT_ENDED = (
+    pl.when(pl.col("finish_reason") == "length")
+    .then(pl.lit("cut at max_tokens"))
+    .otherwise(pl.format("did not end by itself: {}", "finish_reason"))
+)
 SLICE = 100_000  # rows whose texts are in memory at once
 
 
@@ -45,6 +50,10 @@ class BuildStep(Step):
     )
     view: str | tuple[str, ...] | None = Field(
         None, description="What the student sees in place of the last user message; a list makes one row each."
+    )
+    cut: Literal["drop", "keep"] = Field(
+        "drop",
+        description="Answers that did not end (finish_reason is not 'stop') as what is to be learned: drop or keep; as rejected they stay.",
     )
     role: str = Field("policy", description="Which model the rows are for.")
     as_: str = Field("rows", alias="as", description="Name of the stream of rows.")
@@ -86,31 +95,47 @@ class BuildStep(Step):
         return Cost(self.name, f"{figure(rows)} rows")
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        pairs = self._pairs(pool) if self.kind == "pair" else self._singles(pool)
-        return Addition({"rows": [context.save("rows", part) for part in self._rows(pairs, pool, context)]})
+        pairs, cut = self._pairs(pool) if self.kind == "pair" else self._singles(pool)
+        tables: dict[str, list[Any]] = {"rows": [context.save("rows", part) for part in self._rows(pairs, pool, context)]}
+        if cut.height:
+            tables["drops"] = [shape("drops", cut.select("id", "stream", step=pl.lit(self.name), reason=NOT_ENDED).sort("id"))]
+        return Addition(tables)
 
-    def _singles(self, pool: Pool) -> pl.DataFrame:
+    def _singles(self, pool: Pool) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return what becomes a row, and the samples that do not because they did not end."""
         view = views.sample_view(pool, self.of, self.where, self.weight)
         kept = view.filter(views.expression(self.where, view.columns, self.name)) if self.where else view
+        kept, cut = self._whole(kept)
         weight = views.expression(self.weight, view.columns, self.name) if self.weight else pl.lit(1.0)
-        return kept.select("prompt", chosen="id", rejected=pl.lit(None, pl.String), weight=weight.cast(pl.Float64))
+        rows = kept.select("prompt", chosen="id", rejected=pl.lit(None, pl.String), weight=weight.cast(pl.Float64))
+        return rows, cut
 
-    def _pairs(self, pool: Pool) -> pl.DataFrame:
-        """Return chosen and rejected of each prompt, in the order of `by`, as `matched` puts them together."""
+    def _whole(self, samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return the samples that may be learned, and those that did not end: a model that learns these learns never to stop."""
+        ended = pl.lit(True) if self.cut == "keep" else pl.col("finish_reason") == "stop"
+        return samples.filter(ended), samples.filter(~ended)
+
+    def _pairs(self, pool: Pool) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return chosen and rejected of each prompt, in the order of `by`, as `matched` puts them together.
+
+        Beside them those that were to be chosen and did not end, unless they serve as rejected.
+        """
         texts = [text for text in (self.chosen, self.rejected, self.by) if text and not text.isidentifier()]
         view = views.sample_view(pool, self.of, *texts)
         order = views.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
         view = (
             view.with_columns(order.alias("_by")).sort("_by", "tiebreak", descending=[True, False], nulls_last=True).drop("_by")
         )
-        chosen, rejected = (_by_prompt(view.filter(self._side(side, view))) for side in (self.chosen, self.rejected))
+        whole, cut = self._whole(view.filter(self._side(self.chosen, view)))
+        chosen, rejected = _by_prompt(whole), _by_prompt(view.filter(self._side(self.rejected, view)))
         pairs = [
             (prompt, *pair)
             for prompt in sorted(chosen.keys() & rejected.keys())
             for pair in matched(chosen[prompt], rejected[prompt], self.match, self.per_prompt)
         ]
         frame = pl.DataFrame(pairs, {"prompt": pl.String, "chosen": pl.String, "rejected": pl.String}, orient="row")
-        return self._weighed(frame, view)
+        weighed = self._weighed(frame, view)
+        return weighed, cut.filter(~pl.col("id").is_in(weighed["rejected"].implode()))
 
     def _weighed(self, pairs: pl.DataFrame, view: pl.DataFrame) -> pl.DataFrame:
         """Return the pairs for which `where` holds, with their weight; both see the columns of either side."""

@@ -46,8 +46,11 @@ class Context(Protocol):
     def model(self, reference: ModelRef) -> Model:
         """Return the model that a reference names at this point; ChainError where there is none."""
 
-    def load(self, source: Mapping[str, Any], dither: int | None) -> tuple[Path, dict[str, Any]]:
-        """Bring the chain's first model in; `dither` is a seed or None. Returns its folder and notes."""
+    def load(self, source: Mapping[str, Any], dither: int | None, asked: Iterable[pl.DataFrame]) -> tuple[Path, dict[str, Any]]:
+        """Bring the chain's first model in; `dither` is a seed or None. Returns its folder and notes.
+
+        The note `long` says which of the questions `asked` (columns QUESTIONS) do not fit; without a tokenizer there is none.
+        """
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         """Answer `requests` in canonical chunks; finished chunks of an earlier attempt are used. Returns files of table `samples`."""
@@ -71,7 +74,7 @@ class Context(Protocol):
         """Yield (round, its final pool) of earlier rounds that were kept, newest first, at most `window` rounds back."""
 
     def split(self, name: str) -> Pool:
-        """Return the prompts of a split."""
+        """Return the prompts of a split, without those that the load step left out."""
 
     def save(self, table: str, frame: pl.DataFrame) -> Path:
         """Write one immutable part of a table now, so that a large table never has to be whole in memory."""

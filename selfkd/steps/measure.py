@@ -18,6 +18,7 @@ from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, least, times
 from selfkd.steps.outlook import Outlook
+from selfkd.steps.question import Question
 from selfkd.steps.sample import SampleStep
 from selfkd.steps.score import ScoreStep
 from selfkd.steps.step import Problem, Stage, Step, references
@@ -52,6 +53,9 @@ class MeasureStep(Step):
 
     def models(self) -> dict[str, ModelRef]:
         return {"model": ModelRef.parse(self.model)}
+
+    def question(self) -> Question | None:
+        return Question(self.split, self.template, None, self.max_tokens)
 
     def scored_split(self) -> str | None:
         return self.split

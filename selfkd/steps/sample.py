@@ -15,6 +15,7 @@ from selfkd.core.pool import Addition, Pool
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, times
 from selfkd.steps.outlook import Outlook
+from selfkd.steps.question import Question
 from selfkd.steps.step import Problem, Stage, Step
 
 
@@ -53,6 +54,12 @@ class SampleStep(Step):
 
     def models(self) -> dict[str, ModelRef]:
         return {"model": ModelRef.parse(self.model)}
+
+    def question(self) -> Question | None:
+        return None if self.of else self._wording()
+
+    def _wording(self) -> Question:
+        return Question("train", self.template, self.system, self.max_tokens)
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if problem := seen.stream_problem(self.of, needs_samples=False):
@@ -109,10 +116,5 @@ class SampleStep(Step):
             parents = [None] * prompts.height
         render = context.template(self.template) if self.template else None
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)
-        return [{"prompt": row["id"], "of": of, "teacher_messages": self._asked(row, of, render)} for row, of in rows]
-
-    def _asked(self, prompt: dict[str, Any], of: dict[str, Any] | None, render: Any) -> list[dict[str, str]]:
-        messages = list(prompt["messages"])
-        if self.system:
-            messages = [{"role": "system", "content": self.system}, *(m for m in messages if m["role"] != "system")]
-        return render(prompt, messages, of=of) if render else messages
+        say = self._wording().messages
+        return [{"prompt": row["id"], "of": of, "teacher_messages": say(row, render, of)} for row, of in rows]

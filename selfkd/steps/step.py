@@ -16,6 +16,7 @@ from selfkd.core.pool import Addition, Pool
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast
 from selfkd.steps.outlook import Outlook
+from selfkd.steps.question import Question
 
 Stage = Literal["generate", "score", "train", "measure", "other"]
 STAGES: tuple[Stage, ...] = ("generate", "score", "train", "measure")  # the columns of a report's seconds; the rest is "other"
@@ -61,6 +62,10 @@ class Step(BaseModel):
     def models(self) -> dict[str, ModelRef]:
         """Return {field: the model it names}."""
         return {}
+
+    def question(self) -> Question | None:
+        """Return how it asks a model about prompts; None where it asks nobody, or about samples, which are not known beforehand."""
+        return None
 
     def trained_role(self) -> str | None:
         """Return the role of which this step makes a new model, if it makes one."""

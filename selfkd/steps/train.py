@@ -114,11 +114,13 @@ class TrainStep(Step):
         if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
             made = BuildStep(name=self.name, role=self.role, **{"as": self.of}).run(pool, context)
             rows = made.whole("rows").sort("id")
-        self._enough(rows, pool, context)
+        self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}
         trained = context.train(models["from"], models.get("reference"), rows, self._spec(context))
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
-        tables: dict[str, Any] = {**made.tables, **({"drops": [shape("drops", drops)]} if drops else {})}
+        tables: dict[str, Any] = {**made.tables}
+        if drops:
+            tables["drops"] = [*made.tables.get("drops", ()), shape("drops", drops)]
         return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)})
 
     def _builds_itself(self, rows_are_there: bool) -> bool:

@@ -16,15 +16,19 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, packaged_gguf
+import polars as pl
+
+from selfkd.backend.base import LongPrompt, Questions
+from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, context_of, packaged_gguf
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
-from selfkd.backend.tokens import encode_prompt
+from selfkd.backend.tokens import encode_prompt, encode_prompts
 from selfkd.core import digest
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what is fetched from the hub: no pickles, no code
 DITHER_SLICE = 1 << 24  # elements dithered at a time: 64 MB of temporaries each, whatever the size of an embedding
+SLICE = 10_000  # prompts whose texts and ids are in memory at once
 SMALLEST_DITHERED = (
     2.0**-100
 )  # below this nothing is dithered: zeros (padding rows, biases) stay zero, and denormals have other steps
@@ -40,7 +44,7 @@ QUESTIONS = (
 )
 
 
-def load_model(source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+def load_model(source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
     """Bring `source` (`path`, optional `revision`) into `out`; UsageError where it cannot be used. Returns notes.
 
     `dither` is a seed: values that lie on the bf16 grid move to a place drawn evenly from those that round to the same bf16
@@ -54,7 +58,19 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None) -> dict
         _save(model, tok, out)
     sequences = candidate_sequences(tok, [encode_prompt(tok, [{"role": "user", "content": text}]) for text in QUESTIONS])
     write_probe(out, sequences, token_logprobs(model, sequences), None, None)
-    return notes
+    return {**notes, "long": long_prompts(tok, asked, context_of(out, asked.context))} if asked else notes
+
+
+def long_prompts(tok: Any, asked: Questions, context: int) -> list[LongPrompt]:
+    """Return the questions that, with the answer they may get, are longer than `context`; each place in the order of the files."""
+    found: list[LongPrompt] = []
+    for file in asked.files:
+        for part in pl.read_parquet(file).iter_slices(SLICE):
+            lengths = [len(ids) for ids in encode_prompts(tok, part["messages"].to_list(), part["place"].to_list())]
+            part = part.with_columns(tokens=pl.Series(lengths, dtype=pl.Int64), limit=context - pl.col("room"))
+            long = part.filter(pl.col("tokens") > pl.col("limit")).drop("room", "messages")
+            found += [LongPrompt(**row) for row in long.to_dicts()]  # type: ignore[typeddict-item]
+    return found
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine.sampling_params import refusals, request_params
+from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
 from selfkd.backend.tokens import (
     Messages,
@@ -61,7 +62,7 @@ class Engine:
 
     def __init__(self, numerics: Mapping[str, Any], model: Model) -> None:
         self.numerics, self.weights, self.model = dict(numerics), "", model
-        self.context = _context(Path(model.path), numerics["max_model_len"])
+        self.context = context_of(Path(model.path), numerics["max_model_len"])
         self.llm: Any = _start(numerics, model, self.context)
         self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
         self._tok = tokenizer(model.path)
@@ -266,12 +267,6 @@ def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
         raise WeightsError(f"after the swap the engine does not hold {model}: {verdict.wrong}", model.path, fix)
     if cached:
         raise WeightsError(f"after the swap the engine still used {cached} cached tokens of the old weights", model.path, fix)
-
-
-def _context(folder: Path, wanted: int) -> int:
-    """Return how many tokens prompt and answer may have together: the machine's limit, or the model's if that is less."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return min(wanted, config.get("max_position_embeddings") or wanted)
 
 
 def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:

@@ -20,6 +20,7 @@ from selfkd.backend.base import (
     Logprob,
     OnAnswers,
     OnSteps,
+    Questions,
     Reply,
     Sampling,
     Trained,
@@ -74,7 +75,7 @@ class RayBackend:
     def numerics(self) -> dict[str, Any]:
         return dict(self._numerics)
 
-    def load(self, source: Mapping[str, Any], out: Path, dither: int | None) -> dict[str, Any]:
+    def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
         import ray
 
@@ -83,7 +84,7 @@ class RayBackend:
         log = self.log / "load.log"
         actor = actor_class(OneCall, num_cpus=1).remote(log)
         try:
-            call = actor.run.remote(self._loader, dict(source), out, dither)
+            call = actor.run.remote(self._loader, dict(source), out, dither, asked)
             notes: dict[str, Any] = result_of(call, "loading the model", log)
             return notes
         finally:
