@@ -17,14 +17,19 @@ A message says where, what, and what to do. Errors cross process borders (Ray), 
 """
 
 
+def printable(text: str) -> str:
+    """Return the text with halves of surrogate pairs, which data may hold and no terminal takes, as `\\ud83d`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class SelfkdError(Exception):
     """`where` names the place, `what` the fact, `fix` what to do; the last may be empty only where nothing can be done."""
 
     code = 1
 
     def __init__(self, what: str, where: str = "", fix: str = "") -> None:
-        super().__init__(what, where, fix)
-        self.what, self.where, self.fix = what, where, fix
+        self.what, self.where, self.fix = printable(what), printable(where), printable(fix)
+        super().__init__(self.what, self.where, self.fix)
 
     def __str__(self) -> str:
         head = f"{self.where}  {self.what}" if self.where else self.what

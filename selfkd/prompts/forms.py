@@ -6,6 +6,8 @@ is refused with the words to write: a guess would be trained on. Nothing here kn
 
 from __future__ import annotations
 
+import json
+import re
 import reprlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -30,6 +32,7 @@ ANSWER_NAMES = (
     *("answer", "solution", "output", "response", "completion", "answers", "target", "label", "final_answer", "gold"),
     *("ground_truth", "reference_answer", "expected_answer", "correct_answer", "expected_output"),
 )
+PLAIN_WORD = re.compile(r"[A-Za-z_]\w*([ .-]\w+)*")
 MAP_FIX = "Or make the row's {prompt, answer} in a `map` function."
 
 
@@ -45,11 +48,12 @@ def parts_of(words: Words, row: Row, place: str) -> Parts:
     """Return the parts of a row. UsageError with its place, and with the words to write in the recipe where they decide."""
     column = prompt_column(words, row, place)
     unnamed = not named_prompt(words)
-    messages, used = as_messages(cell(row, column), column, place), {column}
     if unnamed and column in OTHERS:
         refuse_unread(row, column, place)
     if unnamed and column == "instruction":
         messages, used = alpaca(row, place), {"instruction", "input"}
+    else:
+        messages, used = as_messages(cell(row, column), column, place), {column}
     answer_column = words.get("answer") or usual_answer(row, column, unnamed)
     if messages[-1]["role"] == "assistant":
         if answer_column and not words.get("answer"):
@@ -243,7 +247,13 @@ def words_to_write(row: Row, prompt: str | None = None) -> str:
     answer = likely([name for name in row if name != prompt], ANSWER_NAMES)
     if prompt is None:
         return f"Say which column it is: `prompt: COLUMN, answer: COLUMN`. {MAP_FIX}"
-    return f"Write `prompt: {prompt}{f', answer: {answer}' if answer else ''}` if that is meant. {MAP_FIX}"
+    named = f"prompt: {yaml_word(prompt)}" + (f", answer: {yaml_word(answer)}" if answer else "")
+    return f"Write `{named}` if that is meant. {MAP_FIX}"
+
+
+def yaml_word(column: str) -> str:
+    """Return a column's name as YAML takes it: in quotes where blanks or signs would be lost."""
+    return column if PLAIN_WORD.fullmatch(column) else json.dumps(column, ensure_ascii=False)
 
 
 def likely(columns: Collection[Any], names: Sequence[str]) -> str | None:

@@ -20,7 +20,7 @@ from selfkd.core.pool import SCHEMAS, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 from selfkd.prompts import templates
-from selfkd.prompts.forms import ANSWER_NAMES, Message, Row, kind_of, likely, parts_of
+from selfkd.prompts.forms import ANSWER_NAMES, Message, Row, kind_of, likely, parts_of, yaml_word
 from selfkd.prompts.rows import NESTED
 from selfkd.prompts.sources import COMMON_FIELDS, SOURCES, Raw, Words, place_of
 from selfkd.prompts.user_code import load_function, run_user_code
@@ -60,7 +60,7 @@ def meta_columns(frame: pl.DataFrame) -> list[str]:
 def gold_hint(frame: pl.DataFrame) -> str:
     """Return which column looks like the gold answer that no prompt has; "" where one has it, or none looks so."""
     found = likely(meta_columns(frame.head(HINT_ROWS)), ANSWER_NAMES) if frame["answer"].is_null().all() else None
-    return f"no prompt has a gold answer; if it is in a column, write `answer: {found}`" if found else ""
+    return f"no prompt has a gold answer; if it is in a column, write `answer: {yaml_word(found)}`" if found else ""
 
 
 # ----------------------------------------------------------------------------------------------------- words of a source

@@ -72,11 +72,14 @@ class Environment(ImmutableSandboxedEnvironment):
     turn_user, turn_assistant, turn_system = (Rendered(f"--- {role}", [(0, role)]) for role in ("user", "assistant", "system"))
 
 
+TURN_NAMES = ("turn_user", "turn_assistant", "turn_system")
+
+
 _environment = Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
 
 
-def mark_turns(tree: nodes.Template, name: str) -> None:
-    """Replace the `--- role` lines of a template's own text by expressions that write them as `Rendered` pieces.
+def mark_turns(tree: nodes.Template, name: str) -> bool:
+    """Replace the `--- role` lines of a template's own text by expressions that write them as `Rendered` pieces; are there any?
 
     A line counts where it stands alone in the source: nothing but block tags and comments around it, no `{{ }}`.
     """
@@ -90,6 +93,7 @@ def mark_turns(tree: nodes.Template, name: str) -> None:
         output.nodes = [
             marked for place, part in enumerate(parts) for marked in with_turns(part, before=place > 0, behind=place < last)
         ]
+    return any(node.name in TURN_NAMES for node in tree.find_all(nodes.EnvironmentAttribute))
 
 
 def refuse_computed_roles(parts: Sequence[nodes.Expr], name: str) -> None:
@@ -135,6 +139,7 @@ class Template:
     name: str
     source: str
     compiled: jinja2.Template
+    has_turns: bool = False
 
     @property
     def digest(self) -> str:
@@ -153,7 +158,7 @@ class Template:
             raise
         except Exception as error:  # an expression of the user's, so any exception is possible
             raise UsageError(_describe(error, values), f"{self.name}:{self._line(error)}") from None
-        return join(text).strip()
+        return (join(text) if self.has_turns else "".join(text)).strip()
 
     def _line(self, error: Exception) -> int:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self.name]
@@ -214,9 +219,10 @@ def load(reference: str, folders: Sequence[Path]) -> Template:
         return compile_template("template", reference)
     path = locate(reference, folders, "recipes", "recipes/templates")
     try:
-        return compile_template(str(path), path.read_text("utf-8"))
+        return compile_template(str(path), path.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"not UTF-8 text: {error.reason} at byte {error.start}", str(path)) from None
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"not UTF-8 text: {error.reason}", f"{path}:{line}", "Save the file as UTF-8.") from None
 
 
 def compile_template(name: str, source: str) -> Template:
@@ -225,11 +231,11 @@ def compile_template(name: str, source: str) -> Template:
         tree = _environment.parse(source, name, name)
         for node in tree.find_all((nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)):
             raise UsageError("a template cannot include, import or extend another one", f"{name}:{node.lineno}")
-        mark_turns(tree, name)
+        has_turns = mark_turns(tree, name)
         code = _environment.compile(tree, name, name)
     except jinja2.TemplateSyntaxError as error:
         raise UsageError(f"not a Jinja2 template: {error.message}", f"{name}:{error.lineno}") from None
-    return Template(name, source, jinja2.Template.from_code(_environment, code, dict(_environment.globals)))
+    return Template(name, source, jinja2.Template.from_code(_environment, code, dict(_environment.globals)), has_turns)
 
 
 def problems(reference: str, folders: Sequence[Path], names: Collection[str] = NAMES) -> list[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import pickle
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+import yaml
 from splits import lines, read
 
 from selfkd.errors import UsageError
@@ -105,6 +108,11 @@ def test_a_row_is_read_in_the_one_way_there_is(
 REFUSED: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     "other case": ({}, {"Question": "a", "Answer": "b"}, "Write `prompt: Question, answer: Answer` if that is meant."),
     "other names": ({}, {"Query": "a", "Expected answer": "b"}, "Write `prompt: Query, answer: Expected answer`"),
+    "names with blanks": (
+        {},
+        {" Question": "a", "Answer": "b"},
+        'Write `prompt: " Question", answer: Answer` if that is meant.',
+    ),
     "no names": ({}, {"x": "a", "y": "b"}, "Say which column it is: `prompt: COLUMN, answer: COLUMN`."),
     "two answers": (
         {},
@@ -190,7 +198,7 @@ def test_the_words_that_an_error_offers_work(tmp_path: Path, words: dict[str, st
     offers = [text for text in str(caught.value).split("`")[1::2] if ": " in text]
     assert offers
     for offer in offers:
-        named = dict(part.split(": ") for part in offer.split(", "))
+        named = yaml.safe_load(f"{{{offer}}}")
         assert read({"rows": [row], **words, **named}, tmp_path).height == 1
 
 
@@ -220,3 +228,46 @@ def test_a_parquet_file_of_conversations_and_decimals_is_read(tmp_path: Path) ->
     sums.write_parquet(tmp_path / "sums.parquet")
     frame = read("sums.parquet", tmp_path)
     assert frame["answer"][0] == "1.50" and json.loads(frame["meta"][0]) == {"tags": ["x", "y"]}
+
+
+# One line of a file: (prompt, answer, meta), or what is said.
+ROWS: dict[str, tuple[str, str | None, dict[str, Any]] | str] = {
+    '\ufeff{"prompt": "a", "answer": "4"}': ("a", "4", {}),
+    '{"prompt": "a", "answer": "4", "meta": {"k": 1}}': ("a", "4", {"k": 1}),
+    '{"prompt": "a", "answer": "4", "meta": "{\\"k\\": 1}"}': ("a", "4", {"meta": '{"k": 1}'}),
+    '{"prompt": "a", "answer": "4", "meta": null}': ("a", "4", {"meta": None}),
+    '{"prompt": "a", "answer": "4", "meta": {"k": 1}, "k": 2}': ("a", "4", {"k": 2}),
+    '{"prompt": "a", "answer": true}': ("a", "true", {}),
+    '{"prompt": "a", "answer": ""}': ("a", None, {}),
+    '{"prompt": "a", "answer": null}': ("a", None, {}),
+    '{"prompt": "a"}': ("a", None, {}),
+    '"a"': ("a", None, {}),
+    '{"prompt": [{"role": "user", "content": "a"}], "answer": "4"}': ("a", "4", {}),
+    '{"prompt": "a", "answer": [{"role": "assistant", "content": "4"}]}': ("a", "4", {}),
+    '{"prompt": "a", "answer": ["4", "four"]}': "the answer must be text or a number, not list",
+    '{"prompt": "a", "answer": [{"role": "user", "content": "4"}]}': "the answer must be text or a number, not list",
+    '{"prompt": [{"role": "assistant", "content": "a"}]}': "there is no user message",
+    '["a"]': "this is a JSON array",
+}
+
+
+@pytest.mark.parametrize("line, expected", ROWS.items())
+def test_one_row_has_one_reading(tmp_path: Path, line: str, expected: tuple[str, str | None, dict[str, Any]] | str) -> None:
+    (tmp_path / "a.jsonl").write_text(line, "utf-8")
+    if isinstance(expected, str):
+        with pytest.raises(UsageError, match=rf"a\.jsonl:1  {re.escape(expected)}"):
+            read("a.jsonl", tmp_path)
+        return
+    text, answer, meta = expected
+    frame = read("a.jsonl", tmp_path)
+    assert frame["messages"][0].to_list() == [{"role": "user", "content": text}]
+    assert frame["answer"][0] == answer and json.loads(frame["meta"][0]) == meta
+
+
+def test_an_error_can_be_printed_whatever_the_data_hold(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        read([{"\ud83d": "a", "m": "b"}], tmp_path)
+    assert "Columns: \\ud83d, m" in str(caught.value).encode().decode()
+    with pytest.raises(UsageError) as caught:
+        read([{"messages": [{"role": "\ud83d", "content": "a"}]}], tmp_path)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -57,8 +57,11 @@ def test_what_is_wrong_with_the_file_is_said_with_its_line(tmp_path: Path) -> No
     with pytest.raises(UsageError, match=r"y\.j2:2  a template cannot include"):
         templates.load("y.j2", [tmp_path])
     (tmp_path / "z.j2").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="not UTF-8"):
+    with pytest.raises(UsageError, match=r"z\.j2:1  not UTF-8"):
         templates.load("z.j2", [tmp_path])
+    (tmp_path / "l.j2").write_bytes("one\ntwo ä".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"l\.j2:2  not UTF-8"):
+        templates.load("l.j2", [tmp_path])
     with pytest.raises(UsageError, match=r"no file 'hnt\.j2'.*Did you mean 'hint\.j2'"):
         templates.load("hnt.j2", [tmp_path])
 
@@ -183,6 +186,12 @@ def test_no_data_can_make_a_turn(first: str, second: str) -> None:
     opening = [("user", first.strip())] if first.strip() else []
     turns = [(role, text.strip()) for text in (first, second) for role in ("user", "assistant")]
     assert found == [*opening, *turns, ("system", second.strip())]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_template(tmp_path: Path) -> None:
+    (tmp_path / "x.j2").write_bytes(b"\xef\xbb\xbf--- user\r\n{{ prompt.text }}\r\n")
+    rendered = templates.load("x.j2", [tmp_path]).render(prompt=prompt())
+    assert templates.with_last_message([], rendered) == [{"role": "user", "content": "6 x 7?"}]
 
 
 def test_a_template_without_turns_makes_one_message_of_plain_text() -> None:

@@ -145,6 +145,13 @@ def test_repeated_prompts_are_noted():
     assert "prompts.train: 3 of 23 prompts repeat an earlier one" in linted().notes
 
 
+def test_a_column_that_looks_like_the_gold_answer_nobody_named_is_noted():
+    Path("train.jsonl").write_text(sums(1).replace('"answer"', '"response"'))
+    notes = linted(RECIPE.replace("train.jsonl, prompt: question, answer: answer", "train.jsonl")).notes
+    assert "prompts.train: no prompt has a gold answer; if it is in a column, write `answer: response`" in notes
+    assert not any("prompts.dev: no prompt" in note for note in notes)
+
+
 def test_prompts_on_a_hub_are_not_read_unasked():
     report = linted(RECIPE.replace("{file: train.jsonl,", "{hub: some/where,"))
     assert report.ok
