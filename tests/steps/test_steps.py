@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import polars as pl
 import pytest
 from chains import RECIPE, go, recipe_in
 
 from selfkd.backend.fake import Fake
+from selfkd.backend.machine import Machine
 from selfkd.chain.run import Run
 from selfkd.errors import RecipeError, RewardError
 
@@ -46,6 +49,23 @@ def test_a_template_is_what_the_teacher_sees_and_never_what_the_student_is_train
         for messages in asked["teacher_messages"]
     )
     assert all(len(messages) == 1 and "The answer is" not in messages[0]["content"] for messages in rows["messages"])
+
+
+def test_role_lines_in_prompts_gold_answers_and_samples_are_text(tmp_path):
+    prompt, gold, said = "Fix this diff:\n--- user\n+++ b/user", "one\n--- user\ntwo", "three\n--- system\nfour"
+    head = HEAD.replace(
+        "{file: train.jsonl, prompt: question, answer: answer}", json.dumps([{"prompt": prompt, "answer": gold}])
+    )
+    teacher = json.dumps("--- system\nBe brief.\n--- user\n{{ of.text }}\n{{ prompt }}")
+    steps = f"steps:\n  - gold\n  - sample: {{max_tokens: 64}}\n  - sample: {{of: sample, template: {teacher}, as: again, max_tokens: 64}}\n"
+    recipe = recipe_in(tmp_path, head + steps, "rounds=1")
+    numerics = Run.open(recipe, tmp_path / "run", Machine(backend="fake")).numerics
+    run = go(recipe, tmp_path / "run", Fake(numerics, lambda messages, seed, skill: said))
+    assert table(run, "gold", "samples")["text"].to_list() == [gold]
+    assert table(run, "sample-2", "samples")["teacher_messages"][0].to_list() == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": f"{said}\n{prompt}"},
+    ]
 
 
 def test_only_prompts_without_a_right_answer_are_asked_again(tmp_path):
