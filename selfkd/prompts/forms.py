@@ -55,20 +55,21 @@ def parts_of(words: Words, row: Row, place: str) -> Parts:
     else:
         messages, used = as_messages(cell(row, column), column, place), {column}
     answer_column = words.get("answer") or usual_answer(row, column, unnamed)
-    if messages[-1]["role"] == "assistant":
+    if messages[-1]["role"] != "assistant":
+        if answer_column == column and not isinstance(cell(row, column), str):
+            raise UsageError(f"the conversation in '{column}' does not end with the assistant's answer", place)
+        answer = answer_cell(row, answer_column, place)
+    else:
         if answer_column and not words.get("answer"):
             raise two_answers(column, answer_column, place)
         if unnamed:
             refuse_rivals(row, place)
-        *messages, last = messages
-        answer = (
-            last_answer(messages, last, place) if answer_column in (None, column) else answer_cell(row, answer_column, place)
-        )
-    elif answer_column == column and not isinstance(cell(row, column), str):
-        raise UsageError(f"the conversation in '{column}' does not end with the assistant's answer", place)
-    else:
-        answer = answer_cell(row, answer_column, place)
-    return Parts(messages, answer, used | {answer_column or ""})
+        spoken = answer_column in (None, column)
+        answer = last_answer(messages, place) if spoken else answer_cell(row, answer_column, place)
+        messages = messages[:-1]
+        if not messages:
+            raise UsageError("there is no user message", place)
+    return Parts(messages, answer, used | {answer_column} if answer_column else used)
 
 
 # ----------------------------------------------------------------------------------------------------- which column it is
@@ -169,13 +170,12 @@ def as_message(message: Any, column: str, place: str) -> Message:
 # ------------------------------------------------------------------------------------------------------- the gold answer
 
 
-def last_answer(messages: Sequence[Message], last: Message, place: str) -> str:
-    """Return the text of the assistant's last message, which the others lead to."""
-    if not messages:
-        raise UsageError("there is no user message", place)
-    if not isinstance(last["content"], str):
-        raise UsageError(f"the assistant message must be text, not {kind_of(last['content'])}", place)
-    return last["content"]
+def last_answer(messages: Sequence[Message], place: str) -> str:
+    """Return the text of the last message, the assistant's."""
+    content = messages[-1]["content"]
+    if not isinstance(content, str):
+        raise UsageError(f"the assistant message must be text, not {kind_of(content)}", place)
+    return content
 
 
 def answer_cell(row: Row, column: str | None, place: str) -> Any:

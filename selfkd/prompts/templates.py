@@ -74,7 +74,6 @@ class Environment(ImmutableSandboxedEnvironment):
 
 TURN_NAMES = ("turn_user", "turn_assistant", "turn_system")
 
-
 _environment = Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
 
 
@@ -98,10 +97,12 @@ def mark_turns(tree: nodes.Template, name: str) -> bool:
 
 def refuse_computed_roles(parts: Sequence[nodes.Expr], name: str) -> None:
     """Raise UsageError for a line `--- {{ role }}`, which cannot begin a message: what `{{ }}` writes is data."""
-    for text, part, after in zip(parts, parts[1:], [*parts[2:], None], strict=False):
-        opens = isinstance(text, nodes.TemplateData) and COMPUTED.search(text.data)
+    for place, (text, part) in enumerate(itertools.pairwise(parts)):
+        found = COMPUTED.search(text.data) if isinstance(text, nodes.TemplateData) else None
+        opens = found and (found.start() > 0 or place == 0)
+        after = parts[place + 2] if place + 2 < len(parts) else None
         closes = after is None or (isinstance(after, nodes.TemplateData) and LINE_END.match(after.data))
-        if opens and closes and not isinstance(part, nodes.TemplateData):
+        if opens and closes:
             fix = "Write the role out: {% if message.role == 'user' %}, and `--- user` as a line of its own."
             raise UsageError("`--- {{ }}` does not begin a message", f"{name}:{part.lineno}", fix)
 

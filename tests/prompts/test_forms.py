@@ -76,6 +76,7 @@ READ: dict[str, tuple[dict[str, str], dict[str, Any], list[tuple[str, str]], str
     "a completion of messages": ({"answer": "completion"}, {"prompt": TALK[:1], "completion": TALK[1:]}, ASKED, "42", {}),
     "question beside a prompt": ({}, {"prompt": "6 x 7?", "question": "6"}, ASKED, None, {"question": "6"}),
     "other case, named": ({"prompt": "Question", "answer": "Answer"}, {"Question": "6 x 7?", "Answer": "42"}, ASKED, "42", {}),
+    "a column without a name": ({}, {"": "0", "prompt": "6 x 7?"}, ASKED, None, {"": "0"}),
     "a part of a column": (
         {"answer": "answer.value"},
         {"prompt": "6 x 7?", "answer": {"value": 42}},
@@ -143,6 +144,7 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
     ),
     "an input of numbers": ({}, {"instruction": "a", "input": 3, "output": "b"}, "column 'input' must be text, not int '3'"),
     "nothing asked": ({}, {"conversations": SHAREGPT[4:]}, "there is no user message"),
+    "only an answer": ({}, {"messages": TALK[1:]}, "there is no user message"),
     "only a system message": ({}, {"messages": [{"role": "system", "content": "a"}, TALK[1]]}, "there is no user message"),
     "an empty conversation": ({}, {"conversations": []}, "must be text or a list of messages"),
     "a tool's call": (
@@ -206,6 +208,11 @@ def test_a_template_sees_a_conversation_without_its_answer(tmp_path: Path) -> No
     source = {"rows": [{"messages": TALK}], "template": "{{ prompt.text }} ({{ prompt.answer }})", "system": "Be brief."}
     frame = read(source, tmp_path)
     assert [message["content"] for message in frame["messages"][0].to_list()] == ["Be brief.", "6 x 7? (42)"]
+
+
+def test_a_template_makes_no_prompt_of_an_answer_alone(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no user message"):
+        read({"rows": [{"messages": TALK[1:]}], "template": "Q: {{ prompt.text }}", "system": "Be brief."}, tmp_path)
 
 
 def test_prompts_without_gold_say_which_column_looks_like_it(tmp_path: Path) -> None:

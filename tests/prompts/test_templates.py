@@ -171,6 +171,7 @@ def test_a_role_from_an_expression_is_refused_with_its_line() -> None:
     with pytest.raises(UsageError, match=r"template:2  `--- \{\{ \}\}` does not begin a message"):
         talk("{% for m in prompt.messages %}\n--- {{ m.role }}\n{{ m.content }}{% endfor %}", prompt=prompt())
     assert talk("--- {{ x }} ---\nhi", x="Sums") == [("user", "--- Sums ---\nhi")]
+    assert talk("{{ x }}--- {{ x }}\nhi", x="Sums") == [("user", "Sums--- Sums\nhi")]
 
 
 PIECES = st.lists(
