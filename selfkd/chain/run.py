@@ -184,7 +184,8 @@ class Run:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run: editing the file beside a running chain changes nothing in it."""
         entry = self.code[reference]
-        return Function(reference_parts(reference)[1], self.folder / entry.path, entry.digest, params)
+        allowed = tuple(self.machine.environment)
+        return Function(reference_parts(reference)[1], self.folder / entry.path, entry.digest, params, allowed)
 
     def template(self, reference: str) -> templates.Template:
         """Return a template as frozen in the run; inline text is its own template."""

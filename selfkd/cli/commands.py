@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,20 +164,27 @@ def lint(recipe: str, overrides: Sequence[str], dry_run: bool) -> int:
     return 0 if report.ok else 2
 
 
-def try_reward(function: str, data: Path, n: int, out: Path | None) -> int:
-    """Score the first rows of a file with a reward function."""
-    from selfkd.cli.try_reward import print_scored, print_summary, read_rows, score_all
+def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | None) -> int:
+    """Score the first rows of a file with a reward function, as a run would."""
+    from selfkd.backend.machine import read_machine
+    from selfkd.cli import try_reward as trial
     from selfkd.report import tables
-    from selfkd.rewards.check import score_batch
     from selfkd.rewards.find import find_function
 
-    found = find_function(function, [Path.cwd()])
+    allowed = tuple(read_machine(on).environment)
+    found = replace(find_function(function, [Path.cwd()]), environment=allowed)
     if out:
-        print_summary(score_all(found, read_rows(data), out), tables.console(), f"   {out}")
-        return 0
-    rows = read_rows(data, n)
-    print_scored(rows, score_batch(found, rows), found.name, tables.console())
-    return 0
+        trial.check_place(out)
+    rows = trial.read_rows(data, None if out else n)
+    results = trial.score(found, rows, prints=not out)
+    if out:
+        trial.write_scores(rows, results, out)
+        trial.print_summary(results, tables.console(), f"   {out}")
+    else:
+        trial.print_scored(rows, results, found.name, tables.console())
+    if said := trial.failure(found, results):
+        print(said, file=sys.stderr)
+    return 1 if said else 0
 
 
 def recipes() -> int:

@@ -147,9 +147,12 @@ COMMANDS = {
         "run a reward on a few rows",
         commands.try_reward,
         Argument("function", metavar="FILE.py:FN", help="a reward function"),
-        Argument("data", type=Path, metavar="DATA", help="JSONL: completion; prompt, answer and what the function asks"),
+        Argument(
+            "data", type=Path, metavar="DATA", help="a file of rows: completion; prompt, answer and what the function asks"
+        ),
         Argument("-n", type=int, default=5, metavar="N", help="rows to score and show; default: 5"),
         Argument("--out", type=Path, metavar="FILE", help="score every row on all cores; write line, value, why as JSONL"),
+        ON,
     ),
     "recipes": Command("list recipes", commands.recipes),
     "cp": Command(

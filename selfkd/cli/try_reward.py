@@ -1,9 +1,15 @@
-"""A reward tried on the rows of a file, without a model and without a run."""
+"""A reward tried on the rows of a file, without a model and without a run.
+
+Rows are read as a run reads prompts, and scored as a run scores samples: in worker processes, from a copy of the reward's file.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +20,100 @@ from rich.text import Text
 from selfkd.core.hardware import usable_cores
 from selfkd.core.pool import Function
 from selfkd.errors import UsageError
-from selfkd.rewards.contract import Result
+from selfkd.prompts.read import check_text, make_prompt
+from selfkd.prompts.sources import FILE_READERS, Raw
+from selfkd.prompts.templates import text_of
+from selfkd.rewards.advice import way_out
+from selfkd.rewards.check import score_batch
+from selfkd.rewards.contract import Result, failed
 from selfkd.rewards.pool import cut, spread
 
 BATCH_ROWS = 32  # small, so that slow rows at the end do not leave a core idle
-OWN_COLUMNS = ("prompt", "completion", "answer", "meta")  # a reward finds every other column in `meta`, or by its name
+TIMEOUT = 60.0  # seconds of one call
 ROW_FORM = 'A row looks like {"prompt": "2 + 2 = ?", "completion": "It is 4.", "answer": "4"}; other columns are the reward\'s by name.'
 
 
 def read_rows(path: Path, n: int | None = None) -> list[dict[str, Any]]:
-    """Return the first `n` rows (None: all) of a JSONL file in the form rewards take; UsageError names file and line of a bad one.
+    """Return the first `n` rows (None: all) of a file in the form rewards take; UsageError names the place of a bad one.
 
-    Rows with the same prompt form a group, as the samples of one prompt do.
+    Prompt, answer and meta are read as a run reads them. Rows with the same prompt and answer form a group, as the samples of
+    one prompt do, and stand together.
     """
+    if n is not None and n < 1:
+        raise UsageError("-n must be 1 or more", f"-n {n}")
     if not path.is_file():
         raise UsageError("no such file", str(path), ROW_FORM)
-    rows: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if n is not None and len(rows) >= n:
-                break
-            if line.strip():
-                rows.append({**_row(line, f"{path}:{number}"), "line": number})
+    read = FILE_READERS.get(path.suffix.lower())
+    if read is None:
+        raise UsageError(
+            f"cannot read rows from a '{path.suffix}' file", str(path), f"They are read from {', '.join(FILE_READERS)}."
+        )
+    rows = [_row(value, place) for value, place in islice(read(path), n)]
     if not rows:
         raise UsageError("no rows in this file", str(path), ROW_FORM)
-    return sorted(rows, key=lambda row: str(row["group"]))  # sorted() is stable: a group's samples become neighbours
+    first: dict[str, int] = {}
+    for row in rows:
+        first.setdefault(row["group"], len(first))
+    return sorted(rows, key=lambda row: first[row["group"]])
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
-    try:
-        given = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"is not JSON: {error}", where, ROW_FORM) from None
-    if not isinstance(given, dict) or not isinstance(given.get("completion"), str):
-        raise UsageError("a row needs a text column 'completion'", where, ROW_FORM)
-    others = {name: value for name, value in given.items() if name not in OWN_COLUMNS}
-    prompt, answer = str(given.get("prompt", "")), given.get("answer")
+def _row(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or "completion" not in value:
+        raise UsageError("a row needs a column 'completion'", place, ROW_FORM)
+    prompt = _prompt({name: cell for name, cell in value.items() if name not in ("completion", "completion_ids")}, place)
+    number = re.search(r"[0-9]+$", place)
     return {
-        "group": prompt,
-        "prompt": prompt,
-        "messages": [{"role": "user", "content": prompt}],
-        "completion": given["completion"],
-        "answer": None if answer is None else str(answer),
-        "meta": {**(given.get("meta") or {}), **others},
+        "line": int(number[0]) if number else 0,
+        "group": json.dumps([prompt["messages"], prompt["answer"]]),
+        "prompt": text_of(prompt["messages"]),
+        "messages": prompt["messages"],
+        "completion": _completion(value["completion"], place),
+        "answer": prompt["answer"],
+        "meta": prompt["meta"],
         "sample": {},
-        "token_ids": [],
+        "token_ids": value.get("completion_ids"),
     }
+
+
+def _prompt(columns: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Return messages, answer and meta as a run reads them. Here a row may have no prompt: not every reward looks at it."""
+    try:
+        return make_prompt({}, Raw(columns, "", place), None)
+    except UsageError as error:
+        if not error.what.startswith("no column"):
+            raise
+    return {**make_prompt({}, Raw({**columns, "prompt": "none"}, "", place), None), "messages": []}
+
+
+def _completion(value: Any, place: str) -> str:
+    """Return the text of a completion, which TRL writes as a list of one message where prompts are conversations."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("role") == "assistant":
+        value = value[0].get("content")
+    if not isinstance(value, str):
+        raise UsageError("the completion must be text, or a list of one message of the assistant", place, ROW_FORM)
+    check_text(value, place)
+    return value
+
+
+def score(function: Function, rows: Sequence[dict[str, Any]], prints: bool = False) -> list[Result]:
+    """Return (value, why) of each row, from worker processes, one per core; with SELFKD_DEBUG=1 from this one, for a debugger.
+
+    `prints` shows what the function prints, on standard error.
+    """
+    if os.environ.get("SELFKD_DEBUG") == "1":
+        return score_batch(function, rows)
+    batches = spread(function, cut(rows, BATCH_ROWS), usable_cores(), TIMEOUT, prints=prints)
+    return [result for batch in batches for result in batch]
+
+
+def failure(function: Function, results: Sequence[Result]) -> str:
+    """Return how many rows the function failed on, why, and what to do; "" where it scored or abstained on all of them."""
+    reasons = [why for value, why in results if failed(value, why)]
+    if not reasons:
+        return ""
+    said = f"{len(reasons)} of {len(results)} rows could not be scored. First: {reasons[0]}"
+    advice = way_out(reasons[0], str(function.path), function.environment)
+    return said + "".join(f"\n    {line}" for line in advice.splitlines())
 
 
 def print_scored(rows: Sequence[dict[str, Any]], results: Sequence[Result], name: str, to: Console) -> None:
@@ -84,11 +138,15 @@ def print_summary(results: Sequence[Result], to: Console, more: str = "") -> Non
     to.print(f"{len(scored)} of {len(results)} scored{mean}{more}")
 
 
-def score_all(function: Function, rows: Sequence[dict[str, Any]], out: Path, timeout: float = 60.0) -> list[Result]:
-    """Score every row in worker processes, one per core, and write {"line", "value", "why"} for each, in the file's order."""
-    batches = spread(function, cut(rows, BATCH_ROWS), usable_cores(), timeout)
-    results = [result for batch in batches for result in batch]
+def check_place(out: Path) -> None:
+    """Raise UsageError where the scores could not be written, before anything is scored."""
+    if out.is_dir() or not out.parent.is_dir():
+        what = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise UsageError(what, str(out), "--out names a file in a folder that exists.")
+
+
+def write_scores(rows: Sequence[dict[str, Any]], results: Sequence[Result], out: Path) -> None:
+    """Write {"line", "value", "why"} for each row, in the file's order."""
     with out.open("w", encoding="utf-8") as lines:
         for row, (value, why) in sorted(zip(rows, results, strict=True), key=lambda pair: pair[0]["line"]):
             lines.write(json.dumps({"line": row["line"], "value": value, "why": why}, ensure_ascii=False) + "\n")
-    return results

@@ -202,9 +202,15 @@ class Addition:
 
 @dataclass(frozen=True)
 class Function:
-    """A user's function: `file.py:name`, the file as found, and the digest of its code."""
+    """A user's function: `file.py:name`, the file as found, and the digest of its code.
+
+    `environment` names variables that it may see although they look like secrets. `in_place`: it is run where it lies, for it
+    is not a part of what a run freezes.
+    """
 
     name: str
     path: Path
     digest: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    environment: tuple[str, ...] = ()
+    in_place: bool = False

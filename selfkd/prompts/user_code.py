@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from selfkd.core.files import reference_parts
 from selfkd.errors import UsageError
-from selfkd.rewards.contract import load
 from selfkd.rewards.find import find_function
+from selfkd.rewards.load import load
 
 Returned = TypeVar("Returned")
 

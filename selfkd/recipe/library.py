@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from selfkd.core.files import builtin_folder, reference_parts
-from selfkd.core.source_code import local_sources
+from selfkd.core.local_code import local_code
 from selfkd.errors import UsageError
 from selfkd.prompts import templates
 from selfkd.recipe.load import load, locate
@@ -65,13 +66,21 @@ def _wanted(recipe: Recipe, path: Path) -> Iterator[tuple[str, Path]]:
     ]
     for reference in (*functions, *maps):
         function = find_function(reference, recipe.folders)
-        home = Path(reference_parts(reference)[0]).parent
-        for name, source in local_sources(function.path).items():
-            yield (home / name).as_posix(), source
+        yield from _beside(reference, function.path.resolve())
     for reference in texts:
         template = templates.load(reference, list(recipe.folders))
         if Path(template.name).is_file():  # a template written into the recipe itself has no file
             yield reference, Path(template.name)
+
+
+def _beside(reference: str, file: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (name under the target folder, file) of a reward and of what it needs, each where it lies beside the other."""
+    home = Path(reference_parts(reference)[0]).parent
+    for source in local_code(file).files.values():
+        name = os.path.normpath(home / os.path.relpath(source, file.parent))
+        if name.startswith(".."):
+            raise UsageError(f"'{reference}' needs {source}, which would lie outside the folder", reference, "Copy it by hand.")
+        yield Path(name).as_posix(), source
 
 
 def _parents(path: Path) -> Iterator[tuple[str, Path]]:

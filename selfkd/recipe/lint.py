@@ -123,7 +123,10 @@ def _mapping(recipe: Recipe, source: Mapping[str, Any], split: str, report: Repo
     if "map" not in source:
         return
     try:
-        _sound(find_function(source["map"], recipe.folders), report, f"prompts.{split}")
+        function = replace(
+            find_function(source["map"], recipe.folders), in_place=True
+        )  # it makes the prompts, which are frozen
+        _sound(function, report, f"prompts.{split}")
     except SelfkdError as error:
         report.problems.append(f"prompts.{split}: {error}")
 

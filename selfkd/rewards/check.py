@@ -1,7 +1,7 @@
 """What can be said of a user's function before it scores anything: its parameters, its doctests, and the gold answers.
 
 A reward is a plain function in a file, named `file.py:function`; nothing to import, nothing to register. Parameters are read
-from the source; doctests and gold answers run in worker processes. Only `score_batch`, for `selfkd try`, runs the function in
+from the source; doctests and gold answers run in worker processes. Only `score_batch`, for a debugger, runs the function in
 this process. How a function is called: `selfkd.rewards.contract`.
 """
 
@@ -13,12 +13,16 @@ from typing import Any
 
 from selfkd.core.pool import Function
 from selfkd.core.wording import did_you_mean
-from selfkd.rewards.contract import CONTRACT, PLURAL, Result, Row, load
-from selfkd.rewards.find import Definition, definition, parameters, required
-from selfkd.rewards.pool import cut, question, spread
+from selfkd.rewards.advice import way_out
+from selfkd.rewards.contract import CONTRACT, PLURAL, TRL_EXTRAS, Parameters, Result, Row
+from selfkd.rewards.find import definition, parameters, required
+from selfkd.rewards.load import load
+from selfkd.rewards.pool import cut, loaded, question, spread
 
 FORMS = ("{}", "Answer: {}", "#### {}", "\\boxed{{{}}}", "<answer>{}</answer>")  # ways in which gold answers are stated
 GOLD_BATCH = 256  # prompts
+GOLD_NAMES = ("solution", "ground_truth", "gold", "target", "label")  # in functions written for other data sets
+OTHER_NAME = " The gold answer is called 'answer'; under another name it needs a column of its own."
 
 # ----------------------------------------------------------------------------------------------------------- parameters
 
@@ -26,47 +30,49 @@ GOLD_BATCH = 256  # prompts
 def check_parameters(function: Function, columns: Collection[str] | None) -> list[str]:
     """Return the problems with the parameters, one sentence each; `columns` are the meta columns, None where not known.
 
-    Read from the source, nothing is run; a name that the file imports or assigns has no parameters to read.
+    They are read from the source. Of a name that the file imports, assigns or decorates, a worker that loads it tells them.
     """
     node = definition(function)
-    if node is None:
-        return []
-    where = f"{function.path}:{node.lineno}  {function.name}"
-    sentences = [*_positional(node), *_unknown(node, function, columns), *_unused(node, function), *_mixed(node, function)]
+    where = f"{function.path}:{node.lineno}  {function.name}" if node else f"{function.path}  {function.name}"
+    takes = signature(function)
+    by_place = [argument.arg for argument in node.args.posonlyargs] if node else []
+    sentences = [f": '{name}' can only be given by position; names are the contract" for name in by_place]
+    sentences += [*_unknown(takes, function, columns), *_unused(takes, function), *_mixed(takes, function)]
     return [f"{where}{sentence}" for sentence in sentences]
 
 
-def _positional(node: Definition) -> Iterator[str]:
-    """Yield the parameters that have no name for a caller."""
-    for argument in node.args.posonlyargs:
-        yield f": '{argument.arg}' can only be given by position; names are the contract"
+def signature(function: Function) -> Parameters:
+    """Return what the function can be given by name: from its source where that tells, else from a worker that loads it."""
+    node = definition(function)
+    if node is None:
+        return loaded(function)
+    return Parameters(tuple(parameters(node)), frozenset(required(node)), node.args.kwarg is not None)
 
 
-def _unknown(node: Definition, function: Function, columns: Collection[str] | None) -> Iterator[str]:
+def _unknown(takes: Parameters, function: Function, columns: Collection[str] | None) -> Iterator[str]:
     """Yield the required parameters that nothing will fill."""
     if columns is None:
         return
     also = f" (meta columns: {', '.join(sorted(columns))})" if columns else ""
-    for name in required(node):
-        if name not in CONTRACT and name not in function.params and name not in columns:
-            hint = did_you_mean(name, (*CONTRACT, *columns))
+    known = {*CONTRACT, *function.params, *columns, *(TRL_EXTRAS if takes.grouped else ())}
+    for name in takes.names:
+        if name in takes.required and name not in known:
+            hint = OTHER_NAME if name in GOLD_NAMES else did_you_mean(name, (*CONTRACT, *columns))
             yield f" asks for '{name}', which is neither {', '.join(CONTRACT)} nor a meta column{also}.{hint}"
 
 
-def _unused(node: Definition, function: Function) -> Iterator[str]:
+def _unused(takes: Parameters, function: Function) -> Iterator[str]:
     """Yield the entries of the step's `params` that the function does not take."""
-    named = parameters(node)
     for name in function.params:
-        if name not in named and node.args.kwarg is None:
-            yield f" has no parameter '{name}'.{did_you_mean(name, named)}"
+        if name not in takes.names and not takes.everything:
+            yield f" has no parameter '{name}'.{did_you_mean(name, takes.names)}"
 
 
-def _mixed(node: Definition, function: Function) -> Iterator[str]:
+def _mixed(takes: Parameters, function: Function) -> Iterator[str]:
     """Yield the parameters of one sample beside lists over a group."""
-    named = parameters(node)
-    if any(name in PLURAL for name in named):
+    if any(name in PLURAL for name in takes.names):
         for name in ("completion", "sample"):
-            if name in named and name not in function.params:
+            if name in takes.names and name not in function.params:
                 yield f" asks for '{name}' of one sample and for lists over a group; take '{name}s'"
 
 
@@ -74,9 +80,11 @@ def _mixed(node: Definition, function: Function) -> Iterator[str]:
 
 
 def run_doctests(function: Function, timeout: float = 60.0) -> list[str]:
-    """Run the doctests of the function's file in a worker; return their failures."""
+    """Run the doctests of the function's file in a worker, from a copy in an empty folder; return their failures."""
     failures: list[str] = question(function, "doctests", timeout)
-    return failures
+    raised = (failure.partition(" raises ")[2] for failure in failures)
+    fixes = dict.fromkeys(fix for reason in raised if (fix := way_out(reason, str(function.path), function.environment)))
+    return [*failures, *fixes]
 
 
 def read_notes(function: Function, timeout: float = 60.0) -> Any:

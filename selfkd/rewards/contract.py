@@ -8,31 +8,30 @@ Names are the contract. A function receives only what it names:
     prompts completions answers metas samples     lists over all samples of one prompt: the function is called once per
     completion_ids                                prompt and returns a list, so a majority vote is an ordinary reward
 
+    trainer_state log_metric log_extra            what TRL passes beside them: a state at its beginning, and calls that lead
+                                                  nowhere
+
 Beside a plural, `prompt`, `answer`, `meta` and meta columns are the prompt's own single values, except in a TRL reward
-function (a plural and `**kwargs`), where all columns are lists as TRL gives them. TRL passes lists of messages for
-conversational prompts; here prompts and completions are always texts. `async def` is awaited. A function that asks for an
-answer (without a default) is not called for a prompt that has none: a comparison with None would be a quiet zero.
+function (a plural and `**kwargs`), where all columns are lists as TRL gives them. `prompts` and `completions` are texts, or
+lists of messages for a function that reads them so (`selfkd.rewards.messages`). `async def` is awaited. A function that asks
+for an answer (without a default) is not called for a prompt that has none: a comparison with None would be a quiet zero.
 
 A failure is a value with a reason, never a zero: `(None, "ValueError: ...")`. Imports the standard library only, so that a
-worker starts fast.
+worker starts fast. How a file is loaded: `selfkd.rewards.load`.
 """
 
 from __future__ import annotations
 
-import dis
-import importlib
 import inspect
 import json
 import math
 import numbers
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
-from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,12 +41,27 @@ Result = tuple[float | None, str]
 Placed = tuple[int, float | None, str]
 
 ABSTAINED = "abstained"
+ABSENT = {"answer": "this prompt has no answer", "completion_ids": "the token ids of this completion are not known"}
 SINGULAR = ("prompt", "completion", "answer", "meta", "sample")
 PLURAL = {f"{name}s": name for name in SINGULAR} | {"completion_ids": "token_ids"}  # name -> the key of a row behind it
 CONTRACT = (*SINGULAR, *PLURAL)
 TRL_COLUMNS = ("prompts", "completions", "completion_ids", "answer")  # what `**kwargs` of a TRL function gets of the contract
+TRL_EXTRAS = ("trainer_state", "log_metric", "log_extra")  # what TRL passes beside columns
 WHY_CHARS = 300  # a reason must fit into a table
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # differs from process to process; a reason is part of a digest
+
+
+class Parameters(NamedTuple):
+    """What a function can be given by name; `required` have no default, `everything` is a `**kwargs`."""
+
+    names: tuple[str, ...]
+    required: frozenset[str]
+    everything: bool
+
+    @property
+    def grouped(self) -> bool:
+        """Whether one call takes all samples of a prompt: a plural is named, or there is nothing but `**kwargs`."""
+        return any(name in PLURAL for name in self.names) or (self.names == () and self.everything)
 
 
 class Missing:
@@ -63,30 +77,29 @@ class Unscored(Exception):
 
 @dataclass(frozen=True)
 class Reward:
-    """A loaded function and how to call it. `required` are parameters without a default; `everything` is a `**kwargs`."""
+    """A loaded function and how to call it. `messages`: it reads prompts and completions as lists of messages."""
 
     call: Callable[..., Any]
     params: Mapping[str, Any]
     module: ModuleType
-    names: tuple[str, ...]
-    required: frozenset[str]
-    everything: bool
+    takes: Parameters
+    messages: bool = False
+    copy: str = ""  # the file that was run, where it is a copy
 
     @property
     def grouped(self) -> bool:
-        """Whether one call takes all samples of a prompt: a plural is named, or there is nothing but `**kwargs`."""
-        return any(name in PLURAL for name in self.names) or (self.names == () and self.everything)
+        return self.takes.grouped
 
     @property
     def trl(self) -> bool:
         """Whether this is a reward function in TRL's form, where every column is a list."""
-        return self.grouped and self.everything
+        return self.grouped and self.takes.everything
 
     def wants(self) -> frozenset[str] | None:
         """Return the keys of a row that the function can see, None for all: the rest need not be sent to a worker."""
-        if self.everything:
+        if self.takes.everything:
             return None
-        return keys_of(self.names, self.params) | ({"group"} if self.grouped else set())
+        return keys_of(self.takes.names, self.params) | ({"group", "messages"} if self.grouped else set())
 
     def results(self, rows: Sequence[Row], before_call: Callable[[int], None] | None = None) -> Iterator[Placed]:
         """Yield (place, value, why) of each row. `before_call` gets the place of the first row of the next call."""
@@ -115,30 +128,35 @@ class Reward:
                 returned = event_loop().run_until_complete(awaited(returned))
             return read_values(returned, len(rows)) if self.grouped else [read_value(returned)]
         except (Exception, SystemExit) as error:  # sys.exit() is the function's own doing
-            return [(None, reason_of(error))] * len(rows)
+            return [(None, beside(reason_of(error), self.copy))] * len(rows)
 
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return what the function is called with; Unscored where it requires a value that the prompt does not have."""
         metas = [meta_of(row) for row in rows]
         found: dict[str, Any] = {}
-        for name in self.names:
+        for name in self.takes.names:
             if name in self.params:
                 continue
             value = self.value(name, rows, metas)
             if value is not Missing:
                 found[name] = value
-            elif name in self.required:
-                raise Unscored(f"this prompt has no {name}" if name == "answer" else f"no '{name}' in the meta of this prompt")
+            elif name in self.takes.required:
+                raise Unscored(ABSENT.get(name, f"no '{name}' in the meta of this prompt"))
         found |= self.params
-        return found | self.rest(rows, metas, found) if self.everything else found
+        return found | self.rest(rows, metas, found) if self.takes.everything else found
 
     def value(self, name: str, rows: Sequence[Row], metas: Sequence[Mapping[str, Any]]) -> Any:
         """Return what the parameter `name` receives; Missing where the prompt has no answer, or no such meta column.
 
         `rows` are one sample, or all samples of one prompt. This and the module's docstring say the same.
         """
+        if self.grouped and name in TRL_EXTRAS:
+            return trainer_state() if name == "trainer_state" else unheard
+        if name in ("prompts", "completions") and self.messages:
+            return [conversation(row) if name == "prompts" else reply(row) for row in rows]
         if name in PLURAL:
-            return column(PLURAL[name], rows, metas)
+            values = column(PLURAL[name], rows, metas)
+            return Missing if name == "completion_ids" and None in values else values
         if name == "answer" and rows[0].get("answer") is None:
             return Missing
         if name in SINGULAR:
@@ -153,9 +171,33 @@ class Reward:
 
     def rest(self, rows: Sequence[Row], metas: Sequence[Mapping[str, Any]], named: Mapping[str, Any]) -> dict[str, Any]:
         """Return what `**kwargs` receives beside what is `named`: meta columns and the contract, lists in a TRL function."""
-        offered = dict.fromkeys((*metas[0], *(TRL_COLUMNS if self.trl else SINGULAR)))
+        offered = dict.fromkeys((*metas[0], *((*TRL_COLUMNS, *TRL_EXTRAS) if self.trl else SINGULAR)))
         values = {name: self.value(name, rows, metas) for name in offered if name not in named}
         return {name: value for name, value in values.items() if value is not Missing}
+
+
+def conversation(row: Row) -> list[dict[str, Any]]:
+    """Return the messages of the row's prompt, a list of its own."""
+    return [dict(message) for message in row.get("messages") or ({"role": "user", "content": row.get("prompt")},)]
+
+
+def reply(row: Row) -> list[dict[str, Any]]:
+    """Return the row's completion as the messages of TRL: one, of the assistant."""
+    return [{"role": "assistant", "content": row.get("completion")}]
+
+
+def trainer_state() -> SimpleNamespace:
+    """Return what stands for the state of TRL's trainer, always at its beginning: a score here depends on the sample alone."""
+    return SimpleNamespace(
+        global_step=0, max_steps=1, epoch=0.0, num_train_epochs=1, logging_steps=1, eval_steps=1, save_steps=1,
+        train_batch_size=1, num_input_tokens_seen=0, total_flos=0.0, log_history=[], best_metric=None, best_global_step=None,
+        best_model_checkpoint=None, is_local_process_zero=True, is_world_process_zero=True, is_hyper_param_search=False,
+        trial_name=None, trial_params=None, stateful_callbacks={},
+    )  # fmt: skip
+
+
+def unheard(*_: Any, **__: Any) -> None:
+    """Take what a TRL function logs: there is no table of completions, and no step of a trainer, to log it to."""
 
 
 def meta_of(row: Row) -> Mapping[str, Any]:
@@ -187,63 +229,6 @@ def event_loop() -> asyncio.AbstractEventLoop:
     import asyncio  # here: only async rewards need it, and it was 18 of the 43 ms of a worker's imports
 
     return asyncio.new_event_loop()
-
-
-# -------------------------------------------------------------------------------------------------------------- loading
-
-
-def load(path: str | Path, name: str, params: Mapping[str, Any] | None = None) -> Reward:
-    """Run the file and take the function out of it. Whatever the file raises comes through."""
-    module = load_module(Path(path))
-    call = getattr(module, name)
-    parameters = list(inspect.signature(call).parameters.values())
-    named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
-    import_ahead(call, module)
-    return Reward(
-        call,
-        dict(params or {}),
-        module,
-        names=tuple(one.name for one in named),
-        required=frozenset(one.name for one in named if one.default is one.empty),
-        everything=any(one.kind is one.VAR_KEYWORD for one in parameters),
-    )
-
-
-def load_module(path: Path) -> ModuleType:
-    """Run the file as a module of its own. Its folder goes *last* on the path: reward/math.py must not become `import math`."""
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
-    name = f"selfkd_file_{path.stem}"
-    module = ModuleType(name)
-    module.__file__ = str(path)
-    sys.modules[name] = module
-    # Not through importlib: its cache cannot tell apart two versions of one length written within one second.
-    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    return module
-
-
-def import_ahead(call: Callable[..., Any], module: ModuleType) -> None:
-    """Make the imports inside the function now, so that its first sample does not pay for them.
-
-    Importing sympy takes a second on an idle machine; on a busy one the first sample of each worker would be late.
-    """
-    seen: set[CodeType] = set()
-    waiting = [code for code in [getattr(inspect.unwrap(call), "__code__", None)] if code]
-    while waiting:
-        code = waiting.pop()
-        seen.add(code)
-        around = [getattr(vars(module).get(name), "__code__", None) for name in code.co_names]
-        waiting += [other for other in (*code.co_consts, *around) if isinstance(other, CodeType) and other not in seen]
-        for name in imported_names(code):
-            try:
-                importlib.import_module(name)
-            except Exception:  # the function meets this error itself, and its samples carry the reason
-                continue
-
-
-def imported_names(code: CodeType) -> Iterator[str]:
-    return (step.argval for step in dis.get_instructions(code) if step.opname == "IMPORT_NAME" and step.argval)
 
 
 # -------------------------------------------------------------------------------------------------------------- reading
@@ -298,6 +283,12 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, Unscored):
         return text
     return without_addresses(f"{type(error).__name__}: {text}".removesuffix(": "))[:WHY_CHARS]
+
+
+def beside(reason: str, copy: str) -> str:
+    """Return the reason with files that lie beside `copy` named relative to it: where copies lie differs from process to process."""
+    folder, slash, _ = copy.rpartition("/")
+    return reason.replace(folder + slash, "") if folder else reason
 
 
 def without_addresses(value: Any) -> str:

@@ -1,12 +1,18 @@
-"""Finding a user's function, `file.py:function`, and what its source says of it: parameters, requirements. Runs nothing."""
+"""Finding a user's function, `file.py:function`, and what its source says of it: parameters, requirements. Runs nothing.
+
+A file may define a function in a branch (`try`, `if`, `with`), import or assign it, and write a class whose instances can be
+called. What only running can tell (the parameters of a name that is assigned) is asked of a worker: `pool.signature`.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from selfkd.core.files import locate, reference_parts
+from selfkd.core.local_code import parse
 from selfkd.core.pool import Function
 from selfkd.core.source_code import code_digest
 from selfkd.core.wording import did_you_mean
@@ -14,6 +20,7 @@ from selfkd.errors import UsageError
 from selfkd.rewards.contract import keys_of
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
+BRANCHES = (ast.If, ast.Try, ast.With, ast.For, ast.While)  # their bodies belong to the top level
 
 
 def find_function(reference: str, folders: Sequence[Path]) -> Function:
@@ -23,40 +30,58 @@ def find_function(reference: str, folders: Sequence[Path]) -> Function:
         raise UsageError(f"'{reference}' does not name a function", reference, "Write it as file.py:function")
     path = locate(file, folders)
     known = names_in(parse(path))
-    if name not in known:
+    if name not in known and "*" not in known:
         there = sorted({one for one in known if not one.isupper() and not one.startswith("_")})
         listed = f"Functions there: {', '.join(there)}" if there else "There is no function in that file."
         raise UsageError(f"no function '{name}' in {path}.{did_you_mean(name, known)}", reference, listed)
     return Function(name, path, code_digest(path))
 
 
-def parse(path: Path) -> ast.Module:
-    """Return the syntax tree of the file; UsageError with its line where it is not Python."""
-    try:
-        return ast.parse(path.read_text("utf-8"), str(path))
-    except SyntaxError as error:
-        raise UsageError(f"not Python: {error.msg}", f"{path}:{error.lineno}") from None
-    except (UnicodeDecodeError, ValueError) as error:
-        raise UsageError(f"not Python: {error}", str(path)) from None
-
-
 def names_in(tree: ast.Module) -> list[str]:
-    """Return what the file offers at its top level: its functions, and what it imports by name or assigns."""
-    found = [node.name for node in tree.body if isinstance(node, Definition)]
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            found += [alias.asname or alias.name for alias in node.names if node.module != "__future__"]
-        elif isinstance(node, ast.Assign):
-            found += [target.id for target in node.targets if isinstance(target, ast.Name)]
-    return found
+    """Return what the file offers at its top level: functions, classes, what it imports by name or assigns; "*" of a module."""
+    return [name for node in top_level(tree.body) for name in _names_of(node)]
+
+
+def top_level(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of the top level, those inside `if`, `try`, `with` and loops too."""
+    for node in body:
+        yield node
+        if isinstance(node, BRANCHES):
+            inner = [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]
+            yield from top_level([*inner, *(line for one in getattr(node, "handlers", []) for line in one.body)])
+
+
+def _names_of(node: ast.stmt) -> Iterator[str]:
+    if isinstance(node, Definition | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
+        yield from (alias.asname or alias.name for alias in node.names)
+    elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        yield from (one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name))
 
 
 def definition(function: Function) -> Definition | None:
-    """Return the last `def` of that name; None where the file imports or assigns the name."""
-    for node in reversed(parse(function.path).body):
-        if isinstance(node, Definition) and node.name == function.name:
-            return node
-    return None
+    """Return the `def` of that name, of a class the `__call__` without `self`.
+
+    None where the file imports, assigns or decorates it, or has several that differ: what it takes, only running can tell.
+    """
+    found = [node for node in top_level(parse(function.path).body) if function.name in _names_of(node)]
+    if len(found) == 1 and isinstance(found[0], ast.ClassDef):
+        return _call_of(found[0])
+    plain = [node for node in found if isinstance(node, Definition) and not node.decorator_list]
+    same = len({ast.dump(node.args) for node in plain}) == 1  # as in the branches of a `try`, usually
+    return plain[-1] if same and len(plain) == len(found) else None
+
+
+def _call_of(node: ast.ClassDef) -> Definition | None:
+    """Return the `__call__` of a class as a function of its own; None where another class defines it."""
+    found = next((one for one in node.body if isinstance(one, Definition) and one.name == "__call__"), None)
+    if found is None or not found.args.args:
+        return None
+    found = copy.deepcopy(found)
+    del found.args.args[0]
+    return found
 
 
 def parameters(node: Definition) -> list[str]:

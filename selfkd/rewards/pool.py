@@ -17,7 +17,7 @@ from typing import Any
 
 from selfkd.core.pool import Function
 from selfkd.errors import BackendError, UsageError
-from selfkd.rewards.contract import Result, Row
+from selfkd.rewards.contract import Parameters, Result, Row
 from selfkd.rewards.process import WorkerLost, WorkerProcess, WorkerSpec, spec_of
 
 FAILED_STARTS = 3  # workers in a row that may die before they begin a sample
@@ -41,13 +41,19 @@ def cut(rows: Iterable[dict[str, Any]], size: int = 1024) -> Iterator[list[dict[
 
 
 def spread(
-    function: Function, batches: Iterable[list[dict[str, Any]]], workers: int, timeout: float, memory_gb: float = MEMORY_GB
+    function: Function,
+    batches: Iterable[list[dict[str, Any]]],
+    workers: int,
+    timeout: float,
+    memory_gb: float = MEMORY_GB,
+    prints: bool = False,
 ) -> Iterator[list[Result]]:
     """Yield the results of each batch, in order, from at most `workers` processes; closing the iterator kills what is running.
 
-    A batch must hold whole groups. UsageError where the function's file cannot be loaded; a call that fails is a result.
+    A batch must hold whole groups. `prints` lets what the function prints through, to standard error. UsageError where the
+    function's file cannot be loaded; a call that fails is a result.
     """
-    pool = WorkerPool(spec_of(function, memory_gb), timeout)
+    pool = WorkerPool(spec_of(function, memory_gb, prints), timeout)
     waiting: deque[Future[list[Result]]] = deque()
     with ThreadPoolExecutor(workers, "reward") as threads:
         try:
@@ -61,6 +67,16 @@ def spread(
             for future in waiting:
                 future.cancel()
             pool.stop()
+
+
+def loaded(function: Function) -> Parameters:
+    """Have a worker load the function, from a copy of its file in an empty folder, and return what it can be given by name.
+
+    UsageError where it cannot be loaded so. The worker is kept for a next call.
+    """
+    worker = take_worker(spec_of(function, MEMORY_GB), lambda _: None)
+    keep_idle(worker)
+    return worker.takes
 
 
 def question(function: Function, name: str, timeout: float = 60.0) -> Any:
@@ -108,7 +124,7 @@ class WorkerPool:
                 for place in fallen:
                     results[place] = (None, lost.reason)
                 if starts >= FAILED_STARTS:
-                    raise BackendError(f"{starts} workers in a row: {lost.reason}", self.spec.path) from None
+                    raise BackendError(f"{starts} workers in a row: {lost.reason}", self.spec.shown) from None
         return [result or (None, "stopped") for result in results]
 
     def register(self, worker: WorkerProcess) -> None:

@@ -17,29 +17,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfkd.core.pool import Function
 from selfkd.errors import UsageError
-from selfkd.rewards.contract import Result, Row
+from selfkd.rewards.advice import is_secret, way_out
+from selfkd.rewards.contract import Parameters, Result, Row
+from selfkd.rewards.isolate import isolated
 from selfkd.rewards.worker import LENGTH
 
 LOAD_SECONDS = 120.0  # to import the file, and whatever it imports, on a busy machine
 START = "import sys; from selfkd.rewards.worker import serve; serve(*map(int, sys.argv[1:]))"
-SECRET_WORDS = ("TOKEN", "KEY", "SECRET", "PASSWORD")  # a variable whose name holds one of them is not handed on
 
 
 class WorkerSpec(NamedTuple):
     """What a worker has loaded, and where. Equal ones may share a worker, so everything that can change an answer counts."""
 
-    path: str
+    path: str  # of the copy that it runs
+    shown: str  # how messages call the file
     name: str
     params: str
     digest: str
     memory_gb: float
-    folder: str
+    folder: str  # its working directory
+    environment: tuple[str, ...]
+    prints: bool  # what the function prints is seen on standard error
     owner: int  # a forked copy of this process must not talk to its parent's workers
 
 
@@ -51,18 +55,22 @@ class WorkerLost(Exception):
         self.reason = reason
 
 
-def spec_of(function: Function, memory_gb: float) -> WorkerSpec:
-    """Return what a worker of this process must load to run `function` here."""
+def spec_of(function: Function, memory_gb: float, prints: bool = False) -> WorkerSpec:
+    """Return what a worker of this process must load to run `function`: a copy of its file, in the folder of that copy."""
+    path = function.path.absolute() if function.in_place else isolated(function.path)
+    folder = os.getcwd() if function.in_place else str(path.parent)
     params = json.dumps(dict(function.params), sort_keys=True)
-    return WorkerSpec(str(function.path), function.name, params, function.digest, memory_gb, os.getcwd(), os.getpid())
+    shown, allowed = str(function.path), tuple(function.environment)
+    return WorkerSpec(str(path), shown, function.name, params, function.digest, memory_gb, folder, allowed, prints, os.getpid())
 
 
 class WorkerProcess:
     """One process and its pipes. It dies with us: the kernel kills its whole group when our end of `lifeline` closes."""
 
     def __init__(self, spec: WorkerSpec) -> None:
-        self.spec, self.ready, self.grouped = spec, False, False
+        self.spec, self.ready = spec, False
         self.wants: frozenset[str] | None = None
+        self.takes = Parameters((), frozenset(), False)
         lifeline, ours = os.pipe()
         self.lifeline = os.fdopen(ours, "wb")
         shared = tempfile.TemporaryFile()  # noqa: SIM115  it must outlive the start of the process
@@ -73,9 +81,10 @@ class WorkerProcess:
             [sys.executable, "-P", "-c", START, *map(str, numbers)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=None if spec.prints else subprocess.DEVNULL,
             bufsize=0,
-            env=environment(),
+            cwd=spec.folder,
+            env=environment(spec.environment),
             pass_fds=numbers[:2],
             start_new_session=True,  # Ctrl-C stops the driver, which then stops its workers; a kill reaches its children
         )
@@ -88,14 +97,16 @@ class WorkerProcess:
     def load(self) -> None:
         """Have the file loaded; UsageError where it cannot be."""
         try:
-            self.send(dict(path=self.spec.path, name=self.spec.name, params=json.loads(self.spec.params)))
+            params = json.loads(self.spec.params)
+            self.send(dict(path=self.spec.path, shown=self.spec.shown, name=self.spec.name, params=params))
             answer = self.receive(LOAD_SECONDS)
         except WorkerLost as lost:
             answer = lost.reason
         if isinstance(answer, str):
             self.close()
-            raise UsageError(f"{self.spec.name} could not be loaded: {answer}", self.spec.path)
-        self.wants, self.grouped = answer
+            fix = way_out(answer, self.spec.shown, self.spec.environment)
+            raise UsageError(f"{self.spec.name} could not be loaded: {answer}", self.spec.shown, fix)
+        self.wants, self.takes = answer
         self.ready = True
 
     def score(self, rows: Sequence[Row], places: Sequence[int], results: list[Result | None], timeout: float) -> None:
@@ -114,7 +125,9 @@ class WorkerProcess:
         if begun is None:
             return []
         place = todo[begun]
-        return [other for other in todo if rows[other].get("group") == rows[place].get("group")] if self.grouped else [place]
+        return (
+            [other for other in todo if rows[other].get("group") == rows[place].get("group")] if self.takes.grouped else [place]
+        )
 
     def running_place(self) -> int | None:
         """Return the first sample of the call that is running; None before the first one and after the last one."""
@@ -188,11 +201,14 @@ class WorkerProcess:
         self.lifeline.close()
 
 
-def environment() -> dict[str, str]:
-    """Return our variables without secrets, and hashes that do not vary; one thread per library, with one worker per core."""
-    harmless = {name: value for name, value in os.environ.items() if not any(word in name.upper() for word in SECRET_WORDS)}
+def environment(allowed: Collection[str] = ()) -> dict[str, str]:
+    """Return our variables without secrets, and hashes that do not vary; one thread per library, with one worker per core.
+
+    `allowed` are secrets that are handed on by name.
+    """
+    harmless = {name: value for name, value in os.environ.items() if not is_secret(name, allowed)}
     home = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in sys.path if path]
+    paths = [os.path.abspath(path) for path in sys.path if path]
     fixed = {
         "PYTHONPATH": os.pathsep.join(paths if home in paths else [*paths, home]),
         "PYTHONHASHSEED": "0",

@@ -22,23 +22,28 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, BinaryIO
 
-from selfkd.rewards.contract import WHY_CHARS, Placed, load, reason_of
+from selfkd.rewards.contract import WHY_CHARS, Placed, beside, reason_of
+from selfkd.rewards.load import SHOWN, load
 
 LENGTH = struct.Struct("<Q")  # precedes each message of the pipes
 PART_SECONDS = 0.2  # a worker hands over what it has this often, so a crash repeats little
 
 
 def serve(lifeline: int, shared: int, memory: int) -> None:
-    """Live until the parent closes the pipe. `shared` holds the counter of the call that runs, `memory` is a limit in bytes."""
+    """Live until the parent closes the pipe. `shared` holds the counter of the call that runs, `memory` is a limit in bytes.
+
+    What the function prints goes to standard error, which the parent opened or not.
+    """
     commands, replies = take_pipes()
     die_with_parent(lifeline)
     limit_resources(memory)
     counter = memoryview(mmap.mmap(shared, mmap.PAGESIZE)).cast("Q")
+    file: dict[str, Any] = read(commands)
     try:
-        reward = load(**read(commands))
-        write(replies, (reward.wants(), reward.grouped))
+        reward = load(**file, alone=True)
+        write(replies, (reward.wants(), reward.takes))
     except BaseException as error:  # SystemExit too: whatever it was, the parent must hear of it
-        write(replies, reason_of(error))
+        write(replies, beside(reason_of(error), file["path"]))
         return
     surroundings = Surroundings()
 
@@ -56,11 +61,10 @@ def serve(lifeline: int, shared: int, memory: int) -> None:
 
 
 def take_pipes() -> tuple[BinaryIO, int]:
-    """Return the pipes from and to the parent; what the function prints or reads is then nowhere, not in them."""
+    """Return the pipes from and to the parent; what the function prints or reads is then not in them."""
     commands, replies = os.dup(0), os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1):
-        os.dup2(null, standard)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(2, 1)
     return os.fdopen(commands, "rb"), replies
 
 
@@ -154,11 +158,11 @@ def doctest_failures(module: ModuleType) -> list[str]:
         def report_unexpected_exception(
             self, out: Any, test: doctest.DocTest, example: doctest.Example, exc_info: tuple[Any, BaseException, Any]
         ) -> None:
-            found.append(f"{located(test, example)} raises {reason_of(exc_info[1])}")
+            found.append(f"{located(test, example)} raises {beside(reason_of(exc_info[1]), str(module.__file__))}")
 
     def located(test: doctest.DocTest, example: doctest.Example) -> str:
         line = (test.lineno or 0) + example.lineno + 1
-        return f"{module.__file__}:{line}  {example.source.strip()[:WHY_CHARS]}"
+        return f"{vars(module)[SHOWN]}:{line}  {example.source.strip()[:WHY_CHARS]}"
 
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__):
         Runner().run(test, out=lambda text: None, clear_globs=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import compress
 from typing import Any, ClassVar
 
 import polars as pl
@@ -15,13 +16,16 @@ from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.errors import RewardError
 from selfkd.prompts.templates import text_of
-from selfkd.rewards.check import read_notes
+from selfkd.rewards.advice import way_out
+from selfkd.rewards.check import read_notes, signature
 from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
 from selfkd.steps.context import Context
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Stage, Step, references
+
+Outcome = tuple[float | None, str]
 
 SLICE = 50_000  # samples whose texts are in memory at once
 BATCH = 512  # samples per call of a worker
@@ -100,27 +104,36 @@ class ScoreStep(Step):
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
         todo, wanted = self._unscored(pool, name), wants(function)
+        asked = self._whole_prompts(pool, todo) if signature(function).grouped else todo
         done = failed = 0
-        for part in _whole_groups(todo, SLICE):
+        for part in _whole_groups(asked, SLICE):
+            new = part["id"].is_in(todo["id"].implode())
             rows = rows_for_reward(part, pool, wanted)
-            outcomes: list[tuple[float | None, str]] = []
+            outcomes: list[Outcome] = []
+            flags = iter(new)
             for batch in context.map(function, cut(rows, BATCH), self.timeout):
-                outcomes += batch
-                failed += sum(unscored(value, why) for value, why in batch)
-                done += len(batch)
-                self._check(done, failed, todo.height, outcomes, context)
+                of_new = list(compress(batch, flags))
+                outcomes += of_new
+                failed += sum(unscored(value, why) for value, why in of_new)
+                done += len(of_new)
+                self._check(done, failed, todo.height, outcomes, context, function)
                 context.progress(done, todo.height, "samples")
-            yield shape("scores", _score_rows(part["id"].to_list(), name, outcomes))
+            yield shape("scores", _score_rows(part.filter(new)["id"].to_list(), name, outcomes))
 
-    def _check(self, done: int, failed: int, total: int, outcomes: list[tuple[float | None, str]], context: Context) -> None:
+    def _whole_prompts(self, pool: Pool, todo: pl.DataFrame) -> pl.DataFrame:
+        """Return all samples of the prompts that have one to score: a vote counts those, too, that have their score already."""
+        return views.live(pool, self.of).join(todo, on="prompt", how="semi").sort("prompt", "id")
+
+    def _check(self, done: int, failed: int, total: int, outcomes: list[Outcome], context: Context, function: Function) -> None:
         """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
         broken = done >= min(FIRST, total) and failed == done and failed > 0
         if broken or failed > self.max_failed * total:
             why = next(why for value, why in outcomes if unscored(value, why))
+            advice = way_out(why, str(function.path), function.environment)
             raise RewardError(
                 f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
                 context.where,
-                "Fix the reward and repeat the command with --amend: nothing is generated again.",
+                f"{advice}\nFix the reward and repeat the command with --amend: nothing is generated again.".strip(),
             )
 
 

@@ -37,6 +37,15 @@ def test_a_whole_number_is_a_number_and_a_yes_is_not(tmp_path: Path) -> None:
     ]
 
 
+def test_variables_that_rewards_may_see_are_a_list_of_names(tmp_path: Path) -> None:
+    (tmp_path / "judge.yaml").write_text("backend: local\nenvironment: [JUDGE_API_KEY, HF_TOKEN]\n")
+    assert read_machine(tmp_path / "judge.yaml").environment == ["JUDGE_API_KEY", "HF_TOKEN"]
+    for text in ("environment: JUDGE_API_KEY\n", "environment: [1]\n", "environment: {JUDGE_API_KEY: x}\n"):
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(UsageError, match="is not a list of names"):
+            read_machine(tmp_path / "wrong.yaml")
+
+
 @pytest.mark.parametrize(("text", "words"), [("- ray\n", "is a mapping of fields"), ("a: [1\n", "is not YAML")])
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "odd.yaml").write_text(text)

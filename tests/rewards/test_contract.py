@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from scoring import Write, results, row, write
 
-from selfkd.rewards.contract import WHY_CHARS, failed, load
+from selfkd.rewards.contract import WHY_CHARS, failed
+from selfkd.rewards.load import load
 
 __all__ = ["write"]  # a fixture
 
@@ -141,7 +142,7 @@ def test_each_parameter_receives_what_the_documentation_says(tmp_path: Path, par
         for place, text in enumerate("ab", 1)
     ]
     received = reward.arguments(both if reward.grouped else both[:1])
-    assert tuple(received[name] for name in reward.names) == RECEIVED[parameters]
+    assert tuple(received[name] for name in reward.takes.names) == RECEIVED[parameters]
 
 
 def test_a_meta_column_may_be_called_like_a_key_of_the_row(write: Write) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from scoring import Write, results, row, write
 
 import selfkd
 from selfkd.errors import UsageError
+from selfkd.rewards.advice import way_out
 from selfkd.rewards.pool import cut, spread
 
 __all__ = ["write"]  # a fixture
@@ -91,13 +93,41 @@ def f(completion):
     assert len(values) == 1 and values != {-1.0}
 
 
-def test_secrets_do_not_reach_a_reward(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_TOKEN", "WANDB_API_KEY", "my_secret", "DB_PASSWORD"):
+SECRETS = (
+    "HF_TOKEN",
+    "WANDB_API_KEY",
+    "my_secret",
+    "DB_PASSWORD",
+    "PGPASSWORD",
+    "OPENAI_APIKEY",
+    "API_KEYS",
+    "AWS_CREDENTIALS",
+)
+HARMLESS = ("TOKENIZERS_PARALLELISM", "KEYBOARD", "SECRETARY", "HARMLESS")
+
+
+def test_secrets_do_not_reach_a_reward_and_what_only_looks_a_little_like_one_does(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*SECRETS, *HARMLESS):
         monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("HARMLESS", "x")
     f = write("import os\ndef f(completion): return completion in os.environ")
-    names = ["HF_TOKEN", "WANDB_API_KEY", "my_secret", "DB_PASSWORD", "HARMLESS"]
-    assert [value for value, _ in results(f, [row(name) for name in names])] == [0, 0, 0, 0, 1]
+    assert [value for value, _ in results(f, [row(name) for name in SECRETS])] == [0] * len(SECRETS)
+    assert [value for value, _ in results(f, [row(name) for name in HARMLESS])] == [1] * len(HARMLESS)
+
+
+def test_a_secret_is_let_through_by_its_name_and_else_the_reason_names_it(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", "x")
+    f = write("import os\ndef f(completion): return os.environ['JUDGE_API_KEY'] == 'x'")
+    assert results(replace(f, environment=("JUDGE_API_KEY",)), [row()]) == [(1.0, "")]
+    assert results(f, [row()]) == [(None, "KeyError: 'JUDGE_API_KEY'")]
+    assert "environment: [JUDGE_API_KEY]" in way_out("KeyError: 'JUDGE_API_KEY'", "mine.py")
+    assert way_out("KeyError: 'JUDGE_API_KEY'", "mine.py", ("JUDGE_API_KEY",)) == ""
+    at_import = write("import os\nKEY = os.environ['JUDGE_API_KEY']\ndef f(completion): return 1")
+    with pytest.raises(UsageError, match=r"environment: \[JUDGE_API_KEY\]"):
+        results(at_import, [row()])
 
 
 def test_a_file_that_cannot_be_loaded_stops_at_once(write: Write) -> None:

@@ -10,6 +10,7 @@ from chains import RECIPE, go, recipe_in
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.errors import RecipeError, RewardError
 
@@ -235,3 +236,34 @@ def test_a_run_that_stops_early_says_why_and_still_measures_the_test_split(tmp_p
 def test_an_unknown_column_is_named_with_the_nearest_one(tmp_path):
     with pytest.raises(RecipeError, match="last_nmber"):
         run_of(tmp_path, SAMPLE + SCORE + "  - select: last_nmber = 1\n", "rounds=1")
+
+
+def test_a_vote_counts_the_samples_that_were_scored_before_and_scores_only_the_new_ones(tmp_path):
+    """Three samples are scored, two are added: the second call sees five, and only the two get their first score."""
+    (tmp_path / "size.py").write_text("def size(completions):\n    return [float(len(completions))] * len(completions)\n")
+    score = "  - score: size.py:size\n"
+    steps = SAMPLE.replace("n: 4", "n: 3") + score + "  - sample: {n: 2, temperature: 0.8, as: again, max_tokens: 64}\n" + score
+    run = run_of(tmp_path, steps, "rounds=1")
+    first, second = table(run, "score", "scores"), table(run, "score-2", "scores")
+    assert first["value"].to_list() == [3.0] * 36 and second["value"].to_list() == [5.0] * 24
+    assert set(second["sample"]) == set(table(run, "sample-2", "samples")["id"])
+
+
+def test_a_group_reward_of_one_stream_sees_that_stream_alone(tmp_path):
+    (tmp_path / "size.py").write_text("def size(completions):\n    return [float(len(completions))] * len(completions)\n")
+    steps = (
+        SAMPLE
+        + "  - sample: {n: 2, temperature: 0.8, as: again, max_tokens: 64}\n  - score: {reward: size.py:size, of: again}\n"
+    )
+    assert table(run_of(tmp_path, steps, "rounds=1"), "score", "scores")["value"].to_list() == [2.0] * 24
+
+
+def test_a_judge_of_a_run_sees_the_key_that_the_machine_names_and_no_other(tmp_path, monkeypatch):
+    (tmp_path / "judge.py").write_text("import os\ndef judged(completion): return os.environ['JUDGE_API_KEY'] == 'x'\n")
+    monkeypatch.setenv("JUDGE_API_KEY", "x")
+    recipe = recipe_in(tmp_path, HEAD + "steps:\n" + SAMPLE + "  - score: judge.py:judged\n", "rounds=1")
+    run = Run.open(recipe, tmp_path / "allowed", Machine(backend="fake", environment=["JUDGE_API_KEY"]))
+    walk(run, Fake({}), run.begin())
+    assert table(run, "score", "scores")["value"].to_list() == [1.0] * 48
+    with pytest.raises(RewardError, match=r"KeyError: 'JUDGE_API_KEY'(.|\n)*environment: \[JUDGE_API_KEY\]"):
+        go(recipe, tmp_path / "withheld")
