@@ -37,31 +37,40 @@ def function_of(call: Any) -> FunctionType | None:
 def reads_messages(call: Callable[..., Any]) -> bool:
     """Whether the function takes its prompts or completions for lists of messages. False where its source cannot be read."""
     function = function_of(call)
-    return function is not None and _Reader(function, GIVEN, MOST_CALLS).finds_messages()
+    code = _code_of(function) if function and _takes_groups(function) else None
+    if function is None or code is None:
+        return False
+    return _Reader(function, code, GIVEN, MOST_CALLS, set()).finds_messages()
+
+
+def _takes_groups(function: FunctionType) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(one.name in GIVEN or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 class _Reader:
     """Follows, through one function, the values that come from some of its parameters."""
 
-    def __init__(self, function: FunctionType, given: frozenset[str], calls_left: int, code: Code | None = None) -> None:
-        self.function, self.calls_left = function, calls_left
-        self.code = code or _code_of(function)
-        self.carrying: set[str] = set()  # names whose value is, or holds, prompts or completions
-        self.everything = ""  # the name of a `**kwargs` that may hold them
-        if self.code:
-            arguments = self.code.args
-            self.parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-            self.carrying = {one.arg for one in self.parameters} & given
-            self.everything = arguments.kwarg.arg if arguments.kwarg and given >= GIVEN else ""
+    def __init__(
+        self,
+        function: FunctionType,
+        code: Code,
+        given: frozenset[str],
+        calls_left: int,
+        seen: set[tuple[str, int, frozenset[str]]],
+    ) -> None:
+        self.function, self.code, self.calls_left, self.seen = function, code, calls_left, seen
+        self.parameters = [*code.args.posonlyargs, *code.args.args, *code.args.kwonlyargs]
+        self.carrying = {one.arg for one in self.parameters} & given  # names whose value is, or holds, prompts or completions
+        self.everything = code.args.kwarg.arg if code.args.kwarg and given >= GIVEN else ""  # a `**kwargs` that may hold them
 
     def finds_messages(self) -> bool:
-        if self.code is None or not (self.carrying or self.everything):
+        if not (self.carrying or self.everything):
             return False
         if any(one.annotation and _holds_dicts(one.annotation) for one in self.parameters if one.arg in self.carrying):
             return True
-        self.local = {
-            node.name: node for node in ast.walk(self.code) if isinstance(node, ast.FunctionDef) and node is not self.code
-        }
+        inside = (node for node in ast.walk(self.code) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+        self.local = {node.name: node for node in inside if node is not self.code}
         before = -1
         while before < len(self.carrying):  # a name may be used above the line, in a loop, that fills it
             before = len(self.carrying)
@@ -74,7 +83,7 @@ class _Reader:
         """Note the names of `target` that an item of `value`, or `value` itself, carries into."""
         called = value.func.id if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) else ""
         items = target.elts if isinstance(target, ast.Tuple | ast.List) else []
-        if called == "enumerate" and len(items) == 2:
+        if called == "enumerate" and len(items) == 2 and value.args:  # type: ignore[attr-defined]
             self._bind(items[1], value.args[0])  # type: ignore[attr-defined]
         elif called == "zip" and len(items) == len(value.args):  # type: ignore[attr-defined]
             for item, argument in zip(items, value.args, strict=True):  # type: ignore[attr-defined]
@@ -141,14 +150,17 @@ class _Reader:
             taken = [one.arg for one in (*code.args.posonlyargs, *code.args.args)]
             taken = taken[1:] if taken[:1] == ["self"] else taken
             given = frozenset(names | {taken[place] for place in places if place < len(taken)})
-            yield _Reader(function, given, self.calls_left - 1, code)
+            key = (function.__code__.co_filename, function.__code__.co_firstlineno + code.lineno, given)
+            if key not in self.seen:
+                self.seen.add(key)
+                yield _Reader(function, code, given, self.calls_left - 1, self.seen)
 
     def _resolved(self, target: ast.expr) -> Any:
         """Return what a name or a dotted name means inside the function; None where that is not known before it runs."""
         if isinstance(target, ast.Attribute):
             if getattr(target.value, "id", "") == "self":
-                return getattr(_owner(self.function), target.attr, None)
-            return getattr(self._resolved(target.value), target.attr, None)
+                return _attribute(_owner(self.function), target.attr)
+            return _attribute(self._resolved(target.value), target.attr)
         names: Mapping[str, Any] = {**self.function.__globals__, **_enclosed(self.function)}
         return names.get(getattr(target, "id", ""))
 
@@ -182,6 +194,14 @@ def _code_of(function: FunctionType) -> Code | None:
         return None
     kind: Any = ast.Lambda if function.__name__ == "<lambda>" else (ast.FunctionDef, ast.AsyncFunctionDef)
     return next((node for node in ast.walk(tree) if isinstance(node, kind)), None)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    """Return an attribute, or None: a module may import on being asked, and fail in any way."""
+    try:
+        return getattr(value, name, None)
+    except Exception:
+        return None
 
 
 def _owner(method: FunctionType) -> Any:

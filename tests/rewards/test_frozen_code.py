@@ -11,6 +11,7 @@ from scoring import results, row
 from selfkd.core.pool import Function
 from selfkd.core.source_code import code_digest
 from selfkd.errors import UsageError
+from selfkd.recipe.library import copy
 from selfkd.recipe.lint import lint
 from selfkd.rewards.check import run_doctests
 from selfkd.rewards.contract import Result
@@ -205,6 +206,18 @@ def test_helpers_of_one_name_in_two_folders_are_two_modules(tmp_path: Path) -> N
             },
         )
     assert [load(tmp_path / folder / "mine.py", "f").call({}) for folder in ("one", "two", "one")] == ["one", "two", "one"]
+
+
+def test_a_recipe_is_copied_with_all_that_its_rewards_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe_in(tmp_path / "from", RECIPE.replace("score: reward/number.py", "score: mine/own.py"))
+    files = {
+        "mine/own.py": "from . import helpers\nFILES = ['data/words.txt']\ndef last_number(completion): return 1",
+        "mine/helpers.py": "LIMIT = 3",
+        "mine/data/words.txt": "a",
+    }
+    laid_out(tmp_path / "from", files, "mine/own.py:last_number")
+    copy(str(tmp_path / "from/sums.yaml"), tmp_path / "to")
+    assert {name for name in files if (tmp_path / "to" / name).read_text() == files[name]} == set(files)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

@@ -94,6 +94,12 @@ READERS = {  # ways to take the text out of a completion, each "4"
     "a function inside": "def inner(c):\n        return c[0]['content']\n    return same([inner(c) for c in completions], answer)",
     "both forms": "return same([c[0]['content'] if isinstance(c, list) else c for c in completions], answer)",
     "all messages": "return same([''.join(m['content'] for m in c if m['role'] == 'assistant') for c in completions], answer)",
+    "an async function inside": (
+        "async def inner(c):\n        return c[0]['content']\n    import asyncio\n"
+        "    async def all_of_them():\n        return await asyncio.gather(*[inner(c) for c in completions])\n"
+        "    return same(asyncio.new_event_loop().run_until_complete(all_of_them()), answer)"
+    ),
+    "a function that calls itself": "return same([deep(c) for c in completions], answer)",
     "a name on the way": "firsts = [c[0] for c in completions]\n    return same([m['content'] for m in firsts], answer)",
     "an exception caught": (
         "out = []\n    for c in completions:\n        try:\n            out.append(c[0]['content'])\n"
@@ -105,6 +111,8 @@ def text_of(message):
     return message[0]["content"]
 def texts_of(many):
     return [text_of(one) for one in many]
+def deep(message):
+    return deep(message[0]) if isinstance(message, list) else message.get("content")
 def same(texts, answers):
     return [float(text == gold) for text, gold in zip(texts, answers)]
 """
