@@ -21,7 +21,8 @@ from selfkd.core.hardware import usable_cores
 from selfkd.core.pool import Function
 from selfkd.errors import UsageError
 from selfkd.prompts.read import check_text, make_prompt
-from selfkd.prompts.sources import FILE_READERS, Raw
+from selfkd.prompts.rows import rows_of_file
+from selfkd.prompts.sources import Raw
 from selfkd.prompts.templates import text_of
 from selfkd.rewards.advice import way_out
 from selfkd.rewards.check import score_batch
@@ -43,12 +44,7 @@ def read_rows(path: Path, n: int | None = None) -> list[dict[str, Any]]:
         raise UsageError("-n must be 1 or more", f"-n {n}")
     if not path.is_file():
         raise UsageError("no such file", str(path), ROW_FORM)
-    read = FILE_READERS.get(path.suffix.lower())
-    if read is None:
-        raise UsageError(
-            f"cannot read rows from a '{path.suffix}' file", str(path), f"They are read from {', '.join(FILE_READERS)}."
-        )
-    rows = [_row(value, place) for value, place in islice(read(path), n)]
+    rows = [_row(value, place) for value, place in islice(rows_of_file(path), n)]
     if not rows:
         raise UsageError("no rows in this file", str(path), ROW_FORM)
     first: dict[str, int] = {}

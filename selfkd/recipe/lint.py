@@ -123,10 +123,8 @@ def _mapping(recipe: Recipe, source: Mapping[str, Any], split: str, report: Repo
     if "map" not in source:
         return
     try:
-        function = replace(
-            find_function(source["map"], recipe.folders), in_place=True
-        )  # it makes the prompts, which are frozen
-        _sound(function, report, f"prompts.{split}")
+        found = find_function(source["map"], recipe.folders)
+        _sound(replace(found, in_place=True), report, f"prompts.{split}")  # a run freezes the prompts it makes, not its file
     except SelfkdError as error:
         report.problems.append(f"prompts.{split}: {error}")
 

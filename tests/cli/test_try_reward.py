@@ -81,6 +81,7 @@ def test_a_meta_that_is_no_object_is_what_a_run_makes_of_it(meta):
         (b'{"prompt":"a","completion":"4","answer":["4","four"]}\n', "bad.jsonl:1  the answer must be text or a number"),
         (b'{"prompt":"a","completion":5}\n', "bad.jsonl:1  the completion must be text"),
         (b'{"prompt":"a","completion":[{"role":"user","content":"x"}]}\n', "bad.jsonl:1  the completion must be text"),
+        (b'{"prompt":"a","completion":"4","meta":' + b"[" * 20_000 + b"]" * 20_000 + b"}\n", "bad.jsonl:1  "),
         (b'{"prompt":"a"}\n', "bad.jsonl:1  a row needs a column 'completion'"),
     ],
 )
@@ -98,6 +99,8 @@ def test_other_kinds_of_files_are_read_too_and_rows_keep_their_order():
     assert len(read_rows(Path("rows.csv"), 2)) == 2
     with pytest.raises(UsageError, match="1 or more"):
         read_rows(Path("rows.csv"), 0)
+    Path("rows.json").write_text('[{"conversations": [{"from": "human", "value": "a"}], "completion": "4", "answer": "4"}]')
+    assert [(row["prompt"], row["completion"]) for row in read_rows(Path("rows.json"))] == [("a", "4")]
     Path("rows.txt").write_text("a")
     with pytest.raises(UsageError, match=r"'\.txt'"):
         read_rows(Path("rows.txt"))
