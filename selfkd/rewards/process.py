@@ -201,6 +201,18 @@ class WorkerProcess:
         self.lifeline.close()
 
 
+def import_paths() -> list[str]:
+    """Return where we import from, without the folder that Python adds by itself: that of the script, or the working directory.
+
+    What a reward finds there would be found by nobody who goes on with the run from another folder.
+    """
+    named = {os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path}
+    paths = [os.path.abspath(path) for path in sys.path if path]
+    script = os.path.dirname(os.path.abspath(sys.argv[0]))
+    added = {os.getcwd(), *(path for path in paths[:1] if path == script)} - named
+    return [path for path in paths if path not in added]
+
+
 def environment(allowed: Collection[str] = ()) -> dict[str, str]:
     """Return our variables without secrets, and hashes that do not vary; one thread per library, with one worker per core.
 
@@ -208,7 +220,7 @@ def environment(allowed: Collection[str] = ()) -> dict[str, str]:
     """
     harmless = {name: value for name, value in os.environ.items() if not is_secret(name, allowed)}
     home = str(Path(__file__).resolve().parents[2])
-    paths = [os.path.abspath(path) for path in sys.path if path]
+    paths = import_paths()
     fixed = {
         "PYTHONPATH": os.pathsep.join(paths if home in paths else [*paths, home]),
         "PYTHONHASHSEED": "0",

@@ -138,6 +138,20 @@ def test_what_no_import_statement_names_is_missing_at_lint_with_the_way_out(tmp_
     assert "selfkd-rewards" not in said  # the copy is nothing to a person
 
 
+def test_the_working_directory_is_no_place_to_import_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m selfkd` puts it on Python's path; a run that goes on from elsewhere would not find the module."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    files = {"rewards/mine.py": "import kit_of_mine\ndef f(completion): return 1", "kit_of_mine.py": ""}
+    function = laid_out(tmp_path, files, "rewards/mine.py:f")
+    with pytest.raises(UsageError, match="No module named 'kit_of_mine'") as caught:
+        run_doctests(function)
+    assert f"'{tmp_path}/kit_of_mine.py' is not among them" in caught.value.fix
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_doctests(function) == []
+
+
 def test_lint_says_it_and_no_run_is_created(tmp_path: Path) -> None:
     steps = RECIPE.replace("reward/number.py:last_number\n  - select", "mine.py:last_number\n  - select")
     recipe = recipe_in(tmp_path, steps)
