@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, on_the_grid, opened, say, tiny_model
 
 from selfkd.backend import probe, tokens
+from selfkd.backend.base import QUESTIONS, Questions
 from selfkd.backend.engine import root_model
 from selfkd.core import digest
 from selfkd.errors import UsageError
@@ -164,3 +166,32 @@ def test_a_gguf_file_is_dequantised_once_and_ends_with_the_token_its_configurati
     tok = tokens.tokenizer(str(tmp_path / "first"))
     assert tok.eos_token == "<|im_end|>" and tokens.end_ids(tok) == {2} and tok.pad_token_id == 2
     assert 0.1 < notes["on_grid"] < 0.4  # 4-bit and 8-bit blocks have 16-bit scales: most products need more than 8 bits
+
+
+def test_prompts_that_do_not_fit_with_their_answer_are_found_as_the_model_comes_in(tmp_path: Path) -> None:
+    """A token per character; the template writes '<s>user: ', a line break and 'assistant: '."""
+    own = len(["<s>"]) + len("user: ") + len("\n") + len("assistant: ")
+    rows = [
+        {"id": str(size), "split": "train", "place": f"a.jsonl: {size}", "room": room, "messages": say("x" * size)}
+        for size, room in ((100 - own - 8, 8), (101 - own - 8, 8), (300, 8), (20, 90))
+    ]
+    files = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    for file, part in zip(files, (rows[:2], rows[2:]), strict=True):
+        pl.DataFrame(part, schema=QUESTIONS).write_parquet(file)
+    source = {"path": str(tiny_model(tmp_path / "source"))}
+    found = root_model.load_model(source, tmp_path / "out", None, Questions(files, 100))["long"]
+    assert [(one["id"], one["tokens"], one["limit"]) for one in found] == [
+        (str(101 - own - 8), 93, 92),
+        ("300", 300 + own, 92),
+        ("20", 20 + own, 10),
+    ]
+    found = root_model.load_model(source, tmp_path / "wide", None, Questions(files, 100_000))["long"]
+    assert found == []  # the model itself holds 512
+
+
+def test_the_models_own_limit_counts_where_it_is_less_than_the_recipes(tmp_path: Path) -> None:
+    row = {"id": "a", "split": "train", "place": "a", "room": 8, "messages": say("x" * 500)}
+    pl.DataFrame([row], schema=QUESTIONS).write_parquet(tmp_path / "one.parquet")
+    source = {"path": str(tiny_model(tmp_path / "source"))}
+    (found,) = root_model.load_model(source, tmp_path / "out", None, Questions([tmp_path / "one.parquet"], 4096))["long"]
+    assert found["limit"] == 512 - 8
