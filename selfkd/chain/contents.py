@@ -6,17 +6,20 @@ Reads commits and tables of a run folder, also while a driver writes; knows noth
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
 
 from selfkd.chain import records
+from selfkd.chain.measured import recorded
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Seal
 from selfkd.core import views
 from selfkd.core.pool import HEAVY, Pool, read_light, scan
 from selfkd.errors import ChainError, UsageError
+
+WHERE_FORM = 'Compare something: "correct = 0 AND tokens > 100", or "NOT kept".'
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,17 @@ class Rows:
 
 
 def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
-    """Return one row per sealed round: `round`, `accepted`, and a column per metric, null where a round did not measure it."""
-    rows = [{"round": seal.round, "accepted": seal.accepted, **seal.metrics} for seal in sealed]
+    """Return one row per sealed round: `round`, `accepted`, a column per metric, and `_low` and `_high` of each that has an interval.
+
+    Null where a round did not measure it, or where nothing could be said of it.
+    """
+    rows = [{"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal)} for seal in sealed]
     return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def _bounds(seal: Seal) -> dict[str, float]:
+    found = {one.name: one.interval for one in (recorded(seal.notes) or {}).values() if one.interval}
+    return {f"{name}_{side}": bound for name, between in found.items() for side, bound in asdict(between).items()}
 
 
 def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
@@ -129,8 +140,14 @@ def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> 
         return view
     heavy = [name for name in HEAVY[table] if name not in view.columns]
     parsed = views.expression(where, [*view.columns, *heavy], "where")
-    named = [name for name in parsed.meta.root_names() if name in heavy]
-    return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
+    seen = views.with_heavy(view, pool, [name for name in parsed.meta.root_names() if name in heavy], table)
+    try:
+        holds = seen.select(parsed.alias("holds"))["holds"]
+    except pl.exceptions.PolarsError as error:
+        raise UsageError(f"cannot work out '{where}': {str(error).splitlines()[0]}", "where", WHERE_FORM) from error
+    if holds.dtype not in (pl.Boolean, pl.Null):
+        raise UsageError(f"'{where}' is a value ({holds.dtype}), not true or false", "where", WHERE_FORM)
+    return seen.filter(parsed).select(view.columns)
 
 
 def with_prompts(paths: Paths, info: Info, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:

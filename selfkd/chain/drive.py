@@ -26,7 +26,8 @@ def run(
     """Start the run in `folder`, or go on with it, to its end. Safe to repeat: whatever is committed is read back.
 
     `recipe` may be the name or path of a recipe file, and `machine` the path of a machine file.
-    `watch` is called with each event, a dict with the keys `event` and `t`.
+    `watch` is called with each event, a dict with the keys `event` and `t`. To end the run it raises `selfkd.errors.Stopped`;
+    any other Exception of it is noted once, and the run goes on.
     Raises the errors of `selfkd.errors`; whatever happens, what was committed stays.
     """
     if not isinstance(machine, Machine):

@@ -42,6 +42,10 @@ class RoundPaths:
         """Return the commits on disk, in the order of the steps."""
         return sorted(self.folder.glob("[0-9][0-9]-*.json"))
 
+    def made_by(self, step: str) -> list[Path]:
+        """Return the commits on disk of the step with this name: one, or none."""
+        return [path for path in self.commits() if path.stem.partition("-")[2] == step]
+
     def at_number(self, number: int) -> list[Path]:
         """Return the commits that have this number; more than one would be a mistake."""
         return sorted(self.folder.glob(f"{number:02d}-*.json"))

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import commit, records, steering
+from selfkd.chain import commit, measured, records, steering
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -22,6 +22,7 @@ from selfkd.chain.run import Run, head_of
 from selfkd.core import views
 from selfkd.core.lease import Lease
 from selfkd.core.pool import Pool
+from selfkd.errors import Stopped
 from selfkd.steps import VERBS, Step
 
 
@@ -141,7 +142,20 @@ class Round:
             stage = VERBS[made.verb].stage if made.verb in VERBS else "other"
             seconds[stage] = round(seconds.get(stage, 0) + made.notes.get("seconds", 0), 3)
         tokens = sum(made.notes.get("tokens", 0) for made in self.made)
-        return {"seconds": seconds, "tokens": tokens, "funnel": views.funnel(pool), "level": self._level()}
+        told = {"seconds": seconds, "tokens": tokens, "funnel": views.funnel(pool), "level": self._level()}
+        return {**told, **self._measured()}
+
+    def _measured(self) -> dict[str, Any]:
+        """Return what readers are told of the measurements. Nothing of it steers: where it cannot be made, the round is sealed without."""
+        try:
+            found = measured.measurements(self.run.paths, self.made)
+        except Stopped:
+            raise
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            self.attempt.event("warning", text=f"round {self.index}: no intervals were worked out: {why}")
+            return {}
+        return {"measured": {name: one.to_json() for name, one in found.items()}}
 
     def _level(self) -> str:
         """Return `exact` (canonical chunks on the numerics the run was created with), or `data` and what was different."""

@@ -5,18 +5,21 @@ Every command imports only what it needs, when it is called.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfkd.chain.paths import runs_under
 from selfkd.core.files import as_typed
-from selfkd.errors import UsageError
+from selfkd.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
     from selfkd.chain.run import Run
@@ -33,6 +36,7 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.load import load
 
+    _refuse_place(name, runs)
     loaded, machine = load(recipe, overrides), read_machine(on)
     if plan:
         from selfkd.recipe.plan import text
@@ -52,6 +56,16 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
     return _drive(Run.open(loaded, runs / (name or loaded.name), machine, amend), three_more_rounds)
 
 
+def _refuse_place(name: str | None, runs: Path) -> None:
+    """Raise UsageError where a run would lie outside the folder of runs, or that folder is none."""
+    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+        raise UsageError(
+            f"'{name}' is not the name of one folder", "--name", "Use letters, digits, '_', '.' and '-'; --runs DIR says where."
+        )
+    if runs.exists() and not runs.is_dir():
+        raise UsageError("is a file, not a folder of runs", str(runs), "Name a folder: --runs DIR")
+
+
 def resume(run: Path, on: Path | None) -> int:
     """Go on with the recipe and the code that the run keeps inside."""
     from selfkd.backend.machine import read_machine
@@ -62,10 +76,26 @@ def resume(run: Path, on: Path | None) -> int:
 
 def _drive(run: Run, go_on: Callable[[Status], str]) -> int:
     """Walk the run to its end, then print its table and the commands that may come next."""
-    from selfkd.cli.drive import drive, print_end
+    from selfkd.cli.drive import drive
 
-    state = drive(run)
-    folder = str(run.folder)
+    drive(run)
+    try:
+        _print_end(run, go_on)
+        sys.stdout.flush()
+    except Stopped:
+        raise
+    except Exception as error:  # the run is done, whoever sees it
+        drop_output()
+        said = f"The run is done; its table could not be shown ({type(error).__name__}: {error})."
+        say(f"{said}\n    See it: {command_line('status', str(run.folder))}")
+    return 0
+
+
+def _print_end(run: Run, go_on: Callable[[Status], str]) -> None:
+    from selfkd.cli.drive import print_end
+    from selfkd.report.status import read
+
+    state, folder = read(run.folder), str(run.folder)
     newest = str(state.rounds[-1].index if state.rounds else 0)
     print_end(
         state,
@@ -75,7 +105,21 @@ def _drive(run: Run, go_on: Callable[[Status], str]) -> int:
             "go on": go_on(state),
         },
     )
-    return 0
+
+
+def say(text: str) -> None:
+    """Print to stderr; an exit code must not depend on whether anybody reads it."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def drop_output() -> None:
+    """Let go of a stdout that cannot be written to: what it still holds must not fail again when Python ends."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------------------------------------- readers

@@ -9,12 +9,13 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
-from selfkd.chain.attempt import Attempt
+from selfkd.chain.attempt import WATCHER, Attempt
 from selfkd.chain.drive import drive as walk_to_the_end
 from selfkd.chain.drive import is_finished, refuse_second_driver
 from selfkd.chain.run import Run
@@ -50,7 +51,9 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Put the handler back, and raise Stopped again where a stop was asked for."""
+        """Put the handler back, and raise Stopped again where a stop was asked for. Only the main thread can do either."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         self._install()
         if self.stopped:
             raise Stopped("stopped on request")
@@ -70,16 +73,16 @@ class Interrupts:
         raise Stopped("stopped on request")
 
 
-def drive(run: Run) -> status.Status:
-    """Walk the run to its end, showing it, and return the state it ends in. Raise Stopped, or what went wrong after logging it."""
-    state = status.read(run.folder)
+def drive(run: Run) -> None:
+    """Walk the run to its end, showing it. Raise Stopped, or what went wrong after logging it; never what went wrong with showing."""
     if is_finished(run):
-        return state  # nothing to do: no engine, no attempt, no lease
+        return  # nothing to do: no engine, no attempt, no lease
     refuse_second_driver(run)
     display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)))
     with Interrupts() as interrupts, display:
         attempt = run.begin(_observer(interrupts, display))
-        _announce(run, attempt, state, display)
+        with attempt.shielded(WATCHER):
+            _announce(run, attempt, display)
         try:
             walk_to_the_end(run, attempt)
         except BaseException as error:
@@ -90,7 +93,6 @@ def drive(run: Run) -> status.Status:
             if reason is error:
                 raise
             raise reason from error
-    return status.read(run.folder)
 
 
 def print_end(state: status.Status, following: Mapping[str, str]) -> None:
@@ -104,8 +106,9 @@ def print_end(state: status.Status, following: Mapping[str, str]) -> None:
         to.print(f"  {command:<{width}}   # {meaning}", soft_wrap=True, markup=False)
 
 
-def _announce(run: Run, attempt: Attempt, state: status.Status, display: RunDisplay) -> None:
+def _announce(run: Run, attempt: Attempt, display: RunDisplay) -> None:
     """Print the head line, the rounds sealed by earlier attempts, and how to stop."""
+    state = status.read(run.folder)
     display.print(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
     for summary in state.rounds:
         display.console.print(round_line(summary, state.split))

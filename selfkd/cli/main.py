@@ -7,9 +7,10 @@ Exit codes: 0 done · 1 failed · 2 recipe or usage · 75 stopped and resumable 
 from __future__ import annotations
 
 import ast
+import io
 import os
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,6 +93,13 @@ def _flag(name: str, text: str) -> Argument:
     return Argument(name, action="store_true", help=text)
 
 
+def _at_least_one(text: str) -> int:
+    number = int(text) if text.isascii() and text.isdigit() else 0
+    if number < 1:
+        raise ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return number
+
+
 RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (selfkd recipes)")
 OVERRIDES = Argument(
     "overrides", nargs="*", default=[], metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH"
@@ -127,7 +135,7 @@ COMMANDS = {
         Argument("--round", dest="index", type=int, metavar="K", help="which round; default: the newest that holds such rows"),
         Argument("--step", metavar="NAME", help="only what this step made; `measure` shows the held-out answers"),
         Argument("--where", metavar="EXPR", help='a SQL expression: "correct = 0 AND tokens > 100" or "NOT kept"'),
-        Argument("-n", type=int, default=5, metavar="N", help="rows to show; default: 5"),
+        Argument("-n", type=_at_least_one, default=5, metavar="N", help="rows to show; default: 5"),
         _flag("--training-rows", "show what the model was trained on instead of samples"),
     ),
     "verify": Command(
@@ -150,7 +158,7 @@ COMMANDS = {
         Argument(
             "data", type=Path, metavar="DATA", help="a file of rows: completion; prompt, answer and what the function asks"
         ),
-        Argument("-n", type=int, default=5, metavar="N", help="rows to score and show; default: 5"),
+        Argument("-n", type=_at_least_one, default=5, metavar="N", help="rows to score and show; default: 5"),
         Argument("--out", type=Path, metavar="FILE", help="score every row on all cores; write line, value, why as JSONL"),
         ON,
     ),
@@ -178,22 +186,39 @@ def main(words: Sequence[str] | None = None) -> int:
 
     An error of ours is printed as it is, any other as one line; with SELFKD_DEBUG=1 it is raised, for its trace.
     """
-    words = sys.argv[1:] if words is None else words
+    _ready_streams()
+    code = _code_of(sys.argv[1:] if words is None else words)
     try:
-        code = _act(words)
         sys.stdout.flush()
-        return code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; the flush at exit must not complain
+        commands.drop_output()  # the reader left; the flush at exit must not complain
+    except OSError as error:  # what was to be read is lost, which is no success
+        commands.drop_output()
+        return code or _failed(error)
+    return code
+
+
+def _code_of(words: Sequence[str]) -> int:
+    try:
+        return _act(words)
+    except BrokenPipeError:
         return 0
     except Stopped:
-        print(f"Stopped. Repeat the command to go on: {commands.command_line(*words)}", file=sys.stderr)
+        commands.say(f"Stopped. Repeat the command to go on: {commands.command_line(*words)}")
         return Stopped.code
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        commands.say("Stopped.")
         return 0 if "--follow" in words else Stopped.code
     except Exception as error:
         return _failed(error)
+
+
+def _ready_streams() -> None:
+    """Make stdout and stderr safe to write to: there, though closed by a shell (`>&-`), and for text their encoding does not have."""
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _act(words: Sequence[str]) -> int:
@@ -234,10 +259,16 @@ def _failed(error: Exception) -> int:
     if isinstance(error, SelfkdError):
         lines, code = [str(error), *notes], error.code
     else:
-        first = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        lines, code = [first, *(notes or ["SELFKD_DEBUG=1 shows where this comes from."])], 1
-    print("\n".join(lines), file=sys.stderr)
+        lines, code = [_first_line(error), *(notes or ["SELFKD_DEBUG=1 shows where this comes from."])], 1
+    commands.say("\n".join(lines))
     return code
+
+
+def _first_line(error: Exception) -> str:
+    """Return an error of somebody else in one line: of a file, the place and then what is wrong there."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}  {error.strerror} ({type(error).__name__})"
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 __all__ = ["COMMANDS", "main", "overview"]

@@ -130,7 +130,7 @@ def _steering(recipe: Recipe, metrics: list[str], fields: Mapping[str, Node], pr
 def _metric(metric: str, metrics: Sequence[str]) -> str:
     if metric.startswith("test/"):
         return f"'{metric}' cannot steer: a split that steers is not a test any more. Use dev"
-    known = ", ".join(metric for metric in metrics if not metric.endswith("_interval")) or "none: add a measure step"
+    known = ", ".join(metric for metric in metrics if not metric.endswith("_scored")) or "none: add a measure step"
     return (
         "" if metric in metrics else f"'{metric}' is not measured every round.{did_you_mean(metric, metrics)} Metrics: {known}"
     )

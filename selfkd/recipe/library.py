@@ -42,6 +42,10 @@ def copy(name: str, folder: Path) -> list[Path]:
     before anything is written.
     """
     recipe = load(name)
+    if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
+        raise UsageError(
+            "is a file, and the copy needs a folder", str(in_the_way), "Name a folder; it is made if it is not there."
+        )
     wanted = dict(_wanted(recipe, locate(name)))
     taken = [folder / target for target, source in wanted.items() if _differs(folder / target, source)]
     if taken:

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from selfkd.chain.paths import Paths
+from selfkd.errors import Stopped
 from selfkd.report import status
 from selfkd.report.status import Status
 from selfkd.report.tables import console, round_line, span, step_line
@@ -28,10 +29,25 @@ REDRAWS_PER_SECOND = 4
 ENGINE_STAGES = ("generate", "measure")  # stages that wait for an engine to start, the first time
 
 
+class _Bar(Live):
+    """A bar whose thread never dies with a traceback on the screen: the first error is kept for who shows events."""
+
+    error: Exception | None = None
+
+    def refresh(self) -> None:
+        try:
+            super().refresh()
+        except Stopped:  # a signal, in the main thread
+            raise
+        except Exception as error:
+            self.error = self.error or error
+
+
 class RunDisplay:
     """Shows a run. Use as a context manager, and give `show` every event that goes to events.jsonl.
 
-    `steps_of` tells how many steps a round has. `clock` is the time in seconds, for the pace of plain lines and time left.
+    `show` raises what went wrong with the screen, also in the thread that draws; opening and closing raise nothing. A screen that
+    is gone is not written to again. `steps_of` tells how many steps a round has. `clock` is the time in seconds, for the pace of plain lines and time left.
     """
 
     def __init__(
@@ -43,7 +59,9 @@ class RunDisplay:
     ) -> None:
         self.folder, self.steps_of, self.clock = folder, steps_of, clock
         self.console = to or console()
-        self.live: Live | None = None
+        self.live: _Bar | None = None
+        self._error: Exception | None = None  # of opening the bar; `show` raises it
+        self._gone = False  # the terminal was closed, the pipe is broken, the disk behind it is full
         self.current: dict[str, Any] = {}  # the newest event of the step in progress
         self._step_began, self._done_before = 0.0, 0  # when this attempt began the step, and how much it found done
         self._printed_at = -math.inf
@@ -51,10 +69,10 @@ class RunDisplay:
 
     def __enter__(self) -> RunDisplay:
         if self.console.is_terminal:  # drawn by a thread of its own, so that the clock runs while an engine starts
-            self.live = Live(
+            self.live = _Bar(
                 console=self.console, refresh_per_second=REDRAWS_PER_SECOND, transient=True, get_renderable=self.line
             )
-            self.live.start()
+            self._error = _error_of(self.live.start)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -63,14 +81,35 @@ class RunDisplay:
     def close(self) -> None:
         """Give the terminal back: the bar goes, the cursor returns. May be called twice."""
         if self.live:
-            self.live.stop()
-            self.live = None
+            bar, self.live = self.live, None
+            self._error = self._error or bar.error
+            _error_of(bar.stop)
 
     def print(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style))
 
     def show(self, event: Mapping[str, Any]) -> None:
         """Show one event; unknown kinds with a text are printed, so that nothing a backend reports is lost."""
+        if self._gone:
+            return
+        try:
+            self._raise_of_bar()
+            self._show(event)
+        except OSError as error:
+            self._gone = not isinstance(error, BlockingIOError)  # a slow terminal comes back
+            if self._gone:
+                self.close()
+            raise
+
+    def _raise_of_bar(self) -> None:
+        """Raise what opening or drawing the bar raised; it is not drawn any more."""
+        if self._error or (self.live and self.live.error):
+            self.close()
+            error, self._error = self._error, None
+            if error:
+                raise error
+
+    def _show(self, event: Mapping[str, Any]) -> None:
         kind = event["event"]
         if kind in ("step", "progress"):
             self._step(event)
@@ -122,6 +161,17 @@ class RunDisplay:
         if fresh <= PACE_SHARE * (total - self._done_before) or spent <= PACE_SECONDS:
             return None
         return float((total - done) * spent / fresh)
+
+
+def _error_of(action: Callable[[], None]) -> Exception | None:
+    """Return what `action` raised, or None."""
+    try:
+        action()
+    except Stopped:
+        raise
+    except Exception as error:
+        return error
+    return None
 
 
 def follow(folder: Path, to: Console, pause: float = 1.0) -> Status:

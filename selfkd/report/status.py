@@ -13,33 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import polars as pl
-
-from selfkd.chain import records
+from selfkd.chain import measured, records
+from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Seal
-from selfkd.core.files import reference_parts
 from selfkd.core.lease import holder
-from selfkd.core.pool import scan
-from selfkd.core.stats import Change, change
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.steps import STAGES
-from selfkd.steps.step import references
 
 COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
 State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
 TAIL_BYTES = 1 << 16  # of events.jsonl: some hundreds of its last lines
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One score of one measure step: its mean over prompts, and the half-width of its interval."""
-
-    split: str
-    score: str
-    value: float | None
-    interval: float | None
-    change: Change | None  # against the base, on the same prompts; None for the base itself
 
 
 @dataclass(frozen=True)
@@ -137,16 +121,15 @@ def rounds_wanted(paths: Paths, info: Info) -> int:
 def rounds(paths: Paths) -> list[RoundSummary]:
     """Return the sealed rounds, each compared with round 0 on the prompts that both measured."""
     found: list[RoundSummary] = []
-    base: dict[str, dict[str, float]] = {}
     for names in paths.rounds():
         if names.seal.is_file():
             seal = records.read(names.seal, Seal, unchanged=False)
-            commits = [records.read(path, Commit, unchanged=False) for path in names.commits()]
-            found.append(_summary(paths, seal, commits, base))
+            found.append(_summary(paths, seal, [records.read(path, Commit, unchanged=False) for path in names.commits()]))
     return found
 
 
-def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit], base: dict[str, dict[str, float]]) -> RoundSummary:
+def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummary:
+    known = measured.recorded(seal.notes)
     funnel = dict(seal.notes.get("funnel", ()))
     samples = funnel.get("samples") or None
     swaps = [swap for commit in reversed(commits) if (swap := commit.notes.get("swap"))]
@@ -156,7 +139,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit], base: dict[str
         why=seal.why,
         stop=seal.stop,
         digest=seal.digest,
-        measured=_measurements(paths, commits, base),
+        measured=measured.measurements(paths, commits) if known is None else known,
         samples=samples,
         kept=funnel.get("kept") if samples else None,
         tokens=int(seal.notes.get("tokens", 0)),
@@ -172,49 +155,6 @@ def _seconds(spent: Mapping[str, float]) -> dict[str, float]:
     for stage, more in spent.items():
         seconds[stage if stage in COLUMNS else "other"] += more
     return seconds
-
-
-def _measurements(paths: Paths, commits: Sequence[Commit], base: dict[str, dict[str, float]]) -> dict[str, Measured]:
-    """Return the first score of each measure step under its split, and further scores under split/score."""
-    measured: dict[str, Measured] = {}
-    for commit in (one for one in commits if one.outside):
-        split = commit.identity["split"]
-        first, *others = [reference_parts(name)[1] for name in references(commit.identity["reward"])]
-        name = split if split not in measured else f"{split} ({commit.step})"
-        measured[name] = _measured(paths, commit, first, base)
-        measured |= {f"{name}/{other}": _measured(paths, commit, other, base) for other in others}
-    return measured
-
-
-def _measured(paths: Paths, commit: Commit, score: str, base: dict[str, dict[str, float]]) -> Measured:
-    """Compare one score of a measure step with the first time that step measured, whose scores per prompt `base` collects.
-
-    `measure-warm` is `measure` again, after the steps that run before the first round.
-    """
-    split = commit.identity["split"]
-    scores = prompt_means(paths, commit, score)
-    against = base.setdefault(f"{commit.step.removesuffix('-warm')}/{score}", scores)
-    return Measured(
-        split=split,
-        score=score,
-        value=commit.metrics.get(f"{split}/{score}"),
-        interval=commit.metrics.get(f"{split}/{score}_interval"),
-        change=None if against is scores else change(against, scores),
-    )
-
-
-def prompt_means(paths: Paths, commit: Commit, score: str) -> dict[str, float]:
-    """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have no scored answer."""
-    files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
-    if not files.get("samples") or not files.get("scores"):
-        return {}
-    if not all(path.is_file() for found in files.values() for path in found):
-        return {}  # verify names what is missing; a status is not the place to fail
-    values = scan("scores", files["scores"]).filter((pl.col("name") == score) & pl.col("value").is_not_null())
-    per_sample = values.group_by("sample").agg(pl.col("value").mean())
-    owners = scan("samples", files["samples"]).select(sample="id", prompt="prompt")
-    means = per_sample.join(owners, on="sample").group_by("prompt").agg(pl.col("value").mean()).collect()
-    return dict(means.sort("prompt").select("prompt", "value").iter_rows())
 
 
 def _tail(path: Path) -> list[dict[str, Any]]:

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from selfkd.core.stats import Change
-from selfkd.report.status import COLUMNS, Measured, RoundSummary, Status
+from selfkd.chain.measured import Measured
+from selfkd.core.stats import Change, Interval
+from selfkd.report.status import COLUMNS, RoundSummary, Status
 
 FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
 FULL_TABLE_WIDTH = 104  # characters that the table of rounds takes with the seconds of every stage
@@ -65,6 +66,7 @@ def round_line(summary: RoundSummary, split: str) -> Text:
     if measured:
         line.append(f"{_mean(measured)}   ", "bold")
         line.append(f"{_change(measured.change, _percent([measured]))}   " if measured.change else "")
+        line.append(f"{_scored(measured)}   " if _scored(measured) else "", "yellow")
     if summary.kept is not None:
         line.append(f"kept {summary.kept} of {summary.samples}   ")
     stages = [f"{stage} {span(seconds)}" for stage, seconds in summary.seconds.items() if seconds >= SHOWN_SECONDS]
@@ -129,7 +131,7 @@ def _little_survived(summary: RoundSummary) -> bool:
 
 def _notes(state: Status) -> list[Text]:
     """Return the lines under the table: what its columns mean, the other splits, and what went wrong in a round."""
-    legend = "± and [ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
+    legend = "[ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
     lines = [Text(legend, "dim")]
     if any(summary.survived is not None for summary in state.rounds):
         lines.append(Text("survived: the share of the update that reaches the engine's weights", "dim"))
@@ -139,20 +141,29 @@ def _notes(state: Status) -> list[Text]:
 
 
 def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
-    """Return 'test/correct: base 20.0 % ±5.0  →  round 2 25.0 % ±5.0 +5.0 [1.0, 9.0]'."""
+    """Return 'test/correct: base 20.0 % [15.6, 25.3]  →  round 2 25.0 % [20.1, 30.6] +5.0 [1.0, 9.0]'."""
     values = [(_round_name(summary.index), summary.measured[split]) for summary in rounds if split in summary.measured]
     shown = [
         f"{name} {_mean(value)}{' ' + _change(value.change, _percent([value])) if value.change else ''}"
         for name, value in values
     ]
-    score = values[0][1].score
-    title = split if split.endswith(f"/{score}") else f"{split}/{score}"
-    return Text(f"{title}: " + "  →  ".join(shown))
+    return Text(f"{_titled(split, values[0][1])}: " + "  →  ".join(shown))
+
+
+def _titled(name: str, measured: Measured) -> str:
+    """Return dev/correct: a further score of a measure step has it in its name already."""
+    return name if name.endswith(f"/{measured.score}") else f"{name}/{measured.score}"
 
 
 def _warnings(summary: RoundSummary) -> Iterator[Text]:
-    """Yield why a round was rolled back, that its update hardly survived or its swap was not proved, why the run stopped."""
+    """Yield what a reader of the table must know of a round.
+
+    Why it was rolled back, that prompts have no score, that its update hardly survived or its swap was not proved, why the run stopped.
+    """
     name = _round_name(summary.index)
+    for title, measured in summary.measured.items():
+        if _scored(measured):
+            yield Text(f"{name}: {_titled(title, measured)} {_scored(measured)}", "yellow")
     if not summary.accepted:
         yield Text(f"{name} was rolled back: {summary.why}", "yellow")
     if _little_survived(summary):
@@ -210,18 +221,30 @@ def _percent(measured: Sequence[Measured]) -> bool:
 
 
 def _mean(measured: Measured, percent: bool | None = None) -> str:
+    """Return '20.0 % [13.3, 28.9]': the two bounds, for their distances from the mean differ; none where there is no interval."""
     if measured.value is None:
         return "unscored"
-    half = measured.interval or 0.0
-    if _percent([measured]) if percent is None else percent:
-        return f"{measured.value:.1%}".replace("%", " %") + f" ±{100 * half:.1f}"
-    return f"{measured.value:.3g} ±{half:.2g}"
+    percent = _percent([measured]) if percent is None else percent
+    value = f"{100 * measured.value:.1f} %" if percent else f"{measured.value:.3g}"
+    return value + _bounds(measured.interval, percent)
 
 
 def _change(change: Change, percent: bool) -> str:
+    value = f"{100 * change.value:+.1f}" if percent else f"{change.value:+.3g}"
+    return value + _bounds(change.interval, percent)
+
+
+def _bounds(interval: Interval | None, percent: bool) -> str:
+    if interval is None:
+        return ""
     if percent:
-        return f"{100 * change.value:+.1f} [{100 * change.low:.1f}, {100 * change.high:.1f}]"
-    return f"{change.value:+.3g} [{change.low:.3g}, {change.high:.3g}]"
+        return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f" [{interval.low:.3g}, {interval.high:.3g}]"
+
+
+def _scored(measured: Measured) -> str:
+    """Return how many prompts were scored, where that is fewer than were asked: the mean is then of those only."""
+    return f"scored {measured.scored} of {measured.prompts} prompts" if measured.scored < measured.prompts else ""
 
 
 def rounds_of(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool, light
-from selfkd.core.stats import interval
+from selfkd.core.stats import mean
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, least, times
@@ -63,7 +64,7 @@ class MeasureStep(Step):
     def metrics(self) -> list[str]:
         """Return the names of what it measures, the rewards first."""
         rewards = [reference_parts(reference)[1] for reference in self.functions()]
-        names = [*rewards, *(f"{name}_interval" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
+        names = [*rewards, *(f"{name}_scored" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
         return [f"{self.split}/{name}" for name in names]
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
@@ -103,18 +104,25 @@ class MeasureStep(Step):
         return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held), notes=scored.notes)
 
     def _summary(self, held: Pool) -> dict[str, Any]:
-        """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is."""
+        """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is.
+
+        A prompt without a scored answer counts nowhere, so `<score>_scored` says how many did; the mean of none is null.
+        """
         view = views.with_scores(held.samples, held)
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
         found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish_reason") == "length").mean()).row(0)
         for reference in self.functions():
             name = reference_parts(reference)[1]
-            column = (
-                view.group_by("prompt").agg(pl.col(name).mean())[name]
-                if name in view.columns
-                else pl.Series([], dtype=pl.Float64)
-            )
-            found[name] = column.sort().mean()
-            found[f"{name}_interval"] = interval(column.drop_nulls().sort().to_list())
+            means = _by_prompt(view, name)
+            found[name], found[f"{name}_scored"] = mean(means), len(means)
         place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…
         return {f"{place}/{name}": value for name, value in found.items()}
+
+
+def _by_prompt(view: pl.DataFrame, score: str) -> dict[str, float]:
+    """Return {prompt: mean of its scored answers}, added up in one order: a last digit must not depend on the number of threads."""
+    if score not in view.columns:
+        return {}
+    scored = view.filter(pl.col(score).is_finite()).sort("prompt", "id")
+    groups = scored.group_by("prompt", maintain_order=True).agg(score).iter_rows()
+    return {prompt: math.fsum(values) / len(values) for prompt, values in groups}

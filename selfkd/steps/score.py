@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from itertools import compress
 from typing import Any, ClassVar
@@ -98,8 +99,9 @@ class ScoreStep(Step):
         messages = views.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
         rows = samples.join(messages, on="prompt", how="left", maintain_order="left")
         found = context.logprobs(context.model(self.models()["logprob"]), rows)
-        return shape(
-            "scores", [{"sample": i, "name": self.scores()[0], "value": v, "draw": 0, "weight": 1.0} for i, v, _ in found]
+        known = [(sample, value, "" if math.isfinite(value) else f"log-probability {value}") for sample, value, _ in found]
+        return _score_rows(
+            [one[0] for one in known], self.scores()[0], [(None if why else value, why) for _, value, why in known]
         )
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:

@@ -57,8 +57,10 @@ def command(*words: str) -> list[str]:
 def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed(said):
     text = said("run", "sums.yaml", "--on", "fake.yaml", "--name", "printed", "rounds=1")
     assert text.startswith("printed · fake · 1 round · fake\n")
-    assert re.search(r"^base {5}\d+\.\d % ±\d+\.\d", text, re.M)
-    assert re.search(r"^round 1  \d+\.\d % ±\d+\.\d   [+-]\d+\.\d \[-?\d+\.\d, \d+\.\d\]   kept \d+ of 36", text, re.M)
+    assert re.search(r"^base {5}\d+\.\d % \[\d+\.\d, \d+\.\d\]", text, re.M)
+    assert re.search(
+        r"^round 1  \d+\.\d % \[\d+\.\d, \d+\.\d\]   [+-]\d+\.\d \[-?\d+\.\d, \d+\.\d\]   kept \d+ of 36", text, re.M
+    )
     commands = [line.split("#")[0].strip() for line in text.split("Next:\n")[1].splitlines()]
     assert len(commands) == 3
     for line in commands:
@@ -67,6 +69,24 @@ def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed
         assert words[at] in ("show", "verify", "run")
         assert main(words[at:]) == 0, line
     assert "rounds=4" in commands[2] and len(list(Path("runs/printed").glob("round-*"))) == 5
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("number", "'number' is a value (Int32), not true or false"),
+        ("tokens + 1", "'tokens + 1' is a value (Int32), not true or false"),
+        ("text > 3", "cannot work out 'text > 3': cannot compare string with numeric type"),
+        ("((", "cannot read the expression '(('"),
+        ("nmber = 1", "no column 'nmber' in 'nmber = 1'. Did you mean 'number'?"),
+    ],
+)
+def test_a_where_that_is_not_true_or_false_is_refused_in_one_sentence(said, where, message):
+    assert message in said("show", "runs/sums", "--where", where, code=2)
+
+
+def test_a_where_that_is_null_everywhere_finds_nothing(said):
+    assert "0 of 36, showing 0" in said("show", "runs/sums", "--where", "NULL")
 
 
 def test_the_same_run_again_prints_the_table_and_starts_nothing(said):

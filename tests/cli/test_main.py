@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,10 @@ def test_help_of_a_verb_names_every_field(said):
         (["run", "nothing.yaml"], "no recipe 'nothing.yaml'"),
         (["show"], "RUN"),
         (["run", "sums.yaml", "--nmae", "x"], "--nmae"),
+        (["show", "runs/sums", "-n", "-1"], "argument -n: '-1' is not a whole number of 1 or more"),
+        (["show", "runs/sums", "-n", "0"], "argument -n: '0' is not a whole number of 1 or more"),
+        (["try", "reward/number.py:last_number", "rows.jsonl", "-n", "x"], "argument -n: 'x' is not a whole number"),
+        (["run", "sums.yaml", "--name", "../evil"], "--name  '../evil' is not the name of one folder"),
     ],
 )
 def test_wrong_words_are_usage_errors_that_say_what_is_meant(said, words, message):
@@ -61,3 +66,22 @@ def test_the_arguments_of_a_command_are_the_parameters_of_its_function(name):
 
 def test_the_verbs_are_listed_in_the_order_of_their_table(said):
     assert f"or a verb: {', '.join(VERBS)}\n" in said("help")
+
+
+def test_a_folder_of_runs_that_is_a_file_is_named(said):
+    Path("runs.txt").write_text("")
+    assert "runs.txt  is a file, not a folder of runs" in said("run", "quickstart", "--runs", "runs.txt", code=2)
+
+
+def test_an_error_of_the_system_says_where_before_what(said):
+    Path("closed").mkdir()
+    Path("closed/quickstart.yaml").symlink_to("/proc/no/such/folder")
+    text = said("cp", "quickstart", "closed", code=1)
+    assert text.startswith("closed/quickstart.yaml  No such file or directory (FileNotFoundError)\n")
+
+
+@pytest.mark.parametrize("target", ["notes.txt", "notes.txt/deep"])
+def test_a_recipe_is_not_copied_onto_a_file(said, target):
+    Path("notes.txt").write_text("mine")
+    assert "notes.txt  is a file, and the copy needs a folder" in said("cp", "quickstart", target, code=2)
+    assert Path("notes.txt").read_text() == "mine"

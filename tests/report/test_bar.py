@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from selfkd.report.bar import RunDisplay
@@ -52,3 +55,64 @@ def test_a_pipe_is_told_that_the_engine_starts_even_right_after_another_line(don
     measure = {"event": "step", "round": 0, "step": "measure", "verb": "measure", "stage": "measure", "number": 2}
     lines = watched(done, [load, measure], [0, 1]).splitlines()
     assert lines[1].startswith("base     2/7 measure  starting engine")
+
+
+class Screen(io.StringIO):
+    """A terminal that can be taken away."""
+
+    error: Exception | None = None
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self.error:
+            raise self.error
+        return super().write(text)
+
+
+def on(screen: Screen, done: Path) -> RunDisplay:
+    return RunDisplay(done, lambda index: 7, Console(width=120, file=screen, force_terminal=True))
+
+
+def until_drawn(display: RunDisplay) -> None:
+    ends = time.monotonic() + 10
+    while not (display.live and display.live.error) and time.monotonic() < ends:
+        time.sleep(0.05)
+
+
+def test_a_bar_that_cannot_be_drawn_is_told_by_the_next_event_and_its_thread_leaves_no_trace(done, monkeypatch):
+    died: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", died.append)
+    screen = Screen()
+    with on(screen, done) as display:
+        screen.error = OSError(5, "Input/output error")
+        until_drawn(display)
+        with pytest.raises(OSError, match="Input/output error"):
+            display.show(answered(1))
+        assert display.live is None
+        display.show(answered(2))  # the screen is gone: nothing is written, nothing raised
+    assert died == []
+
+
+def test_a_bar_with_a_fault_of_its_own_is_taken_away_and_lines_are_printed_instead(done):
+    screen = Screen()
+    display = on(screen, done)
+    with display:
+        display.steps_of = lambda index: 1 // 0
+        display.current = answered(1)
+        until_drawn(display)
+        with pytest.raises(ZeroDivisionError):
+            display.show({"event": "made"})
+        assert display.live is None
+        display.show({"event": "warning", "text": "still here"})
+    assert "still here" in screen.getvalue()
+
+
+def test_a_screen_that_is_gone_before_the_bar_opens_stops_nothing(done):
+    screen = Screen()
+    screen.error = OSError(5, "Input/output error")
+    with on(screen, done) as display:
+        with pytest.raises(OSError, match="Input/output error"):
+            display.show(answered(1))
+        display.show(answered(2))

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -59,6 +61,69 @@ def test_the_change_against_the_base_is_that_of_the_stored_scores(done):
     assert measured.value == pytest.approx(sum(after.values()) / 6)
     assert measured.change is not None
     assert measured.change.value == pytest.approx(sum(after[prompt] - before[prompt] for prompt in before) / 6)
+
+
+def test_what_was_measured_is_worked_out_once_and_recorded_outside_every_digest(done, tmp_path):
+    copy = Path(shutil.copytree(done, tmp_path / "run"))
+    for seal in copy.glob("round-*/sealed.json"):
+        content = json.loads(seal.read_text())
+        assert set(content["notes"].pop("measured")) == {"dev"}
+        seal.write_text(json.dumps(content))
+    assert (
+        status.read(copy).rounds == status.read(done).rounds
+    )  # worked out again, as of runs from before there were such notes
+    assert Run.at(done).sealed()[2].digest == json.loads((copy / "round-002/sealed.json").read_text())["digest"]
+
+
+def test_reading_a_run_loads_no_statistics(done):
+    code = f"import sys, pathlib; from selfkd.report import status, tables; tables.print_status(status.read(pathlib.Path({str(done)!r})), tables.console())"
+    found = subprocess.run([sys.executable, "-c", f"{code}; sys.exit('scipy' in sys.modules)"], capture_output=True)
+    assert found.returncode == 0
+
+
+def test_a_frame_of_metrics_has_the_bounds_beside_each_mean(done):
+    frame, shown = Run.at(done).metrics(), status.read(done).rounds
+    for row, summary in zip(frame.iter_rows(named=True), shown, strict=True):
+        found = summary.measured["dev"].interval
+        assert found is not None
+        assert (row["dev/last_number_low"], row["dev/last_number_high"]) == (found.low, found.high)
+
+
+def test_the_mean_after_a_warm_up_is_shown(tmp_path):
+    text = RECIPE + "before:\n  - sample: {n: 1, max_tokens: 64}\n  - train: {loss: sft}\n"
+    base = status.read(go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run").folder).rounds[0]
+    warm = base.measured["dev (measure-warm)"]
+    assert warm.value is not None and warm.change is not None
+    assert warm.change.value == pytest.approx(warm.value - base.measured["dev"].value)
+
+
+def measuring(folder: Path, reward: str) -> status.Status:
+    """The state of a run of one round whose held-out answers this function judges."""
+    folder.mkdir(exist_ok=True)
+    (folder / "judge.py").write_text(reward)
+    text = RECIPE.replace("measure: reward/number.py:last_number", "measure: judge.py:judge")
+    return status.read(go(recipe_in(folder, text, "rounds=1"), folder / "run").folder)
+
+
+def test_prompts_without_a_score_are_counted_wherever_their_mean_is_shown(tmp_path):
+    """Gold answers of dev are 60, 62, … 70: three of the six can be divided by 4."""
+    state = measuring(tmp_path, "def judge(answer):\n    return None if int(answer) % 4 else 1.0\n")
+    assert "round 1: dev/judge scored 3 of 6 prompts" in printed(state)
+    assert "scored 3 of 6 prompts" in tables.round_line(state.rounds[1], "dev").plain
+    assert "100.0 % [43.9, 100.0]" in printed(state)  # Wilson's lower bound of 3 of 3: 3 / (3 + 3.8415)
+
+
+def test_a_mean_of_nothing_is_unscored_and_not_zero(tmp_path):
+    text = printed(measuring(tmp_path, "def judge(answer):\n    return None\n"))
+    assert "unscored" in text and "round 1: dev/judge scored 0 of 6 prompts" in text
+    assert "0.0" not in text.split("[ ]")[0] and "nan" not in text
+
+
+def test_where_there_is_no_interval_none_is_shown(tmp_path):
+    text = printed(measuring(tmp_path, "def judge(answer):\n    return 7.5\n"))
+    first = next(line for line in text.splitlines() if line.startswith("round 1"))
+    assert first.split()[2:4] == ["7.5", "+0"]
+    assert "[" not in first and "±" not in text and "nan" not in text
 
 
 def test_a_moved_run_has_the_same_status(done, tmp_path):

@@ -13,6 +13,7 @@ from selfkd.backend.machine import Machine
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.errors import RecipeError, RewardError
+from selfkd.steps.measure import _by_prompt
 
 HEAD = RECIPE[: RECIPE.index("steps:")]
 
@@ -180,12 +181,63 @@ def test_a_model_scores_samples_by_their_log_probability(tmp_path):
     assert (table(run, "score", "scores")["value"] < 0).all()
 
 
+def test_a_log_probability_that_is_no_number_is_unscored_and_leaves_means_alone(tmp_path):
+    class Odd(Fake):
+        def logprobs(self, *arguments):
+            for place, (sample, _, tokens) in enumerate(super().logprobs(*arguments)):
+                yield sample, (-1.0, float("nan"), -3.0, float("-inf"))[place % 4], tokens
+
+    steps = SAMPLE + "  - score: {logprob: policy@base, as: fluency}\n  - sample: {where: 'fluency_mean = -2', as: again}\n"
+    run = run_of(tmp_path, steps, "rounds=1", backend=Odd({}))
+    scores = table(run, "score", "scores")
+    assert dict(scores.group_by("value").len().iter_rows()) == {-1.0: 12, -3.0: 12, None: 24}
+    assert set(scores.filter(pl.col("value").is_null())["why"]) == {"log-probability nan", "log-probability -inf"}
+    assert table(run, "sample-2", "samples").height == 12  # every prompt has a -1, a -3 and two that do not count
+
+
 def test_measured_answers_never_enter_the_pool(tmp_path):
     run = run_of(tmp_path, SAMPLE + "  - measure: reward/number.py:last_number\n  - train: sft\n", "rounds=1")
     assert table(run, "measure", "samples")["stream"].unique().to_list() == ["dev"]
     assert table(run, "train", "rows").height == 48
     metrics = run.sealed()[1].metrics
-    assert metrics["dev/prompts"] == 6 and 0 <= metrics["dev/last_number"] <= 1 and metrics["dev/last_number_interval"] > 0
+    assert metrics["dev/prompts"] == metrics["dev/last_number_scored"] == 6 and 0 <= metrics["dev/last_number"] <= 1
+
+
+HALF = "def half(answer):\n    return None if int(answer) % 4 else 1.0\n"
+NEVER = "def never(answer):\n    return None\n"
+
+
+def test_prompts_without_a_score_are_counted_beside_the_mean(tmp_path):
+    """Gold answers of dev are 60, 62, … 70: three of the six can be divided by 4."""
+    (tmp_path / "half.py").write_text(HALF)
+    metrics = run_of(tmp_path, SAMPLE + "  - measure: half.py:half\n  - train: sft\n", "rounds=1").sealed()[1].metrics
+    assert (metrics["dev/half"], metrics["dev/half_scored"], metrics["dev/prompts"]) == (1.0, 3, 6)
+
+
+STEERED = """rounds: 3
+best: {metric: dev/never, mode: max}
+keep_if: dev_never >= prev_dev_never
+stop: {patience: 1, metric: dev/never}
+"""
+
+
+def test_a_reward_that_abstains_on_every_held_out_answer_gives_a_null_and_steers_nothing(tmp_path):
+    (tmp_path / "never.py").write_text(NEVER)
+    text = (HEAD + "steps:\n" + SAMPLE + "  - train: sft\n  - measure: never.py:never\n").replace("rounds: 2\n", STEERED)
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    assert [(seal.metrics["dev/never"], seal.metrics["dev/never_scored"]) for seal in run.sealed()] == [(None, 0)] * 4
+    assert [(seal.accepted, seal.why) for seal in run.sealed()[1:]] == [
+        (False, "could not judge dev_never >= prev_dev_never")
+    ] * 3
+    assert {seal.stop for seal in run.sealed()} == {""}
+
+
+def test_the_mean_of_a_prompt_does_not_depend_on_the_order_of_its_answers():
+    """Added up in the first order the values give 2 / 4, in the second 3 / 4; exactly they are 3 / 4. A NaN does not count."""
+    values = [1e16, 1.0, -1e16, 2.0, float("nan")]
+    for order in ([0, 1, 2, 3, 4], [0, 2, 1, 3, 4], [4, 3, 2, 1, 0]):
+        view = pl.DataFrame({"prompt": ["p"] * 5, "id": [f"i{at}" for at in order], "right": [values[at] for at in order]})
+        assert _by_prompt(view, "right") == {"p": 0.75}
 
 
 def test_numbers_may_be_lists_one_entry_per_round(tmp_path):

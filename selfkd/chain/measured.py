@@ -1,0 +1,117 @@
+"""What a round measured, for readers: each score's mean, its interval, how many prompts had one, and the change since the base.
+
+It is worked out when a round is sealed and stands in the notes of its seal, outside every digest: bounds may differ in a last digit
+from one version of a library to the next. Of rounds sealed before there were such notes it is worked out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+
+from selfkd.chain import records
+from selfkd.chain.paths import Paths
+from selfkd.chain.records import Commit
+from selfkd.core.files import reference_parts
+from selfkd.core.pool import scan
+from selfkd.core.stats import Change, Interval, change, interval
+from selfkd.steps.step import references
+
+Scores = dict[str, float]
+WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One score of one measure step: its mean over prompts; None of an interval or a change where there is none.
+
+    `name` is that of its metric. `scored` of `prompts` had a scored answer. `change` is against the base, on the same prompts;
+    None for the base itself.
+    """
+
+    name: str
+    split: str
+    score: str
+    value: float | None
+    interval: Interval | None
+    scored: int
+    prompts: int
+    change: Change | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Measured:
+        change = content["change"] and Change(**{**content["change"], "interval": _interval(content["change"]["interval"])})
+        return cls(**{**content, "interval": _interval(content["interval"]), "change": change})
+
+
+def _interval(content: Mapping[str, float] | None) -> Interval | None:
+    return None if content is None else Interval(**content)
+
+
+def recorded(notes: Mapping[str, Any]) -> dict[str, Measured] | None:
+    """Return what the notes of a seal say was measured; None of a seal that has no such notes."""
+    found = notes.get("measured")
+    return None if found is None else {name: Measured.from_json(content) for name, content in found.items()}
+
+
+def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]:
+    """Return the first score of each measure step of a round under its split, and further scores under split/score."""
+    measured: dict[str, Measured] = {}
+    for commit in (one for one in commits if one.outside):
+        split = commit.identity["split"]
+        first, *others = scores_of(commit)
+        name = split if split not in measured else f"{split} ({commit.step})"
+        measured[name] = _measured(paths, commit, first)
+        measured |= {f"{name}/{other}": _measured(paths, commit, other) for other in others}
+    return measured
+
+
+def _measured(paths: Paths, commit: Commit, score: str) -> Measured:
+    split = commit.identity["split"]
+    place = "warm" if commit.step.endswith(WARM) else split
+    scores, base = prompt_means(paths, commit, score), _first(paths, commit, score)
+    return Measured(
+        name=f"{place}/{score}",
+        split=split,
+        score=score,
+        value=commit.metrics.get(f"{place}/{score}"),
+        interval=interval(scores),
+        scored=len(scores),
+        prompts=int(commit.metrics.get(f"{place}/prompts", len(scores))),
+        change=None if base.digest == commit.digest else change(prompt_means(paths, base, score), scores),
+    )
+
+
+def _first(paths: Paths, commit: Commit, score: str) -> Commit:
+    """Return the commit of the first time that this step measured this score. `measure-warm` is `measure`, after the warm-up."""
+    for names in paths.rounds():
+        for path in names.made_by(commit.step.removesuffix(WARM)):
+            made = records.read(path, Commit, unchanged=False)
+            if score in scores_of(made):
+                return made
+    return commit
+
+
+def scores_of(commit: Commit) -> list[str]:
+    """Return the scores of a measure step; the first one is the one that tables show."""
+    return [reference_parts(name)[1] for name in references(commit.identity["reward"])]
+
+
+def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
+    """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have no scored answer."""
+    files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
+    if not files.get("samples") or not files.get("scores"):
+        return {}
+    if not all(path.is_file() for found in files.values() for path in found):
+        return {}  # verify names what is missing; a status is not the place to fail
+    values = scan("scores", files["scores"]).filter((pl.col("name") == score) & pl.col("value").is_finite())
+    per_sample = values.group_by("sample").agg(pl.col("value").mean())
+    owners = scan("samples", files["samples"]).select(sample="id", prompt="prompt")
+    means = per_sample.join(owners, on="sample").group_by("prompt").agg(pl.col("value").mean()).collect()
+    return dict(means.sort("prompt").select("prompt", "value").iter_rows())
