@@ -147,7 +147,7 @@ def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> 
         raise UsageError(f"cannot work out '{where}': {str(error).splitlines()[0]}", "where", WHERE_FORM) from error
     if holds.dtype not in (pl.Boolean, pl.Null):
         raise UsageError(f"'{where}' is a value ({holds.dtype}), not true or false", "where", WHERE_FORM)
-    return seen.filter(parsed).select(view.columns)
+    return seen.filter(parsed.cast(pl.Boolean)).select(view.columns)  # a null is not true
 
 
 def with_prompts(paths: Paths, info: Info, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
