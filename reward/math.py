@@ -1,48 +1,227 @@
-"""Mathematical equality by the math-verify library (github.com/huggingface/Math-Verify): LaTeX, fractions, sets, units.
+"""Mathematical equality: numbers by the rules that all rewards here share, formulas by the math-verify library
+(github.com/huggingface/Math-Verify), words as text. The rules: docs/rewards.md.
 
-Needs `pip install math-verify` (in the extras [cpu] and [gpu]). The library's own timeout is switched off: it uses
-signal.alarm, which works only in a main thread, and a reward has its own deadline already.
+Needs `pip install math-verify` (in the extras [cpu] and [gpu]). The library's own timeout is switched off: what is too large to be
+worked out is refused before sympy sees it, and the rest has a second of processor time.
 """
 
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from numerals import Numeral, agreement, doubtful, last, plain, whole
+from stated import bare, boxes, final, same, stated
+
+SECONDS = 1.0  # of processor time to read and compare one completion; a usual one takes 0.01
+LONGEST = 400  # characters of a formula
+DEEPEST = 20  # brackets in brackets
+MOST_POWER = 10_000  # of a number: 3^9999 has 4771 digits
+SYMBOLS = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "²": "^2", "³": "^3", "≤": r"\le ",
+    "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "±": r"\pm ", "°": r"^\circ ", "**": "^", r"\left": "", r"\right": "",
+    r"\!": "", r"\,": " ", r"\;": " ", r"\:": " ", r"\ ": " ", "~": " ", "{,}": ",", r"\$": "", r"\displaystyle": "",
+}  # fmt: skip
+DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s?\(?)(\d{1,9})\s?\^\s?\{?\\circ\}?")
+ROOT = re.compile(r"√\s?(?:\(([^()]{1,99})\)|([0-9]+|[a-zA-Z]))")
+QUOTED = re.compile(r"\\(?:text\w{0,9}|mathrm|mbox)\s?\{[^{}]*\}")
+FRAMES = re.compile(r"\\(?:begin|end)\s?\{\w+\}")
+WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:and|sin|cos|tan|cot|sec|csc|log|exp|sqrt|det|max|min|gcd|lcm|mod|inf)\b)[^\W\d_]{3,}")
+UNITS = re.compile(r"(?<=[0-9})\]A-Za-z])(?:\s+[A-Za-z]{2,}\.?)+$")  # words behind a formula
+AS_TEXT = re.compile(r"\d\s?:\s?\d|\d\s?_\s?\{?\s?\d")  # 2:3 may be a time, and 101_2 is another number than 101
 
 
-def correct(completion: str, answer: str) -> float:
+class Reading(NamedTuple):
+    """One of the three things an answer can be: a number, a formula, or a text."""
+
+    text: str
+    number: Numeral | None = None
+    formula: list[Any] | None = None
+
+
+class OutOfTime(BaseException):
+    """Not an Exception: the library and sympy catch those."""
+
+
+def correct(completion: str, answer: str) -> float | tuple[float | None, str]:
     """1.0 when the completion's final answer is mathematically equal to the gold answer.
 
-    >>> correct("so it is #### 42", "42")
-    1.0
-    >>> correct(r"Therefore $x = \\boxed{\\frac{1}{2}}$", "0.5")
-    1.0
-    >>> correct("Answer: 7", "42")
-    0.0
-    >>> correct("no idea", "42")
-    0.0
-    """
-    from math_verify import verify
+    A completion that cannot be read, or not in time, is a wrong answer; a gold answer that cannot be read raises.
 
+    >>> correct("so it is #### 42", "42"), correct("Answer: 7", "42")
+    (1.0, 0.0)
+    >>> correct(r"Therefore $x = \\boxed{\\frac{1}{2}}$", "0.5"), correct(r"\\boxed{3}", r"3\\sqrt{13}")
+    (1.0, 0.0)
+    >>> correct("no idea", "42")
+    (0.0, 'no answer is stated')
+    """
     target = gold(answer)
-    return float(verify(target, parsed(completion), timeout_seconds=None))
+    said = answer_of(completion)
+    if not said:
+        return 0.0, "the answer is cut" if said == "" else "no answer is stated"
+    try:
+        with at_most(SECONDS):
+            return compared(read(said), target)
+    except (ValueError, RecursionError, MemoryError, OverflowError, OutOfTime) as error:
+        return 0.0, f"the answer cannot be read: {str(error) or type(error).__name__}"
 
 
 @lru_cache(maxsize=256)
-def gold(answer: str) -> list:
-    """The gold answer, parsed; one that cannot be read is an error of the data, so it raises.
+def gold(answer: str) -> Reading:
+    """The gold answer, read strictly; one that does not equal itself is an error of the data, so it raises.
 
-    >>> gold("42")[0]
-    42
+    >>> gold("42").number.value, gold(r"3\\sqrt{13}").formula
+    (Fraction(42, 1), [3*sqrt(13)])
     """
-    target = parsed(answer) or parsed(f"${answer}$")
-    if not target:
-        raise ValueError(f"the gold answer {answer!r} cannot be read as mathematics")
-    return target
+    try:
+        with at_most(3 * SECONDS):
+            found = read(answer)
+            sure = compared(read(f"${bare(answer)}$"), found) == 1.0
+    except (ValueError, RecursionError, MemoryError, OverflowError, OutOfTime) as error:
+        raise ValueError(f"the gold answer {answer[:80]!r} cannot be read as mathematics: {error}") from None
+    if not sure:
+        raise ValueError(f"the gold answer {answer[:80]!r} does not equal itself when it is read as mathematics")
+    return found
 
 
-def parsed(text: str) -> list:
-    from math_verify import parse
+def answer_of(completion: str) -> str | None:
+    """What the completion states, else its last formula or number, whichever comes last."""
+    said = stated(completion)
+    if said is not None:
+        return said
+    text = final(completion).replace(r"\$", "").replace("$$", "$")
+    end, formula = max(last_between(text, *pair) for pair in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")))
+    number = last(text[end:])
+    return number.text if number else formula or None
 
-    return parse(text, parsing_timeout=None)
+
+def last_between(text: str, left: str, right: str) -> tuple[int, str]:
+    """Where the last formula between these two ends, and what it is; (0, "") where there is none."""
+    end = text.rfind(right)
+    start = text.rfind(left, 0, max(end, 0))
+    return (end + len(right), text[start + len(left) : end].strip()) if start >= 0 else (0, "")
+
+
+def read(text: str) -> Reading:
+    """A number, a formula or a text, whichever it is; ValueError where it is a formula that cannot be read."""
+    text = bare(text)
+    number = whole(text)
+    if number is not None and number.value is not None:
+        return Reading(text, number)
+    written = latex(text)
+    signs = FRAMES.sub("", QUOTED.sub("", written))
+    if AS_TEXT.search(written) or WORD.search(signs) or not signs.strip():
+        return Reading(text)
+    check_size(written)
+    return Reading(text, number or doubtful_comma(text), parsed(written))
+
+
+def doubtful_comma(text: str) -> Numeral | None:
+    return doubtful(text) if re.fullmatch(r"[-+]?\d+,\d+", plain(text)) else None
+
+
+def latex(text: str) -> str:
+    """The text in the LaTeX that the library reads, without the units behind it.
+
+    >>> latex("2√3 meters"), latex("−5π")
+    ('2\\\\sqrt{3}', '-5\\\\pi')
+    """
+    text = ROOT.sub(r"\\sqrt{\1\2}", text)
+    for sign, written in SYMBOLS.items():
+        text = text.replace(sign, written)
+    text = DEGREES.sub(r"\1{\\frac{\2\\pi}{180}}", text)
+    return UNITS.sub("", text.strip()).strip()
+
+
+def check_size(text: str) -> None:
+    """Refuse what sympy would work out for hours, or for ever, in one operation that nothing interrupts.
+
+    >>> check_size("9^{9^{9}}")
+    Traceback (most recent call last):
+    ValueError: a power in a power
+    """
+    if len(text) > LONGEST or re.search(r"\d{60}", text):
+        raise ValueError("it is too long")
+    if max(accumulate({**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}.get(sign, 0) for sign in text)) > DEEPEST:
+        raise ValueError("it is nested too deeply")
+    if re.search(r"!\s*[)}\]]*\s*!|\d{4,}\s*[)}\]]*\s*!|\^[^!]*[)}\]]\s*!", text):
+        raise ValueError("a factorial is too large")
+    product = largest = 1
+    for match in re.finditer(r"(\S)\s*\^\s*", text):
+        exponent = group(text, match.end())
+        digits = re.findall(r"\d+", exponent)
+        if re.search(r"[\d)}\]]\s*\^|!", exponent) or re.match(r"\s*\^", text[match.end() + len(exponent) :]):
+            raise ValueError("a power in a power")
+        if sum(map(len, digits)) > 4:
+            raise ValueError("an exponent is too large")
+        power = max([1, *map(int, digits)])
+        if match[1].isdigit():
+            largest = max(largest, power)
+        elif not match[1].isalpha():
+            product *= power
+    if product * largest > MOST_POWER:
+        raise ValueError("an exponent is too large")
+
+
+def group(text: str, start: int) -> str:
+    """The argument that begins at `start`: what stands in braces, or one sign."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth <= 0:
+            return text[start : place + 1]
+    return text[start:]
+
+
+def parsed(text: str) -> list[Any]:
+    from math_verify import LatexExtractionConfig, parse
+
+    found: list[Any] = parse(f"\\boxed{{{text}}}", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+    if not found:
+        raise ValueError("it is no formula")
+    return found
+
+
+def compared(said: Reading, target: Reading) -> float | tuple[float | None, str]:
+    """1.0 where the two are equal. A number equals a formula that has its value; a text equals only the same text."""
+    if target.number and target.number.value is not None and said.number:
+        return agreement(said.number, target.number)
+    if as_formula(said) is None or as_formula(target) is None:
+        return float(same(said.text, target.text))
+    from math_verify import verify
+
+    return float(verify(as_formula(target), as_formula(said), timeout_seconds=None))
+
+
+def as_formula(reading: Reading) -> list[Any] | None:
+    if reading.number is None or reading.number.value is None:
+        return reading.formula
+    from sympy import Rational
+
+    return [Rational(reading.number.value)]
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block after so many seconds of processor time; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: Any) -> None:
+        raise OutOfTime(f"it takes more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, late)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, 0.1)  # again and again: sympy may swallow one
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def row(raw: dict) -> dict:
@@ -52,21 +231,17 @@ def row(raw: dict) -> dict:
     {'prompt': '1+1?', 'answer': '2', 'level': 1}
     """
     rest = {key: value for key, value in raw.items() if key not in ("problem", "solution", "answer")}
-    answer = raw.get("answer") or boxed(raw["solution"])
-    return {"prompt": raw["problem"], "answer": answer, **rest}
+    answer = raw.get("answer")
+    return {"prompt": raw["problem"], "answer": boxed(raw["solution"]) if answer in (None, "") else answer, **rest}
 
 
 def boxed(solution: str) -> str:
-    """What stands in the last \\\\boxed{}, braces balanced.
+    """What the solution has in its last \\\\boxed{}.
 
     >>> boxed(r"so \\boxed{\\frac{1}{2}}.")
     '\\\\frac{1}{2}'
     """
-    start = re.search(r".*\\boxed\s*\{", solution, re.DOTALL)
-    if start is None:
+    found = boxes(solution)
+    if not found or not found[1]:
         raise ValueError("the solution has no \\boxed{...}")
-    depth, end = 1, start.end()
-    while depth and end < len(solution):
-        depth += {"{": 1, "}": -1}.get(solution[end], 0)
-        end += 1
-    return solution[start.end() : end - 1]
+    return found[1]

@@ -1,88 +1,55 @@
 """Numeric answers. The last number of the completion is the reading of GSM8K used by the early papers (Cobbe et al. 2021,
-arXiv 2110.14168, ask for `#### n`; lm-evaluation-harness calls this reading "flexible-extract").
+arXiv 2110.14168, ask for `#### n`; lm-evaluation-harness calls this reading "flexible-extract"). What a number is: docs/rewards.md.
 """
 
 import re
-from decimal import Decimal
+from fractions import Fraction
 
-NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+−]?\.\d+")
-ANSWER_LINE = re.compile(r"^\s*answer\s*:\s*\$?\s*([-+−]?[\d,]*\.?\d+)\s*\.?\s*$", re.IGNORECASE)
+from numerals import agreement, gold, last, meant, plain, read
+from stated import bare, final, without_half_emphasis
+
+LABEL = re.compile(r"[*_]{0,3}answer\s{0,9}[*_]{0,3}:[*_]{0,3}", re.IGNORECASE)
 
 
-def last_number(completion: str, answer: str) -> float:
+def last_number(completion: str, answer: str) -> float | tuple[float | None, str]:
     """1.0 when the last number in the completion equals the answer.
 
-    >>> last_number("so it is #### 42", "42")
-    1.0
-    >>> last_number("48 - 6 = 42, which is $1,042.00.", "1042")
-    1.0
-    >>> last_number("I do not know", "42")
-    0.0
+    >>> last_number("so it is #### 42", "42"), last_number("48 - 6 = 42, which is $1,042.00.", "1042")
+    (1.0, 1.0)
+    >>> last_number("a loss of -$5", "5"), last_number("I do not know", "42")
+    (0.0, 0.0)
     """
-    numbers = found(completion)
-    return float(bool(numbers) and numbers[-1] == gold(answer))
+    return agreement(last(final(completion)), gold(answer))
 
 
-def answer_line(completion: str, answer: str) -> float:
-    """1.0 when the last line is `Answer: <n>` and <n> equals the answer: the format is part of the task.
+def answer_line(completion: str, answer: str) -> float | tuple[float | None, str]:
+    """1.0 when the last line is `Answer: <n>` and <n> equals the answer: the format is part of the task, so a unit is refused.
 
-    >>> answer_line("4 plus 38.\\nAnswer: 42", "42")
-    1.0
-    >>> answer_line("The sum is 42", "42")
-    0.0
-    >>> answer_line("Answer: 42\\nAnswer: 43", "42")
-    0.0
+    >>> answer_line("4 plus 38.\\nAnswer: 42", "42"), answer_line("**Answer:** $42$.", "42")
+    (1.0, 1.0)
+    >>> answer_line("The sum is 42", "42"), answer_line("Answer: 42\\nAnswer: 43", "42"), answer_line("Answer: 42 or so", "42")
+    (0.0, 0.0, 0.0)
     """
-    lines = completion.strip().splitlines()
-    stated = ANSWER_LINE.match(lines[-1]) if lines else None
-    return float(stated is not None and value(stated[1]) == gold(answer))
+    target = gold(answer)
+    line = final(completion).strip().rpartition("\n")[2].strip()
+    label = LABEL.match(line)
+    number = plain(bare(without_half_emphasis(line[label.end() :].strip()))) if label else ""
+    if not number or re.search(r"[^\W\d_]", re.sub(r"(?<=\d)[eE](?=[-+\d])", "", number)):
+        return 0.0
+    return agreement(read(number), target)
 
 
-def close(completion: str, answer: str, relative: float = 0.01) -> float:
+def close(completion: str, answer: str, relative: float = 0.01) -> float | tuple[float | None, str]:
     """1.0 when the last number is within `relative` of the answer.
 
-    >>> close("about 3.14", "3.14159")
-    1.0
-    >>> close("about 3", "3.14159")
-    0.0
+    >>> close("about 3.14", "3.14159"), close("about 3", "3.14159")
+    (1.0, 0.0)
     """
-    numbers, target = found(completion), gold(answer)
-    return float(bool(numbers) and abs(numbers[-1] - target) <= abs(target) * Decimal(str(relative)))
-
-
-def found(text: str) -> list[Decimal]:
-    """Every number of a text, in order. A hyphen after a letter, a digit or a bracket is not a sign.
-
-    >>> found("From 3-4 to -5 and 1,000.50; v2.")
-    [Decimal('3'), Decimal('4'), Decimal('-5'), Decimal('1000.50'), Decimal('2')]
-    """
-    return [value(signed(match)) for match in NUMBER.finditer(text)]
-
-
-def signed(match: re.Match[str]) -> str:
-    before = match.string[match.start() - 1 : match.start()]
-    return match[0].lstrip("-+−") if before.isalnum() or before in (")", "]") else match[0]
-
-
-def value(text: str) -> Decimal:
-    """
-    >>> value("−1,000")
-    Decimal('-1000')
-    """
-    return Decimal(text.replace(",", "").replace("−", "-"))
-
-
-def gold(answer: str) -> Decimal:
-    """The gold answer as a number; anything else is an error of the data, so it raises, and the sample has no value.
-
-    >>> gold("$1,042")
-    Decimal('1042')
-    >>> gold("a lot")
-    Traceback (most recent call last):
-        ...
-    ValueError: the gold answer 'a lot' is not one number
-    """
-    numbers = found(answer)
-    if len(numbers) != 1:
-        raise ValueError(f"the gold answer {answer!r} is not one number")
-    return numbers[0]
+    target, said = gold(answer), last(final(completion))
+    if said is None or target.value is None:
+        return 0.0
+    room = abs(target.value) * Fraction(str(relative))
+    if said.value is not None:
+        return float(abs(said.value - target.value) <= room)
+    near = any(abs(one - target.value) <= room for one in meant(said))
+    return (None, f"{said.text[:40]!r} may be near {answer[:40]!r}, and may not") if near else 0.0

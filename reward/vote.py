@@ -3,12 +3,10 @@
 As a reward: TTRL (Zuo et al. 2025, arXiv 2504.16084) gives 1 to the samples that agree with the majority.
 """
 
-import re
 from collections import Counter
-from decimal import Decimal
 
-NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?")
-STATED = re.compile(r"answer\s*:\s*(.+)", re.IGNORECASE)
+from numerals import last, whole
+from stated import bare, final, plain, stated
 
 
 def majority(completions: list) -> list:
@@ -40,16 +38,13 @@ def share(completions: list) -> list:
 
 
 def extracted(text: str) -> str:
-    """The text after the last `Answer:`, else the last number; equal numbers give equal texts.
+    """The answer that the text states, else its last number; "" where there is none. Equal numbers give equal texts.
 
-    >>> extracted("Answer: Paris."), extracted("1,000 or 2.50"), extracted("Answer: 7.0"), extracted("")
-    ('paris', '2.5', '7', '')
+    >>> extracted("Answer: **Paris**."), extracted("1,000 or 2.50"), extracted("**Answer:** 7.0 apples"), extracted("")
+    ('paris', '5/2', '7', '')
     """
-    stated = STATED.findall(text)
-    numbers = NUMBER.findall(stated[-1] if stated else text)
-    if stated and not NUMBER.fullmatch(stated[-1].strip().strip("$.")):
-        return " ".join(stated[-1].casefold().split()).rstrip(".! ")
-    if not numbers:
-        return ""
-    value = Decimal(numbers[-1].replace(",", "").replace("−", "-"))
-    return format(value.normalize() + 0, "f")
+    said = stated(text)
+    number = last(final(text)) if said is None else whole(bare(said))
+    if number is not None and number.value is not None:
+        return str(number.value)
+    return plain(said if said is not None else number.text if number else "")
