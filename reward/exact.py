@@ -7,13 +7,13 @@ from stated import bare, final, plain, same, stated
 
 
 def match(completion: str, answer: str) -> float:
-    """1.0 when the answer that the completion states, else all of it, is the gold answer up to case, spaces and decoration.
+    """1.0 when the completion, or the answer that it states, is the gold answer up to case, spaces and decoration.
 
     >>> match("**Paris.**", " paris"), match("It is in France. Answer: Paris", "Paris"), match("Paris, Texas", "Paris")
     (1.0, 1.0, 0.0)
     """
-    said = stated(completion)
-    return float(same(final(completion) if said is None else said, gold(answer)))
+    text, said = final(completion), stated(completion)
+    return float(plain(text) == plain(gold(answer)) or same(text if said is None else said, answer))
 
 
 def contains(completion: str, answer: str) -> float:

@@ -131,20 +131,15 @@ def size_of(match: re.Match[str]) -> Fraction | None:
 
 def with_tail(text: str, value: Fraction, tail: str) -> Numeral | None:
     """What the number means with what stands behind it: nothing, a unit, a per cent sign, or `million`."""
-    words = re.split(r"[\s/·*.-]+", UNIT_POWER.sub("", tail).strip())
-    first = words[0].removeprefix("°").lstrip("$€£¥₹")
+    words = re.split(r"[\s/·*.-]+", UNIT_POWER.sub("", tail).strip().lstrip("$€£¥₹°"))
+    first, size = words[0], LARGE.get(words[0], LARGE.get(words[0].casefold()))
+    if len(words) > 6 or any(word.casefold() in NO_UNITS or not (word.isalpha() or word == "%") for word in words if word):
+        return None
+    if size is not None:
+        return Numeral(text, None, frozenset((value, value * 10**size)))
     if first in ("%", "percent") or words[:2] == ["per", "cent"]:
         return Numeral(text, value, frozenset([value / 100]))
-    if first in LARGE or first.casefold() in LARGE:
-        return Numeral(text, None, frozenset((value, value * 10 ** LARGE.get(first, LARGE.get(first.casefold(), 0)))))
-    glued = tail[:1].isalpha() and first not in GLUED
-    if (
-        glued
-        or len(words) > 6
-        or any(word.casefold() in NO_UNITS or not word.isalpha() for word in (first, *words[1:]) if word)
-    ):
-        return None
-    return Numeral(text, value)
+    return None if tail[:1].isalpha() and first not in GLUED else Numeral(text, value)
 
 
 def plain(text: str) -> str:

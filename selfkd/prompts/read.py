@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -203,12 +205,20 @@ def check_text(text: str, place: str) -> None:
 
 
 def answer_text(value: Any, place: str) -> str | None:
-    """Return the gold answer as text: numbers and truth values as JSON writes them; an empty one as None."""
+    """Return the gold answer as text that rewards can read; an empty one as None.
+
+    Numbers are written in full, a float that is whole as the integer: pandas makes 42.0 of 42 where a column has a null.
+
+    >>> [answer_text(value, "") for value in (42.0, 0.00001, 1e22, -0.5, True)]
+    ['42', '0.00001', '10000000000000000000000', '-0.5', 'true']
+    """
     if value is None or value == "":
         return None
     if isinstance(value, str):
         check_text(value, place)
         return value
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value)) if value.is_integer() else f"{Decimal(repr(value)):f}"
     if isinstance(value, bool | int | float):
         return as_json(value, place)
     raise UsageError(f"the answer must be text or a number, not {kind_of(value)}", place, "A `map` function can pick one.")

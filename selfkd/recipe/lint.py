@@ -27,6 +27,7 @@ from selfkd.recipe.load import load
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_gold, check_parameters, run_doctests
 from selfkd.rewards.find import find_function
+from selfkd.rewards.restate import BARE
 from selfkd.steps import Step
 
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
@@ -181,13 +182,23 @@ def _sound(function: Function, report: Report, at: str) -> bool:
 
 def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report) -> None:
     rows = [{**row, **_fields(row)} for row in frame.head(GOLD_ROWS).iter_rows(named=True)]
-    passed, total, first = check_gold(function, rows)
-    if total and passed < GOLD_SHARE * total:
-        report.problems.append(
-            f"{at}: {reference} accepts {passed} of {total} gold answers of '{split}' ({GOLD_SHARE:.0%} wanted). First: {first}"
-        )
-    elif total:
-        report.notes.append(f"{reference} accepts {passed} of {total} gold answers of '{split}'")
+    found = check_gold(function, rows)
+    if not found.total:
+        return
+    counted = f"{reference} accepts {found.passed} of {found.total} gold answers of '{split}'"
+    if found.passed < GOLD_SHARE * found.total:
+        report.problems.append(f"{at}: {counted} ({GOLD_SHARE:.0%} wanted). First: {found.failure}")
+    else:
+        report.notes.append(counted)
+    if found.forms == (BARE,):
+        report.notes.append(f"{reference} accepts a gold answer of '{split}' only where it is the whole completion")
+    if found.uneven:
+        report.notes.append(f"{reference} accepts most gold answers of '{split}' in this form, but not {found.uneven}")
+    if found.accepted > found.near / 2:
+        said = f"accepts {found.accepted} of {found.near} answers that are nearly right, such as {found.example}"
+        report.problems.append(f"{at}: {reference} {said}: it must tell them apart")
+    elif found.accepted:
+        report.notes.append(f"{reference} accepts {found.accepted} of {found.near} wrong answers, such as {found.example}")
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,20 +7,22 @@ this process. How a function is called: `selfkd.rewards.contract`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfkd.core.pool import Function
 from selfkd.core.wording import did_you_mean
+from selfkd.rewards import restate
 from selfkd.rewards.advice import way_out
 from selfkd.rewards.contract import CONTRACT, PLURAL, TRL_EXTRAS, Parameters, Result, Row
 from selfkd.rewards.find import definition, parameters, required
 from selfkd.rewards.load import load
 from selfkd.rewards.pool import cut, loaded, question, spread
 
-FORMS = ("{}", "Answer: {}", "#### {}", "\\boxed{{{}}}", "<answer>{}</answer>")  # ways in which gold answers are stated
-GOLD_BATCH = 256  # prompts
+GOLD_BATCH = 256  # completions
+TRIED_ROWS = 20  # in every form, and with near misses
 GOLD_NAMES = ("solution", "ground_truth", "gold", "target", "label")  # in functions written for other data sets
 OTHER_NAME = " The gold answer is called 'answer'; under another name it needs a column of its own."
 
@@ -93,33 +95,110 @@ def read_notes(function: Function, timeout: float = 60.0) -> Any:
     return question(function, "notes", timeout) if node and not required(node) else None
 
 
-def check_gold(function: Function, prompts: Iterable[Row], timeout: float = 10.0) -> tuple[int, int, str]:
-    """Score each gold answer as if it were the completion; return (passed, total, first failure). Above one half passes.
+@dataclass(frozen=True)
+class GoldCheck:
+    """What a reward makes of gold answers; a mark above one half passes.
 
-    An answer may be stated in any usual form (FORMS), since a format check is right to refuse a bare number. Prompts without an
-    answer do not count, and a function that never looks at the answer has nothing to pass: (0, 0, "").
-    `prompts` have the keys id, prompt, answer and meta.
+    `failure` is the first answer that passes in no form. `forms` are those in which half of the answers or more pass; `uneven` is an
+    answer that passes in another form, but not in one of these. `accepted` of `near` wrong answers pass; `example` is the first.
+    """
+
+    passed: int = 0
+    total: int = 0
+    failure: str = ""
+    forms: tuple[str, ...] = ()
+    uneven: str = ""
+    accepted: int = 0
+    near: int = 0
+    example: str = ""
+
+
+def check_gold(function: Function, prompts: Iterable[Row], timeout: float = 10.0) -> GoldCheck:
+    """Score the gold answers as completions state them (`restate.FORMS`), and answers that are nearly right.
+
+    An answer may pass in any form that the reward takes, since a format check is right to refuse the others. Which ones it takes,
+    and what it makes of near misses, is tried on a few rows. Prompts without an answer do not count, and a function that never
+    looks at the answer has nothing to pass. `prompts` have the keys id, prompt, answer and meta.
     """
     node = definition(function)
     if node and not {"answer", "answers"} & set(parameters(node)):
-        return 0, 0, ""
-    left = [row for row in prompts if row.get("answer") is not None]
-    total, first = len(left), ""
-    for form in FORMS:
-        batches = cut((state_answer(row, form) for row in left), GOLD_BATCH)
-        results = [result for batch in spread(function, batches, 1, timeout) for result in batch]
-        failures = [(row, result) for row, result in zip(left, results, strict=True) if not (result[0] or 0) > 0.5]
-        if failures and not first:
-            row, result = failures[0]
-            first = f"prompt {row['id']}, answer {row['answer']!r}: {describe(*result)}"
-        left = [row for row, _ in failures]
-    return total - len(left), total, first if left else ""
+        return GoldCheck()
+    rows = [row for row in prompts if row.get("answer") is not None]
+    tried = rows[:: -(-len(rows) // TRIED_ROWS) or 1]
+    forms, uneven = _forms_taken(function, tried, timeout)
+    failures = _failures(function, rows, forms or restate.ALL, timeout)
+    failed = {row["id"] for row, _ in failures}
+    wrong, near = _accepted_near_misses(function, [row for row in tried if row["id"] not in failed], forms, timeout)
+    return GoldCheck(
+        passed=len(rows) - len(failures),
+        total=len(rows),
+        failure=next((f"prompt {row['id']}, answer {row['answer']!r}: {describe(*result)}" for row, result in failures), ""),
+        forms=forms,
+        uneven=uneven,
+        accepted=len(wrong),
+        near=near,
+        example=wrong[0] if wrong else "",
+    )
 
 
-def state_answer(row: Row, form: str) -> dict[str, Any]:
-    """Return the row of a sample that states the prompt's gold answer in this form."""
-    completion = form.format(row["answer"])
-    return {**row, "group": row["id"], "completion": completion, "sample": {}, "token_ids": []}
+def _forms_taken(function: Function, rows: Sequence[Row], timeout: float) -> tuple[tuple[str, ...], str]:
+    """Return the forms in which half of the answers or more pass, and an answer that does not though it does in another form."""
+    stated = [(row, form) for row in rows for form in restate.forms(str(row["answer"]))]
+    results = _scored(function, [(row, form.format(row["answer"])) for row, form in stated], timeout)
+    passed = [(row["id"], form) for (row, form), result in zip(stated, results, strict=True) if _passes(result)]
+    taken = Counter(form for _, form in passed)
+    forms = tuple(form for form in restate.ALL if taken[form] * 2 >= sum(form == one for _, one in stated) > 0)
+    some = {name for name, _ in passed}
+    left_out = (
+        f"{form.format(row['answer'])!r} where the answer is {row['answer']!r}"
+        for row, form in stated
+        if form in forms and row["id"] in some and (row["id"], form) not in passed
+    )
+    return forms, next(left_out, "")
+
+
+def _failures(function: Function, rows: Sequence[Row], forms: Sequence[str], timeout: float) -> list[tuple[Row, Result]]:
+    """Return the rows whose gold answer passes in no form, each with what it got in the first."""
+    left, first = list(rows), dict[str, Result]()
+    for form in forms:
+        results = _scored(function, [(row, form.format(row["answer"])) for row in left], timeout)
+        failed = [(row, result) for row, result in zip(left, results, strict=True) if not _passes(result)]
+        first = {row["id"]: result for row, result in failed} | first
+        left = [row for row, _ in failed]
+    return [(row, first[row["id"]]) for row in left]
+
+
+def _accepted_near_misses(
+    function: Function, rows: Sequence[Row], forms: Sequence[str], timeout: float
+) -> tuple[list[str], int]:
+    """Return the near misses that pass, each with the answer that they miss, and how many were tried."""
+    form = forms[0] if forms else restate.BARE
+    others = [*rows[1:], *rows[:1]]
+    pairs = [
+        (row, form.format(text))
+        for row, other in zip(rows, others, strict=True)
+        for text in restate.near_misses(str(row["answer"]), str(other["answer"]))
+    ]
+    results = _scored(function, pairs, timeout)
+    wrong = [
+        f"{text!r} where the answer is {row['answer']!r}"
+        for (row, text), result in zip(pairs, results, strict=True)
+        if _passes(result)
+    ]
+    return wrong, len(pairs)
+
+
+def _scored(function: Function, pairs: Sequence[tuple[Row, str]], timeout: float) -> list[Result]:
+    """Return the results of completions, each for the prompt beside it and in a group of its own."""
+    rows = (
+        {**row, "group": str(place), "completion": text, "sample": {}, "token_ids": []}
+        for place, (row, text) in enumerate(pairs)
+    )
+    return [result for batch in spread(function, cut(rows, GOLD_BATCH), 1, timeout) for result in batch]
+
+
+def _passes(result: Result) -> bool:
+    return (result[0] or 0.0) > 0.5
 
 
 def describe(value: float | None, why: str) -> str:

@@ -292,4 +292,5 @@ def beside(reason: str, copy: str) -> str:
 
 
 def without_addresses(value: Any) -> str:
-    return ADDRESS.sub("0x...", str(value))
+    """Return the value as text that can be stored, and is the same in every process; half a surrogate is written as its escape."""
+    return ADDRESS.sub("0x...", str(value).encode("utf-8", "backslashreplace").decode("utf-8"))

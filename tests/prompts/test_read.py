@@ -129,3 +129,10 @@ def test_an_error_in_a_users_function_names_its_line_and_the_row(tmp_path: Path)
             {"rows": [{"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]}], "system": "x"},
             tmp_path,
         )
+
+
+def test_numbers_as_answers_are_written_in_full(tmp_path: Path) -> None:
+    answers = (0.00001, 1e22, 42.0, -0.0, 1e16, 1.5e-7, 12, 0.1, True)
+    lines(tmp_path, *({"prompt": str(place), "answer": answer} for place, answer in enumerate(answers)))
+    told = ["0.00001", "1" + "0" * 22, "42", "0", "1" + "0" * 16, "0.00000015", "12", "0.1", "true"]
+    assert read({"file": "data.jsonl"}, tmp_path)["answer"].to_list() == told

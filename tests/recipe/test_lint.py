@@ -227,3 +227,29 @@ def test_the_recipe_reference_is_current():
 def test_every_field_of_a_verb_is_described_in_its_help(verb):
     text = reference.verb_help(verb)
     assert all(field.description and field.description in text for field in VERBS[verb].model_fields.values())
+
+
+def test_a_reward_that_accepts_a_near_miss_is_named_with_the_example():
+    Path("my.py").write_text("def right(completion: str, answer: str) -> float:\n    return float(answer in completion)\n")
+    report = linted()
+    assert report.ok and any("'Answer: -2' where the answer is '2'" in note for note in report.notes)
+
+
+def test_a_reward_that_cannot_tell_right_answers_from_wrong_ones_is_a_problem():
+    Path("my.py").write_text("def right(completion: str, answer: str) -> float:\n    return 1.0\n")
+    problems = linted().problems
+    assert len(problems) == 2 and all("must tell them apart" in problem for problem in problems)
+
+
+def test_a_reward_that_takes_only_the_whole_completion_is_noted():
+    Path("my.py").write_text("def right(completion: str, answer: str) -> float:\n    return float(completion == answer)\n")
+    assert "my.py:right accepts a gold answer of 'train' only where it is the whole completion" in linted().notes
+
+
+def test_a_gold_answer_that_the_reward_cannot_read_is_a_problem_before_the_run():
+    Path("train.jsonl").write_text('{"question": "a", "answer": "1,5"}\n{"question": "b", "answer": "a lot"}\n')
+    problems = linted(
+        RECIPE.replace("score: my.py:right", "score: reward/number.py:last_number").replace("right = 1", "last_number = 1")
+    )
+    [problem] = problems.problems
+    assert "accepts 0 of 2 gold answers of 'train'" in problem and "the gold answer '1,5' is not one number" in problem

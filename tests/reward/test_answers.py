@@ -12,31 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from readers import READERS, score
 
-from selfkd.core.files import builtin_folder
-from selfkd.rewards.contract import failed, load
+from selfkd.rewards.contract import failed
 
 ANSWERS = Path(__file__).parents[1] / "answers"
-READERS = {
-    "number": "number.py:last_number",
-    "answer_line": "number.py:answer_line",
-    "gsm8k": "gsm8k.py:correct",
-    "math": "math.py:correct",
-    "exact": "exact.py:match",
-    "vote": "vote.py:majority",
-}
 
 
 def answers(reader: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (ANSWERS / f"{reader}.jsonl").read_text("utf-8").splitlines()]
-
-
-def score(reference: str, completion: str, answer: str | None, voters: int = 0) -> tuple[float | None, str]:
-    """(value, why) of one completion; with `voters`, of a group in which so many others state the answer."""
-    file, name = reference.split(":")
-    texts = [completion] + [f"Answer: {answer}"] * voters
-    rows = [dict(group="p", prompt="", completion=text, answer=answer, meta={}) for text in texts]
-    return next((value, why) for place, value, why in load(builtin_folder() / "reward" / file, name).results(rows) if not place)
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -45,7 +29,7 @@ def test_each_answer_has_the_value_that_its_rule_gives(reader: str) -> None:
         pytest.importorskip("math_verify")
     wrong = []
     for row in answers(reader):
-        value, why = score(READERS[reader], row["completion"], row["answer"], 2 * (reader == "vote"))
+        value, why = score(READERS[reader], row["completion"], row["answer"])
         if value != row["value"] or failed(value, why):
             wrong.append((row["completion"], row["answer"], f"{value} {why}", row["value"], row["rule"]))
     assert wrong == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scoring import Write, results, row, write
 
-from selfkd.rewards.check import check_gold, check_parameters, read_notes, run_doctests, score_batch
+from selfkd.rewards.check import GoldCheck, check_gold, check_parameters, read_notes, run_doctests, score_batch
 
 __all__ = ["write"]  # a fixture
 
@@ -34,12 +36,39 @@ def test_failing_doctests_are_reported(write: Write) -> None:
     assert run_doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
 
 
+def gold_rows(*answers: str) -> list[dict[str, Any]]:
+    return [dict(id=str(place), prompt="?", answer=answer, meta={}) for place, answer in enumerate(answers)]
+
+
 def test_gold_answers_are_scored_in_the_forms_in_which_they_are_stated(write: Write) -> None:
-    gold = [dict(id=str(n), prompt="?", answer=str(n), meta={}) for n in range(4)]
+    gold = gold_rows("0", "1", "2", "3")
     strict = write("def f(completion, answer): return completion == f'Answer: {answer}' and answer != '3'")
-    passed, total, first = check_gold(strict, gold)
-    assert (passed, total) == (3, 4) and first
-    assert check_gold(write("def f(completion): return 0"), gold) == (0, 0, "")
+    found = check_gold(strict, gold)
+    assert (found.passed, found.total, found.forms) == (3, 4, ("Answer: {}",)) and "answer '3'" in found.failure
+    assert check_gold(write("def f(completion): return 0"), gold) == GoldCheck()
+
+
+def test_a_reward_that_takes_only_the_bare_gold_answer_is_told_apart(write: Write) -> None:
+    found = check_gold(write("def f(completion, answer): return completion == answer"), gold_rows("1", "22", "333"))
+    assert (found.passed, found.forms, found.accepted) == (3, ("{}",), 0)
+
+
+def test_a_gold_answer_that_fails_in_a_form_which_the_others_pass_is_named(write: Write) -> None:
+    source = "def f(completion, answer): return answer in completion and (answer != '7' or 'boxed' not in completion)"
+    found = check_gold(write(source), gold_rows("1", "7", "9"))
+    assert found.passed == 3 and found.uneven == r"'so \\boxed{7}.' where the answer is '7'"
+
+
+def test_a_near_miss_that_a_reward_accepts_is_named_with_the_answer(write: Write) -> None:
+    found = check_gold(write("def f(completion, answer): return answer.lstrip('-') in completion"), gold_rows("-5"))
+    assert (found.accepted, found.example) == (2, "'Answer: 5' where the answer is '-5'")  # and -50
+    assert check_gold(write("def f(completion, answer): return 1"), gold_rows("5", "7")).accepted == 10
+
+
+def test_a_formula_read_by_one_of_its_numbers_is_found_though_it_agrees_with_itself(write: Write) -> None:
+    source = "import re\n\ndef f(completion, answer): return re.findall('[0-9]+', completion)[:1] == re.findall('[0-9]+', answer)[:1]"
+    found = check_gold(write(source), gold_rows("3\\sqrt{13}"))
+    assert (found.passed, found.example) == (1, "'Answer: 3' where the answer is '3\\\\sqrt{13}'")
 
 
 def test_the_same_batch_scored_here_gives_the_same(write: Write) -> None:

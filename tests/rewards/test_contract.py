@@ -148,3 +148,10 @@ def test_each_parameter_receives_what_the_documentation_says(tmp_path: Path, par
 def test_a_meta_column_may_be_called_like_a_key_of_the_row(write: Write) -> None:
     f = write("def f(token_ids, group): return token_ids + group")
     assert results(f, [row(token_ids=7, group="p1") | {"meta": {"token_ids": 7, "group": 1}}]) == [(8.0, "")]
+
+
+def test_half_a_surrogate_in_a_reason_is_written_as_its_escape(write: Write) -> None:
+    source = "def f(completion):\n    if completion == 'raise':\n        raise ValueError('\\ud800')\n    return (1.0 if completion == 'value' else None), '\\ud800 said'"
+    got = results(write(source), [row("value"), row("none"), row("raise")])
+    assert got == [(1.0, "\\ud800 said"), (None, "abstained: \\ud800 said"), (None, "ValueError: \\ud800")]
+    assert all(why.encode() for _, why in got)
