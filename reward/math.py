@@ -19,19 +19,25 @@ from stated import bare, boxes, final, same, stated
 
 SECONDS = 1.0  # of processor time to read and compare one completion; a usual one takes 0.01
 LONGEST = 400  # characters of a formula
+MOST_WORDS = 20  # of a gold answer
 DEEPEST = 20  # brackets in brackets
 MOST_POWER = 10_000  # of a number: 3^9999 has 4771 digits
-SYMBOLS = {
+SYMBOLS = str.maketrans({
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "²": "^2", "³": "^3", "≤": r"\le ",
-    "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "±": r"\pm ", "°": r"^\circ ", "**": "^", r"\left": "", r"\right": "",
-    r"\!": "", r"\,": " ", r"\;": " ", r"\:": " ", r"\ ": " ", "~": " ", "{,}": ",", r"\$": "", r"\displaystyle": "",
-}  # fmt: skip
+    "≥": r"\ge ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "±": r"\pm ", "°": r"^\circ ", "~": " ",
+})  # fmt: skip
+SPACING = re.compile(r"(?<!\\)\\(?:[,;:! ]|(?:left|right|displaystyle|quad|qquad)(?![A-Za-z]))")
 DEGREES = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc)\s?\(?)(\d{1,9})\s?\^\s?\{?\\circ\}?")
 ROOT = re.compile(r"√\s?(?:\(([^()]{1,99})\)|([0-9]+|[a-zA-Z]))")
 QUOTED = re.compile(r"\\(?:text\w{0,9}|mathrm|mbox)\s?\{[^{}]*\}")
 FRAMES = re.compile(r"\\(?:begin|end)\s?\{\w+\}")
 WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:and|sin|cos|tan|cot|sec|csc|log|exp|sqrt|det|max|min|gcd|lcm|mod|inf)\b)[^\W\d_]{3,}")
-UNITS = re.compile(r"(?<=[0-9})\]A-Za-z])(?:\s+[A-Za-z]{2,}\.?)+$")  # words behind a formula
+UNITS = re.compile(r"([0-9})\]]|\\pi)(?:\s+[A-Za-z]{2,}\.?)+$")  # words behind a formula
+COMMA = re.compile(r"[-+]?\d+,\d+")
+OPERATORS = re.compile(r"[\\^=+*/<>|_]")  # of a formula: the letters beside them are factors, not words
+PLAIN_WORD = re.compile(r"(?<!\S)(?!and\b)[A-Za-z]{3,}(?![^\s,.:;])")
+ALONE = re.compile(r"\s*(?![-+±]\s)[^\n]{1,99}\s*")  # one line; a sign apart from what follows may be a bullet
+NEGATED = re.compile(r"\bnot\b|n't")
 AS_TEXT = re.compile(r"\d\s?:\s?\d|\d\s?_\s?\{?\s?\d")  # 2:3 may be a time, and 101_2 is another number than 101
 
 
@@ -47,6 +53,9 @@ class OutOfTime(BaseException):
     """Not an Exception: the library and sympy catch those."""
 
 
+UNREADABLE = (ValueError, RecursionError, MemoryError, OverflowError, OutOfTime)
+
+
 def correct(completion: str, answer: str) -> float | tuple[float | None, str]:
     """1.0 when the completion's final answer is mathematically equal to the gold answer.
 
@@ -60,13 +69,11 @@ def correct(completion: str, answer: str) -> float | tuple[float | None, str]:
     (0.0, 'no answer is stated')
     """
     target = gold(answer)
-    said = answer_of(completion)
-    if not said:
-        return 0.0, "the answer is cut" if said == "" else "no answer is stated"
     try:
         with at_most(SECONDS):
-            return compared(read(said), target)
-    except (ValueError, RecursionError, MemoryError, OverflowError, OutOfTime) as error:
+            said = reading_of(completion, target)
+            return compared(said, target) if said else (0.0, "no answer is stated")
+    except UNREADABLE as error:
         return 0.0, f"the answer cannot be read: {str(error) or type(error).__name__}"
 
 
@@ -74,29 +81,44 @@ def correct(completion: str, answer: str) -> float | tuple[float | None, str]:
 def gold(answer: str) -> Reading:
     """The gold answer, read strictly; one that does not equal itself is an error of the data, so it raises.
 
-    >>> gold("42").number.value, gold(r"3\\sqrt{13}").formula
-    (Fraction(42, 1), [3*sqrt(13)])
+    Of a whole solution, what its box holds is the answer; prose without a box is none.
+
+    >>> gold("42").number.value, gold(r"3\\sqrt{13}").formula, gold(r"So it is $\\boxed{2x}$.").formula
+    (Fraction(42, 1), [3*sqrt(13)], [2*x])
     """
+    box = boxes(answer)
+    alone = bare(box[1] if box else answer)
     try:
         with at_most(3 * SECONDS):
-            found = read(answer)
-            sure = compared(read(f"${bare(answer)}$"), found) == 1.0
-    except (ValueError, RecursionError, MemoryError, OverflowError, OutOfTime) as error:
+            found = read(alone)
+            sure = alone != "" and compared(read(f"${alone}$"), found) == 1.0 and len(alone.split()) <= MOST_WORDS
+    except UNREADABLE as error:
         raise ValueError(f"the gold answer {answer[:80]!r} cannot be read as mathematics: {error}") from None
     if not sure:
-        raise ValueError(f"the gold answer {answer[:80]!r} does not equal itself when it is read as mathematics")
+        raise ValueError(f"the gold answer {answer[:80]!r} is no number, formula or short text that equals itself")
     return found
 
 
-def answer_of(completion: str) -> str | None:
-    """What the completion states, else its last formula or number, whichever comes last."""
-    said = stated(completion)
-    if said is not None:
-        return said
-    text = final(completion).replace(r"\$", "").replace("$$", "$")
+def reading_of(completion: str, target: Reading) -> Reading | None:
+    """What the completion states, as the kind of thing that the gold answer is; of a sentence, its last formula or number."""
+    said, text = stated(completion), final(completion)
+    if target.number is None and target.formula is None:
+        return Reading(bare(text if said is None else said))
+    if said is None:
+        return read(text) if ALONE.fullmatch(text) and not re.search(r"(?<!\S)[A-Za-z]{2}", text) else last_of(text)
+    if whole(said) is None and len(PLAIN_WORD.findall(latex(said))) > 1 and not NEGATED.search(said):
+        return last_of(said)
+    return read(said) if said else None
+
+
+def last_of(text: str) -> Reading | None:
+    """The last formula or number of a prose text, whichever comes last."""
+    text = text.replace(r"\$", "").replace("$$", "$")
     end, formula = max(last_between(text, *pair) for pair in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")))
     number = last(text[end:])
-    return number.text if number else formula or None
+    if number is not None:
+        return Reading(number.text, number)
+    return read(formula) if formula else None
 
 
 def last_between(text: str, left: str, right: str) -> tuple[int, str]:
@@ -113,15 +135,11 @@ def read(text: str) -> Reading:
     if number is not None and number.value is not None:
         return Reading(text, number)
     written = latex(text)
-    signs = FRAMES.sub("", QUOTED.sub("", written))
-    if AS_TEXT.search(written) or WORD.search(signs) or not signs.strip():
-        return Reading(text)
+    signs = FRAMES.sub("", QUOTED.sub("", written)).strip()
+    if len(signs) < 2 or AS_TEXT.search(written) or (WORD.search(signs) and not OPERATORS.search(signs)):
+        return Reading(text, number)
     check_size(written)
-    return Reading(text, number or doubtful_comma(text), parsed(written))
-
-
-def doubtful_comma(text: str) -> Numeral | None:
-    return doubtful(text) if re.fullmatch(r"[-+]?\d+,\d+", plain(text)) else None
+    return Reading(text, number or (doubtful(text) if COMMA.fullmatch(plain(text)) else None), parsed(written))
 
 
 def latex(text: str) -> str:
@@ -130,11 +148,10 @@ def latex(text: str) -> str:
     >>> latex("2√3 meters"), latex("−5π")
     ('2\\\\sqrt{3}', '-5\\\\pi')
     """
-    text = ROOT.sub(r"\\sqrt{\1\2}", text)
-    for sign, written in SYMBOLS.items():
-        text = text.replace(sign, written)
+    text = ROOT.sub(r"\\sqrt{\1\2}", text).translate(SYMBOLS)
+    text = SPACING.sub(" ", text).replace("{,}", ",").replace(r"\$", "").replace("**", "^")
     text = DEGREES.sub(r"\1{\\frac{\2\\pi}{180}}", text)
-    return UNITS.sub("", text.strip()).strip()
+    return UNITS.sub(r"\1", text.strip()).strip()
 
 
 def check_size(text: str) -> None:

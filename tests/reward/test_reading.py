@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from readers import READERS, score
+from scoring import results, row
 
 from selfkd.rewards.contract import failed
+from selfkd.rewards.find import find_function
 
 numbers = st.decimals(min_value=-(10**12), max_value=10**12, places=2, allow_nan=False).filter(lambda value: value != 0)
 
@@ -122,7 +124,10 @@ def test_a_gold_answer_that_is_not_one_number_is_refused(answer: str) -> None:
         assert value is None and failed(value, why) and "is not one number" in why
 
 
-@pytest.mark.parametrize("answer", ["", "\\frac{1}{", "9^{9^{9^9}}", "(1, 2", "x+" * 250 + "1"])
+@pytest.mark.parametrize(
+    "answer",
+    ["", "\\frac{1}{", "9^{9^{9^9}}", "(1, 2", "First we see that " * 6 + "it is 2.", "so \\boxed{2", "x+" * 250 + "1"],
+)
 def test_a_gold_answer_that_mathematics_cannot_read_is_refused(answer: str) -> None:
     pytest.importorskip("math_verify")
     value, why = score(READERS["math"], "\\boxed{1}", answer)
@@ -136,3 +141,17 @@ def test_a_gold_answer_with_a_currency_sign_or_a_unit_is_a_number() -> None:
         1.0,
         0.0,
     ]
+
+
+def test_the_gold_answer_of_a_whole_solution_is_what_its_box_holds() -> None:
+    pytest.importorskip("math_verify")
+    solution = "First we see that $x > 3$. Then we see that the answer is $\\boxed{3\\sqrt{13}}$, as $9 \\cdot 13 = 117$."
+    values = [score(READERS["math"], text, solution)[0] for text in (solution, "\\boxed{\\sqrt{117}}", "\\boxed{3}", "117")]
+    assert values == [1.0, 1.0, 0.0, 0.0]
+
+
+def test_hostile_answers_are_scored_in_worker_processes_too() -> None:
+    pytest.importorskip("math_verify")
+    rows = [dict(row(text, "4"), group=str(place)) for place, text in enumerate((*HOSTILE[:5], HOSTILE[12], "\\boxed{4}"))]
+    found = results(find_function("reward/math.py:correct", []), rows, 60.0)
+    assert [value for value, _ in found] == [0.0] * 6 + [1.0] and "a power in a power" in found[0][1]
