@@ -19,8 +19,6 @@ from selfkd.core import views
 from selfkd.core.pool import HEAVY, Pool, read_light, scan
 from selfkd.errors import ChainError, UsageError
 
-WHERE_FORM = 'Compare something: "correct = 0 AND tokens > 100", or "NOT kept".'
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -139,15 +137,9 @@ def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> 
     if not where:
         return view
     heavy = [name for name in HEAVY[table] if name not in view.columns]
-    parsed = views.expression(where, [*view.columns, *heavy], "where")
-    seen = views.with_heavy(view, pool, [name for name in parsed.meta.root_names() if name in heavy], table)
-    try:
-        holds = seen.select(parsed.alias("holds"))["holds"]
-    except pl.exceptions.PolarsError as error:
-        raise UsageError(f"cannot work out '{where}': {str(error).splitlines()[0]}", "where", WHERE_FORM) from error
-    if holds.dtype not in (pl.Boolean, pl.Null):
-        raise UsageError(f"'{where}' is a value ({holds.dtype}), not true or false", "where", WHERE_FORM)
-    return seen.filter(parsed.cast(pl.Boolean)).select(view.columns)  # a null is not true
+    parsed = views.expression(where, views.with_heavy(view.clear(), Pool(), heavy, table), "condition", "where")
+    named = [name for name in parsed.meta.root_names() if name in heavy]
+    return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
 
 
 def with_prompts(paths: Paths, info: Info, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import LOOSE_FACTOR, Tally
 from selfkd.chain.commit import Place
-from selfkd.chain.models import KnownModels
 from selfkd.chain.run import Run
-from selfkd.core import digest, storage
+from selfkd.core import digest, storage, views
 from selfkd.core.hardware import usable_cores
+from selfkd.core.known_models import KnownModels
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool
+from selfkd.core.views import Kind
 from selfkd.errors import BackendError, WeightsError
 from selfkd.prompts import templates
 from selfkd.rewards.pool import spread
@@ -133,7 +134,7 @@ class StepContext:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         return self.run.function(reference, params)
 
-    def template(self, reference: str) -> Render:
+    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
         template = self.run.template(reference)
 
         def render(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
@@ -141,6 +142,9 @@ class StepContext:
             return templates.with_last_message(messages, template.render(prompt=seen, of=of))
 
         return render
+
+    def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
+        return views.expression(text, table, kind, f"{self.where} '{field}'")
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         return self.rounds_before(window)

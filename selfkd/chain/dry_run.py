@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +15,7 @@ from selfkd.core import digest
 from selfkd.errors import GuardError, RewardError, SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.read import on_hub, read_prompts, source_words
+from selfkd.prompts.template_fields import PROMPT_FIELDS, uses
 from selfkd.recipe.lint import Report, all_lines, lint
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.contract import CONTRACT
@@ -28,8 +28,12 @@ KEPT_NOTHING = "the dry run kept nothing to train on (its stand-in answers may n
 def lint_and_walk(recipe: Recipe) -> Report:
     """What `lint` finds, and where that is nothing, what a walk of two rounds finds."""
     report = lint(recipe)
-    if not report.ok:
-        return report
+    return report + try_walk(recipe) if report.ok else report
+
+
+def try_walk(recipe: Recipe) -> Report:
+    """What a walk of two rounds on a fake model finds."""
+    report = Report()
     try:
         dry_run(recipe)
     except GuardError as error:
@@ -86,12 +90,12 @@ def _columns_named(recipe: Recipe) -> set[str]:
     for line in all_lines(recipe):
         step = line.at(1)
         for reference in step.templates():
-            source = templates.load(reference, recipe.folders).source
-            found |= set(re.findall(r"\bprompt\.(?:meta\.)?([A-Za-z_]\w*)", source))
+            named = uses(templates.load(reference, recipe.folders))
+            found |= {use.name for use in named if use.owner in ("prompt", "meta")}
         for reference in step.functions():
             node = definition(find_function(reference, recipe.folders))
             found |= set(required(node)) if node else set()
-    return found - {"text", "answer", "messages", "meta"} - set(CONTRACT)
+    return found - set(PROMPT_FIELDS) - set(CONTRACT)
 
 
 def knowing(recipe: Recipe) -> Any:

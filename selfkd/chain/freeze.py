@@ -21,8 +21,9 @@ from selfkd.core.local_code import local_code
 from selfkd.core.pool import KEYS
 from selfkd.errors import GuardError, UsageError
 from selfkd.prompts import templates
-from selfkd.prompts.overlap import duplicates, overlap
+from selfkd.prompts.overlap import duplicates, leaks
 from selfkd.prompts.read import read_prompts
+from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.find import find_function
@@ -68,10 +69,11 @@ def now() -> str:
 
 
 def freeze_prompts(recipe: Recipe, paths: Paths) -> dict[str, SplitEntry]:
-    """Write the prompts of each split; train prompts that are held out too are refused or taken out, as the recipe says."""
+    """Write the prompts of each split; those that are held out elsewhere too are refused or taken out, as the recipe says."""
     frames = {split: read_prompts(source, recipe.folders, split) for split, source in recipe.splits().items()}
+    checks.refuse(recipe, frames)
     frames, dropped = _without_leaks(frames, recipe.overlap)
-    return {split: _frozen_split(split, frame, dropped if split == "train" else 0, paths) for split, frame in frames.items()}
+    return {split: _frozen_split(split, frame, dropped.get(split, 0), paths) for split, frame in frames.items()}
 
 
 def _frozen_split(split: str, frame: pl.DataFrame, dropped: int, paths: Paths) -> SplitEntry:
@@ -80,20 +82,18 @@ def _frozen_split(split: str, frame: pl.DataFrame, dropped: int, paths: Paths) -
     return SplitEntry(file=paths.relative(path), rows=frame.height, digest=meaning, repeats=duplicates(frame), overlap=dropped)
 
 
-def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[str, pl.DataFrame], int]:
-    """Return the splits and how many train prompts were taken out because they are in dev or test too (`overlap: drop`)."""
-    dropped = 0
-    for split in ("dev", "test"):
-        if split not in frames or "train" not in frames:
-            continue
-        found = overlap(frames["train"], frames[split])
-        if found and policy == "refuse":
-            what = f"{len(found)} train prompts stand in '{split}' too, such as {found[0]}"
-            fix = "Separate the splits, or write `overlap: drop` in the recipe to take them out of train."
+def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[str, pl.DataFrame], dict[str, int]]:
+    """Return the splits, and how many prompts were taken out of each because another split holds them out (`overlap: drop`)."""
+    heights = {split: frame.height for split, frame in frames.items()}
+    for split, held_out, shared in leaks(frames):
+        if policy == "refuse":
+            what = f"{len(shared)} {split} prompts stand in '{held_out}' too, such as {shared[0]}"
+            fix = f"Separate the splits, or write `overlap: drop` in the recipe to take them out of {split}."
             raise GuardError(what, "prompts", fix)
-        frames = {**frames, "train": frames["train"].filter(~pl.col("id").is_in(found))}
-        dropped += len(found)
-    return frames, dropped
+        frames[split] = frames[split].filter(~pl.col("id").is_in(shared))
+        if not frames[split].height:
+            raise GuardError(f"every {split} prompt stands in '{held_out}' too", "prompts", "Separate the splits.")
+    return frames, {split: heights[split] - frame.height for split, frame in frames.items()}
 
 
 # ---- code ----

@@ -15,10 +15,10 @@ import polars as pl
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
-from selfkd.core.files import reference_parts
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, Interval, change, interval
-from selfkd.steps.step import references
+from selfkd.steps.score import function_names
+from selfkd.steps.step import several
 
 Scores = dict[str, float]
 WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
@@ -100,7 +100,7 @@ def _first(paths: Paths, commit: Commit, score: str) -> Commit:
 
 def scores_of(commit: Commit) -> list[str]:
     """Return the scores of a measure step; the first one is the one that tables show."""
-    return [reference_parts(name)[1] for name in references(commit.identity["reward"])]
+    return several(commit.identity.get("as")) or function_names(several(commit.identity["reward"]))
 
 
 def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:

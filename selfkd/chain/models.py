@@ -1,47 +1,17 @@
-"""Finding the model that `role@when` names at one point of a chain."""
+"""The models of a chain, as its sealed rounds say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from selfkd.chain.records import Seal
 from selfkd.chain.steering import best_round
-from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Model
-from selfkd.errors import ChainError
+from selfkd.core.known_models import KnownModels, Models
 from selfkd.recipe.schema import Best
 
-Models = Mapping[str, Model]
 
-
-@dataclass(frozen=True)
-class KnownModels:
-    """The models of a round: `start` entered it, `sealed` are the rounds before it, `base` reads what round 0 loaded."""
-
-    index: int
-    start: Models
-    sealed: Sequence[Seal]
-    best: Best | None
-    base: Callable[[], Models]
-
-    def find(self, reference: ModelRef, now: Models, where: str) -> Model:
-        """Return the model; `now` are the newest ones. ChainError where there is none."""
-        models = self._at(reference, now, where)
-        if reference.role not in models:
-            roles = "Roles: " + (", ".join(sorted(models)) or "none yet")
-            raise ChainError(f"there is no model '{reference}' at this point", where, roles)
-        return models[reference.role]
-
-    def _at(self, reference: ModelRef, now: Models, where: str) -> Models:
-        if reference.when == "now":
-            return now
-        if reference.when == "start" or (reference.when == "warm" and self.index == 0):
-            return self.start or now
-        if reference.when == "base":
-            return self.base()
-        named = {"warm": 0, "best": best_round(self.sealed, self.best)}
-        index = named.get(reference.when, reference.round)
-        if index is None or index >= len(self.sealed):
-            raise ChainError(f"round {index} is not sealed yet", where)
-        return self.sealed[index].head()
+def known_models(
+    index: int, start: Models, sealed: Sequence[Seal], best: Best | None, base: Callable[[], Models]
+) -> KnownModels:
+    """Return the models of round `index`, which `start` entered, after these sealed rounds; `base` reads what round 0 loaded."""
+    return KnownModels(index, start, [seal.head for seal in sealed], best_round(sealed, best), base)

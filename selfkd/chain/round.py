@@ -15,14 +15,16 @@ from selfkd.chain import commit, measured, records, steering
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
-from selfkd.chain.models import KnownModels, Models
+from selfkd.chain.models import known_models
 from selfkd.chain.records import Commit, ModelEntry, Seal
 from selfkd.chain.retention import prune
 from selfkd.chain.run import Run, head_of
 from selfkd.core import views
+from selfkd.core.known_models import Models
 from selfkd.core.lease import Lease
 from selfkd.core.pool import Pool
 from selfkd.errors import Stopped
+from selfkd.recipe.walk import outlook
 from selfkd.steps import VERBS, Step
 
 
@@ -45,7 +47,8 @@ class Round:
         self.follows = self.before[-1].digest if self.before else run.info.root
         self.parent = self.follows  # of the next step
         self.made: list[Commit] = []
-        self.models = KnownModels(index, self.start, self.before, self.recipe.best, run.loaded)
+        self.models = known_models(index, self.start, self.before, self.recipe.best, run.loaded)
+        self.seen = outlook(run.recipe)  # names the scores that expressions may use, whether or not a sample has one yet
 
     # ---- the walk ----
 
@@ -82,7 +85,8 @@ class Round:
         self.attempt.event(
             "made", round=self.index, step=step.name, verb=step.verb, seconds=seconds, metrics=dict(made.metrics)
         )
-        return commit.pool_of(self.run.paths, made)
+        step.adds(self.seen)
+        return commit.pool_of(self.run.paths, made) + Pool(scores_named=tuple(self.seen.scores))
 
     def _make(self, place: Place, pool: Pool) -> None:
         step = place.step

@@ -18,7 +18,7 @@ from selfkd.backend.machine import NUMERIC, Machine
 from selfkd.chain import amend, contents, records
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.freeze import create
-from selfkd.chain.models import KnownModels
+from selfkd.chain.models import known_models
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
@@ -152,7 +152,7 @@ class Run:
         head = head_of(sealed)
         if problem := named.problem(list(head), len(sealed), best_is_named=True):
             raise ChainError(problem, str(self.folder))
-        known = KnownModels(len(sealed), head, sealed, self.recipe.best, self.loaded)
+        known = known_models(len(sealed), head, sealed, self.recipe.best, self.loaded)
         found = known.find(named, head, str(self.folder)).at(self.folder.absolute())
         if not Path(found.path).is_dir():
             fix = "The recipe's `keep` says which checkpoints stay: keep: {last: 2, best: true, base: true}"

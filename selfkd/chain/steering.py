@@ -9,7 +9,6 @@ import polars as pl
 
 from selfkd.chain.records import Seal
 from selfkd.core import views
-from selfkd.errors import RecipeError
 from selfkd.recipe.schema import Best, Stop
 
 Metrics = Mapping[str, Any]
@@ -33,10 +32,9 @@ def verdict(keep_if: str | None, best: Best | None, sealed: Sequence[Seal], metr
         return True, ""
     columns = _columns(metrics) | _columns(sealed[-1].metrics, "prev_")
     columns |= _columns(sealed[best_round(sealed, best)].metrics, "best_")
-    frame = pl.DataFrame({name: [value] for name, value in columns.items() if isinstance(value, int | float) or value is None})
-    held = frame.select(views.expression(keep_if, frame.columns, "keep_if")).item()
-    if not isinstance(held, bool) and held is not None:
-        raise RecipeError(f"'{keep_if}' is not true or false", "keep_if")
+    numbers = {name: [value] for name, value in columns.items() if isinstance(value, int | float) or value is None}
+    frame = pl.DataFrame(numbers, schema=dict.fromkeys(numbers, pl.Float64), strict=False)
+    held = frame.select(views.expression(keep_if, frame, "condition", "keep_if")).item()
     return (True, "") if held else (False, f"{'could not judge' if held is None else 'not'} {keep_if}")
 
 

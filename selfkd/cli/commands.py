@@ -11,8 +11,8 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,15 +197,33 @@ def doctor(runs: Path) -> int:
 
 def lint(recipe: str, overrides: Sequence[str], dry_run: bool) -> int:
     """Check a recipe, its rewards and its prompts."""
-    from selfkd.recipe.load import load
+    from selfkd.recipe.lint import look, try_rewards
+    from selfkd.recipe.load import read
 
-    if dry_run:
-        from selfkd.chain.dry_run import lint_and_walk as lint  # loads the chain and a backend, which lint alone does not need
-    else:
-        from selfkd.recipe.lint import lint
-    report = lint(load(recipe, overrides))
-    print(report.text())
-    return 0 if report.ok else 2
+    words = read(recipe, overrides)
+    report, frames = look(words)
+    print(report.text(), flush=True)
+    with _telling() as tell:
+        rewards = try_rewards(words, frames, tell)
+    print(*(["", rewards.text()] if rewards.text() else []), sep="\n")
+    if dry_run and report.ok and rewards.ok:
+        from selfkd.chain.dry_run import try_walk  # loads the chain and a backend, which lint alone does not need
+
+        rewards += try_walk(words)
+        print(*rewards.notes[-1:], *rewards.problems, sep="\n")
+    return 0 if report.ok and rewards.ok else 2
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """Tell on a terminal what is being done, in place; nowhere else."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield status.update
 
 
 def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +128,11 @@ def light(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     return frame.drop([column for column in HEAVY[table] if column in frame.columns])
 
 
+@cache
+def _none(table: str) -> pl.DataFrame:
+    return light(table, empty(table))
+
+
 @dataclass(frozen=True)
 class Model:
     """Weights of one role. `path` is relative to the run folder in a pool, absolute where a backend is asked.
@@ -153,6 +159,7 @@ class Model:
 class Pool:
     """What a round knows so far: light tables, the files that hold their heavy columns, models by name, metrics.
 
+    `scores_named` are the scores that steps have given, also those that no sample has yet: expressions may use them all.
     `+` concatenates; a model or metric of the right side replaces that of the left.
     """
 
@@ -160,11 +167,12 @@ class Pool:
     files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     models: Mapping[str, Model] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    scores_named: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> pl.DataFrame:
         if name not in SCHEMAS:
             raise AttributeError(name)
-        return self.tables[name] if name in self.tables else light(name, empty(name))
+        return self.tables[name] if name in self.tables else _none(name)
 
     def scan(self, table: str) -> pl.LazyFrame:
         """The whole table with its heavy columns, read from disk only where a caller asks for them."""
@@ -177,7 +185,11 @@ class Pool:
             {name: (*self.files.get(name, ()), *more.files.get(name, ())) for name in SCHEMAS},
             {**self.models, **more.models},
             {**self.metrics, **more.metrics},
+            tuple(dict.fromkeys((*self.scores_named, *more.scores_named))),
         )
+
+
+Part = pl.DataFrame | Path  # of a table: a frame with its heavy columns, or a file that was written already
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ class Addition:
     `models` maps a role to a finished folder under the run's tmp/; `notes` stand outside every digest.
     """
 
-    tables: Mapping[str, list[pl.DataFrame | Path]] = field(default_factory=dict)
+    tables: Mapping[str, list[Part]] = field(default_factory=dict)
     models: Mapping[str, Path] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)

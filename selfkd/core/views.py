@@ -5,26 +5,69 @@ Expressions are Polars SQL. Row order is never left to a group-by: everything is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import polars as pl
 
-from selfkd.core.pool import HEAVY, SCHEMAS, Pool, light_columns
-from selfkd.core.wording import did_you_mean
+from selfkd.core.pool import HEAVY, Pool
+from selfkd.core.wording import did_you_mean, first_line
 from selfkd.errors import RecipeError
 
+SIDES = ("chosen", "rejected")  # of a pair; each has the columns of its sample, under this prefix
+Kind = Literal["condition", "number", "order", "value"]
 
-def expression(text: str, known: Sequence[str], where: str = "") -> pl.Expr:
-    """`text` as a Polars SQL expression over the columns `known`; RecipeError names a column that is not there."""
+# What an expression of each kind must give: whether a type will do, and how an error says it.
+_WANTED: dict[Kind, tuple[Callable[[pl.DataType], bool], str]] = {
+    "condition": (lambda kind: kind == pl.Boolean, "true or false: compare it with something, such as tokens < 100"),
+    "number": (lambda kind: kind.is_numeric() or kind == pl.Boolean, "a number"),
+    "order": (lambda kind: not kind.is_nested() and kind != pl.Null, "a number or a text to order by"),
+    "value": (lambda kind: kind != pl.Null, "a value"),
+}
+
+
+def parse(text: str, where: str = "") -> pl.Expr:
+    """`text` as one Polars SQL expression; RecipeError where it is none, or where something stands behind it."""
     try:
         parsed = pl.sql_expr(text)
-    except pl.exceptions.PolarsError as error:
-        raise RecipeError(f"cannot read the expression '{text}': {error}", where) from error
-    unknown = [name for name in parsed.meta.root_names() if name not in known]
-    if unknown:
-        hint = did_you_mean(unknown[0], known)
-        raise RecipeError(f"no column '{unknown[0]}' in '{text}'.{hint}", where, "Columns: " + ", ".join(known))
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise RecipeError(f"cannot read the expression '{text}': {first_line(error)}", where) from None
+    if parsed.meta.has_multiple_outputs():
+        raise RecipeError(f"'{text}' names several columns at once", where, "Name one column.")
+    if not parsed.meta.eq(parsed.meta.undo_aliases()):  # SQL reads `a = 1 b = 2`'s first word behind a value as its new name
+        name = parsed.meta.output_name()
+        raise RecipeError(f"'{text}' is followed by '{name}', which says nothing", where, "Is an AND or OR missing?")
     return parsed
+
+
+def expression(text: str, table: pl.DataFrame, kind: Kind, where: str = "") -> pl.Expr:
+    """`text` as a Polars SQL expression over `table`; RecipeError where it names no column of it or gives another kind of value."""
+    parsed = parse(text, where)
+    unknown = [name for name in parsed.meta.root_names() if name not in table.columns]
+    if unknown:
+        hint = did_you_mean(unknown[0], table.columns)
+        raise RecipeError(f"no column '{unknown[0]}' in '{text}'.{hint}", where, "Columns: " + ", ".join(table.columns))
+    try:
+        given = table.clear().select(parsed).dtypes[0]
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        raise RecipeError(f"'{text}' cannot be computed: {first_line(error)}", where) from None
+    if kind == "condition" and given == pl.Null:
+        return parsed.cast(pl.Boolean)  # never true
+    fits, wanted = _WANTED[kind]
+    if not fits(given):
+        raise RecipeError(f"'{text}' gives {_in_words(given)}, where {wanted.partition(':')[0]} is wanted", where, _fix(wanted))
+    return parsed
+
+
+def _fix(wanted: str) -> str:
+    advice = wanted.partition(": ")[2]
+    return advice[:1].upper() + advice[1:] + "." if advice else ""
+
+
+def _in_words(kind: pl.DataType) -> str:
+    if kind.is_numeric():
+        return "a number"
+    return {pl.String: "a text", pl.Boolean: "true or false", pl.Null: "nothing"}.get(type(kind), "a list or a structure")
 
 
 def live(pool: Pool, stream: str | None = None) -> pl.DataFrame:
@@ -41,7 +84,8 @@ def live_prompts(pool: Pool) -> pl.DataFrame:
 
 
 def score_names(pool: Pool) -> list[str]:
-    return sorted(pool.scores["name"].unique().to_list())
+    """Return the names of all scores that were given, also of those that no sample has."""
+    return sorted({*pool.scores["name"].unique(), *pool.scores_named})
 
 
 def with_scores(samples: pl.DataFrame, pool: Pool) -> pl.DataFrame:
@@ -64,8 +108,30 @@ def with_heavy(samples: pl.DataFrame, pool: Pool, names: Sequence[str], table: s
 
 def sample_view(pool: Pool, stream: str | None, *texts: str | None) -> pl.DataFrame:
     """The live samples as expressions see them: scores as columns, and a heavy column where one of `texts` names it."""
-    names = {name for text in texts if text for name in pl.sql_expr(text).meta.root_names()}
-    return with_heavy(with_scores(live(pool, stream), pool), pool, sorted(names))
+    return with_heavy(with_scores(live(pool, stream), pool), pool, sorted(named_in(*texts)))
+
+
+def named_in(*texts: str | None) -> set[str]:
+    """Return the columns that expressions name; none of one that cannot be read, which is for `expression` to say."""
+    found: set[str] = set()
+    for text in texts:
+        try:
+            found |= set(pl.sql_expr(text).meta.root_names()) if text else set()
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+            continue
+    return found
+
+
+def pair_view(pairs: pl.DataFrame, view: pl.DataFrame, pool: Pool, *texts: str | None) -> pl.DataFrame:
+    """`pairs` (ids chosen and rejected) with the columns of both samples as `chosen_…` and `rejected_…`, heavy ones where a text names them."""
+    names = named_in(*texts)
+    for side in SIDES:
+        wanted = sorted(name.removeprefix(f"{side}_") for name in names if name.startswith(f"{side}_"))
+        samples = view.filter(pl.col("id").is_in(pairs[side].implode()))
+        samples = with_heavy(samples, pool, [name for name in wanted if name not in view.columns])
+        own = samples.rename({name: f"{side}_{name}" for name in samples.columns}).rename({f"{side}_id": side})
+        pairs = pairs.join(own, on=side, how="left", maintain_order="left")
+    return pairs.with_columns(pl.col(side).alias(f"{side}_id") for side in SIDES)
 
 
 def prompt_view(pool: Pool) -> pl.DataFrame:
@@ -80,12 +146,11 @@ def prompt_view(pool: Pool) -> pl.DataFrame:
     return live_prompts(pool).join(grouped, on="id", how="left").with_columns(counts).sort("id")
 
 
-def columns_after(scores: Sequence[str]) -> dict[str, list[str]]:
-    """Return the columns that expressions may use once `scores` exist, by table: samples, prompts and pairs."""
-    samples = [*SCHEMAS["samples"], *scores]
-    prompts = [*light_columns("prompts"), "n", *(f"{score}_{stat}" for score in scores for stat in ("max", "mean", "n"))]
-    pairs = [f"{side}_{name}" for side in ("chosen", "rejected") for name in samples]
-    return {"samples": samples, "prompts": prompts, "pairs": pairs}
+def columns(pool: Pool) -> dict[str, list[str]]:
+    """Return the columns that expressions may use over this pool, by table: samples, prompts and pairs."""
+    samples = [*sample_view(pool, None).columns, *HEAVY["samples"]]
+    pairs = [f"{side}_{name}" for side in SIDES for name in samples]
+    return {"samples": samples, "prompts": prompt_view(pool).columns, "pairs": pairs}
 
 
 def funnel(pool: Pool) -> list[tuple[str, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import polars as pl
 
@@ -26,6 +28,13 @@ def overlap(train: pl.DataFrame, other: pl.DataFrame) -> list[str]:
     """Return the ids of the train prompts whose normalised text is that of a prompt in `other` (dev or test)."""
     held_out = texts(other)["text"].unique()
     return texts(train).filter(pl.col("text").is_in(held_out.implode()))["id"].to_list()
+
+
+def leaks(frames: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (split, split that it must not share prompts with, ids of those it shares): nothing is learned from, or steered by, the latter."""
+    for split, held_out in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        if split in frames and held_out in frames and (shared := overlap(frames[split], frames[held_out])):
+            yield split, held_out, shared
 
 
 def shared_passages(train: pl.DataFrame, other: pl.DataFrame) -> list[str]:

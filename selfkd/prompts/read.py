@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -29,6 +30,7 @@ from selfkd.prompts.user_code import load_function, run_user_code
 
 Prompt = dict[str, Any]  # messages, answer, meta (JSON text) and source
 HINT_ROWS = 100  # enough to see which columns there are
+CODE = re.compile(r".+\.py:[A-Za-z_]\w*")  # how a function is named
 ROLES = ("system", "user", "assistant", "tool", "developer")
 
 
@@ -69,10 +71,12 @@ def gold_hint(frame: pl.DataFrame) -> str:
 
 
 def source_words(source: Words | str | Sequence[Any]) -> Words:
-    """Return the one form of a source: a path is `{file: path}`, a list `{rows: list}`."""
+    """Return the one form of a source: a path is `{file: path}`, a list `{rows: list}`; a field that is null is left out."""
     if isinstance(source, str):
         return {"file": source}
-    return source if isinstance(source, Mapping) else {"rows": list(source)}
+    if isinstance(source, Mapping):
+        return {name: value for name, value in source.items() if value is not None or name in SOURCES}
+    return {"rows": list(source)}
 
 
 def source_kind(words: Mapping[str, Any]) -> str:
@@ -96,20 +100,42 @@ def source_problems(source: Words | str | Sequence[Any], split_name: str) -> lis
 
 
 def field_problems(words: Words, kind: str) -> Iterator[str]:
-    """Yield what is wrong with the fields beside the kind: unknown, not a number, or in each other's way."""
+    """Yield what is wrong with the fields of a source: unknown, of a wrong type, or in each other's way."""
     known = (kind, *SOURCES[kind].fields, *COMMON_FIELDS)
-    for key in words:
+    for key, value in words.items():
         if key not in known:
             yield f"no field '{key}' for a source of kind {kind}.{did_you_mean(key, known)}"
-    for key in ("limit", "shuffle"):
-        value = words.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            yield f"{key} must be a whole number, not {value!r}"
+        elif wrong := value_problem(key, value):
+            yield f"'{key}' should be {wrong}, not {shown(value)}"
     columns = [key for key in ("prompt", "messages", "answer") if key in words]
     if "map" in words and columns:
         yield f"with `map`, the function names the columns; leave out {', '.join(columns)}"
     if "messages" in words and "prompt" in words:
         yield "name a `prompt` column or a `messages` column, not both"
+
+
+def value_problem(key: str, value: Any) -> str:
+    """Return what a field of a source should be, or "" where it is that."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if key in ("limit", "shuffle"):
+        least = 1 if key == "limit" else 0
+        return "" if whole and value >= least else f"a whole number of at least {least}"
+    if key in ("params", "reasoning_gym"):
+        return "" if isinstance(value, Mapping) else "a mapping (name: value)"
+    if key == "rows":
+        fits = isinstance(value, list | tuple) and value and all(isinstance(row, str | Mapping) for row in value)
+        return "" if fits else "a list of texts or mappings, at least one"
+    if not isinstance(value, str) or not value.strip():
+        return "text"
+    if key in ("map", "function") and not CODE.fullmatch(value):
+        return "file.py:function"
+    return ""
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # ---------------------------------------------------------------------------------------------------------- mapped rows

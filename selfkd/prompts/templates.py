@@ -30,6 +30,7 @@ INLINE = ("{{", "{%", "\n")  # marks of a template that is text in the recipe it
 TURN = re.compile(r"^--- (user|assistant|system)[ \t]*$", re.MULTILINE)  # begins a message, where it is the template's own line
 COMPUTED = re.compile(r"^--- \Z", re.MULTILINE)
 LINE_END = re.compile(r"[ \t]*(\n|\Z)")
+FILE_NAME = re.compile(r"\S+\.\w+")  # hint.j2, but not "Think hard."
 MOST_CHARS = 1_000_000  # a loop in a template must not fill the memory; the longest contexts in use are near this
 
 
@@ -218,7 +219,13 @@ def load(reference: str, folders: Sequence[Path]) -> Template:
     """Return the template of a file (beside the recipe, in the working directory, built in), or of text in the recipe."""
     if is_inline(reference):
         return compile_template("template", reference)
-    path = locate(reference, folders, "recipes", "recipes/templates")
+    try:
+        path = locate(reference, folders, "recipes", "recipes/templates")
+    except UsageError:
+        if FILE_NAME.fullmatch(reference):
+            raise
+        fix = f"Say where the prompt stands: '{reference} {{{{ prompt.text }}}}'"
+        raise UsageError(f"'{reference}' is neither the name of a file nor a template, which names `prompt`", "", fix) from None
     try:
         return compile_template(str(path), path.read_text("utf-8-sig"))
     except UnicodeDecodeError as error:

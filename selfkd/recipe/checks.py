@@ -9,18 +9,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import polars as pl
+
 from selfkd.core import views
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import RecipeError
 from selfkd.prompts.read import source_problems
-from selfkd.recipe.lines import Entry
+from selfkd.prompts.template_fields import Columns
+from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
+from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
 from selfkd.recipe.yamlfile import Node, Problems, plain
-from selfkd.steps import Step
-from selfkd.steps.outlook import Outlook
+from selfkd.steps import VERBS
 
 SPLITS = ("train", "dev", "test")
-Entries = Mapping[str, Sequence[Entry]]
 
 
 # ---- prompt sources, before anything is typed ----
@@ -43,88 +45,48 @@ def _place_of(node: Node, problem: str) -> str:
 # ---- the whole ----
 
 
-def meaning(recipe: Recipe, entries: Entries, fields: Mapping[str, Node], problems: Problems) -> None:
-    """Add every finding about a recipe whose fields are all valid."""
-    roles = _roles(recipe)
-    seen = outlook(recipe)
-    for part in ("before", "steps", "after"):
-        if part == "steps":
-            seen = outlook(recipe)  # round 0 ends where `before` ends
-        seen.metrics = {}
-        for entry, line in zip(entries[part], getattr(recipe, part), strict=True):
-            step = line.at(1)
-            _step(step, entry, seen, problems)
-            _models(step, entry, recipe, roles, problems)
-            step.adds(seen)
-        if part == "steps":
-            _steering(recipe, list(seen.metrics), fields, problems)
-    _copies(entries, problems)
+def meaning(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> Shown:
+    """Add every finding about a recipe whose fields are all valid; return the columns after each step.
+
+    Opens no file unless it is given the columns of the `prompts`: then rewards and templates are looked at too.
+    """
+    shown, metrics = walk(recipe, problems, prompts)
+    _steering(recipe, metrics, problems)
+    _copies(recipe, problems)
+    return shown
 
 
-def outlook(recipe: Recipe) -> Outlook:
-    """Return what is there when a round begins; an earlier round's steps say what may be replayed."""
-    whole_round = Outlook()
-    for line in recipe.steps:
-        line.at(1).adds(whole_round)
-    return Outlook(splits=tuple(recipe.splits()), context=recipe.context, replayable=whole_round)
+def refuse(recipe: Recipe, prompts: Mapping[str, pl.DataFrame]) -> None:
+    """Raise RecipeError with everything that a round over these prompts would trip over, rewards and templates looked at."""
+    problems = Problems()
+    meaning(recipe, problems, {split: Columns.of(frame) for split, frame in prompts.items()})
+    problems.stop()
 
 
-def _roles(recipe: Recipe) -> list[str]:
-    trained = [line.at(1).trained_role() for line in (*recipe.before, *recipe.steps, *recipe.after)]
-    return list(dict.fromkeys(["policy", *(role for role in trained if role)]))
-
-
-# ---- one step against what came before it ----
-
-
-def _step(step: Step, entry: Entry, seen: Outlook, problems: Problems) -> None:
-    for field, problem in step.needs(seen):
-        problems.add(entry.at(field), entry.label, problem)
-    columns = views.columns_after(seen.scores)
-    for field, text, table in step.expressions():
-        try:
-            views.expression(text, columns[table])
-        except RecipeError as error:
-            problems.add(entry.at(field), entry.label, f"'{field}': {_in_one_line(error)}")
-
-
-def _in_one_line(error: RecipeError) -> str:
-    """Return the finding, with the list of columns where no spelling is likely."""
-    return error.what if "Did you mean" in error.what or not error.fix else f"{error.what} {error.fix}"
-
-
-def _models(step: Step, entry: Entry, recipe: Recipe, roles: list[str], problems: Problems) -> None:
-    for field, reference in step.models().items():
-        problem = reference.problem(roles, recipe.rounds, best_is_named=recipe.best is not None)
-        if problem:
-            problems.add(entry.at(field), entry.label, f"'{field}': {problem}")
-
-
-def _copies(entries: Entries, problems: Problems) -> None:
+def _copies(recipe: Recipe, problems: Problems) -> None:
     """The copies of a measure step take names of their own; nobody else may have them."""
-    taken = {entry.name: entry for part in entries.values() for entry in part}
-    for entry in taken.values():
-        for copy in (f"{entry.name}-test", f"{entry.name}-warm") if entry.step.outside else ():
+    taken = {line.name: line for part in LISTS for line in getattr(recipe, part)}
+    for line in taken.values():
+        for copy in (f"{line.name}-test", f"{line.name}-warm") if VERBS[line.verb].outside else ():
             if copy in taken:
-                text = f"the name '{copy}' is that of a copy of '{entry.name}'"
-                problems.add(taken[copy].at("name"), taken[copy].label, text)
+                text = f"the name '{copy}' is that of a copy of '{line.name}'"
+                problems.add(taken[copy].place("name"), taken[copy].label, text)
 
 
 # ---- what steers ----
 
 
-def _steering(recipe: Recipe, metrics: list[str], fields: Mapping[str, Node], problems: Problems) -> None:
+def _steering(recipe: Recipe, metrics: list[str], problems: Problems) -> None:
     """best, stop and keep_if see what is measured every round, and never the test split."""
     watched = {"best": recipe.best.metric if recipe.best else None, "stop": recipe.stop.metric if recipe.stop else None}
-    own = {name: fields[name] for name in ("best", "stop", "keep_if") if name in fields}
     for name, metric in watched.items():
-        node = own[name].value.get("metric") if name in own and isinstance(own[name].value, dict) else None
-        if metric and node is not None and (wrong := _metric(metric, metrics)):
-            problems.add(node.where, name, f"'metric' {wrong}")
+        place = recipe.places.get(f"{name}.metric")
+        if metric and place and (wrong := _metric(metric, metrics)):
+            problems.add(place, name, f"'metric' {wrong}")
     if recipe.stop and recipe.stop.patience and not recipe.stop.metric:
-        problems.add(own["stop"].where, "stop", "patience needs a metric: name one, or write `best`")
+        problems.add(recipe.places.get("stop", ""), "stop", "patience needs a metric: name one, or write `best`")
     if recipe.keep_if:
-        _keep_if(recipe.keep_if, metrics, own["keep_if"].where, problems)
+        _keep_if(recipe.keep_if, metrics, recipe.places.get("keep_if", ""), problems)
 
 
 def _metric(metric: str, metrics: Sequence[str]) -> str:
@@ -144,6 +106,6 @@ def _keep_if(text: str, metrics: Iterable[str], where: str, problems: Problems) 
         problems.add(where, "keep_if", f"'{tested[0]}' cannot steer: a split that steers is not a test any more. Use dev")
         return
     try:
-        views.expression(text, words)
+        views.expression(text, pl.DataFrame(schema=dict.fromkeys(words, pl.Float64)), "condition")
     except RecipeError as error:
-        problems.add(where, "keep_if", _in_one_line(error))
+        problems.add(where, "keep_if", in_one_line(error))

@@ -62,6 +62,7 @@ class Line:
     words: dict[str, Any]
     where: str = field(default="", compare=False)
     label: str = field(default="", compare=False)
+    places: dict[str, str] = field(default_factory=dict, compare=False)  # where each field was written
 
     @property
     def name(self) -> str:
@@ -72,13 +73,17 @@ class Line:
         """In how many rounds it differs from the one before."""
         return variants(VERBS[self.verb], self.words)
 
+    def place(self, name: str) -> str:
+        """Return where a field was written; the step's own line if it was not."""
+        return self.places.get(name, self.where)
+
     def at(self, index: int) -> Step:
         """The step of round `index`; round 0 (and `before`) uses the first entries."""
         return VERBS[self.verb].model_validate(pick(VERBS[self.verb], self.words, index))
 
     def spelled(self) -> dict[str, Any]:
         """The step with every default, its lists as they were given: what recipe.resolved.yaml holds."""
-        chosen = self.at(1).model_dump(mode="json", by_alias=True)
+        chosen = self.at(1).words()
         lists = {field: self.words[field] for field in self.words if field == "trl" or isinstance(self.words[field], list)}
         return {self.verb: {**chosen, **lists}}
 
@@ -340,7 +345,8 @@ def check(entry: Entry, problems: Problems) -> Line | None:
             _references(step, entry, problems)
             for field, problem in step.problems():
                 problems.add(entry.at(field), entry.label, problem)
-    return Line(entry.verb, words, entry.where, entry.label) if len(problems.lines) == before else None
+    places = {name: node.where for name, node in entry.words.items()}
+    return Line(entry.verb, words, entry.where, entry.label, places) if len(problems.lines) == before else None
 
 
 def _references(step: Step, entry: Entry, problems: Problems) -> None:

@@ -1,38 +1,42 @@
-"""What can be found wrong with a recipe without a model: files, code, templates, prompts, and what each step can see.
+"""What can be found wrong with a recipe without a model, in two parts: a walk that runs nothing of the user's, and the rewards.
 
-`load` has judged the words already. This reads what they point to: rewards are parsed, their doctests run and gold answers
-scored in worker processes; prompts are read unless they lie on a hub. Torch is never imported.
+`look` reads prompts (unless they lie on a hub), parses rewards and templates, and walks the steps over empty tables. `try_rewards` runs
+doctests and scores gold answers in worker processes, which takes longer. Torch is never imported.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from selfkd.core import views
 from selfkd.core.pool import Function
 from selfkd.errors import SelfkdError
 from selfkd.prompts import templates
-from selfkd.prompts.overlap import duplicates, overlap, shared_passages
+from selfkd.prompts.overlap import duplicates, leaks, shared_passages
 from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_words
+from selfkd.prompts.template_fields import Columns
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Line
-from selfkd.recipe.load import load
+from selfkd.recipe.load import read
 from selfkd.recipe.schema import Recipe
+from selfkd.recipe.yamlfile import Problems
 from selfkd.rewards.check import check_gold, check_parameters, run_doctests
-from selfkd.rewards.find import find_function
+from selfkd.rewards.find import definition, find_function
 from selfkd.rewards.restate import BARE
 from selfkd.steps import Step
 
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
 GOLD_ROWS = 200
 ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
+
+Frames = Mapping[str, pl.DataFrame]
+Tell = Callable[[str], None]
 
 
 @dataclass
@@ -44,16 +48,19 @@ class Report:
     columns: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
     tested: dict[Path, list[str]] = field(default_factory=dict, repr=False)  # failures of the doctests of each file
 
+    def __add__(self, more: Report) -> Report:
+        return Report([*self.problems, *more.problems], [*self.notes, *more.notes], [*self.columns, *more.columns])
+
     @property
     def ok(self) -> bool:
         return not self.problems
 
     def text(self) -> str:
         shown = [
-            f"{name}\n    " + "\n    ".join(f"{table}: {', '.join(names)}" for table, names in seen.items())
+            f"{name}\n    " + "\n    ".join(f"{table}: {', '.join(names)}" for table, names in seen.items() if names)
             for name, seen in self.columns
         ]
-        return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems]) or "nothing to say"
+        return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems])
 
 
 def lint(recipe: Recipe | str | Path, hub: bool = False) -> Report:
@@ -61,34 +68,35 @@ def lint(recipe: Recipe | str | Path, hub: bool = False) -> Report:
 
     `recipe` may be the name or path of a recipe file; RecipeError then names what is wrong with its fields.
     """
-    recipe = recipe if isinstance(recipe, Recipe) else load(str(recipe))
-    report = Report(columns=columns(recipe))
+    recipe = recipe if isinstance(recipe, Recipe) else read(str(recipe))
+    found, frames = look(recipe, hub)
+    return found + try_rewards(recipe, frames)
+
+
+def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
+    """Return what is found without running anything of the user's but `map` and prompt functions, and the prompts by split."""
+    report, problems = Report(), Problems()
     frames = _prompts(recipe, report, hub)
     _overlap(recipe, frames, report)
+    report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})
+    report.problems += problems.ordered()
+    return report, frames
+
+
+def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None) -> Report:
+    """Return what the doctests of rewards and mapping functions say, and whether the rewards accept the gold answers."""
+    report, tried = Report(), []
+    for split, source in recipe.splits().items():
+        _mapping(recipe, source, split, report, tell)
     for line in all_lines(recipe):
         step = line.at(1)
-        for reference in dict.fromkeys(step.templates()):
-            report.problems += [
-                f"{line.where}  {line.label}: {problem}" for problem in templates.problems(reference, recipe.folders)
-            ]
         for reference in step.functions():
-            _reward(reference, step, line, recipe, frames, report)
+            what = (reference, getattr(step, "params", {}), step.scored_split())
+            if what not in tried:
+                tell(f"trying {reference}")
+                _reward(reference, step, line, recipe, frames, report)
+            tried.append(what)
     return report
-
-
-def columns(recipe: Recipe) -> list[tuple[str, dict[str, list[str]]]]:
-    """Return (step, what it makes usable) for each step that adds columns, new ones only; first those that are always there."""
-    found = [("always", {name: names for name, names in views.columns_after(()).items() if name != "pairs"})]
-    for part in LISTS:
-        seen = checks.outlook(recipe)
-        for line in getattr(recipe, part):
-            before = views.columns_after(seen.scores)
-            line.at(1).adds(seen)
-            after = views.columns_after(seen.scores)
-            new = {table: [name for name in names if name not in before[table]] for table, names in after.items()}
-            if any(new.values()):
-                found.append((f"after {line.name}", new))
-    return found
 
 
 def all_lines(recipe: Recipe) -> Iterator[Line]:
@@ -104,7 +112,6 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
     for split, source in recipe.splits().items():
         if on_hub(source) and not hub:
             report.notes.append(f"prompts.{split}: {source['hub']} lies on a hub, so its rows were not read")
-            _mapping(recipe, source, split, report)
             continue
         try:
             frames[split] = read_prompts(source, recipe.folders, split)
@@ -113,55 +120,67 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
             continue
         if hint := gold_hint(frames[split]):
             report.notes.append(f"prompts.{split}: {hint}")
+        if hint := gold_hint(frames[split]):
+            report.notes.append(f"prompts.{split}: {hint}")
         repeats = duplicates(frames[split])
         if repeats:
             report.notes.append(f"prompts.{split}: {repeats} of {frames[split].height} prompts repeat an earlier one")
     return frames
 
 
-def _mapping(recipe: Recipe, source: Mapping[str, Any], split: str, report: Report) -> None:
-    """A mapping function can be looked up and its doctests run without a row."""
-    if "map" not in source:
+def _mapping(recipe: Recipe, source: Any, split: str, report: Report, tell: Tell) -> None:
+    """A mapping function of a hub's data set can be looked up and its doctests run without a row; one of a file has just run."""
+    if not on_hub(source) or "map" not in source:
         return
     try:
+        tell(f"trying {source['map']}")
         found = find_function(source["map"], recipe.folders)
         _sound(replace(found, in_place=True), report, f"prompts.{split}")  # a run freezes the prompts it makes, not its file
     except SelfkdError as error:
         report.problems.append(f"prompts.{split}: {error}")
 
 
-def _overlap(recipe: Recipe, frames: Mapping[str, pl.DataFrame], report: Report) -> None:
-    """Train prompts that are held out too: refused, or said, as the recipe wants; shared passages are only said."""
+def _overlap(recipe: Recipe, frames: Frames, report: Report) -> None:
+    """Prompts that another split holds out too: refused, or said, as the recipe wants; shared passages are only said."""
+    shared = {(split, held_out): same for split, held_out, same in leaks(frames)}
+    for (split, held_out), same in shared.items():
+        if len(same) == frames[split].height:
+            report.problems.append(f"prompts.{split}: every prompt stands in '{held_out}' too: separate the splits")
+        elif recipe.overlap == "refuse":
+            fix = f"separate the splits, or write `overlap: drop` to take them out of {split}"
+            report.problems.append(f"prompts.{split}: {len(same)} prompts stand in '{held_out}' too, such as {same[0]}: {fix}")
+        else:
+            report.notes.append(f"prompts.{split}: {len(same)} prompts that stand in '{held_out}' too will be left out")
     for split in ("dev", "test"):
-        if "train" not in frames or split not in frames:
-            continue
-        same = overlap(frames["train"], frames[split])
-        if same and recipe.overlap == "refuse":
-            fix = "separate the splits, or write `overlap: drop` to take them out of train"
-            report.problems.append(f"prompts.train: {len(same)} prompts stand in '{split}' too, such as {same[0]}: {fix}")
-        elif same:
-            report.notes.append(f"prompts.train: {len(same)} prompts that stand in '{split}' too will be left out")
-        if any(source_words(recipe.splits()[name]).get("reasoning_gym") for name in ("train", split)):
-            continue  # generated tasks share their wording with every number in it: no sign of anything
-        shared = set(shared_passages(frames["train"], frames[split])) - set(same)
-        if shared:
-            report.notes.append(f"prompts.train: {len(shared)} prompts share 13 words in a row with '{split}'")
+        if "train" in frames and split in frames:
+            _passages(recipe, frames, split, set(shared.get(("train", split), ())), report)
+
+
+def _passages(recipe: Recipe, frames: Frames, split: str, same: set[str], report: Report) -> None:
+    if any(source_words(recipe.splits()[name]).get("reasoning_gym") for name in ("train", split)):
+        return  # generated tasks share their wording with every number in it: no sign of anything
+    shared = set(shared_passages(frames["train"], frames[split])) - same
+    if shared:
+        report.notes.append(f"prompts.train: {len(shared)} prompts share 13 words in a row with '{split}'")
 
 
 # ---- rewards ----
 
 
-def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Mapping[str, pl.DataFrame], report: Report) -> None:
-    """Is it there, can it be called, does it do what its doctests say, and does it accept the gold answers?"""
+def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Frames, report: Report) -> None:
+    """Does it do what its doctests say, and does it accept the gold answers? Whether it is there, and fits, `look` has said."""
     at = f"{line.where}  {line.label}"
     try:
         function = replace(find_function(reference, recipe.folders), params=getattr(step, "params", {}))
-        split = step.scored_split()
-        frame = frames.get(split or "train")
+    except SelfkdError:
+        return
+    split = step.scored_split()
+    frame = frames.get(split or "train")
+    try:
         problems = check_parameters(function, None if frame is None else meta_columns(frame))
-        report.problems += [f"{at}: {problem}" for problem in problems]
-        sound = not problems and _sound(function, report, at)
-        if sound and split and frame is not None:
+        if problems and not definition(function):  # a worker had to load it, which `look` does not
+            report.problems += [f"{at}: {problem}" for problem in problems]
+        if not problems and _sound(function, report, at) and split and frame is not None:
             _gold(function, reference, frame, at, split, report)
     except SelfkdError as error:
         report.problems.append(f"{at}: {error}")

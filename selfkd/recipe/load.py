@@ -24,6 +24,14 @@ from selfkd.recipe.yamlfile import Node, Problems
 
 def load(name: str, overrides: str | Sequence[str] = ()) -> Recipe:
     """The recipe of a file, or of a name such as `quickstart`; `overrides` are key=value words. RecipeError names every problem."""
+    recipe, problems = read(name, overrides), Problems()
+    checks.meaning(recipe, problems)
+    problems.stop()
+    return recipe
+
+
+def read(name: str, overrides: str | Sequence[str] = ()) -> Recipe:
+    """`load` without a look at what the words mean together, which `lint` reports beside what it finds in files."""
     overrides = [overrides] if isinstance(overrides, str) else overrides
     path = locate(name)
     problems = Problems()
@@ -32,7 +40,7 @@ def load(name: str, overrides: str | Sequence[str] = ()) -> Recipe:
 
 
 def frozen(resolved: dict[str, Any], folder: Path) -> Recipe:
-    """A recipe read back from the words that `Recipe.resolved` gave, as a run keeps them."""
+    """A recipe read back from the words that `Recipe.resolved` gave, as a run keeps them; what they mean was judged back then."""
     problems = Problems()
     text = yamlfile.dump(resolved)
     tree = yamlfile.parse(text, f"{folder.name}/recipe.resolved.yaml", problems)
@@ -103,12 +111,18 @@ def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders:
     recipe = _recipe(fields, entries, dict(zip((entry.name for entry in named), lines, strict=True)), tree.where, problems)
     problems.stop()
     assert recipe is not None
-    recipe = recipe.model_copy(update={"source": path, "text": text, "folders": _unique(folders)})
-    if not recipe.name:
-        recipe = recipe.model_copy(update={"name": path.stem})
-    checks.meaning(recipe, entries, fields, problems)
-    problems.stop()
-    return recipe
+    found = {"source": path, "text": text, "folders": _unique(folders), "places": _places(fields)}
+    return recipe.model_copy(update={**found, "name": recipe.name or path.stem})
+
+
+def _places(fields: dict[str, Node]) -> dict[str, str]:
+    inner = {
+        f"{name}.{word}": node.where
+        for name, one in fields.items()
+        if isinstance(one.value, dict)
+        for word, node in one.value.items()
+    }
+    return {name: node.where for name, node in fields.items()} | inner
 
 
 def _unique(folders: Sequence[Path]) -> tuple[Path, ...]:

@@ -31,6 +31,7 @@ MEANINGS = {
     "less_than": "should be below {lt}, not {given}",
     "less_than_equal": "should be at most {le}, not {given}",
     "string_too_short": "should not be empty",
+    "too_short": "should not be empty",
     "string_pattern_mismatch": "should be letters, digits, '.', '_' and '-', not {given}",
     "literal_error": "should be {expected}, not {given}",
 }
@@ -112,9 +113,8 @@ def _say(item: Any, field: str, known: Sequence[str]) -> str:
         text = str(item["ctx"]["error"])
         return f"'{field}' {text}" if field else text
     given = item["input"] if not isinstance(item["input"], dict) else "a mapping"
-    shown = MEANINGS.get(item["type"], item["msg"]).format(
-        given=repr(given) if isinstance(given, str) else given, **_yaml_words(item.get("ctx", {}))
-    )
+    words = {"given": repr(given) if isinstance(given, str) else given, **_yaml_words(item.get("ctx", {}))}
+    shown = MEANINGS[item["type"]].format(**words) if item["type"] in MEANINGS else item["msg"]
     guess = (
         did_you_mean(given, re.findall(r"'([^']+)'", shown)[:-1])
         if item["type"] == "literal_error" and isinstance(given, str)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
 from selfkd.recipe import yamlfile
 from selfkd.recipe.lines import LISTS, Line
@@ -18,8 +18,18 @@ from selfkd.steps.question import Question, longest
 Source = str | dict[str, Any] | list[Any]
 
 
+def _no_number(value: Any) -> Any:
+    """Python takes 1 for true; a recipe does not."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+Switch = Annotated[Literal["auto", True, False], BeforeValidator(_no_number)]
+
+
 class _Words(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, allow_inf_nan=False, str_min_length=1
+    )
 
 
 class Prompts(_Words):
@@ -77,7 +87,8 @@ class Recipe(_Words):
     seed: int = Field(0, ge=0, description="Every random choice is hashed from this number and from names.")
     prompts: Prompts = Field(description="train, and optionally dev, test and take.")
     overlap: Literal["refuse", "drop"] = Field(
-        "refuse", description="Train prompts found in dev or test: refuse to start, or take them out of train."
+        "refuse",
+        description="Train prompts found in dev or test, and dev prompts found in test: refuse to start, or take them out of the former.",
     )
     long: Literal["refuse", "drop"] = Field(
         "refuse",
@@ -91,10 +102,10 @@ class Recipe(_Words):
     chunk: int = Field(
         256, ge=1, description="Requests generated together; the unit of redoing, part of what makes a chain reproducible."
     )
-    exact: Literal["auto", True, False] = Field(
+    exact: Switch = Field(
         "auto", description="Answers that do not depend on restarts or on the number of engines; auto: where it is cheap."
     )
-    dither: Literal["auto", True, False] = Field(
+    dither: Switch = Field(
         "auto", description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: yes."
     )
     before: tuple[Line, ...] = Field(
@@ -113,6 +124,7 @@ class Recipe(_Words):
     keep: Keep = Field(Keep(), description="Which checkpoints stay on disk.")
     source: Path = Field(Path(), exclude=True)
     folders: tuple[Path, ...] = Field((), exclude=True)
+    places: dict[str, str] = Field({}, exclude=True)  # where its fields were written; `best.metric` is one inside another
     text: str = Field("", exclude=True)
 
     @field_serializer("before", "steps", "after")

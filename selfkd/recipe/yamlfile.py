@@ -6,6 +6,7 @@ and `12:30` are text (YAML 1.1, PyYAML's default, reads a text, two booleans and
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,9 +64,12 @@ class Problems:
         if line not in self.lines:
             self.lines.append(line)
 
+    def ordered(self) -> list[str]:
+        return sorted(self.lines, key=_place)
+
     def stop(self) -> None:
         if self.lines:
-            raise RecipeError("\n".join(sorted(self.lines, key=_place)))
+            raise RecipeError("\n".join(self.ordered()))
 
 
 def _place(line: str) -> tuple[bool, str, int]:
@@ -154,7 +158,11 @@ class _Reader:
             if kind == "int":
                 return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
             if kind == "float":
-                return float(text)
+                number = float(text)
+                if math.isinf(number):
+                    self.problems.add(where, "", f"'{text}' is beyond the numbers that can be computed with")
+                    return text
+                return number
         except ValueError:
             self.problems.add(where, "", f"'{text}' is not a valid {kind}")
             return None

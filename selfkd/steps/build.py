@@ -10,12 +10,12 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from selfkd.core import digest, views
-from selfkd.core.pool import Addition, Pool, empty, shape
+from selfkd.core.pool import Addition, Part, Pool, empty, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context, Render
 from selfkd.steps.forecast import Cost, Forecast, figure, times
 from selfkd.steps.outlook import Outlook
-from selfkd.steps.step import Problem, Step, references
+from selfkd.steps.step import Problem, Step, Texts, several
 
 NOT_ENDED = (
     pl.when(pl.col("finish_reason") == "length")
@@ -48,7 +48,7 @@ class BuildStep(Step):
     weight: str | None = Field(
         None, description="Weight of a row in the loss: an expression over the sample (sft) or the pair."
     )
-    view: str | tuple[str, ...] | None = Field(
+    view: str | Texts | None = Field(
         None, description="What the student sees in place of the last user message; a list makes one row each."
     )
     cut: Literal["drop", "keep"] = Field(
@@ -67,21 +67,21 @@ class BuildStep(Step):
         return self
 
     def templates(self) -> list[str]:
-        return references(self.view)
-
-    def expressions(self) -> list[tuple[str, str, str]]:
-        table = "pairs" if self.kind == "pair" else "samples"
-        found = [(field, text, table) for field in ("where", "weight") if (text := getattr(self, field))]
-        sides = [("chosen", self.chosen), ("rejected", self.rejected), ("by", self.by)]
-        return found + [(field, text, "samples") for field, text in sides if text and not text.isidentifier()]
+        return several(self.view)
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if problem := seen.stream_problem(self.of, needs_samples=True):
             yield "of", problem
-        known = [*seen.streams, *views.columns_after(seen.scores)["samples"]]
+        columns = seen.columns()["samples"]
         for side, text in (("chosen", self.chosen), ("rejected", self.rejected)):
-            if text and text.isidentifier() and text not in known:
-                yield side, f"'{side}' names neither a stream nor a column: '{text}'.{did_you_mean(text, known)}"
+            if text in seen.streams and text in columns:
+                yield side, f"'{text}' is a stream and a column: write \"stream = '{text}'\", or an expression over the column"
+            elif text and text.isidentifier() and text not in (*seen.streams, *columns):
+                hint = did_you_mean(text, [*seen.streams, *columns])
+                yield side, f"'{side}' names neither a stream nor a column: '{text}'.{hint}"
+        kind = seen.rows.get((self.as_, self.role), self.kind)
+        if kind != self.kind:
+            yield "as", f"the stream '{self.as_}' holds rows of kind {kind} already: give this one another name (as)"
 
     def adds(self, seen: Outlook) -> None:
         seen.rows[self.as_, self.role] = self.kind
@@ -95,65 +95,65 @@ class BuildStep(Step):
         return Cost(self.name, f"{figure(rows)} rows")
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        pairs, cut = self._pairs(pool) if self.kind == "pair" else self._singles(pool)
-        tables: dict[str, list[Any]] = {"rows": [context.save("rows", part) for part in self._rows(pairs, pool, context)]}
-        if cut.height:
-            tables["drops"] = [shape("drops", cut.select("id", "stream", step=pl.lit(self.name), reason=NOT_ENDED).sort("id"))]
-        return Addition(tables)
+        pairs, cut = self._pairs(pool, context) if self.kind == "pair" else self._singles(pool, context)
+        rows: list[Part] = []
+        drops = [cut.select("id", "stream", reason=NOT_ENDED)]
+        for part in self._rows(pairs, pool, context):
+            same = (part["chosen"] == part["rejected"]).fill_null(False)  # a difference of nothing teaches nothing
+            drops.append(part.filter(same).select("id", "stream", reason=pl.lit("chosen equals rejected")))
+            rows.append(context.save("rows", part.filter(~same)))
+        dropped = pl.concat(drops).with_columns(step=pl.lit(self.name)).sort("id")
+        return Addition({"rows": rows, **({"drops": [shape("drops", dropped)]} if dropped.height else {})})
 
-    def _singles(self, pool: Pool) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _singles(self, pool: Pool, context: Context) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return what becomes a row, and the samples that do not because they did not end."""
-        view = views.sample_view(pool, self.of, self.where, self.weight)
-        kept = view.filter(views.expression(self.where, view.columns, self.name)) if self.where else view
-        kept, cut = self._whole(kept)
-        weight = views.expression(self.weight, view.columns, self.name) if self.weight else pl.lit(1.0)
-        rows = kept.select("prompt", chosen="id", rejected=pl.lit(None, pl.String), weight=weight.cast(pl.Float64))
-        return rows, cut
+        kept, cut = self._whole(self._kept(views.sample_view(pool, self.of, self.where, self.weight), context))
+        return self._weighed(kept, context).select("prompt", "weight", chosen="id", rejected=pl.lit(None, pl.String)), cut
+
+    def _kept(self, view: pl.DataFrame, context: Context) -> pl.DataFrame:
+        """Return the samples or pairs for which `where` holds."""
+        return view.filter(context.expression("where", self.where, view, "condition")) if self.where else view
+
+    def _weighed(self, view: pl.DataFrame, context: Context) -> pl.DataFrame:
+        weight = context.expression("weight", self.weight, view, "number") if self.weight else pl.lit(1.0)
+        return view.with_columns(weight=weight.cast(pl.Float64))
 
     def _whole(self, samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the samples that may be learned, and those that did not end: a model that learns these learns never to stop."""
         ended = pl.lit(True) if self.cut == "keep" else pl.col("finish_reason") == "stop"
         return samples.filter(ended), samples.filter(~ended)
 
-    def _pairs(self, pool: Pool) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _pairs(self, pool: Pool, context: Context) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return chosen and rejected of each prompt, in the order of `by`, as `matched` puts them together.
 
         Beside them those that were to be chosen and did not end, unless they serve as rejected.
         """
-        texts = [text for text in (self.chosen, self.rejected, self.by) if text and not text.isidentifier()]
-        view = views.sample_view(pool, self.of, *texts)
-        order = views.expression(self.by, view.columns, self.name) if self.by else pl.lit(0.0)
+        view = views.sample_view(pool, self.of, self.chosen, self.rejected, self.by)
+        order = context.expression("by", self.by, view, "order") if self.by else pl.lit(0.0)
         view = (
             view.with_columns(order.alias("_by")).sort("_by", "tiebreak", descending=[True, False], nulls_last=True).drop("_by")
         )
-        whole, cut = self._whole(view.filter(self._side(self.chosen, view)))
-        chosen, rejected = _by_prompt(whole), _by_prompt(view.filter(self._side(self.rejected, view)))
+        whole, cut = self._whole(view.filter(self._side("chosen", view, context)))
+        chosen, rejected = _by_prompt(whole), _by_prompt(view.filter(self._side("rejected", view, context)))
         pairs = [
             (prompt, *pair)
             for prompt in sorted(chosen.keys() & rejected.keys())
             for pair in matched(chosen[prompt], rejected[prompt], self.match, self.per_prompt)
         ]
         frame = pl.DataFrame(pairs, {"prompt": pl.String, "chosen": pl.String, "rejected": pl.String}, orient="row")
-        weighed = self._weighed(frame, view)
-        return weighed, cut.filter(~pl.col("id").is_in(weighed["rejected"].implode()))
+        kept = self._kept(views.pair_view(frame, view, pool, self.where, self.weight), context)
+        rows = self._weighed(kept, context).select("prompt", "weight", *views.SIDES)
+        return rows, cut.filter(~pl.col("id").is_in(rows["rejected"].implode()))
 
-    def _weighed(self, pairs: pl.DataFrame, view: pl.DataFrame) -> pl.DataFrame:
-        """Return the pairs for which `where` holds, with their weight; both see the columns of either side."""
-        for side in ("chosen", "rejected"):
-            pairs = pairs.join(_prefixed(view, side), on=side, how="left", maintain_order="left")
-        if self.where:
-            pairs = pairs.filter(views.expression(self.where, pairs.columns, self.name))
-        weight = views.expression(self.weight, pairs.columns, self.name) if self.weight else pl.lit(1.0)
-        return pairs.with_columns(weight=weight.cast(pl.Float64)).select("prompt", "chosen", "rejected", "weight")
-
-    def _side(self, text: str | None, view: pl.DataFrame) -> pl.Expr:
-        """`text` as an expression; a bare word that is not a column is the name of a stream."""
-        if text and text.isidentifier() and text not in view.columns:
+    def _side(self, side: str, view: pl.DataFrame, context: Context) -> pl.Expr:
+        """A side as an expression; a bare word that is not a column is the name of a stream."""
+        text = str(getattr(self, side))
+        if text.isidentifier() and text not in view.columns:
             return pl.col("stream") == text
-        return views.expression(text or "", view.columns, self.name)
+        return context.expression(side, text, view, "condition")
 
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
-        renders: list[Render | None] = [context.template(reference) for reference in self.templates()] or [None]
+        renders: list[Render | None] = [context.template("view", reference) for reference in self.templates()] or [None]
         for start in range(0, pairs.height, SLICE):
             part = self._with_texts(pairs[start : start + SLICE], pool)
             for number, render in enumerate(renders):
@@ -162,7 +162,7 @@ class BuildStep(Step):
             yield empty("rows")
 
     def _with_texts(self, pairs: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-        for side in ("chosen", "rejected"):
+        for side in views.SIDES:
             texts = pool.scan("samples").filter(pl.col("id").is_in(pairs[side].drop_nulls().implode()))
             names = {f"{side}_text": "text", f"{side}_ids": "token_ids"}
             found = texts.select(
@@ -214,7 +214,3 @@ def matched(chosen: Sequence[str], rejected: Sequence[str], match: str, most: in
 def _by_prompt(samples: pl.DataFrame) -> dict[str, list[str]]:
     """Return {prompt: ids of its samples}, in the order of `samples`."""
     return dict(samples.group_by("prompt", maintain_order=True).agg("id").iter_rows())
-
-
-def _prefixed(view: pl.DataFrame, side: str) -> pl.DataFrame:
-    return view.rename({name: f"{side}_{name}" for name in view.columns}).rename({f"{side}_id": side})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +10,8 @@ import polars as pl
 
 from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Function, Model, Pool
+from selfkd.core.pool import Function, Model, Part, Pool
+from selfkd.core.views import Kind
 
 Messages = list[dict[str, str]]
 Row = dict[str, Any]
@@ -67,8 +68,11 @@ class Context(Protocol):
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""
 
-    def template(self, reference: str) -> Render:
-        """Return a template as frozen in the run, ready to render."""
+    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
+        """Return a template as frozen in the run, ready to render; `of` are the columns of the samples that it will be given."""
+
+    def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
+        """Return a field's SQL over the columns of `table`; RecipeError where it does not fit them or gives another kind of value."""
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         """Yield (round, its final pool) of earlier rounds that were kept, newest first, at most `window` rounds back."""
@@ -76,7 +80,7 @@ class Context(Protocol):
     def split(self, name: str) -> Pool:
         """Return the prompts of a split, without those that the load step left out."""
 
-    def save(self, table: str, frame: pl.DataFrame) -> Path:
+    def save(self, table: str, frame: pl.DataFrame) -> Part:
         """Write one immutable part of a table now, so that a large table never has to be whole in memory."""
 
     def progress(self, done: int, total: int, unit: str, **more: Any) -> None:

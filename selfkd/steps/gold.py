@@ -35,7 +35,7 @@ class GoldStep(Step):
         return Cost(self.name)
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        render = context.template(self.text)
+        render = context.template("text", self.text)
         prompts = views.with_heavy(views.live_prompts(pool), pool, ["messages", "meta"], "prompts")
         rows = []
         for prompt in prompts.filter(pl.col("answer").is_not_null()).iter_rows(named=True):

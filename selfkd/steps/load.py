@@ -51,7 +51,7 @@ class LoadStep(Step):
         """Yield all that the steps will show a model, as table QUESTIONS."""
         for question in self.questions:
             held = context.split(question.split)
-            render = context.template(question.template) if question.template else None
+            render = context.template("template", question.template) if question.template else None
             for part in held.prompts.iter_slices(SLICE):
                 rows = views.with_heavy(part, held, ["messages", "meta"], "prompts").to_dicts()
                 yield pl.DataFrame(

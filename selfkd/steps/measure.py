@@ -11,9 +11,8 @@ import polars as pl
 from pydantic import Field
 
 from selfkd.core import views
-from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Addition, Pool, light
+from selfkd.core.pool import SCHEMAS, Addition, Pool, light
 from selfkd.core.stats import mean
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
@@ -21,8 +20,10 @@ from selfkd.steps.forecast import Cost, Forecast, answers, least, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.question import Question
 from selfkd.steps.sample import SampleStep
-from selfkd.steps.score import ScoreStep
-from selfkd.steps.step import Problem, Stage, Step, references
+from selfkd.steps.score import ScoreStep, function_names, name_problems
+from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
+
+COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
 
 class MeasureStep(Step):
@@ -33,21 +34,30 @@ class MeasureStep(Step):
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
-    reward: str | tuple[str, ...] = Field(description="file.py:function, or several; the first is the one that tables show.")
+    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm"})
+
+    reward: str | Texts = Field(description="file.py:function, or several; the first is the one that tables show.")
+    as_: str | Texts | None = Field(
+        None, alias="as", description="Name of the metric, or a list of one name per reward; default: the function's name."
+    )
     split: str = Field("dev", description="Which prompts. `test` is measured at round 0 and after the last round by itself.")
     model: str = Field("policy", description="Who answers: role@when.")
     n: int = Field(1, ge=1, description="Answers per prompt.")
-    temperature: float = Field(0.0, ge=0, description="0 is greedy.")
+    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; vLLM takes at most 2.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus, where temperature is above 0.")
+    top_k: int = Field(0, ge=0, description="Keep only this many most likely tokens; 0 keeps all.")
     max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
+    stop: TextList = Field((), description="Strings that end an answer; they are not part of it.")
     template: str | None = Field(None, description="What the model sees in place of the last user message.")
+    system: str | None = Field(None, description="A system message for the model that answers.")
     limit: int | None = Field(None, ge=1, description="Only the first so many prompts of the split.")
+    vllm: dict[str, Any] = Field({}, description="Other fields of vLLM's SamplingParams, passed through.")
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward functions.")
     max_failed: float = Field(0.01, ge=0, le=1, description="Share of answers that may stay unscored.")
     timeout: float = Field(10.0, gt=0, description="Seconds one answer may take to be scored.")
 
     def functions(self) -> list[str]:
-        return references(self.reward)
+        return several(self.reward)
 
     def templates(self) -> list[str]:
         return [self.template] if self.template else []
@@ -56,26 +66,47 @@ class MeasureStep(Step):
         return {"model": ModelRef.parse(self.model)}
 
     def question(self) -> Question | None:
-        return Question(self.split, self.template, None, self.max_tokens)
+        return Question(self.split, self.template, self.system, self.max_tokens)
+
+    def split_asked(self) -> str:
+        return self.split
 
     def scored_split(self) -> str | None:
         return self.split
 
+    def scores(self) -> list[str]:
+        return several(self.as_) or function_names(self.functions())
+
     def metrics(self) -> list[str]:
         """Return the names of what it measures, the rewards first."""
-        rewards = [reference_parts(reference)[1] for reference in self.functions()]
-        names = [*rewards, *(f"{name}_scored" for name in rewards), "prompts", "samples", "tokens", "chars", "cut"]
+        names = [*self.scores(), *(f"{name}_scored" for name in self.scores()), *COUNTS]
         return [f"{self.split}/{name}" for name in names]
 
+    def _asking(self) -> SampleStep:
+        """Return the step that asks: the same words mean the same in both."""
+        words = {name: getattr(self, name) for name in SampleStep.model_fields if name in type(self).model_fields}
+        return SampleStep(**{**words, "as_": self.split})
+
+    def problems(self) -> Iterator[Problem]:
+        return self._asking().problems()
+
     def needs(self, seen: Outlook) -> Iterator[Problem]:
+        yield from name_problems(self.scores(), len(self.functions()), self.as_)
+        for name in self.scores():
+            taken = self.metrics().count(f"{self.split}/{name}") > self.scores().count(name)
+            if taken and name not in SCHEMAS["samples"]:
+                yield "as" if self.as_ else "reward", f"'{name}' is a number of every measure step: name it otherwise (as)"
         if self.split == "test":
             yield "split", "leave the test split alone: it is measured by itself at round 0 and after the last round"
         elif self.split not in seen.splits:
             what = f"there are no prompts for the split '{self.split}'{did_you_mean(self.split, seen.splits) or '.'}"
             yield "split", f"{what} Splits: {', '.join(seen.splits)}; add prompts.{self.split}"
-        for metric in self.metrics()[: len(self.functions())]:
+        for metric in self.metrics()[: len(self.scores())]:
             if metric in seen.metrics:
-                yield "", f"{seen.metrics[metric]} measures {metric} already: use another reward or split"
+                yield (
+                    "",
+                    f"{seen.metrics[metric]} measures {metric} already: name this one otherwise (as), or use another split",
+                )
         if problem := seen.room_problem(self.max_tokens):
             yield "max_tokens", problem
 
@@ -91,16 +122,13 @@ class MeasureStep(Step):
         if self.limit:
             held = Pool({"prompts": held.prompts.head(self.limit)}, held.files)
         held = held + Pool(models=pool.models)
-        asked = SampleStep(
-            name=self.name, model=self.model, n=self.n, temperature=self.temperature, top_p=self.top_p,
-            max_tokens=self.max_tokens, template=self.template, **{"as": self.split},
-        ).run(held, context)  # fmt: skip
+        asked = self._asking().run(held, context)
         files = tuple(part for part in asked.tables["samples"] if isinstance(part, Path))
         held = held + Pool({"samples": light("samples", asked.whole("samples"))}, {"samples": files})
         scored = ScoreStep(
-            name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout
+            name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout, as_=self.as_
         ).run(held, context)  # fmt: skip
-        held = held + Pool({"scores": scored.whole("scores")})
+        held = held + Pool({"scores": scored.whole("scores")}, scores_named=tuple(self.scores()))
         return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held), notes=scored.notes)
 
     def _summary(self, held: Pool) -> dict[str, Any]:
@@ -111,8 +139,7 @@ class MeasureStep(Step):
         view = views.with_scores(held.samples, held)
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
         found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish_reason") == "length").mean()).row(0)
-        for reference in self.functions():
-            name = reference_parts(reference)[1]
+        for name in self.scores():
             means = _by_prompt(view, name)
             found[name], found[f"{name}_scored"] = mean(means), len(means)
         place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
+from selfkd.core import views
+from selfkd.core.pool import SCHEMAS, Pool
 from selfkd.core.wording import did_you_mean
 
 NOTHING_YET = "there are no samples yet: a sample, gold or replay step comes first"
 
 
+@cache
+def _columns(scores: tuple[str, ...]) -> dict[str, list[str]]:
+    return views.columns(Pool(scores_named=scores))
+
+
 @dataclass
 class Outlook:
-    """What is there at one point of a round. `splits` and `context` are the recipe's; `replayable` is what a whole round makes.
+    """What is there at one point of a round. `splits`, `context` and `take` are the recipe's; `replayable` is what a whole round makes.
 
-    `rows` holds {(stream, role): kind}, `metrics` {metric: name of the step that measures it}.
+    `pool` has empty tables with every column that there will be. `rows` holds {(stream, role): kind}, `metrics`
+    {metric: name of the step that measures it}, `origins` {score: what gives it, in words}; `replayed` names the steps that bring
+    samples of earlier rounds.
     """
 
     splits: tuple[str, ...] = ()
     context: int = 0
-    scores: list[str] = field(default_factory=list)
+    take: int | None = None
+    pool: Pool = field(default_factory=Pool)
+    origins: dict[str, str] = field(default_factory=dict)
     streams: list[str] = field(default_factory=list)
     rows: dict[tuple[str, str], str] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
+    replayed: list[str] = field(default_factory=list)
     replayable: Outlook | None = None
 
-    def add_scores(self, names: Iterable[str]) -> None:
-        self.scores += [name for name in dict.fromkeys(names) if name not in self.scores]
+    @property
+    def scores(self) -> list[str]:
+        return views.score_names(self.pool)
+
+    def columns(self) -> dict[str, list[str]]:
+        """Return the columns that expressions may use here, by table."""
+        return _columns(self.pool.scores_named)
+
+    def add_scores(self, origins: Mapping[str, str]) -> None:
+        """Note scores, {name: what gives it}; none that would hide a column, which is refused."""
+        self.pool += Pool(scores_named=tuple(name for name in origins if name not in SCHEMAS["samples"]))
+        self.origins = {**origins, **self.origins}
 
     def add_streams(self, names: Iterable[str]) -> None:
         self.streams += [name for name in dict.fromkeys(names) if name not in self.streams]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import polars as pl
@@ -12,7 +13,7 @@ from selfkd.core.pool import Addition, Pool, shape
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast
 from selfkd.steps.outlook import Outlook
-from selfkd.steps.step import Step
+from selfkd.steps.step import Problem, Step
 
 
 class ReplayStep(Step):
@@ -26,9 +27,14 @@ class ReplayStep(Step):
     kept: bool = Field(True, description="Only samples that their own round kept; false brings the dropped ones back too.")
     as_: str | None = Field(None, alias="as", description="Stream for the replayed samples; default: the stream they had.")
 
+    def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if seen.replayable and (problem := seen.replayable.stream_problem(self.of, needs_samples=False)):
+            yield "of", problem
+
     def adds(self, seen: Outlook) -> None:
+        seen.replayed.append(self.name)
         if seen.replayable is not None:
-            seen.add_scores(seen.replayable.scores)
+            seen.add_scores(seen.replayable.origins)
             seen.add_streams([self.as_] if self.as_ else seen.replayable.streams)
 
     def cost(self, forecast: Forecast) -> Cost:

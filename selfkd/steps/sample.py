@@ -9,6 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from selfkd.backend.base import REQUESTS, Sampling
+from selfkd.backend.engine.sampling_options import check_vllm
 from selfkd.core import digest, views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool
@@ -16,7 +17,7 @@ from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.question import Question
-from selfkd.steps.step import Problem, Stage, Step
+from selfkd.steps.step import Problem, Stage, Step, TextList
 
 
 class SampleStep(Step):
@@ -28,11 +29,11 @@ class SampleStep(Step):
 
     model: str = Field("policy", description="Who answers: role@when, such as policy, policy@base, policy@start.")
     n: int = Field(1, ge=1, description="Answers per prompt.")
-    temperature: float = Field(1.0, ge=0, description="0 is greedy.")
+    temperature: float = Field(1.0, ge=0, le=2, description="0 is greedy; vLLM takes at most 2.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus: the smallest set of tokens with this much probability.")
     top_k: int = Field(0, ge=0, description="Keep only this many most likely tokens; 0 keeps all.")
     max_tokens: int = Field(256, ge=1, description="Longest answer, in tokens; a cut one has finish_reason = 'length'.")
-    stop: tuple[str, ...] = Field((), description="Strings that end an answer; they are not part of it.")
+    stop: TextList = Field((), description="Strings that end an answer; they are not part of it.")
     template: str | None = Field(
         None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja."
     )
@@ -49,9 +50,6 @@ class SampleStep(Step):
     def templates(self) -> list[str]:
         return [self.template] if self.template else []
 
-    def expressions(self) -> list[tuple[str, str, str]]:
-        return [("where", self.where, "samples" if self.of else "prompts")] if self.where else []
-
     def models(self) -> dict[str, ModelRef]:
         return {"model": ModelRef.parse(self.model)}
 
@@ -61,7 +59,16 @@ class SampleStep(Step):
     def _wording(self) -> Question:
         return Question("train", self.template, self.system, self.max_tokens)
 
+    def problems(self) -> Iterator[Problem]:
+        for name, value in self.vllm.items():
+            yield from ((f"vllm.{name}", problem) for problem in check_vllm(name, value))
+
     def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if seen.take and seen.replayed and not self.of:
+            asked = (
+                f"the prompts that '{seen.replayed[0]}' brings back would be asked again, beside the {seen.take} of this round"
+            )
+            yield "", f"{asked}: put the replay step behind this one"
         if problem := seen.stream_problem(self.of, needs_samples=False):
             yield "of", problem
         if problem := seen.room_problem(self.max_tokens):
@@ -103,18 +110,20 @@ class SampleStep(Step):
 
     def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
         """What is asked about, and with which messages: one entry per prompt or per parent sample."""
-        prompts = views.with_heavy(views.prompt_view(pool), pool, ["messages", "meta"], "prompts")
-        parents: list[dict[str, Any] | None] = [None] * prompts.height
+        chosen = views.sample_view(pool, self.of, self.where) if self.of else views.prompt_view(pool)
+        if self.where:
+            chosen = chosen.filter(context.expression("where", self.where, chosen, "condition"))
         if self.of:
-            view = views.sample_view(pool, self.of, self.where)
-            chosen = view.filter(views.expression(self.where, view.columns, self.name)) if self.where else view
             chosen = views.with_heavy(chosen, pool, [name for name in ("text",) if name not in chosen.columns])
-            parents = list(chosen.iter_rows(named=True))
-            prompts = chosen.select(id="prompt").join(prompts, on="id", how="left", maintain_order="left")
-        elif self.where:
-            prompts = prompts.filter(views.expression(self.where, prompts.columns, self.name))
-            parents = [None] * prompts.height
-        render = context.template(self.template) if self.template else None
+        parents = chosen.iter_rows(named=True) if self.of else [None] * chosen.height
+        prompts = self._with_messages(chosen.select(id="prompt") if self.of else chosen, pool)
+        render = context.template("template", self.template, chosen.columns if self.of else None) if self.template else None
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)
         say = self._wording().messages
         return [{"prompt": row["id"], "of": of, "teacher_messages": say(row, render, of)} for row, of in rows]
+
+    def _with_messages(self, asked: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """The prompts of `asked`, in its order, with all that a template may name."""
+        heavy = views.with_heavy(views.live_prompts(pool), pool, ["messages", "meta"], "prompts")
+        more = [name for name in heavy.columns if name == "id" or name not in asked.columns]
+        return asked.join(heavy.select(more), on="id", how="left", maintain_order="left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import compress
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Addition, Function, Pool, shape
+from selfkd.core.pool import SCHEMAS, Addition, Function, Pool, shape
 from selfkd.errors import RewardError
 from selfkd.prompts.templates import text_of
 from selfkd.rewards.advice import way_out
@@ -24,7 +24,7 @@ from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
 from selfkd.steps.context import Context
 from selfkd.steps.outlook import Outlook
-from selfkd.steps.step import Problem, Stage, Step, references
+from selfkd.steps.step import Problem, Stage, Step, Texts, several
 
 Outcome = tuple[float | None, str]
 
@@ -40,12 +40,16 @@ class ScoreStep(Step):
     short: ClassVar[str | None] = "reward"
     stage: ClassVar[Stage] = "score"
 
-    reward: str | tuple[str, ...] | None = Field(None, description="file.py:function, or several of them.")
+    reward: str | Texts | None = Field(None, description="file.py:function, or several of them.")
     logprob: str | None = Field(
         None, description="Score by the log-probability under this model (role@when), summed over tokens."
     )
     of: str | None = Field(None, description="Only samples of this stream.")
-    as_: str | None = Field(None, alias="as", description="Name of the score; default: the function's name, or 'logprob_of'.")
+    as_: str | Texts | None = Field(
+        None,
+        alias="as",
+        description="Name of the score, or a list of one name per reward; default: the function's name, or 'logprob_of'.",
+    )
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
     max_failed: float = Field(0.01, ge=0, le=1, description="Share of samples that may stay unscored before the round stops.")
     timeout: float = Field(10.0, gt=0, description="Seconds one sample (or one prompt's group) may take.")
@@ -54,17 +58,20 @@ class ScoreStep(Step):
     def _one_source(self) -> ScoreStep:
         if bool(self.reward) == bool(self.logprob):
             raise ValueError("give either 'reward' or 'logprob'")
-        if self.as_ and len(self.functions()) > 1:
-            raise ValueError("'as' names one score, but there are several rewards")
         return self
 
     def functions(self) -> list[str]:
-        return references(self.reward)
+        return several(self.reward)
 
     def scores(self) -> list[str]:
+        return several(self.as_) or (["logprob_of"] if self.logprob else function_names(self.functions()))
+
+    def _origins(self) -> dict[str, str]:
+        """Return {score: what gives it}: with other words, it would be another score."""
         if self.logprob:
-            return [self.as_ or "logprob_of"]
-        return [self.as_] if self.as_ else [reference_parts(reference)[1] for reference in self.functions()]
+            return {self.scores()[0]: f"logprob {self.models()['logprob']}"}
+        params = f" with {self.params}" if self.params else ""
+        return {name: f"{reference}{params}" for name, reference in zip(self.scores(), self.functions(), strict=False)}
 
     def models(self) -> dict[str, ModelRef]:
         return {"logprob": ModelRef.parse(self.logprob)} if self.logprob else {}
@@ -75,9 +82,13 @@ class ScoreStep(Step):
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if problem := seen.stream_problem(self.of, needs_samples=True):
             yield "of", problem
+        yield from name_problems(self.scores(), max(1, len(self.functions())), self.as_)
+        for name, origin in self._origins().items():
+            if seen.origins.get(name, origin) != origin:
+                yield "reward", f"the score '{name}' is that of {seen.origins[name]} already: give this one another name (as)"
 
     def adds(self, seen: Outlook) -> None:
-        seen.add_scores(self.scores())
+        seen.add_scores(self._origins())
 
     def run(self, pool: Pool, context: Context) -> Addition:
         parts: list[Any] = []
@@ -86,8 +97,9 @@ class ScoreStep(Step):
             parts.append(self._by_model(pool, context))
         for reference, name in zip(self.functions(), self.scores(), strict=False):
             function = context.function(reference, self.params)
-            parts += [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
-            found |= {name: said} if (said := read_notes(function)) else {}
+            scored = [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
+            found |= {name: said} if scored and (said := read_notes(function)) else {}
+            parts += scored
         return Addition({"scores": parts}, notes={"rewards": found} if found else {})
 
     def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
@@ -105,7 +117,10 @@ class ScoreStep(Step):
         )
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
-        todo, wanted = self._unscored(pool, name), wants(function)
+        todo = self._unscored(pool, name)
+        if not todo.height:
+            return
+        wanted = wants(function)
         asked = self._whole_prompts(pool, todo) if signature(function).grouped else todo
         done = failed = 0
         for part in _whole_groups(asked, SLICE):
@@ -137,6 +152,24 @@ class ScoreStep(Step):
                 context.where,
                 f"{advice}\nFix the reward and repeat the command with --amend: nothing is generated again.".strip(),
             )
+
+
+def function_names(references: Sequence[str]) -> list[str]:
+    return [reference_parts(reference)[1] for reference in references]
+
+
+def name_problems(names: Sequence[str], rewards: int, given: str | tuple[str, ...] | None) -> Iterator[Problem]:
+    """Yield what is wrong with the names that a step gives to the scores of so many rewards."""
+    field = "as" if given else "reward"
+    if len(names) != rewards:
+        yield "as", f"'as' needs one name per reward: {rewards}, not {len(names)}"
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield field, f"two scores are called '{name}', and none could be told from the other: name them apart (as)"
+        if name in SCHEMAS["samples"]:
+            yield field, f"a score cannot be called '{name}': that is a column of samples. Give it another name (as)"
+        elif name.startswith("_") or not name.isidentifier():
+            yield field, f"a score cannot be called '{name}': write letters, digits and '_', a letter first (as)"
 
 
 def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | None) -> list[dict[str, Any]]:

@@ -31,10 +31,6 @@ class SelectStep(Step):
         None, description="Which to prefer under a cap: the greatest value of this expression; ties by hash."
     )
 
-    def expressions(self) -> list[tuple[str, str, str]]:
-        table = "prompts" if self.of == "prompts" else "samples"
-        return [(field, text, table) for field in ("where", "dedup", "by") if (text := getattr(self, field))]
-
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if self.of != "prompts" and (problem := seen.stream_problem(self.of, needs_samples=True)):
             yield "of", problem
@@ -53,10 +49,11 @@ class SelectStep(Step):
 
     def run(self, pool: Pool, context: Context) -> Addition:
         rows = self._view(pool)
-        order = views.expression(self.by, rows.columns, self.name) if self.by else pl.lit(0.0)
+        tests = self._tests(rows, context)
+        order = context.expression("by", self.by, rows, "order") if self.by else pl.lit(0.0)
         rows = rows.with_columns(order.alias("_by")).sort("_by", "tiebreak", descending=[True, False], nulls_last=True)
         dropped = []
-        for reason, keep in self._tests(rows.columns):
+        for reason, keep in tests:
             kept = rows.with_columns(keep.alias("_keep"))
             out = kept.filter(~pl.col("_keep").fill_null(False))
             why = pl.when(pl.col("_keep").is_null()).then(pl.lit("unscored")).otherwise(pl.lit(reason))
@@ -72,13 +69,13 @@ class SelectStep(Step):
         order = pl.col("id").alias("tiebreak")  # a content hash: as good as random, and the same everywhere
         return prompts.with_columns(order, stream=pl.lit(None, pl.String), prompt=pl.lit("all"))
 
-    def _tests(self, columns: list[str]) -> list[tuple[str, pl.Expr]]:
+    def _tests(self, rows: pl.DataFrame, context: Context) -> list[tuple[str, pl.Expr]]:
         """(reason, expression that keeps a row), in the order they apply; rows are sorted by preference."""
         found: list[tuple[str, pl.Expr]] = []
         if self.where:
-            found.append((f"not {self.where}", views.expression(self.where, columns, self.name)))
+            found.append((f"not {self.where}", context.expression("where", self.where, rows, "condition")))
         if self.dedup:
-            value = views.expression(self.dedup, columns, self.name)
+            value = context.expression("dedup", self.dedup, rows, "value")
             found.append(("repeat", pl.struct(pl.col("prompt"), value.alias("_value")).is_first_distinct()))
         if self.per_prompt:
             found.append(

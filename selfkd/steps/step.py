@@ -6,10 +6,10 @@ names. Lint, plan, retention and the reports ask the step; none of them knows a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool
@@ -20,18 +20,20 @@ from selfkd.steps.question import Question
 
 Stage = Literal["generate", "score", "train", "measure", "other"]
 STAGES: tuple[Stage, ...] = ("generate", "score", "train", "measure")  # the columns of a report's seconds; the rest is "other"
-Expression = tuple[str, str, str]
 Problem = tuple[str, str]
 
 
 class Step(BaseModel):
     """One line of a recipe. `short` is the field that a bare value fills: `- score: reward/math.py:correct`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False, str_min_length=1
+    )
     verb: ClassVar[str]
     short: ClassVar[str | None] = None
     stage: ClassVar[Stage] = "other"
     outside: ClassVar[bool] = False  # True: tables are stored with the step but stay out of the pool (measure)
+    later: ClassVar[frozenset[str]] = frozenset()  # fields that format 2 did not have at first
 
     name: str = Field(
         "", description="Unique name of the step; enters seeds, commits and overrides. Default: the verb, then verb-2, …"
@@ -41,9 +43,14 @@ class Step(BaseModel):
         """Return what this step adds to `pool`: a pure function of the pool, its own fields, and what `context` answers."""
         raise NotImplementedError(f"verb '{self.verb}' lacks a run method")
 
+    def words(self) -> dict[str, Any]:
+        """Return its fields, every default spelled out; of later fields only those that were given, so that older runs go on."""
+        unused = {name for name in self.later if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(mode="json", by_alias=True, exclude=unused)
+
     def identity(self) -> dict[str, Any]:
-        """Return the fields that make this step this step, every default spelled out."""
-        return {"verb": self.verb, **self.model_dump(mode="json", by_alias=True)}
+        """Return the fields that make this step this step."""
+        return {"verb": self.verb, **self.words()}
 
     # ---- what it names ----
 
@@ -53,10 +60,6 @@ class Step(BaseModel):
 
     def templates(self) -> list[str]:
         """Return references of templates whose text belongs to the identity."""
-        return []
-
-    def expressions(self) -> list[Expression]:
-        """Return (field, text, table whose columns it may use: samples, prompts or pairs)."""
         return []
 
     def models(self) -> dict[str, ModelRef]:
@@ -70,6 +73,10 @@ class Step(BaseModel):
     def trained_role(self) -> str | None:
         """Return the role of which this step makes a new model, if it makes one."""
         return None
+
+    def split_asked(self) -> str:
+        """Return the split whose prompts it works on."""
+        return "train"
 
     def scored_split(self) -> str | None:
         """Return the split whose answers its functions score; None where its functions are no rewards."""
@@ -93,6 +100,14 @@ class Step(BaseModel):
         return Cost(self.name)
 
 
-def references(field: str | tuple[str, ...] | None) -> list[str]:
-    """Return the references of a field that holds none, one or several."""
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+TextList = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]  # a list, as a recipe writes it
+Texts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_as_tuple)]  # one that must not be empty
+
+
+def several(field: str | Sequence[str] | None) -> list[str]:
+    """Return the texts of a field that holds none, one or several."""
     return [] if field is None else [field] if isinstance(field, str) else list(field)

@@ -112,7 +112,7 @@ class TrainStep(Step):
         made = Addition()
         rows = self._rows(pool)
         if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
-            made = BuildStep(name=self.name, role=self.role, **{"as": self.of}).run(pool, context)
+            made = BuildStep(name=self.name, role=self.role, as_=self.of).run(pool, context)
             rows = made.whole("rows").sort("id")
         self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}

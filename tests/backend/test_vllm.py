@@ -233,8 +233,8 @@ def test_words_for_vllm_are_converted_from_plain_values(engine: vllm.Engine, tmp
     ("extra", "said"),
     [
         ({"temprature": 0.5}, r"sample\.vllm\.temprature  vLLM has no 'temprature' here\. Did you mean 'temperature'\?"),
-        ({"seed": 1}, r"sample\.vllm\.seed  selfkd sets this itself\n +seeds come from"),
-        ({"n": 4}, r"sample\.vllm\.n  selfkd sets this itself\n +write sample\.n"),
+        ({"seed": 1}, r"sample\.vllm\.seed  selfkd sets this itself\n +each answer has a seed of its own"),
+        ({"n": 4}, r"sample\.vllm\.n  selfkd sets this itself\n +write it as a field of the step"),
         ({"stop_token_ids": [2]}, r"sample\.vllm\.stop_token_ids  selfkd sets"),
         ({"min_p": "high"}, r"sample\.vllm\.min_p  .*valid number.* not 'high'"),
         ({"min_p": 7}, r"sample\.vllm\.min_p  .*\[0, 1\]"),

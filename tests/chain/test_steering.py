@@ -57,7 +57,7 @@ def test_a_null_is_no_verdict_and_the_base_is_always_accepted():
 
 
 def test_a_verdict_that_is_a_number_is_refused():
-    with pytest.raises(RecipeError, match="'dev_right' is not true or false"):
+    with pytest.raises(RecipeError, match="'dev_right' gives a number, where true or false is wanted"):
         verdict("dev_right", BEST, rounds(0.5), {"dev/right": 0.5})
 
 

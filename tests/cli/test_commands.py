@@ -17,6 +17,7 @@ from chains import RECIPE, write_prompts
 
 from selfkd.cli.main import COMMANDS, main
 from selfkd.core.lease import Lease
+from selfkd.recipe.lint import Report
 
 SLOW = '''
 import time
@@ -74,9 +75,9 @@ def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("number", "'number' is a value (Int32), not true or false"),
-        ("tokens + 1", "'tokens + 1' is a value (Int32), not true or false"),
-        ("text > 3", "cannot work out 'text > 3': cannot compare string with numeric type"),
+        ("number", "'number' gives a number, where true or false is wanted"),
+        ("tokens + 1", "'tokens + 1' gives a number, where true or false is wanted"),
+        ("text > 3", "where  'text > 3' cannot be computed: cannot compare string with numeric type"),
         ("((", "cannot read the expression '(('"),
         ("nmber = 1", "no column 'nmber' in 'nmber = 1'. Did you mean 'number'?"),
     ],
@@ -334,6 +335,16 @@ def test_lint_refuses_a_bad_recipe_with_file_and_line(said):
     Path("typo.yaml").write_text(RECIPE.replace("temperature", "temprature"))
     text = said("lint", "typo.yaml", code=2)
     assert re.search(r"typo\.yaml:\d+", text) and "Did you mean 'temperature'?" in text
+
+
+def test_lint_prints_what_it_finds_before_it_tries_rewards(home, monkeypatch):
+    printed: list[str] = []
+    monkeypatch.setattr("selfkd.recipe.lint.try_rewards", lambda *_: printed.append("rewards") or Report(notes=["tried"]))
+    monkeypatch.setattr("builtins.print", lambda *words, **_: printed.extend(map(str, words)))
+    Path("wrong.yaml").write_text(RECIPE.replace("last_number = 1", "last_number"))
+    assert main(["lint", "wrong.yaml"]) == 2
+    at = printed.index("rewards")
+    assert "'last_number' gives a number" in "".join(printed[:at]) and printed[at + 1 :] == ["", "note: tried"]
 
 
 def test_lint_dry_run_walks_without_leaving_anything(said):

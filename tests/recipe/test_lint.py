@@ -13,7 +13,7 @@ from selfkd.backend.machine import Machine
 from selfkd.chain.dry_run import dry_run, lint_and_walk
 from selfkd.core.files import builtin_folder
 from selfkd.recipe import plan, reference
-from selfkd.recipe.lint import Report, lint
+from selfkd.recipe.lint import Report, lint, look, try_rewards
 from selfkd.recipe.load import load
 from selfkd.steps import VERBS
 
@@ -156,6 +156,33 @@ def test_prompts_on_a_hub_are_not_read_unasked():
     report = linted(RECIPE.replace("{file: train.jsonl,", "{hub: some/where,"))
     assert report.ok
     assert "prompts.train: some/where lies on a hub, so its rows were not read" in report.notes
+
+
+def test_the_walk_runs_nothing_of_a_reward_and_its_examples_come_after_it(tmp_path):
+    Path("my.py").write_text(f"open({str(tmp_path / 'loaded')!r}, 'a').close()\n" + REWARD)
+    Path("r.yaml").write_text(RECIPE)
+    recipe, told = load("r.yaml"), []
+    report, frames = look(recipe)
+    assert report.problems == [] and report.notes == [] and not Path("loaded").exists()
+    assert try_rewards(recipe, frames, told.append).notes == linted().notes
+    assert told == ["trying my.py:right", "trying my.py:right"]  # on train, and on dev
+    assert Path("loaded").exists()
+
+
+def test_problems_of_files_and_of_words_are_told_together():
+    text = (
+        RECIPE.replace("score: my.py", "score: mine.py")
+        .replace("right = 1", "right")
+        .replace("train: sft", "train: {from: round-1}")
+    )
+    Path("r.yaml").write_text(text)
+    problems = lint("r.yaml").problems
+    assert [problem.split("  ")[1].split(":")[0] for problem in problems] == [
+        "steps[1].score",
+        "steps[2].select",
+        "steps[3].train",
+    ]
+    assert [problem.split("  ")[0] for problem in problems] == ["r.yaml:8", "r.yaml:9", "r.yaml:10"]
 
 
 def test_a_dry_run_walks_two_rounds_and_trains_in_both():

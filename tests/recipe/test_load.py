@@ -9,6 +9,7 @@ import pytest
 
 from selfkd.core.files import builtin_folder
 from selfkd.errors import RecipeError, UsageError
+from selfkd.prompts.read import read_prompts
 from selfkd.recipe import yamlfile
 from selfkd.recipe.load import frozen, load
 from selfkd.recipe.schema import Recipe
@@ -223,7 +224,10 @@ def test_two_steps_may_not_share_a_name():
 
 def test_two_steps_may_not_measure_one_metric():
     [problem] = problems("  - measure: a.py:right\n  - measure: {reward: b.py:right, n: 4}\n")
-    assert problem == f"r.yaml:{LINE + 1}  steps[1].measure: measure measures dev/right already: use another reward or split"
+    assert (
+        problem
+        == f"r.yaml:{LINE + 1}  steps[1].measure: measure measures dev/right already: name this one otherwise (as), or use another split"
+    )
 
 
 # ---- bad files ----
@@ -439,6 +443,138 @@ def test_patience_watches_the_best_metric_unless_it_names_another():
 )
 def test_a_wrong_value_of_a_field_is_said_in_plain_words(word, said):
     assert problems(STEPS.replace("  - measure: reward/math.py:correct\n", ""), word) == [f"{word}  {said}"]
+
+
+# ---- strict values ----
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ("sample: {n: true}", "'n' should be a whole number, not True"),
+        ('sample: {n: "3"}', "'n' should be a whole number, not '3'"),
+        ("sample: {n: 2.0}", "'n' should be a whole number, not 2.0"),
+        ("sample: {n: [1, true]}", "'n' should be a whole number, not True"),
+        ("sample: {temperature: true}", "'temperature' should be a number, not True"),
+        ('sample: {temperature: "0.5"}', "'temperature' should be a number, not '0.5'"),
+        ("sample: {temperature: 3}", "'temperature' should be at most 2.0, not 3"),
+        ('sample: {where: ""}', "'where' should not be empty"),
+        ('sample: {stop: [""]}', "'stop' should not be empty"),
+        ("sample: {stop: x}", "'stop' should be a list, not 'x'"),
+        ("measure: []", "'reward' should be text, not []"),
+        ("build: {view: []}", "'view' should be text, not []"),
+        ("replay: {kept: 1}", "'kept' should be true or false, not 1"),
+        ("score: []", "'reward' should be text, not []"),
+        ("train: {loss: {}}", "'loss' should be 'sft' or 'dpo', not {}"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_and_nothing_is_read_into_it(step, said):
+    found = problems(f"  - {step}\n  - sample\n  - train\n")
+    assert any(problem.startswith(f"r.yaml:{LINE}  steps[0].{step.split(':')[0]}: {said}") for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("rounds=true", "'rounds' should be a whole number, not True"),
+        ("exact=1", "'exact' should be 'auto', true or false, not '1'"),
+        ("dither=0", "'dither' should be 'auto', true or false, not '0'"),
+        ("keep={best: 1}", "keep: 'best' should be true or false, not 1"),
+        ("keep_if=''", "'keep_if' should not be empty"),
+        ("prompts.take=true", "prompts: 'take' should be a whole number, not True"),
+    ],
+)
+def test_a_recipes_own_fields_are_as_strict(word, said):
+    assert problems(STEPS.replace("  - measure: reward/math.py:correct\n", ""), word) == [f"{word}  {said}"]
+
+
+@pytest.mark.parametrize(
+    "step",
+    ["sample: {temperature: 1e999}", "train: {trl: {learning_rate: -1e999}}", "score: {reward: a.py:f, params: {k: [1e400]}}"],
+)
+def test_a_number_beyond_all_numbers_is_refused_wherever_it_stands(step):
+    problem = problems(f"  - sample\n  - {step}\n  - train\n")[0]
+    assert problem.startswith(f"r.yaml:{LINE + 1}  '") and "is beyond the numbers that can be computed with" in problem
+
+
+# ---- options of vLLM ----
+
+
+@pytest.mark.parametrize("verb", ["sample: {vllm: {%s}}", "measure: {reward: a.py:f, vllm: {%s}}"])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("seed: 1", "vllm.seed is not passed on: each answer has a seed of its own, from the recipe's field `seed`"),
+        ("n: 4", "vllm.n is not passed on: write it as a field of the step"),
+        ("temperature: 0.2", "vllm.temperature is not passed on: write it as a field of the step"),
+        ("stop_token_ids: [2]", "vllm.stop_token_ids is not passed on"),
+        ("detokenize: false", "vllm.detokenize is not passed on"),
+        ("min_pp: 0.5", "vllm has no field 'min_pp' here. Did you mean 'min_p'?"),
+        ("temprature: 0.5", "vllm has no field 'temprature' here. Did you mean 'temperature'?"),
+        ('min_p: "0.1"', "vllm.min_p should be a number, not '0.1'"),
+        ("min_p: 1.5", "vllm.min_p should be at most 1, not 1.5"),
+        ("min_tokens: true", "vllm.min_tokens should be a whole number, not True"),
+        ("bad_words: no", "vllm.bad_words should be a list of texts, not 'no'"),
+        ("structured_outputs: {rgex: a}", "vllm.structured_outputs has no field 'rgex'. Did you mean 'regex'?"),
+    ],
+)
+def test_an_option_that_selfkd_decides_or_vllm_does_not_have_is_refused(verb, option, said):
+    found = problems(f"  - {verb % option}\n  - sample: {{as: more}}\n  - train\n")
+    assert found[0].startswith(f"r.yaml:{LINE}  steps[0].{verb.split(':')[0]}: {said}")
+
+
+def test_options_that_vllm_takes_pass():
+    options = (
+        "min_p: 0.05, repetition_penalty: 1.1, skip_special_tokens: false, structured_outputs: {choice: [a, b]}, logprobs: 0"
+    )
+    loaded(f"  - sample: {{vllm: {{{options}}}}}\n  - train\n  - measure: {{reward: a.py:f, vllm: {{{options}}}}}\n")
+
+
+def test_measure_takes_what_sample_takes():
+    words = "stop: [Q], top_k: 40, system: Be brief., vllm: {min_p: 0.1}, max_tokens: 9, template: '{{ prompt }}'"
+    recipe = loaded(f"  - sample: {{{words}}}\n  - train\n  - measure: {{reward: a.py:f, {words}}}\n")
+    sample, measure = recipe.steps[0].at(1), recipe.steps[2].at(1)
+    same = ("stop", "top_k", "system", "vllm", "max_tokens", "template")
+    assert [getattr(measure, name) for name in same] == [getattr(sample, name) for name in same]
+    assert (sample.temperature, measure.temperature) == (1.0, 0.0)
+
+
+# ---- prompt sources ----
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{hub: 5}", "'hub' should be text, not 5"),
+        ("{file: 5}", "'file' should be text, not 5"),
+        ("{file: a.jsonl, template: 5}", "'template' should be text, not 5"),
+        ("{file: a.jsonl, prompt: 5}", "'prompt' should be text, not 5"),
+        ("{file: a.jsonl, system: [a]}", "'system' should be text, not ['a']"),
+        ("{file: a.jsonl, limit: true}", "'limit' should be a whole number of at least 1, not true"),
+        ("{file: a.jsonl, limit: 0}", "'limit' should be a whole number of at least 1, not 0"),
+        ("{file: a.jsonl, map: rows}", "'map' should be file.py:function, not 'rows'"),
+        ("{rows: abc}", "'rows' should be a list of texts or mappings, at least one, not 'abc'"),
+        ("{rows: []}", "'rows' should be a list of texts or mappings, at least one, not []"),
+        ("{rows: [a, 5]}", "'rows' should be a list of texts or mappings, at least one, not ['a', 5]"),
+        ("{function: 5}", "'function' should be text, not 5"),
+        ("{function: a.py:f, params: [1]}", "'params' should be a mapping (name: value), not [1]"),
+        ("{reasoning_gym: chain_sum}", "'reasoning_gym' should be a mapping (name: value), not 'chain_sum'"),
+        ("{hub: null}", "'hub' should be text, not null"),
+    ],
+)
+def test_a_word_of_a_prompt_source_of_another_type_is_refused_with_its_line(source, said):
+    [problem] = problems(
+        STEPS.replace("  - measure: reward/math.py:correct\n", ""), head=HEAD.replace("{file: train.jsonl}", source)
+    )
+    assert problem == f"r.yaml:4  prompts.train: {said}"
+
+
+def test_a_word_of_a_prompt_source_that_is_null_is_left_out():
+    Path("train.jsonl").write_text('{"prompt": "1+1?"}\n')
+    recipe = loaded(
+        "  - sample\n  - train\n", head=HEAD.replace("{file: train.jsonl}", "{file: train.jsonl, map: null, limit: null}")
+    )
+    assert read_prompts(recipe.prompts.train, recipe.folders, "train").height == 1
 
 
 def test_a_recipe_survives_pickling():

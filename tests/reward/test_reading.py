@@ -104,7 +104,9 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the clock may strike in a callback of the collector
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the clock may strike in a callback of the collector
 @pytest.mark.parametrize("reference", [*READERS.values(), "number.py:close", "exact.py:contains"])
 def test_whatever_a_model_writes_is_a_zero_or_an_abstention_in_bounded_time(reference: str) -> None:
     if reference == "math.py:correct":

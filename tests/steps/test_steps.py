@@ -11,6 +11,7 @@ from chains import RECIPE, go, recipe_in
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.chain.loop import walk
+from selfkd.chain.measured import measurements
 from selfkd.chain.run import Run
 from selfkd.errors import RecipeError, RewardError
 from selfkd.steps.measure import _by_prompt
@@ -319,3 +320,90 @@ def test_a_judge_of_a_run_sees_the_key_that_the_machine_names_and_no_other(tmp_p
     assert table(run, "score", "scores")["value"].to_list() == [1.0] * 48
     with pytest.raises(RewardError, match=r"KeyError: 'JUDGE_API_KEY'(.|\n)*environment: \[JUDGE_API_KEY\]"):
         go(recipe, tmp_path / "withheld")
+
+
+# ---- names and columns ----
+
+
+def test_a_score_is_recorded_under_the_name_it_was_given(tmp_path):
+    steps = SAMPLE + "  - score: {reward: [reward/number.py:last_number, reward/number.py:answer_line], as: [any_form, form]}\n"
+    measure = "  - measure: {reward: reward/number.py:last_number, as: right}\n"
+    run = run_of(tmp_path, steps + "  - train: sft\n" + measure, "rounds=1")
+    assert table(run, "score", "scores")["name"].unique().sort().to_list() == ["any_form", "form"]
+    assert table(run, "measure", "scores")["name"].unique().to_list() == ["right"]
+    metrics = run.sealed()[1].metrics
+    assert 0 <= metrics["dev/right"] <= 1 and "dev/last_number" not in metrics
+    assert measurements(run.paths, run.commits(run.sealed()[1]))["dev"].name == "dev/right"
+
+
+def test_a_score_that_no_sample_has_is_null_and_stops_no_round(tmp_path):
+    (tmp_path / "late.py").write_text("def late(completion):\n    return 1.0\n")
+    again = (
+        "  - sample: {where: 'last_number_max < 1', as: again, max_tokens: 64}\n  - score: {reward: late.py:late, of: again}\n"
+    )
+    select = "  - select: {where: 'late IS NULL AND late_or_right = 1'}\n".replace(
+        "late_or_right", "COALESCE(late, last_number)"
+    )
+    right = Fake({}, lambda messages, seed, skill: f"{eval_sum(messages)}")
+    run = run_of(tmp_path, SAMPLE + SCORE + again + select + "  - train: sft\n", "rounds=1", backend=right)
+    assert table(run, "train", "rows").height == 48
+
+
+def eval_sum(messages) -> int:
+    """The answer of "What is 10 + 1?"."""
+    first, second = messages[-1]["content"].removeprefix("What is ").removesuffix("?").split(" + ")
+    return int(first) + int(second)
+
+
+def test_scores_of_earlier_rounds_are_columns_in_the_first_round_too(tmp_path):
+    steps = "  - replay\n  - select: {where: 'last_number = 1'}\n" + SAMPLE + SCORE + "  - train: sft\n"
+    run = run_of(tmp_path, steps, "rounds=2")
+    assert table(run, "train", "rows", 1).height == 48
+
+
+# ---- pairs of equal texts ----
+
+PAIRS = SAMPLE + "  - gold\n  - build: {kind: pair, chosen: gold, rejected: sample, per_prompt: 4%s}\n  - train: dpo\n"
+
+
+def half_right(messages, seed, skill) -> str:
+    """The gold answer itself for every second seed."""
+    return str(eval_sum(messages)) if seed % 2 else "no idea"
+
+
+def test_pairs_of_two_equal_texts_are_dropped_with_the_reason(tmp_path):
+    run = run_of(tmp_path, PAIRS % "", "rounds=1", backend=Fake({}, half_right))
+    rows, drops = table(run, "build", "rows"), table(run, "build", "drops")
+    equal = int((table(run, "sample", "samples")["text"] != "no idea").sum())
+    assert 0 < equal < 48
+    assert rows.height == 48 - equal and (rows["chosen"] != rows["rejected"]).all()
+    assert drops.height == equal and drops["reason"].unique().to_list() == ["chosen equals rejected"]
+    assert not set(drops["id"]) & set(rows["id"])
+    assert ["dropped by build: chosen equals rejected", equal] in [list(one) for one in run.sealed()[1].notes["funnel"]]
+
+
+def test_pairs_may_be_filtered_by_their_texts(tmp_path):
+    where = ", where: 'chosen_text <> rejected_text AND LENGTH(rejected_text) > 2', weight: 'LENGTH(chosen_text)'"
+    run = run_of(tmp_path, PAIRS % where, "rounds=1", backend=Fake({}, half_right))
+    rows = table(run, "build", "rows")
+    assert rows.height > 0 and rows["rejected"].unique().to_list() == ["no idea"]
+    assert (rows["weight"] == rows["chosen"].str.len_bytes()).all()
+    assert "drops" not in run.made(1)["build"].tables
+
+
+# ---- measuring as sampling ----
+
+
+def test_measure_asks_with_the_stop_strings_top_k_system_and_options_that_it_was_given(tmp_path):
+    asked = []
+
+    class Watching(Fake):
+        def generate(self, model, chunks, sampling, *rest):
+            asked.append((chunks[0].stream, sampling, chunks[0].requests["teacher_messages"][0][0]))
+            return super().generate(model, chunks, sampling, *rest)
+
+    words = "reward: reward/number.py:last_number, stop: ['Question:'], top_k: 5, system: Be brief., vllm: {min_p: 0.1}"
+    run_of(tmp_path, SAMPLE + f"  - train: sft\n  - measure: {{{words}}}\n", "rounds=1", backend=Watching({}))
+    stream, sampling, first = asked[0]
+    assert stream == "dev" and first == {"role": "system", "content": "Be brief."}
+    assert (sampling.stop, sampling.top_k, sampling.extra, sampling.temperature) == (("Question:",), 5, {"min_p": 0.1}, 0.0)

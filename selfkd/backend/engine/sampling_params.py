@@ -11,17 +11,11 @@ from contextlib import contextmanager
 from typing import Any, get_args, get_type_hints
 
 from selfkd.backend.base import Sampling
+from selfkd.backend.engine.sampling_options import OWNED
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 
 PLACE = "sample.vllm"
-# Words of SamplingParams that selfkd sets itself, and what to write instead ("" where there is nothing to choose).
-OWNED = {
-    **{word: f"write sample.{word}" for word in ("n", "temperature", "top_p", "top_k", "max_tokens", "stop")},
-    "seed": "seeds come from the recipe's `seed`: each answer has its own",
-    "stop_token_ids": "the end tokens of the model are known; for a text that ends an answer write sample.stop",
-    **dict.fromkeys(("detokenize", "output_kind", "stream_interval", "skip_clone", "output_text_buffer_length"), ""),
-}
 
 
 def request_params(sampling: Sampling, ends: Sequence[int], seeds: Sequence[int]) -> list[Any]:

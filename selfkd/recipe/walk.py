@@ -1,0 +1,235 @@
+"""One walk of a recipe before anything starts: each step's own code, run over empty tables that have every column and type.
+
+What a run would trip over after hours (an expression of the wrong kind, a model that is not there yet, a name given twice) is found
+here by the code that would trip, for every step, and not only the first of each step's mistakes. Nothing is generated or scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
+from selfkd.core import views
+from selfkd.core.files import reference_parts
+from selfkd.core.known_models import KnownModels
+from selfkd.core.model_ref import ModelRef
+from selfkd.core.pool import Function, Model, Part, Pool
+from selfkd.core.views import Kind
+from selfkd.core.wording import first_line
+from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
+from selfkd.prompts import templates
+from selfkd.prompts.template_fields import Columns, field_problems
+from selfkd.recipe.lines import Line
+from selfkd.recipe.schema import Recipe
+from selfkd.recipe.yamlfile import Problems
+from selfkd.rewards.check import check_parameters
+from selfkd.rewards.find import definition, find_function
+from selfkd.steps import VERBS, Step
+from selfkd.steps.context import Messages, Render, Row
+from selfkd.steps.outlook import Outlook
+
+Shown = list[tuple[str, dict[str, list[str]]]]  # (step, what it makes usable in expressions, by table)
+Prompts = Mapping[str, Columns]  # the columns of the splits that were read
+
+
+def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> tuple[Shown, list[str]]:
+    """Add everything that a round would trip over; return the columns after each step, and the metrics of a round.
+
+    `prompts` are the columns of the prompts that were read. Without them no file is opened: rewards and templates are not looked at.
+    """
+    shown = [("always", {name: found for name, found in Outlook().columns().items() if name != "pairs"})]
+    base = _Round(recipe, problems, prompts, 0, [], {"policy": _stand_in("policy")}, outlook(recipe))
+    for line in (*(line for line in recipe.steps if VERBS[line.verb].outside), *recipe.before):
+        shown += base.step(line)
+    usual = _Round(recipe, problems, prompts, 1, [base.now], dict(base.now), outlook(recipe))
+    for line in recipe.steps:
+        shown += usual.step(line)
+    metrics = list(usual.seen.metrics)
+    usual.seen.metrics = {}
+    heads = [base.now, *([usual.now] * (recipe.rounds - 1))]
+    last = _Round(recipe, problems, prompts, recipe.rounds, heads, dict(usual.now), usual.seen)
+    for line in recipe.after:
+        shown += last.step(line)
+    return shown, metrics
+
+
+def outlook(recipe: Recipe) -> Outlook:
+    """Return what is there when a round begins; an earlier round's steps say what may be replayed."""
+    whole_round = Outlook()
+    for line in recipe.steps:
+        line.at(1).adds(whole_round)
+    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, replayable=whole_round)
+
+
+def roles(recipe: Recipe) -> list[str]:
+    trained = [line.at(1).trained_role() for line in (*recipe.before, *recipe.steps, *recipe.after)]
+    return list(dict.fromkeys(["policy", *(role for role in trained if role)]))
+
+
+def in_one_line(error: SelfkdError) -> str:
+    """Return the finding, with what to do where no spelling is likely."""
+    return error.what if "Did you mean" in error.what or not error.fix else f"{error.what} {error.fix}"
+
+
+def _stand_in(role: str) -> Model:
+    return Model(role, "", role)
+
+
+@dataclass
+class _Round:
+    """One round over empty tables. `heads` are the models that each earlier round left, `now` those at this point."""
+
+    recipe: Recipe
+    problems: Problems
+    prompts: Prompts | None
+    index: int
+    heads: Sequence[dict[str, Model]]
+    now: dict[str, Model]
+    seen: Outlook
+    found: bool = False  # whether something is wrong with the step at hand
+
+    def add(self, line: Line, name: str, problem: str) -> None:
+        """Add a problem with a field of a step ('': with the step as a whole)."""
+        self.problems.add(line.place(name), line.label, problem)
+        self.found = True
+
+    def step(self, line: Line) -> Shown:
+        """Run one step and note what it leaves; return the columns that it adds, if it adds some."""
+        step, before, self.found = line.at(self.index), self.seen.columns(), False
+        self._needs(line)
+        self._models(line, step)
+        try:
+            step.run(replace(self.seen.pool, models=self.now), LintContext(self, line, step))
+        except GuardError:
+            pass  # too few rows to train on: there are none here
+        except (SelfkdError, pl.exceptions.PolarsError) as error:
+            if not self.found:  # else it follows from what was said
+                self.add(line, "", in_one_line(error) if isinstance(error, SelfkdError) else first_line(error))
+        step.adds(self.seen)
+        if role := step.trained_role():
+            self.now[role] = _stand_in(role)
+        after = self.seen.columns()
+        new = {table: [name for name in names if name not in before[table]] for table, names in after.items()}
+        return [(f"after {line.name}", new)] if any(new.values()) else []
+
+    def _needs(self, line: Line) -> None:
+        """A number may differ from round to round, so each of its values is held against what is there."""
+        rounds = range(1, line.variants + 1) if self.index else (0,)
+        for step in map(line.at, rounds):
+            for name, problem in step.needs(self.seen):
+                self.add(line, name, problem)
+
+    def _models(self, line: Line, step: Step) -> None:
+        start = self.heads[-1] if self.heads else {}
+        heads = [lambda models=models: models for models in self.heads]
+        known = KnownModels(self.index, start, heads, 0, lambda: {"policy": _stand_in("policy")})
+        for name, reference in step.models().items():
+            problem = reference.problem(roles(self.recipe), self.recipe.rounds, best_is_named=self.recipe.best is not None)
+            try:
+                known.find(reference, self.now, "") if not problem else None
+            except ChainError as error:
+                problem = f"'{reference}' cannot be there in round {self.index}: {error.what}"
+            if problem:
+                self.add(line, name, f"'{name}': {problem}")
+
+
+@dataclass
+class LintContext:
+    """A step's view of a round over empty tables (`steps.context.Context`): it answers with nothing, and notes what does not fit."""
+
+    round: _Round
+    line: Line
+    step: Step
+    max_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.max_length = self.round.recipe.context
+
+    @property
+    def index(self) -> int:
+        return self.round.index
+
+    @property
+    def where(self) -> str:
+        return self.line.where
+
+    def _add(self, name: str, problem: str) -> None:
+        self.round.add(self.line, name, problem)
+
+    # ---- what a recipe's words are held against ----
+
+    def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
+        try:
+            return views.expression(text, table, kind)
+        except RecipeError as error:
+            self._add(field, f"'{field}': {in_one_line(error)}")
+            return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
+
+    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
+        if self.round.prompts is not None:
+            found = templates.problems(reference, self.round.recipe.folders)
+            if not found:
+                known = self.round.prompts.get(self.step.split_asked())
+                found = list(field_problems(templates.load(reference, self.round.recipe.folders), known, of))
+            for problem in found:
+                self._add(field, problem)
+        return _unrendered
+
+    def function(self, reference: str, params: Mapping[str, Any]) -> Function:
+        nothing = Function(reference_parts(reference)[1], Path(), "", params)
+        if self.round.prompts is None:
+            return nothing
+        try:
+            function = replace(find_function(reference, self.round.recipe.folders), params=params)
+            known = self.round.prompts.get(self.step.split_asked())
+            # of a function without a `def`, only a worker that loads it can tell the parameters: lint asks one afterwards
+            found = check_parameters(function, None if known is None else known.counts) if definition(function) else []
+        except SelfkdError as error:
+            function, found = nothing, [str(error)]
+        for problem in found:
+            self._add("reward", problem)
+        return function
+
+    # ---- answers, of which there are none ----
+
+    def seed(self, *names: Any) -> int:
+        return 0
+
+    def model(self, reference: ModelRef) -> Model:
+        return _stand_in(reference.role)
+
+    def load(self, source: Mapping[str, Any], dither: int | None, asked: Iterable[pl.DataFrame]) -> tuple[Path, dict[str, Any]]:
+        return Path(), {}
+
+    def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
+        return []
+
+    def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
+        return iter(())
+
+    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
+        return Trained(Path(), {}, {})
+
+    def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
+        return iter(())
+
+    def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
+        return iter(())
+
+    def split(self, name: str) -> Pool:
+        return Pool()
+
+    def save(self, table: str, frame: pl.DataFrame) -> Part:
+        return frame
+
+    def progress(self, done: int, total: int, unit: str, **more: Any) -> None:
+        pass
+
+
+def _unrendered(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
+    return messages
