@@ -6,8 +6,9 @@ here by the code that would trip, for every step, and not only the first of each
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +44,17 @@ def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> 
     `prompts` are the columns of the prompts that were read. Without them no file is opened: rewards and templates are not looked at.
     """
     shown = [("always", {name: found for name, found in Outlook().columns().items() if name != "pairs"})]
-    base = _Round(recipe, problems, prompts, 0, [], {"policy": _stand_in("policy")}, outlook(recipe))
+    find = cache(lambda reference: find_function(reference, recipe.folders))  # reads all the code that a reward needs
+    base = _Round(recipe, problems, prompts, find, 0, [], {"policy": _stand_in("policy")}, outlook(recipe))
     for line in (*(line for line in recipe.steps if VERBS[line.verb].outside), *recipe.before):
         shown += base.step(line)
-    usual = _Round(recipe, problems, prompts, 1, [base.now], dict(base.now), outlook(recipe))
+    usual = _Round(recipe, problems, prompts, find, 1, [base.now], dict(base.now), outlook(recipe))
     for line in recipe.steps:
         shown += usual.step(line)
     metrics = list(usual.seen.metrics)
     usual.seen.metrics = {}
     heads = [base.now, *([usual.now] * (recipe.rounds - 1))]
-    last = _Round(recipe, problems, prompts, recipe.rounds, heads, dict(usual.now), usual.seen)
+    last = _Round(recipe, problems, prompts, find, recipe.rounds, heads, dict(usual.now), usual.seen)
     for line in recipe.after:
         shown += last.step(line)
     return shown, metrics
@@ -87,6 +89,7 @@ class _Round:
     recipe: Recipe
     problems: Problems
     prompts: Prompts | None
+    find: Callable[[str], Function]
     index: int
     heads: Sequence[dict[str, Model]]
     now: dict[str, Model]
@@ -185,7 +188,7 @@ class LintContext:
         if self.round.prompts is None:
             return nothing
         try:
-            function = replace(find_function(reference, self.round.recipe.folders), params=params)
+            function = replace(self.round.find(reference), params=params)
             known = self.round.prompts.get(self.step.split_asked())
             # of a function without a `def`, only a worker that loads it can tell the parameters: lint asks one afterwards
             found = check_parameters(function, None if known is None else known.counts) if definition(function) else []
