@@ -16,14 +16,14 @@ from selfkd.core.pool import Function
 from selfkd.core.wording import did_you_mean
 from selfkd.rewards import restate
 from selfkd.rewards.advice import way_out
-from selfkd.rewards.contract import CONTRACT, PLURAL, TRL_EXTRAS, Parameters, Result, Row
+from selfkd.rewards.contract import CONTRACT, GOLD_NAMES, PLURAL, TRL_EXTRAS, Parameters, Result, Row
 from selfkd.rewards.find import definition, parameters, required
 from selfkd.rewards.load import load
 from selfkd.rewards.pool import cut, loaded, question, spread
 
 GOLD_BATCH = 256  # completions
 TRIED_ROWS = 20  # in every form, and with near misses
-GOLD_NAMES = ("solution", "ground_truth", "gold", "target", "label")  # in functions written for other data sets
+OTHER_NAMES = (*GOLD_NAMES, "gold", "target", "label")  # of gold answers, in functions written for other data
 OTHER_NAME = " The gold answer is called 'answer'; under another name it needs a column of its own."
 
 # ----------------------------------------------------------------------------------------------------------- parameters
@@ -56,10 +56,11 @@ def _unknown(takes: Parameters, function: Function, columns: Collection[str] | N
     if columns is None:
         return
     also = f" (meta columns: {', '.join(sorted(columns))})" if columns else ""
-    known = {*CONTRACT, *function.params, *columns, *(TRL_EXTRAS if takes.grouped else ())}
+    given = (*TRL_EXTRAS, *(GOLD_NAMES if takes.everything else ())) if takes.grouped else ()
+    known = {*CONTRACT, *function.params, *columns, *given}
     for name in takes.names:
         if name in takes.required and name not in known:
-            hint = OTHER_NAME if name in GOLD_NAMES else did_you_mean(name, (*CONTRACT, *columns))
+            hint = OTHER_NAME if name in OTHER_NAMES else did_you_mean(name, (*CONTRACT, *columns))
             yield f" asks for '{name}', which is neither {', '.join(CONTRACT)} nor a meta column{also}.{hint}"
 
 

@@ -8,6 +8,7 @@ Names are the contract. A function receives only what it names:
     prompts completions answers metas samples     lists over all samples of one prompt: the function is called once per
     completion_ids                                prompt and returns a list, so a majority vote is an ordinary reward
 
+    solution ground_truth                         in a TRL reward function the gold answer, where no meta column has that name
     trainer_state log_metric log_extra            what TRL passes beside them: a state at its beginning, and calls that lead
                                                   nowhere
 
@@ -41,11 +42,13 @@ Result = tuple[float | None, str]
 Placed = tuple[int, float | None, str]
 
 ABSTAINED = "abstained"
+
 ABSENT = {"answer": "this prompt has no answer", "completion_ids": "the token ids of this completion are not known"}
 SINGULAR = ("prompt", "completion", "answer", "meta", "sample")
 PLURAL = {f"{name}s": name for name in SINGULAR} | {"completion_ids": "token_ids"}  # name -> the key of a row behind it
 CONTRACT = (*SINGULAR, *PLURAL)
 TRL_COLUMNS = ("prompts", "completions", "completion_ids", "answer")  # what `**kwargs` of a TRL function gets of the contract
+GOLD_NAMES = ("solution", "ground_truth")  # what data sets for TRL call the gold answer
 TRL_EXTRAS = ("trainer_state", "log_metric", "log_extra")  # what TRL passes beside columns
 WHY_CHARS = 300  # a reason must fit into a table
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # differs from process to process; a reason is part of a digest
@@ -164,7 +167,7 @@ class Reward:
         elif name in metas[0]:
             values = [meta.get(name) for meta in metas]
         else:
-            return Missing
+            return self.value("answer", rows, metas) if self.trl and name in GOLD_NAMES else Missing
         if self.trl:
             return values
         return values[0]  # the one sample's, or what all samples of a prompt share

@@ -17,8 +17,8 @@ def test_unknown_parameters_are_named_before_anything_runs(write: Write) -> None
     assert "'anwser'" in problem and "Did you mean 'answer'?" in problem and "mine.py:1" in problem
     assert check_parameters(f, None) == []
     assert check_parameters(write("def f(prompts, completions, completion_ids, **kwargs): return []"), []) == []
-    (problem,) = check_parameters(write("def f(completions, solution, **kwargs): return []"), [])
-    assert "'solution'" in problem and problem.endswith(
+    (problem,) = check_parameters(write("def f(completions, target, **kwargs): return []"), [])
+    assert "'target'" in problem and problem.endswith(
         "The gold answer is called 'answer'; under another name it needs a column of its own."
     )
     (problem,) = check_parameters(write("def f(completion, maximum=1): return 1", maximun=2), [])

@@ -236,6 +236,15 @@ def test_the_state_of_the_trainer_and_the_logs_are_given(write: Write) -> None:
     assert check_parameters(plain, []) == [] and scores(plain, asked("4")) == [1.0]
 
 
+def test_the_gold_answer_is_given_under_the_names_of_trl_where_no_column_has_them(write: Write) -> None:
+    f = write("def f(completions, solution, **kwargs): return [float(c == s) for c, s in zip(completions, solution)]")
+    assert check_parameters(f, []) == [] and scores(f, asked("4"), asked("5")) == [1.0, 0.0]
+    assert scores(f, asked("4", solution="5"), asked("5", solution="5")) == [0.0, 1.0]
+    assert results(f, [asked("4", None)]) == [(None, "no 'solution' in the meta of this prompt")]
+    (problem,) = check_parameters(write("def f(completion, solution): return 1"), [])
+    assert "asks for 'solution'" in problem and "The gold answer is called 'answer'" in problem
+
+
 def test_a_function_of_one_sample_has_no_trainer(write: Write) -> None:
     (problem,) = check_parameters(write("def f(completion, trainer_state): return 1"), [])
     assert "'trainer_state'" in problem
