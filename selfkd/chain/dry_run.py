@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,17 +26,17 @@ DRY_PROMPTS = 8
 KEPT_NOTHING = "the dry run kept nothing to train on (its stand-in answers may not be in the form that the rewards want)"
 
 
-def lint_and_walk(recipe: Recipe) -> Report:
+def lint_and_walk(recipe: Recipe, environment: Sequence[str] = ()) -> Report:
     """What `lint` finds, and where that is nothing, what a walk of two rounds finds."""
-    report = lint(recipe)
-    return report + try_walk(recipe) if report.ok else report
+    report = lint(recipe, environment=environment)
+    return report + try_walk(recipe, environment) if report.ok else report
 
 
-def try_walk(recipe: Recipe) -> Report:
+def try_walk(recipe: Recipe, environment: Sequence[str] = ()) -> Report:
     """What a walk of two rounds on a fake model finds."""
     report = Report()
     try:
-        dry_run(recipe)
+        dry_run(recipe, environment)
     except GuardError as error:
         report.notes.append(f"{KEPT_NOTHING}: {error.what}")
     except SelfkdError as error:
@@ -48,7 +49,7 @@ def try_walk(recipe: Recipe) -> Report:
     return report
 
 
-def dry_run(recipe: Recipe) -> list[Seal]:
+def dry_run(recipe: Recipe, environment: Sequence[str] = ()) -> list[Seal]:
     """Walk two rounds in a temporary folder with a model that knows some of the answers; the records of the sealed rounds.
 
     A few prompts of each split; those that lie on a hub are stood in for by sums with every column that a template or reward names.
@@ -56,7 +57,7 @@ def dry_run(recipe: Recipe) -> list[Seal]:
 
     with TemporaryDirectory(prefix="selfkd-dry-") as folder:
         small = in_small(recipe)
-        run = Run.open(small, Path(folder) / small.name, Machine(backend="fake"))
+        run = Run.open(small, Path(folder) / small.name, Machine(backend="fake", environment=list(environment)))
         walk(run, Fake(run.numerics, knowing(small)), run.begin())
         return run.sealed()
 

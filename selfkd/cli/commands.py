@@ -195,21 +195,22 @@ def doctor(runs: Path) -> int:
 # --------------------------------------------------------------------------------------------------- recipes and rewards
 
 
-def lint(recipe: str, overrides: Sequence[str], dry_run: bool) -> int:
+def lint(recipe: str, overrides: Sequence[str], dry_run: bool, on: Path | None) -> int:
     """Check a recipe, its rewards and its prompts."""
+    from selfkd.backend.machine import read_machine
     from selfkd.recipe.lint import look, try_rewards
     from selfkd.recipe.load import read
 
-    words = read(recipe, overrides)
+    words, allowed = read(recipe, overrides), read_machine(on).environment
     report, frames = look(words)
     print(report.text(), flush=True)
     with _telling() as tell:
-        rewards = try_rewards(words, frames, tell)
+        rewards = try_rewards(words, frames, tell, allowed)
     print(*(["", rewards.text()] if rewards.text() else []), sep="\n")
     if dry_run and report.ok and rewards.ok:
         from selfkd.chain.dry_run import try_walk  # loads the chain and a backend, which lint alone does not need
 
-        rewards += try_walk(words)
+        rewards += try_walk(words, allowed)
         print(*rewards.notes[-1:], *rewards.problems, sep="\n")
     return 0 if report.ok and rewards.ok else 2
 

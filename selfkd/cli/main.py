@@ -150,6 +150,7 @@ COMMANDS = {
         RECIPE,
         OVERRIDES,
         _flag("--dry-run", "also walk two rounds on a fake model, in a temporary folder"),
+        ON,
     ),
     "try": Command(
         "run a reward on a few rows",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
+    environment: tuple[str, ...] = field(default=(), repr=False)
     tested: dict[Path, list[str]] = field(default_factory=dict, repr=False)  # failures of the doctests of each file
 
     def __add__(self, more: Report) -> Report:
@@ -63,14 +64,15 @@ class Report:
         return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems])
 
 
-def lint(recipe: Recipe | str | Path, hub: bool = False) -> Report:
+def lint(recipe: Recipe | str | Path, hub: bool = False, environment: Sequence[str] = ()) -> Report:
     """Check all that can be checked before a run without walking it; `hub` reads prompts from the network too.
 
-    `recipe` may be the name or path of a recipe file; RecipeError then names what is wrong with its fields.
+    `recipe` may be the name or path of a recipe file; RecipeError then names what is wrong with its fields. `environment`
+    names variables that rewards may see although they look like secrets.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(str(recipe))
     found, frames = look(recipe, hub)
-    return found + try_rewards(recipe, frames)
+    return found + try_rewards(recipe, frames, environment=environment)
 
 
 def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
@@ -83,9 +85,9 @@ def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
     return report, frames
 
 
-def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None) -> Report:
+def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None, environment: Sequence[str] = ()) -> Report:
     """Return what the doctests of rewards and mapping functions say, and whether the rewards accept the gold answers."""
-    report, tried = Report(), []
+    report, tried = Report(environment=tuple(environment)), []
     for split, source in recipe.splits().items():
         _mapping(recipe, source, split, report, tell)
     for line in all_lines(recipe):
@@ -171,9 +173,10 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Fram
     """Does it do what its doctests say, and does it accept the gold answers? Whether it is there, and fits, `look` has said."""
     at = f"{line.where}  {line.label}"
     try:
-        function = replace(find_function(reference, recipe.folders), params=getattr(step, "params", {}))
+        found = find_function(reference, recipe.folders)
     except SelfkdError:
         return
+    function = replace(found, params=getattr(step, "params", {}), environment=report.environment)
     split = step.scored_split()
     frame = frames.get(split or "train")
     try:

@@ -173,3 +173,16 @@ def test_a_judge_gets_the_key_that_the_machine_file_names_with_out_and_without(s
     for more in ((), ("--out", "scores.jsonl")):
         assert "1 of 1 scored, mean 1" in said("try", "judge.py:judged", "one.jsonl", "--on", "machine.yaml", *more)
         assert "environment: [JUDGE_API_KEY]" in said("try", "judge.py:judged", "one.jsonl", *more, code=1)
+
+
+def test_lint_gives_a_judge_the_same_key_as_a_run(said, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "x")
+    Path("judge.py").write_text("import os\nKEY = os.environ['JUDGE_API_KEY']\ndef judged(completion): return 1.0\n")
+    Path("machine.yaml").write_text("environment: [JUDGE_API_KEY]\n")
+    Path("judge.yaml").write_text(
+        "name: judged\nmodel: fake\nprompts: {train: [{prompt: a, answer: b}, {prompt: c, answer: d}]}\n"
+        "steps:\n  - sample\n  - score: judge.py:judged\n  - train: sft\n"
+    )
+    said("lint", "judge.yaml", "--on", "machine.yaml")
+    assert "two rounds were walked" in said("lint", "judge.yaml", "--dry-run", "--on", "machine.yaml", "rounds=1")
+    assert main(["lint", "judge.yaml"]) == 2
