@@ -121,13 +121,13 @@ class ScoreStep(Step):
         if not todo.height:
             return
         wanted = wants(function)
-        asked = self._whole_prompts(pool, todo) if signature(function).grouped else todo
+        asked = self._whole_prompts(pool, todo) if signature(function).grouped else todo.with_columns(new=True)
         done = failed = 0
         for part in _whole_groups(asked, SLICE):
-            new = part["id"].is_in(todo["id"].implode())
+            new, part = part["new"], part.drop("new")
             rows = rows_for_reward(part, pool, wanted)
             outcomes: list[Outcome] = []
-            flags = iter(new)
+            flags = iter(new.to_list())
             for batch in context.map(function, cut(rows, BATCH), self.timeout):
                 of_new = list(compress(batch, flags))
                 outcomes += of_new
@@ -138,8 +138,12 @@ class ScoreStep(Step):
             yield shape("scores", _score_rows(part.filter(new)["id"].to_list(), name, outcomes))
 
     def _whole_prompts(self, pool: Pool, todo: pl.DataFrame) -> pl.DataFrame:
-        """Return all samples of the prompts that have one to score: a vote counts those, too, that have their score already."""
-        return views.live(pool, self.of).join(todo, on="prompt", how="semi").sort("prompt", "id")
+        """Return all samples of the prompts that have one to score: a vote counts those, too, that have their score already.
+
+        Column `new` says which ones are to be scored.
+        """
+        found = views.live(pool, self.of).join(todo, on="prompt", how="semi").sort("prompt", "id")
+        return found.with_columns(new=pl.col("id").is_in(todo["id"].implode()))
 
     def _check(self, done: int, failed: int, total: int, outcomes: list[Outcome], context: Context, function: Function) -> None:
         """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
