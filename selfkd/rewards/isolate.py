@@ -7,15 +7,22 @@ beside itself changes no run; and editing a file while workers run it changes no
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
+from typing import IO
 
 from selfkd.core.local_code import LocalCode, local_code
 
-_folders: dict[int, Path] = {}  # process -> its folder: a forked copy of this process must not share it, nor remove it
+PREFIX, LOCK = "selfkd-rewards-", "lock"
+
+_folders: dict[int, tuple[Path, IO[str]]] = {}  # of each process: a forked copy of this one must not share it, nor remove it
+_making = threading.Lock()
 
 
 def isolated(path: Path) -> Path:
@@ -51,13 +58,33 @@ def _content_hash(code: LocalCode) -> str:
 
 
 def _own_folder() -> Path:
-    if os.getpid() not in _folders:
-        _folders[os.getpid()] = Path(tempfile.mkdtemp(prefix="selfkd-rewards-"))
-    return _folders[os.getpid()]
+    """Return the folder of this process, locked while it lives; folders of processes that were killed go first."""
+    with _making:
+        if os.getpid() not in _folders:
+            sweep(Path(tempfile.gettempdir()))
+            _folders[os.getpid()] = _locked_folder()
+        return _folders[os.getpid()][0]
+
+
+def _locked_folder() -> tuple[Path, IO[str]]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        lock = (folder / LOCK).open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / LOCK).exists():  # else another process swept it away before it was locked
+            return folder, lock
+
+
+def sweep(place: Path) -> None:
+    """Remove the copies that killed processes left: those whose lock nobody holds."""
+    for path in place.glob(f"{PREFIX}*/{LOCK}"):
+        with contextlib.suppress(OSError), path.open("r+") as lock:  # held, gone, or another person's
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path.parent, ignore_errors=True)
 
 
 @atexit.register
 def _remove() -> None:
     """Remove the copies of this process; close_idle_workers of the pool may run after it, and needs none of them."""
-    if folder := _folders.pop(os.getpid(), None):
-        shutil.rmtree(folder, ignore_errors=True)
+    if own := _folders.pop(os.getpid(), None):
+        shutil.rmtree(own[0], ignore_errors=True)

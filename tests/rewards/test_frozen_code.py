@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from selfkd.recipe.lint import lint
 from selfkd.rewards.check import run_doctests
 from selfkd.rewards.contract import Result
 from selfkd.rewards.find import find_function
+from selfkd.rewards.isolate import sweep
 from selfkd.rewards.load import load
 from selfkd.rewards.pool import close_idle_workers
 
@@ -220,6 +222,16 @@ def test_helpers_of_one_name_in_two_folders_are_two_modules(tmp_path: Path) -> N
             },
         )
     assert [load(tmp_path / folder / "mine.py", "f").call({}) for folder in ("one", "two", "one")] == ["one", "two", "one"]
+
+
+def test_copies_that_a_killed_process_left_are_removed_and_those_of_a_living_one_stay(tmp_path: Path) -> None:
+    for name in ("selfkd-rewards-dead", "selfkd-rewards-alive", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    with (tmp_path / "selfkd-rewards-alive/lock").open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"selfkd-rewards-alive", "other"}
 
 
 def test_a_recipe_is_copied_with_all_that_its_rewards_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
