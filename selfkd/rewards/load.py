@@ -5,11 +5,12 @@ from __future__ import annotations
 import dis
 import importlib
 import inspect
+import linecache
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import spec_from_file_location
+from importlib.util import decode_source, spec_from_file_location
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -119,8 +120,17 @@ def load_module(path: Path, shown: str = "", alone: bool = False) -> ModuleType:
     vars(module)[SHOWN] = shown or str(path)
     sys.modules[name] = module
     # Not through importlib: its cache cannot tell apart two versions of one length written within one second.
-    exec(compile(path.read_bytes(), vars(module)[SHOWN], "exec"), vars(module))
+    source = path.read_bytes()
+    code_object = compile(source, vars(module)[SHOWN], "exec")
+    _remember_source(vars(module)[SHOWN], source)
+    exec(code_object, vars(module))
     return module
+
+
+def _remember_source(shown: str, source: bytes) -> None:
+    """Let `inspect.getsource` and tracebacks quote what is run: the file of that name may be edited, or not found from here."""
+    lines = decode_source(source).splitlines(keepends=True)
+    linecache.cache[shown] = (len(source), None, lines, shown)
 
 
 def _place_in_packages(code: LocalCode) -> tuple[str, str, Mapping[str, Path]]:

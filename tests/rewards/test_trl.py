@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +155,16 @@ right = Right(3.0)
 """
     assert scores(write(source, "right"), asked("4"), asked("5")) == [3.0, 0.0]
     assert scores(write(source, "Right"), asked("4"), asked("5")) == [1.0, 0.0]
+
+
+def test_a_run_that_is_named_by_a_relative_path_reads_the_function_all_the_same(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker works in a folder of its own, where a relative path leads nowhere."""
+    function = write(GSM8K, "correctness")
+    monkeypatch.chdir(tmp_path.parent)
+    relative = replace(function, path=Path(tmp_path.name) / "mine.py")
+    assert scores(relative, asked(XML.format(4))) == [2.0]
 
 
 # ------------------------------------------------------------------------------------------------------ written for texts
