@@ -54,7 +54,7 @@ class Quick(Fake):
                 Completion(f"I add and find {content[-4:] if u < 0.4 else 'no'}", (1, 2, 3), "stop", -1.0)
                 for u, content in rows
             ]
-            yield Reply(chunk.key, write_chunk(chunk, model, replies), model.digest, 3 * len(replies), 0.0)
+            yield Reply(chunk.key, write_chunk(chunk, model, replies, model.digest, {}), model.digest, 3 * len(replies), 0.0)
 
 
 def main(prompts: int = PROMPTS) -> dict[str, float]:

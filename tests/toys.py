@@ -25,7 +25,7 @@ class Toy:
     """An engine: it answers with its weights, and does what the first message of a request says."""
 
     def __init__(self, numerics: dict[str, Any], model: Model) -> None:
-        self.numerics, self.model, self.weights = numerics, model, ""
+        self.numerics, self.model, self.weights, self.facts = numerics, model, "", {"torch": "toy"}
 
     def swap(self, model: Model) -> dict[str, Any]:
         if model.path == "broken":
@@ -41,7 +41,8 @@ class Toy:
             if on_tokens:
                 on_tokens(1, 7)
         texts = [f"{self.weights[:4]} {seed} {len(chunk.requests)}" for seed in chunk.requests["seed"]]
-        path = write_chunk(chunk, self.model, [Completion(text, [1, 2], "stop", -1.0) for text in texts])
+        completions = [Completion(text, [1, 2], "stop", -1.0) for text in texts]
+        path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         lie = "lie" in chunk.requests["teacher_messages"].list.first().struct.field("content").to_list()
         return Reply(chunk.key, path, "f" * 64 if lie else self.weights, 2 * len(texts), 0.1)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import polars as pl
 
-from selfkd.core import storage
+from selfkd.core import digest, storage
+from selfkd.core.facts import Facts
 from selfkd.core.pool import MESSAGES, Model, shape
 
 REQUESTS: dict[str, Any] = {
@@ -43,7 +44,8 @@ class Chunk:
     """A fixed, ordered set of requests (columns REQUESTS): the unit of generation, of durability and of redoing.
 
     Replies depend on who else is in the batch, so a chunk is generated alone, from an empty prefix cache, and asked again
-    whole if it was interrupted. `key` names it by content; `write` leaves one immutable file named `prefix` + the hash of its bytes.
+    whole if it was interrupted. `key` names it by content. Its answers wait in `tmp` until it is proved which weights gave
+    them; then they lie in `folder` as one immutable file named `prefix` + the hash of its bytes.
     """
 
     key: str
@@ -74,7 +76,7 @@ class Completion:
 
 @dataclass(frozen=True)
 class Reply:
-    """A finished chunk: where its file lies, and the digest of the weights that the engine proved to hold."""
+    """A finished chunk: where its file waits, and the digest of the weights that the engine proved to hold."""
 
     key: str
     path: Path
@@ -110,8 +112,24 @@ class LongPrompt(TypedDict):
 Logprob = tuple[str, float, int]  # id of a row, summed log-probability of its completion, tokens summed over
 
 
-def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -> Path:
-    """Write the samples of a chunk as one immutable file; called by whoever generated them, in its own process."""
+class Maker(NamedTuple):
+    """Who made a file of answers: the digest of the weights, and that of the facts of the engine's process."""
+
+    weights: str
+    facts: str
+
+
+def made_by(path: Path) -> Maker:
+    """Return what a file of answers says of its maker; empty texts where it says nothing."""
+    said = pl.read_parquet_metadata(path)
+    return Maker(said.get("weights", ""), said.get("facts", ""))
+
+
+def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion], weights: str, facts: Facts) -> Path:
+    """Write the samples of a chunk as one file in its `tmp`; called by whoever generated them, in its own process.
+
+    The file says inside which weights and which facts made it. Whoever asked compares them, and only then gives it its name.
+    """
     texts = [completion.text for completion in completions]
     counts = [len(completion.token_ids) for completion in completions]
     frame = chunk.requests.with_columns(
@@ -124,7 +142,8 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion]) -
         pl.Series("tokens", counts, pl.Int32),
         pl.Series("token_ids", [list(completion.token_ids) for completion in completions], pl.List(pl.Int32)),
     )
-    return storage.write_parquet(shape("samples", frame), chunk.folder, chunk.tmp, chunk.prefix)
+    about = Maker(weights, digest.of(facts))._asdict()
+    return storage.write_parquet(shape("samples", frame), chunk.tmp / "answers", chunk.tmp, about=about)
 
 
 @dataclass(frozen=True)
@@ -197,6 +216,9 @@ class Backend(Protocol):
 
     def numerics(self) -> dict[str, Any]:
         """Return what fixes the numbers of this run: dtype, threads, concurrent sequences, KV blocks, package versions."""
+
+    def facts(self) -> dict[str, Facts]:
+        """Return what each engine and each rank that came up so far computes with, by name: engine-0, trainer-1."""
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         """Bring the root of a chain (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Return notes.

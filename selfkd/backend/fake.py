@@ -29,6 +29,7 @@ from selfkd.backend.base import (
     write_chunk,
 )
 from selfkd.core import digest
+from selfkd.core.facts import Facts, of_process
 from selfkd.core.pool import KEYS, Model
 
 Answer = Callable[[list[dict[str, str]], int, float], str]
@@ -47,19 +48,28 @@ def adder(messages: list[dict[str, str]], seed: int, skill: float) -> str:
 class Fake:
     """`answer(messages, seed, skill)` is the model; `hook(call)` runs before every call, and may raise to imitate a crash.
 
-    Its calls end at once, so it never reports progress.
+    Its calls end at once, so it never reports progress. `facts` stands for those of its engine and its rank.
     """
 
     name = "fake"
 
     def __init__(
-        self, numerics: Mapping[str, Any], answer: Answer = adder, hook: Callable[[str], None] = lambda call: None
+        self,
+        numerics: Mapping[str, Any],
+        answer: Answer = adder,
+        hook: Callable[[str], None] = lambda call: None,
+        facts: Facts | None = None,
     ) -> None:
         self._numerics, self.answer, self.hook = dict(numerics), answer, hook
+        self._facts: Facts = of_process(()) if facts is None else facts
+        self._up: dict[str, Facts] = {}
         self.reverse = False
 
     def numerics(self) -> dict[str, Any]:
         return self._numerics
+
+    def facts(self) -> dict[str, Facts]:
+        return dict(self._up)
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         self.hook("load")
@@ -69,14 +79,15 @@ class Fake:
     def generate(
         self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: OnAnswers = nobody_listens
     ) -> Iterator[Reply]:
-        weights = _read(model)
+        weights, held = _read(model), digest.weights(Path(model.path))
         for chunk in reversed(chunks) if self.reverse else chunks:
             self.hook("generate")
+            self._up["engine-0"] = self._facts
             began = time.monotonic()
             completions = [self._complete(row, weights["skill"], sampling) for row in chunk.requests.iter_rows(named=True)]
-            path = write_chunk(chunk, model, completions)
+            path = write_chunk(chunk, model, completions, held, self._facts)
             tokens = sum(len(completion.token_ids) for completion in completions)
-            yield Reply(chunk.key, path, digest.weights(Path(model.path)), tokens, time.monotonic() - began)
+            yield Reply(chunk.key, path, held, tokens, time.monotonic() - began)
 
     def _complete(self, row: Mapping[str, Any], skill: float, sampling: Sampling) -> Completion:
         seed = digest.seed(row["teacher_messages"][-1]["content"]) if sampling.temperature == 0 else row["seed"]
@@ -89,6 +100,7 @@ class Fake:
 
     def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
         self.hook("logprobs")
+        self._up["engine-0"] = self._facts
         for row in rows.iter_rows(named=True):
             yield row["id"], -digest.uniform(model.digest, row["text"]) * len(row["text"]), len(row["text"])
 
@@ -102,6 +114,7 @@ class Fake:
         on_progress: OnSteps = nobody_listens,
     ) -> Trained:
         self.hook("train")
+        self._up["trainer-0"] = self._facts
         frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")
         weights = _read(start)
         history = digest.of(

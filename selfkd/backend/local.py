@@ -31,7 +31,9 @@ from selfkd.backend.base import (
     nobody_listens,
 )
 from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
+from selfkd.backend.facts import of_trainer
 from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 
@@ -58,9 +60,13 @@ class LocalBackend:
         self._numerics, self._log, self._trainer, self._loader = dict(numerics), log, trainer, loader
         self._engine = HeldEngine(engine, numerics, log / "engine.beat")
         self._notes: dict[str, Any] = {}
+        self._facts: dict[str, Facts] = {}
 
     def numerics(self) -> dict[str, Any]:
         return dict(self._numerics)
+
+    def facts(self) -> dict[str, Facts]:
+        return dict(self._facts)
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         with _debugged():
@@ -95,6 +101,7 @@ class LocalBackend:
         with _debugged():
             self._engine.sleep()
             trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, on_progress)
+            self._facts["trainer-0"] = of_trainer()
             return trained
 
     def swap_notes(self) -> dict[str, Any]:
@@ -105,7 +112,7 @@ class LocalBackend:
 
     def _ensure(self, model: Model) -> None:
         if not self._engine.holds(model):
-            self._notes = self._engine.ensure(model)[1]
+            _, self._notes, self._facts["engine-0"] = self._engine.ensure(model)
 
 
 @contextmanager

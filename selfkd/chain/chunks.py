@@ -12,9 +12,10 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.backend.base import AnswerProgress, Chunk, Sampling
-from selfkd.core import digest
+from selfkd.backend.base import AnswerProgress, Chunk, Reply, Sampling, made_by
+from selfkd.core import digest, storage
 from selfkd.core.pool import Model
+from selfkd.errors import WeightsError
 
 LOOSE_FACTOR = 16  # without `exact` a chunk is only the unit of redoing: larger ones keep a GPU's batch full
 
@@ -37,16 +38,28 @@ def cut(
     ]
 
 
-def finished(chunks: Iterable[Chunk]) -> dict[str, Path]:
-    """Return {key: file} of the chunks that an earlier attempt finished; a file counts if its bytes are those its name says."""
-    return {chunk.key: path for chunk in chunks if (path := _file_of(chunk))}
+def finished(chunks: Iterable[Chunk], model: Model) -> dict[str, Path]:
+    """Return {key: file} of the chunks that an earlier attempt finished.
+
+    A file counts if its bytes are those its name says, and if the weights of `model` made it.
+    """
+    return {chunk.key: path for chunk in chunks if (path := _file_of(chunk, model))}
 
 
-def _file_of(chunk: Chunk) -> Path | None:
+def _file_of(chunk: Chunk, model: Model) -> Path | None:
     for path in sorted(chunk.folder.glob(f"{chunk.prefix}*.parquet")):
-        if digest.file(path)[:32] == path.name.split(".")[1]:
+        if digest.file(path)[:32] == path.name.split(".")[1] and made_by(path).weights == model.digest:
             return path
     return None
+
+
+def named(chunk: Chunk, reply: Reply, model: Model, where: str) -> Path:
+    """Give the answers of a chunk their name in the run, and return it; WeightsError where other weights gave them."""
+    for weights in (reply.weights, made_by(reply.path).weights):
+        if weights != model.digest:
+            what = f"the engine answered with the weights {weights[:12] or 'of nobody'}, not with {model.digest[:12]}"
+            raise WeightsError(what, where, "Nothing of this was kept. Repeat the command: these answers are asked for again.")
+    return storage.adopt(reply.path, chunk.folder / f"{chunk.prefix}{reply.path.name}")
 
 
 @dataclass

@@ -18,9 +18,9 @@ from selfkd.chain import records
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import CodeEntry, Commit, ModelEntry, SealedStep, TableEntry, Tombstone
 from selfkd.core import digest, storage
-from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light
+from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light, scan
 from selfkd.errors import ChainError, GuardError
-from selfkd.steps import Step
+from selfkd.steps import VERBS, Step
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ def code_of(step: Step, frozen: Mapping[str, CodeEntry]) -> dict[str, str]:
 # ---- writing ----
 
 
-def write(place: Place, added: Addition, before: Mapping[str, Model], notes: Mapping[str, Any]) -> None:
-    """Commit what a step added. `before` are the models that entered the round: a training that changed nothing is refused."""
+def write(place: Place, added: Addition, pool: Pool, before: Mapping[str, Model], notes: Mapping[str, Any]) -> None:
+    """Commit what a step added to `pool`; GuardError for a row that is there already.
+
+    `before` are the models that entered the round: a training that changed nothing is refused.
+    """
     files = {name: [_written(place, part) for part in parts] for name, parts in added.tables.items()}
-    tables = {name: _table(place.paths, name, paths) for name, paths in files.items()}
+    tables = {name: _table(place, name, paths, pool) for name, paths in files.items()}
     models = {role: _adopted(place, role, folder, before) for role, folder in added.models.items()}
     kept = [path for paths in files.values() for path in paths]
     kept += [path for entry in models.values() for path in storage.files_in(place.paths.folder / entry.path)]
@@ -97,9 +100,24 @@ def _written(place: Place, part: pl.DataFrame | Path) -> Path:
     return part if isinstance(part, Path) else storage.write_parquet(part, place.data, place.paths.tmp)
 
 
-def _table(paths: Paths, name: str, files: list[Path]) -> TableEntry:
+def _table(place: Place, name: str, files: list[Path], pool: Pool) -> TableEntry:
     frame = as_stored(files)
-    return TableEntry(files=[paths.relative(path) for path in files], rows=frame.height, digest=digest.table(frame, KEYS[name]))
+    _refuse_repeats(place, name, frame, pool)
+    written = [place.paths.relative(path) for path in files]
+    return TableEntry(files=written, rows=frame.height, digest=digest.table(frame, KEYS[name]))
+
+
+def _refuse_repeats(place: Place, name: str, frame: pl.DataFrame, pool: Pool) -> None:
+    """Raise GuardError where two rows have one key: joins would double them, and what is trained on them counts twice."""
+    keys = [key for key in KEYS[name] if key in frame.columns]
+    known = [] if place.step.outside or name not in pool.tables else [pool.tables[name].select(keys)]
+    rows = pl.concat([*known, frame.select(keys)])
+    if rows.n_unique() == rows.height:
+        return
+    first = rows.filter(rows.is_duplicated()).row(0, named=True)
+    said = ", ".join(f"{key} {value}" for key, value in first.items() if value is not None)
+    fix = "Nothing of this step was committed. Report it with the recipe and this message."
+    raise GuardError(f"two rows of the table '{name}' are the same one: {said}", place.where, fix)
 
 
 def _adopted(place: Place, role: str, folder: Path, before: Mapping[str, Model]) -> ModelEntry:
@@ -140,6 +158,15 @@ def pool_of(paths: Paths, commit: Commit) -> Pool:
     files = {name: tuple(paths.folder / path for path in table.files) for name, table in commit.tables.items()}
     frames = {name: read_light(name, found) for name, found in files.items() if found}
     return Pool(frames, files, {role: entry.model(role) for role, entry in commit.models.items()}, commit.metrics)
+
+
+def generated_tokens(paths: Paths, commit: Commit) -> int:
+    """Return how many tokens a model generated in a step: those of its samples. What `replay` copies was counted when it was made."""
+    asks = commit.verb in VERBS and VERBS[commit.verb].stage in ("generate", "measure")
+    if not asks or "samples" not in commit.tables:
+        return 0
+    files = [paths.folder / path for path in commit.tables["samples"].files]
+    return int(scan("samples", files).select(pl.col("tokens").sum()).collect().item())
 
 
 def entry_of(place_of_round: RoundPaths, commit: Commit) -> SealedStep:

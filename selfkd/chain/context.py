@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,23 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.backend.base import AnswerProgress, Backend, Chunk, Logprob, Questions, Sampling, Trained, TrainProgress, TrainSpec
+from selfkd.backend.base import (
+    AnswerProgress,
+    Backend,
+    Chunk,
+    Logprob,
+    Questions,
+    Sampling,
+    Trained,
+    TrainProgress,
+    TrainSpec,
+    made_by,
+)
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import LOOSE_FACTOR, Tally
 from selfkd.chain.commit import Place
+from selfkd.chain.computers import kind_of
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage, views
 from selfkd.core.hardware import usable_cores
@@ -22,9 +35,9 @@ from selfkd.core.known_models import KnownModels
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool
 from selfkd.core.views import Kind
-from selfkd.errors import BackendError, WeightsError
+from selfkd.errors import BackendError, GuardError
 from selfkd.prompts import templates
-from selfkd.rewards.pool import spread
+from selfkd.rewards.pool import spread, worker_facts
 from selfkd.steps.context import Messages, Render, Row
 
 Earlier = Callable[[int | None], Iterator[tuple[int, Pool]]]
@@ -32,7 +45,10 @@ Earlier = Callable[[int | None], Iterator[tuple[int, Pool]]]
 
 @dataclass(frozen=True)
 class StepContext:
-    """One step's view of its round. `notes` collects what this run of the step cost; it stays outside every digest."""
+    """One step's view of its round. `notes` collects what this run of the step cost; it stays outside every digest.
+
+    `makers` collects who computed: {kind of process: digests of their facts}.
+    """
 
     run: Run
     place: Place
@@ -42,6 +58,7 @@ class StepContext:
     attempt: Attempt
     rounds_before: Earlier
     notes: dict[str, Any] = field(default_factory=dict)
+    makers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     @property
     def index(self) -> int:
@@ -54,10 +71,6 @@ class StepContext:
     @property
     def max_length(self) -> int:
         return self.run.recipe.context
-
-    @property
-    def _root(self) -> Path:
-        return self.run.paths.folder
 
     def seed(self, *names: Any) -> int:
         return digest.seed(self.run.recipe.seed, self.index, self.place.step.name, *names)
@@ -78,33 +91,46 @@ class StepContext:
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         size = self.run.recipe.chunk * (1 if self.run.numerics["exact"] else LOOSE_FACTOR)
         place, tmp = self.place, self.run.paths.tmp
+        self._refuse_repeats(requests)
         wanted = chunks.cut(requests, size, place.key, model, sampling, stream, place.data, tmp)
-        done = chunks.finished(wanted)
+        done = chunks.finished(wanted, model)
         todo = [chunk for chunk in wanted if chunk.key not in done]
         tally = Tally(self.progress, requests.height, requests.height - sum(chunk.requests.height for chunk in todo))
         self.progress(tally.answered, tally.total, "answers")
         if todo:
             done |= self._answered(model, todo, sampling, tally)
-        self.notes["tokens"] = self.notes.get("tokens", 0) + tally.tokens
         missing = [chunk for chunk in wanted if chunk.key not in done]
         if missing:
             what = f"{len(missing)} of {len(wanted)} chunks were not answered"
             raise BackendError(what, self.where, "Repeat the command to go on.")
-        return [done[chunk.key] for chunk in wanted]
+        files = [done[chunk.key] for chunk in wanted]
+        self.makers["engine"] |= {made_by(path).facts for path in files}
+        return files
 
     def _answered(self, model: Model, todo: list[Chunk], sampling: Sampling, tally: Tally) -> dict[str, Path]:
         """Return {key: file} of chunks that the backend answers now, each with the weights that were asked for."""
-        heights = {chunk.key: chunk.requests.height for chunk in todo}
+        asked = {chunk.key: chunk for chunk in todo}
         done: dict[str, Path] = {}
-        for reply in self.backend.generate(model.at(self._root), todo, sampling, tally.tell):
-            if reply.weights != model.digest:
-                what = f"the engine holds weights {reply.weights[:12]}, not {model.digest[:12]}"
-                raise WeightsError(what, self.where, "Repeat the command.")
-            done[reply.key] = reply.path
-            tally.add(heights[reply.key], reply.tokens)
+        for reply in self.backend.generate(self.run.trust.weights(model), todo, sampling, tally.tell):
+            self._met()  # before the answers count: which numerics and which facts they are of is then on disk
+            chunk = asked[reply.key]
+            done[reply.key] = chunks.named(chunk, reply, model, self.where)
+            tally.add(chunk.requests.height, reply.tokens)
         if swap := self.backend.swap_notes():
             self.notes["swap"] = swap
         return done
+
+    def _refuse_repeats(self, requests: pl.DataFrame) -> None:
+        if requests["id"].n_unique() < requests.height:
+            repeated = requests.filter(requests["id"].is_duplicated())["id"][0]
+            fix = "Nothing was asked. Report it with the recipe and this message."
+            raise GuardError(f"the request {repeated} is there twice", self.where, fix)
+
+    def _met(self, kind: str = "") -> None:
+        """Keep what the engines and ranks that came up compute with; of `kind`, count them among those that made this step."""
+        for process, facts in self.run.meet(self.backend.facts(), self.attempt).items():
+            if kind == kind_of(process):
+                self.makers[kind].add(facts)
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         scored = 0
@@ -112,8 +138,9 @@ class StepContext:
         def tell(unfinished: AnswerProgress) -> None:
             self.progress(scored + unfinished["requests"], rows.height, "samples")
 
-        for scored, score in enumerate(self.backend.logprobs(model.at(self._root), rows, tell), 1):  # noqa: B007 - told above
+        for scored, score in enumerate(self.backend.logprobs(self.run.trust.weights(model), rows, tell), 1):  # noqa: B007 - told above
             yield score
+        self._met("engine")
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
         path = storage.temporary(self.run.paths.tmp, "-rows.parquet")
@@ -123,11 +150,19 @@ class StepContext:
         def tell(done: TrainProgress) -> None:
             self.progress(done["step"], done["steps"], "steps", loss=done["loss"])
 
-        held = reference and reference.at(self._root)
-        return self.backend.train(start.at(self._root), held, [path], spec, out, tell)
+        held = reference and self.run.trust.weights(reference)
+        trained = self.backend.train(self.run.trust.weights(start), held, [path], spec, out, tell)
+        self._met("trainer")
+        return trained
 
     def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
-        yield from spread(function, batches, workers=usable_cores(), timeout=timeout)
+        worked = False
+        for results in spread(function, batches, workers=usable_cores(), timeout=timeout):
+            worked = True
+            yield results
+        if worked:
+            kind = f"reward-{function.digest[:12]}"
+            self.makers[kind] |= set(self.run.computers.meet({kind: worker_facts(function)}, self.attempt).values())
 
     # ---- what the run holds ----
 

@@ -60,6 +60,9 @@ def drive(run: Run, attempt: Attempt) -> None:
     """Walk the run to its end on its own machine; `attempt` hears of every event."""
     with attempt.logging():
         run.check_head()  # before an engine starts
+        if run.ignored:
+            kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
+            attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")
         with closing(open_backend(run.machine, dict(run.numerics), attempt.logs)) as backend:
             walk(run, backend, attempt)
         attempt.event("done")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.backend.machine import Machine
 from selfkd.chain import records
+from selfkd.chain.numerics import asked
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Info, SplitEntry
 from selfkd.core import digest, storage
-from selfkd.core.hardware import has_gpu
 from selfkd.core.local_code import local_code
 from selfkd.core.pool import KEYS
 from selfkd.errors import GuardError, UsageError
@@ -41,7 +41,6 @@ def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
     prove_code(recipe, code, paths, machine.environment)
     storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
     storage.put(paths.resolved, recipe.resolved_text().encode(), paths.tmp)
-    exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
     files = [*storage.files_in(paths.prompts), *storage.files_in(paths.code), paths.recipe, paths.resolved]
     info = Info(
         format=records.FORMAT,
@@ -54,8 +53,9 @@ def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
         prompts=prompts,
         recipe=recipe.resolved(),
         code=code,
-        numerics={**fixed_numerics(machine), "exact": exact},
-        machine=asdict(machine),
+        numerics=asked(recipe, machine),
+        numerics_fixed=False,
+        machine=machine.words(),
         files=storage.file_hashes(files, paths.folder),
     )
     records.write(paths.info, info, paths.tmp)

@@ -5,6 +5,8 @@ round-001/01-sample.json          the commit of a step
 round-001/01-sample/              its data, each file named by its content
 round-001/sealed.json             the commit of the round
 round-001/pruned.json             which checkpoints retention took away
+numerics.json                     what fixes the numbers, from the first engine or trainer on
+facts/engine-001.json             what the processes that computed ran on and with
 amendments/001.json  leases/  logs/attempt-001/  tmp/
 """
 
@@ -39,8 +41,8 @@ class RoundPaths:
         return self.folder / f"{number:02d}-{step}"
 
     def commits(self) -> list[Path]:
-        """Return the commits on disk, in the order of the steps."""
-        return sorted(self.folder.glob("[0-9][0-9]-*.json"))
+        """Return the commits on disk, in the order of the steps: step 100 comes after step 11."""
+        return _by_number(self.folder, r"([0-9]{2,})-.+\.json")
 
     def made_by(self, step: str) -> list[Path]:
         """Return the commits on disk of the step with this name: one, or none."""
@@ -100,11 +102,29 @@ class Paths:
         found = [RoundPaths(path, index) for index, path in _numbered(self.folder, "round")]
         return sorted(found, key=lambda names: names.index)
 
+    @property
+    def numerics(self) -> Path:
+        """The record of what fixes the numbers, once an engine or a trainer came up with it."""
+        return self.folder / "numerics.json"
+
+    def computer(self, kind: str, number: int) -> Path:
+        """Return the record of what processes of a kind compute with; the first is what later ones are compared with."""
+        return self.folder / "facts" / f"{kind}-{number:03d}.json"
+
+    def computers(self, kind: str) -> list[Path]:
+        """Return the records of a kind, the first one first."""
+        return _by_number(self.folder / "facts", rf"{re.escape(kind)}-([0-9]{{3,}})\.json")
+
+    def facts(self) -> list[Path]:
+        """Return the records of all kinds."""
+        return sorted((self.folder / "facts").glob("*.json"))
+
     def amendment(self, number: int) -> Path:
         return self.folder / "amendments" / f"{number:03d}.json"
 
     def amendments(self) -> list[Path]:
-        return sorted((self.folder / "amendments").glob("*.json"))
+        """Return the amendments, oldest first."""
+        return _by_number(self.folder / "amendments", r"([0-9]{3,})\.json")
 
     def attempt(self, number: int) -> Path:
         """Return the log folder of an attempt."""
@@ -131,6 +151,12 @@ def _numbered(folder: Path, kind: str) -> Iterator[tuple[int, Path]]:
     for path in folder.glob(f"{kind}-*"):
         if (found := re.fullmatch(rf"{kind}-([0-9]{{3,}})", path.name)) and path.is_dir():
             yield int(found[1]), path
+
+
+def _by_number(folder: Path, pattern: str) -> list[Path]:
+    """Return the files whose names match `pattern`, by the number in it."""
+    found = [(int(match[1]), path) for path in folder.glob("*.json") if (match := re.fullmatch(pattern, path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def runs_under(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The records of a run: what `run.json`, a step's commit, a round's seal, an amendment and a tombstone hold, and their one reader.
+"""The records of a run: what `run.json`, a step's commit, a round's seal and the lesser ones hold, and their one reader.
 
 Format 2 is additive. A field that this version does not know is kept (`more`) and stays under the record's own digest; a field
 that an older writer did not know has its default. Whatever is compared or chained is a digest of meaning, made by the functions
@@ -114,7 +114,7 @@ class CodeEntry(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Record):
-    """run.json: all that is fixed when a run is created. `root` is what the first step follows."""
+    """run.json: all that is fixed when a run is created, and the numerics asked for then. `root` is what the first step follows."""
 
     nested = {"prompts": SplitEntry, "code": CodeEntry}
 
@@ -131,6 +131,27 @@ class Info(Record):
     numerics: Mapping[str, Any]
     machine: Mapping[str, Any]
     files: Mapping[str, Any]
+    numerics_fixed: bool = True  # by this record, as in older runs; else by numerics.json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics(Record):
+    """numerics.json: what fixes the numbers of a run, from the first engine or trainer on that came up with it."""
+
+    numerics: Mapping[str, Any]
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computer(Record):
+    """facts/KIND-001.json: what a process computed with when it was first met. `digest` is that of `facts`."""
+
+    kind: str
+    process: str
+    facts: Mapping[str, Any]
+    digest: str
+    host: str
+    attempt: int
 
 
 @dataclass(frozen=True, kw_only=True)

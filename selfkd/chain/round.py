@@ -95,7 +95,11 @@ class Round:
         began = time.monotonic()
         added = step.run(pool, context)
         spent = {"seconds": round(time.monotonic() - began, 3), "attempt": self.attempt.number, "host": platform.node()}
-        commit.write(place, added, self.start, {**context.notes, **added.notes, **spent})
+        context.makers["driver"].add(self.run.computers.driver(self.attempt))
+        makers = {kind: sorted(made - {""}) for kind, made in sorted(context.makers.items())}
+        commit.write(place, added, pool, self.start, {**context.notes, **added.notes, **spent, "makers": makers})
+        for role, entry in records.read(place.commit, Commit).models.items():
+            self.run.trust.know(entry.model(role))
 
     def _earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         """Yield (round, its final pool) of the accepted rounds before this one, newest first, `window` rounds back at most."""
@@ -105,6 +109,7 @@ class Round:
             if seal.accepted:
                 pool = Pool({"prompts": train.prompts}, train.files)
                 for made in self.run.commits(seal):
+                    self.run.trust.files({name: entry for name, entry in made.files.items() if name.endswith(".parquet")})
                     pool += commit.pool_of(self.run.paths, made)
                 yield seal.round, pool
 
@@ -114,7 +119,12 @@ class Round:
         """Return why this round is the last one before `rounds` is reached, or ''."""
         if self.index >= self.recipe.rounds:
             return ""
-        return steering.stop_reason(self.recipe.stop, self.before, pool.metrics, self.index)
+        spent = self._generated() + sum(map(self.run.generated, self.before))
+        return steering.stop_reason(self.recipe.stop, self.before, pool.metrics, self.index, spent)
+
+    def _generated(self) -> int:
+        """Return the tokens generated in this round so far, by the samples that its commits hold: a kill changes nothing in them."""
+        return sum(commit.generated_tokens(self.run.paths, made) for made in self.made)
 
     def seal(self, pool: Pool, stop: str) -> None:
         """Commit the round: accepted or rolled back, the head it leaves, and the digest that the next round follows."""
@@ -145,8 +155,7 @@ class Round:
         for made in self.made:
             stage = VERBS[made.verb].stage if made.verb in VERBS else "other"
             seconds[stage] = round(seconds.get(stage, 0) + made.notes.get("seconds", 0), 3)
-        tokens = sum(made.notes.get("tokens", 0) for made in self.made)
-        told = {"seconds": seconds, "tokens": tokens, "funnel": views.funnel(pool), "level": self._level()}
+        told = {"seconds": seconds, "tokens": self._generated(), "funnel": views.funnel(pool), "level": self._level()}
         return {**told, **self._measured()}
 
     def _measured(self) -> dict[str, Any]:
@@ -162,10 +171,7 @@ class Round:
         return {"measured": {name: one.to_json() for name, one in found.items()}}
 
     def _level(self) -> str:
-        """Return `exact` (canonical chunks on the numerics the run was created with), or `data` and what was different."""
-        now = self.backend.numerics().get("packages", {})
-        was = self.run.numerics["packages"]
-        moved = [f"{name} {was[name]} → {now.get(name)}" for name in was if now and now.get(name) != was[name]]
-        if moved:
-            return "data: " + ", ".join(moved)
+        """Return `exact` (canonical chunks, made by what the run began with), or `data` and what moved."""
+        if moved := self.run.computers.moved([made.notes.get("makers", {}) for made in self.made]):
+            return "data: " + "; ".join(moved)
         return "exact" if self.run.numerics["exact"] else "data"

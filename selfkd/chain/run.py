@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from selfkd.backend.machine import NUMERIC, Machine
-from selfkd.chain import amend, contents, records
+from selfkd.backend.machine import NUMERIC, Machine, settings
+from selfkd.chain import amend, contents, numerics, records
 from selfkd.chain.attempt import Attempt, Watch, nobody
+from selfkd.chain.commit import generated_tokens
+from selfkd.chain.computers import Computers
 from selfkd.chain.freeze import create
 from selfkd.chain.models import known_models
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Commit, Info, Seal
-from selfkd.core import digest, storage
+from selfkd.chain.trust import Trust
+from selfkd.core import storage
+from selfkd.core.facts import Facts
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool, read_light
@@ -36,10 +40,18 @@ class Run:
 
     def __init__(self, paths: Paths, recipe: Recipe, machine: Machine, info: Info) -> None:
         self.paths, self.recipe, self.info = paths, recipe, info
-        self.numerics: Mapping[str, Any] = info.numerics
+        machine = replace(machine, max_model_len=recipe.context)
+        self.numerics: Mapping[str, Any] = numerics.in_force(paths, info, recipe, machine)
+        self.ignored = numerics.ignored(self.numerics, machine)
         self.machine = replace(machine, **{name: self.numerics[name] for name in NUMERIC if name in self.numerics})
-        self.code: Mapping[str, CodeEntry] = amend.in_force(paths, info).code
+        self.trust, self.computers = Trust(paths.folder), Computers(paths, info)
+        in_force = amend.in_force(paths, info)
+        self.code: Mapping[str, CodeEntry] = in_force.code
+        self._code_files = in_force.files
+        self._fixed = paths.numerics.exists()
         self._splits: dict[str, Pool] = {}
+        self._sealed: list[Seal] = []
+        self._tokens: dict[int, int] = {}
 
     @property
     def folder(self) -> Path:
@@ -50,9 +62,9 @@ class Run:
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, machine: Machine, amended: bool = False) -> Run:
         """Create the run, or go on with it if its recipe is the same; `amended` accepts changes to steps not made yet."""
-        paths, machine = Paths(folder), replace(machine, max_model_len=recipe.context)
+        paths = Paths(folder)
         if not paths.info.exists():
-            create(recipe, paths, machine)
+            create(recipe, paths, replace(machine, max_model_len=recipe.context))
         info = records.read(paths.info, Info)
         amend.accept(recipe, paths, info, amended)
         return cls(paths, recipe, machine, info)
@@ -65,24 +77,21 @@ class Run:
             raise UsageError("no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
         info = records.read(paths.info, Info)
         recipe = frozen(dict(amend.in_force(paths, info).recipe), folder)
-        known = {one.name for one in fields(Machine)}
+        known = {one.name for one in settings()}
         own = Machine(**{name: value for name, value in info.machine.items() if name in known})
         return cls(paths, recipe, machine or own, info)
 
     # ---- rounds ----
 
     def sealed(self) -> list[Seal]:
-        """Return the sealed rounds, oldest first, each checked to follow the one before it."""
-        found: list[Seal] = []
-        parent = self.info.root
-        while (path := self.paths.round(len(found)).seal).exists():
+        """Return the sealed rounds, oldest first, each checked to follow the one before it. A seal never changes: it is read once."""
+        while (path := self.paths.round(len(self._sealed)).seal).exists():
             seal = records.read(path, Seal)
-            if seal.parent != parent:
+            if seal.parent != (self._sealed[-1].digest if self._sealed else self.info.root):
                 fix = f"See what is wrong: selfkd verify {self.folder}"
                 raise ChainError("does not follow the round before it", self.paths.shown(path), fix)
-            parent = seal.digest
-            found.append(seal)
-        return found
+            self._sealed.append(seal)
+        return list(self._sealed)
 
     def rounds_to_walk(self) -> Iterator[int]:
         """Yield the number of each round that is not sealed yet, until the last one or one that stops the run."""
@@ -96,6 +105,12 @@ class Run:
         """Return the commits of a sealed round, in order."""
         return [records.read(self.paths.round(seal.round).folder / step.file, Commit) for step in seal.steps]
 
+    def generated(self, seal: Seal) -> int:
+        """Return the tokens that were generated in a sealed round."""
+        if seal.round not in self._tokens:
+            self._tokens[seal.round] = sum(generated_tokens(self.paths, made) for made in self.commits(seal))
+        return self._tokens[seal.round]
+
     def made(self, index: int) -> dict[str, Commit]:
         """Return {step: commit} of what is on disk of round `index`, sealed or not, in order."""
         found = [records.read(path, Commit) for path in self.paths.round(index).commits()]
@@ -106,12 +121,9 @@ class Run:
         return head_of(self.sealed())
 
     def check_head(self) -> None:
-        """Re-hash the weights that an attempt starts from; a damaged checkpoint trains silently to other results."""
+        """Hash the weights that an attempt starts from, before an engine does."""
         for model in self.head().values():
-            if digest.weights(self.folder / model.path) != model.digest:
-                where = f"{self.folder.name}/{model.path}"
-                fix = "Restore it from a copy, or go on from an earlier round in a new run."
-                raise ChainError("these weights were changed after they were committed", where, fix)
+            self.trust.weights(model)
 
     def loaded(self) -> Mapping[str, Model]:
         """Return the models as round 0 loaded them, before any warm-up."""
@@ -170,6 +182,13 @@ class Run:
         shutil.rmtree(self.paths.tmp, ignore_errors=True)
         storage.make_folder(self.paths.tmp)
 
+    def meet(self, processes: Mapping[str, Facts], attempt: Attempt) -> dict[str, str]:
+        """Keep what engines and ranks compute with, and fix the run to the numerics they came up with; {process: its digest}."""
+        if processes and not self._fixed:
+            numerics.fix(self.paths, self.numerics, attempt.number)
+            self._fixed = True
+        return self.computers.meet(processes, attempt)
+
     # ---- what was frozen ----
 
     def split(self, name: str) -> Pool:
@@ -177,21 +196,28 @@ class Run:
         if name not in self.info.prompts:
             raise UsageError(f"the run has no split '{name}'", str(self.folder), "Splits: " + ", ".join(self.info.prompts))
         if name not in self._splits:
+            self.trust.files(self.info.files, self.info.prompts[name].file)
             path = self.folder / self.info.prompts[name].file
             self._splits[name] = Pool({"prompts": read_light("prompts", [path])}, {"prompts": (path,)})
         return self._splits[name]
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run: editing the file beside a running chain changes nothing in it."""
-        entry = self.code[reference]
+        entry = self._trusted_code(reference)
         allowed = tuple(self.machine.environment)
         return Function(reference_parts(reference)[1], self.folder / entry.path, entry.digest, params, allowed)
 
     def template(self, reference: str) -> templates.Template:
         """Return a template as frozen in the run; inline text is its own template."""
         if reference in self.code:
-            return templates.load(str((self.folder / self.code[reference].path).resolve()), [])
+            return templates.load(str((self.folder / self._trusted_code(reference).path).resolve()), [])
         return templates.load(reference, [])
+
+    def _trusted_code(self, reference: str) -> CodeEntry:
+        """Return where frozen code lies, its files and those of its helpers hashed."""
+        entry = self.code[reference]
+        self.trust.files(self._code_files, "/".join(Path(entry.path).parts[:2]))
+        return entry
 
 
 def head_of(sealed: Iterable[Seal]) -> dict[str, Model]:

@@ -43,8 +43,11 @@ def _columns(metrics: Metrics, prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{name.replace('/', '_')}": value for name, value in metrics.items()}
 
 
-def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, index: int) -> str:
-    """Return why the run ends with round `index`, or ''. Patience counts rounds since the best one of the stop metric."""
+def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, index: int, spent: int = 0) -> str:
+    """Return why the run ends with round `index`, or ''.
+
+    Patience counts rounds since the best one of the stop metric; `spent` are the tokens generated so far, this round's too.
+    """
     if stop is None or index == 0:
         return ""
     if stop.patience and stop.metric:
@@ -53,7 +56,6 @@ def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, ind
         known = [(sign * value, -at) for at, value in enumerate(values) if value is not None]
         if known and index + max(known)[1] >= stop.patience:
             return f"{stop.metric} did not improve for {stop.patience} rounds"
-    spent = sum(seal.notes.get("tokens", 0) for seal in sealed)
     if stop.tokens and spent >= stop.tokens:
         return f"{spent} tokens were generated, budget {stop.tokens}"
     return ""

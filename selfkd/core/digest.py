@@ -19,9 +19,19 @@ import polars as pl
 
 READ_BYTES = 1 << 22  # of a tensor in memory at once
 
-# What a model folder says beside its tensors, and the fields of its configs that name their writer instead of the model.
-DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "adapter_config.json")
-WRITER_FIELDS = {"transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"}
+# What a model folder says beside its tensors: all that decides how text becomes ids, ids become text, and where an answer ends.
+DESCRIPTIONS = (
+    *("config.json", "adapter_config.json", "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template.jinja", "chat_template.json", "chat_templates/*"),
+)
+FIRST_DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "adapter_config.json")
+# Fields of these files that name their writer, or the place they were read from, instead of the model.
+WRITER_FIELDS = {
+    *("transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"),
+    *("name_or_path", "tokenizer_file", "is_local", "local_files_only"),
+}
 
 # Made once, because seeds are hashed by the million.
 _encoder = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -63,15 +73,28 @@ def table(frame: pl.DataFrame, by: Iterable[str]) -> str:
 
     Row order, chunking, compression and the Parquet writer do not matter; a null differs from a zero or an empty text. A column
     that is null everywhere counts as not there, so a schema may grow without changing the digests of tables made before.
+    Rows with equal keys are sorted by all they say.
     """
-    frame = frame.sort([column for column in by if column in frame.columns], nulls_last=True)
     frame = frame.select(column for column in frame if column.null_count() < frame.height)
+    keys = [column for column in by if column in frame.columns]
+    frame = frame.sort(keys, nulls_last=True) if keys else frame
+    if _has_ties(frame, keys):
+        said = pl.Series([repr(row) for row in frame.select(sorted(frame.columns)).iter_rows()])
+        frame = frame.select(pl.all().sort_by(*keys, said, nulls_last=True))
     state = hashlib.sha256(canonical([frame.height, sorted(frame.columns)]))
     for name in sorted(frame.columns):
         state.update(canonical([name, str(frame.schema[name])]))
         for part in _buffers(frame[name]):
             state.update(part)
     return state.hexdigest()
+
+
+def _has_ties(frame: pl.DataFrame, keys: list[str]) -> bool:
+    """Whether two neighbours of a sorted frame have the same key; without keys, whether there are two rows at all."""
+    if not keys:
+        return frame.height > 1
+    same = pl.all_horizontal(pl.col(key).eq_missing(pl.col(key).shift()) for key in keys)
+    return bool(frame.select(same.slice(1).any()).item())
 
 
 def _buffers(series: pl.Series) -> Iterator[bytes]:
@@ -97,20 +120,34 @@ def weights(folder: Path) -> str:
     Reads safetensors headers itself, so `verify` needs neither torch nor safetensors. A folder without safetensors is a
     fake model, which its `weights.json` describes.
     """
+    return next(_readings(folder))
+
+
+def holds(folder: Path, expected: str) -> bool:
+    """Whether a model folder holds the weights of this digest; so does one whose digest was taken when it covered fewer texts."""
+    return expected in _readings(folder)
+
+
+def _readings(folder: Path) -> Iterator[str]:
+    """Yield the digest of a model folder, then the one that it had in runs made before."""
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
-        return of("fake", json.loads((folder / "weights.json").read_text()))
+        yield of("fake", json.loads((folder / "weights.json").read_text()))
+        return
     with ThreadPoolExecutor(4) as threads:  # hashlib releases the interpreter lock
         tensors = dict(entry for entries in threads.map(_tensors, shards) for entry in entries)
-    return of("weights", tensors, {name: _description(folder / name) for name in DESCRIPTIONS if (folder / name).is_file()})
+    for patterns in (DESCRIPTIONS, FIRST_DESCRIPTIONS):
+        texts = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+        yield of("weights", tensors, {path.relative_to(folder).as_posix(): _description(path) for path in texts})
 
 
 def _description(path: Path) -> str:
-    """Return the digest of a text beside the tensors, without the fields that name its writer."""
-    if path.suffix != ".json":
-        return of(path.read_text("utf-8"))
-    content = json.loads(path.read_text("utf-8"))
-    return of({key: value for key, value in content.items() if key not in WRITER_FIELDS})
+    """Return the digest of a file beside the tensors, without the fields that name its writer."""
+    if path.suffix == ".json":
+        content = json.loads(path.read_text("utf-8"))
+        named = isinstance(content, dict)
+        return of({key: value for key, value in content.items() if key not in WRITER_FIELDS} if named else content)
+    return of(path.read_text("utf-8")) if path.suffix in (".jinja", ".txt") else file(path)
 
 
 def _tensors(path: Path) -> list[tuple[str, list[Any]]]:

@@ -139,7 +139,7 @@ def holder(folder: Path) -> str:
     On this machine the process itself is looked for; a lease of another machine counts while its heartbeat is fresh by the
     folder's own clock. Never waits, so on another machine it may be late by `PATIENCE_SECONDS`.
     """
-    newest = max(folder.glob("*.json"), default=None)
+    newest = max(folder.glob("*.json"), key=lambda path: int(path.stem), default=None)
     if newest is None or newest.with_suffix(".done").exists():
         return ""
     found = json.loads(newest.read_text("utf-8"))

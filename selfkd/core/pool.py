@@ -175,8 +175,13 @@ class Pool:
         return self.tables[name] if name in self.tables else _none(name)
 
     def scan(self, table: str) -> pl.LazyFrame:
-        """The whole table with its heavy columns, read from disk only where a caller asks for them."""
-        return scan(table, self.files.get(table, ()))
+        """The whole table with its heavy columns, read from disk only where a caller asks for them.
+
+        A prompt may stand in several files, as when a round that drew some of them replays others; it is there once.
+        """
+        paths = self.files.get(table, ())
+        found = scan(table, paths)
+        return found.unique("id", keep="first", maintain_order=True) if table == "prompts" and len(paths) > 1 else found
 
     def __add__(self, more: Pool) -> Pool:
         names = [name for name in SCHEMAS if name in self.tables or name in more.tables]

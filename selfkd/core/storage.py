@@ -123,10 +123,15 @@ def adopt(draft: Path, target: Path) -> Path:
     return target
 
 
-def write_parquet(frame: pl.DataFrame, folder: Path, tmp: Path, prefix: str = "") -> Path:
-    """Write one immutable Parquet file into `folder`, named `prefix` + the hash of its bytes; a reader sees it whole or not."""
+def write_parquet(
+    frame: pl.DataFrame, folder: Path, tmp: Path, prefix: str = "", about: Mapping[str, str] | None = None
+) -> Path:
+    """Write one immutable Parquet file into `folder`, named `prefix` + the hash of its bytes; a reader sees it whole or not.
+
+    `about` stands in the file beside its columns.
+    """
     draft = temporary(tmp, ".parquet")
-    _do("write", draft, lambda: frame.write_parquet(draft, compression="zstd"))
+    _do("write", draft, lambda: frame.write_parquet(draft, compression="zstd", metadata=dict(about) if about else None))
     return adopt(draft, folder / f"{prefix}{digest.file(draft)[:32]}.parquet")
 
 

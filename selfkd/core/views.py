@@ -91,10 +91,16 @@ def score_names(pool: Pool) -> list[str]:
 def with_scores(samples: pl.DataFrame, pool: Pool) -> pl.DataFrame:
     """One column per score, the mean of its draws; null where a sample has none or could not be scored."""
     for name in score_names(pool):
-        means = pool.scores.filter((pl.col("name") == name) & pl.col("value").is_not_null())
-        means = means.group_by("sample").agg(pl.col("value").mean().alias(name)).rename({"sample": "id"})
-        samples = samples.join(means, on="id", how="left")
+        values = pool.scores.filter((pl.col("name") == name) & pl.col("value").is_not_null())
+        if values["sample"].n_unique() < values.height:
+            values = values.group_by("sample").agg(mean("value"))
+        samples = samples.join(values.select(pl.col("value").alias(name), id="sample"), on="id", how="left")
     return samples.sort("id")
+
+
+def mean(column: str) -> pl.Expr:
+    """The mean of a group's values, added up in their order: left to itself, its last digit depends on the number of threads."""
+    return pl.col(column).sort().mean()
 
 
 def with_heavy(samples: pl.DataFrame, pool: Pool, names: Sequence[str], table: str = "samples") -> pl.DataFrame:
@@ -140,7 +146,7 @@ def prompt_view(pool: Pool) -> pl.DataFrame:
     stats = [pl.len().alias("n")]
     for name in score_names(pool):
         column = pl.col(name)
-        stats += [column.max().alias(f"{name}_max"), column.mean().alias(f"{name}_mean"), column.count().alias(f"{name}_n")]
+        stats += [column.max().alias(f"{name}_max"), mean(name).alias(f"{name}_mean"), column.count().alias(f"{name}_n")]
     grouped = scored.group_by("prompt").agg(stats).rename({"prompt": "id"})
     counts = [pl.col(column).fill_null(0) for column in grouped.columns if column == "n" or column.endswith("_n")]
     return live_prompts(pool).join(grouped, on="id", how="left").with_columns(counts).sort("id")

@@ -13,13 +13,13 @@ import polars as pl
 
 from selfkd.core import views
 from selfkd.core.wording import did_you_mean
+from selfkd.core.yamlfile import Node, Problems, plain
 from selfkd.errors import RecipeError
 from selfkd.prompts.read import source_problems
 from selfkd.prompts.template_fields import Columns
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
-from selfkd.recipe.yamlfile import Node, Problems, plain
 from selfkd.steps import VERBS
 
 SPLITS = ("train", "dev", "test")

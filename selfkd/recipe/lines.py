@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from selfkd.backend.trainer.trl_options import PASSED
 from selfkd.core.wording import did_you_mean
+from selfkd.core.yamlfile import Node, Problems, parse, plain
 from selfkd.errors import RecipeError
 from selfkd.recipe.messages import explain
-from selfkd.recipe.yamlfile import Node, Problems, parse, plain
 from selfkd.steps import VERBS, Step
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.core.pool import Function
+from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.overlap import duplicates, leaks, shared_passages
@@ -25,7 +26,6 @@ from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
 from selfkd.recipe.schema import Recipe
-from selfkd.recipe.yamlfile import Problems
 from selfkd.rewards.check import check_gold, check_parameters, run_doctests
 from selfkd.rewards.find import definition, find_function
 from selfkd.rewards.restate import BARE

@@ -11,15 +11,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from selfkd.core import yamlfile
 from selfkd.core.files import as_typed, builtin_folder
 from selfkd.core.wording import did_you_mean
+from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import RecipeError, UsageError
 from selfkd.prompts.read import source_kind
-from selfkd.recipe import checks, yamlfile
+from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Entry, Line, check, name_all, override, unroll
 from selfkd.recipe.messages import explain
 from selfkd.recipe.schema import FIELDS, Recipe
-from selfkd.recipe.yamlfile import Node, Problems
 
 
 def load(name: str, overrides: str | Sequence[str] = ()) -> Recipe:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from selfkd.core.wording import did_you_mean
-from selfkd.recipe.yamlfile import Node, Problems
+from selfkd.core.yamlfile import Node, Problems
 
 MEANINGS = {
     "string_type": "should be text, not {given}",

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
-from selfkd.recipe import yamlfile
+from selfkd.core import yamlfile
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.messages import names
 from selfkd.steps import LoadStep, Step

@@ -22,12 +22,12 @@ from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Part, Pool
 from selfkd.core.views import Kind
 from selfkd.core.wording import first_line
+from selfkd.core.yamlfile import Problems
 from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.template_fields import Columns, field_problems
 from selfkd.recipe.lines import Line
 from selfkd.recipe.schema import Recipe
-from selfkd.recipe.yamlfile import Problems
 from selfkd.rewards.check import check_parameters
 from selfkd.rewards.find import definition, find_function
 from selfkd.steps import VERBS, Step

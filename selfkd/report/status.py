@@ -32,7 +32,7 @@ class RoundSummary:
 
     `accepted` and `why`: whether the next round goes on from its model, and if not, why it was rolled back. `kept` counts
     samples that no step dropped, None where the round made none. `survived` is the share of the update that the engine sees;
-    `unproved` says why a swap of weights could not be proved.
+    `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else.
     """
 
     index: int
@@ -47,6 +47,7 @@ class RoundSummary:
     seconds: Mapping[str, float]
     survived: float | None
     unproved: str
+    moved: str = ""
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
         seconds=_seconds(seal.notes.get("seconds", {})),
         survived=next((swap["survived"] for swap in swaps if swap.get("survived") is not None), None),
         unproved=next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
+        moved=seal.notes.get("level", "").partition(": ")[2],
     )
 
 

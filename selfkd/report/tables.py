@@ -158,7 +158,8 @@ def _titled(name: str, measured: Measured) -> str:
 def _warnings(summary: RoundSummary) -> Iterator[Text]:
     """Yield what a reader of the table must know of a round.
 
-    Why it was rolled back, that prompts have no score, that its update hardly survived or its swap was not proved, why the run stopped.
+    Why it was rolled back, that prompts have no score, that its update hardly survived or its swap was not proved, what
+    it was made with where the run began with something else, why the run stopped.
     """
     name = _round_name(summary.index)
     for title, measured in summary.measured.items():
@@ -171,6 +172,8 @@ def _warnings(summary: RoundSummary) -> Iterator[Text]:
         yield Text(f"{fact} Raise trl.learning_rate, or leave `dither` on.", "red")
     elif summary.unproved:
         yield Text(f"{name}: the weight swap was not proved: {summary.unproved}", "yellow")
+    if summary.moved:
+        yield Text(f"{name} was not made with what the run began with: {summary.moved}", "yellow")
     if summary.stop:
         yield Text(f"Stopped after {name}: {summary.stop}")
 

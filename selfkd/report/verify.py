@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from selfkd.chain import records
 from selfkd.chain.paths import Paths, RoundPaths
-from selfkd.chain.records import Amendment, Commit, Info, ModelEntry, Record, Seal, Tombstone
+from selfkd.chain.records import Amendment, Commit, Computer, Info, ModelEntry, Numerics, Record, Seal, Tombstone
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError
@@ -66,6 +66,10 @@ class _Walk:
         for path in self.paths.amendments():
             if (amendment := self.record(path, Amendment)) is not None:
                 self.files(amendment.files, self.paths.relative(path))
+        if self.paths.numerics.exists():
+            self.record(self.paths.numerics, Numerics)
+        for path in self.paths.facts():
+            self.record(path, Computer)
         gone = {names.pruned: self.tombstone(names.pruned) for names in self.paths.rounds() if names.pruned.exists()}
         taken = [path for paths in gone.values() for path in paths]
         self.found.pruned = [path for path in taken if not (self.paths.folder / path).exists()]
@@ -243,7 +247,7 @@ class _Walk:
 
     def weights(self, where: str, model: ModelEntry) -> None:
         try:
-            same = digest.weights(self.paths.folder / model.path) == model.digest
+            same = digest.holds(self.paths.folder / model.path, model.digest)
         except (OSError, ValueError, KeyError) as error:
             self.problem(f"{where} at {model.path} cannot be read: {error}")
             return

@@ -92,6 +92,19 @@ def question(function: Function, name: str, timeout: float = 60.0) -> Any:
         worker.close()
 
 
+def worker_facts(function: Function, timeout: float = 60.0) -> dict[str, Any]:
+    """Return what a worker that has loaded the function computes with; an idle one is asked where there is one."""
+    worker = take_worker(spec_of(function, MEMORY_GB), lambda worker: None)
+    try:
+        worker.send("facts")
+        said: dict[str, Any] = worker.receive(timeout, start=timeout)
+    except WorkerLost as lost:
+        worker.close()
+        raise BackendError(f"a worker cannot say what it computes with: {lost.reason}", str(function.path)) from None
+    keep_idle(worker)
+    return said
+
+
 class WorkerPool:
     """The workers of one `spread`: each thread takes one, has a batch scored, and gives it back."""
 

@@ -177,4 +177,11 @@ def notes(module: ModuleType) -> Any:
         return {"failed": reason_of(error)}
 
 
-QUESTIONS: dict[str, Callable[[ModuleType], Any]] = {"doctests": doctest_failures, "notes": notes}
+def facts(module: ModuleType) -> dict[str, Any]:
+    """Return what this worker computes with, the packages that the function imported among it."""
+    from selfkd.core import facts as known  # here: it reads the versions of packages
+
+    return {**known.of_process(()), **known.loaded_versions()}
+
+
+QUESTIONS: dict[str, Callable[[ModuleType], Any]] = {"doctests": doctest_failures, "notes": notes, "facts": facts}

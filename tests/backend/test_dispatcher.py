@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 from toys import NEW, OLD, chunk_of, chunks_of, texts
 
-from selfkd.backend.base import Reply, Sampling
+from selfkd.backend.base import Reply, Sampling, made_by
+from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
@@ -41,6 +42,14 @@ def test_engines_live_on_and_are_swapped_to_the_model_that_is_asked(backend: Any
     assert {reply.weights for reply in replies} == {NEW.digest}
     assert ray.swap_notes()["survived"] == 0.9
     assert len(list(ray.log.glob("engine-*.log"))) == 2
+
+
+def test_every_engine_that_came_up_says_what_it_computes_with(backend: Any, tmp_path: Path) -> None:
+    ray = backend(generators=2)
+    assert ray.facts() == {}
+    replies = list(ray.generate(OLD, chunks_of(tmp_path, "sleep 0.3", "sleep 0.3"), Sampling()))
+    assert ray.facts() == {"engine-0": {"torch": "toy"}, "engine-1": {"torch": "toy"}}
+    assert {made_by(reply.path) for reply in replies} == {(OLD.digest, digest.of({"torch": "toy"}))}
 
 
 def test_logprobs_come_for_every_row_whatever_their_number(backend: Any) -> None:

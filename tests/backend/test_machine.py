@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from selfkd.backend.choose import open_backend
-from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine
+from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine, settings
 from selfkd.errors import UsageError
 
 
 def test_every_field_is_explained_in_one_sentence_that_help_prints() -> None:
     text = explain()
-    for one in fields(Machine):
+    for one in settings():
         sentence = one.metadata["sentence"]
         assert sentence[0].isupper() and sentence.endswith(".") and ". " not in sentence, one.name
         assert f"  {one.name}: " in text and sentence in text
@@ -31,9 +30,9 @@ def test_a_whole_number_is_a_number_and_a_yes_is_not(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         read_machine(tmp_path / "wrong.yaml")
     assert caught.value.what.splitlines() == [
-        "kv_cache_gb: True is not a number",
-        "threads: 1.5 is not a whole number",
-        "no field 'turn'. Did you mean 'turns'?",
+        f"{tmp_path}/wrong.yaml:1  kv_cache_gb: 'yes' is not a number",
+        f"{tmp_path}/wrong.yaml:2  threads: 1.5 is not a whole number",
+        f"{tmp_path}/wrong.yaml:3  no field 'turn'. Did you mean 'turns'?",
     ]
 
 
@@ -46,7 +45,14 @@ def test_variables_that_rewards_may_see_are_a_list_of_names(tmp_path: Path) -> N
             read_machine(tmp_path / "wrong.yaml")
 
 
-@pytest.mark.parametrize(("text", "words"), [("- ray\n", "is a mapping of fields"), ("a: [1\n", "is not YAML")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- ray\n", "is a mapping of fields"),
+        ("a: [1\n", "not valid YAML"),
+        ("dtype: float32\ndtype: float16\n", "stands here twice"),
+    ],
+)
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "odd.yaml").write_text(text)
     with pytest.raises(UsageError, match=words):

@@ -9,6 +9,7 @@ import pytest
 from toys import OLD
 
 from selfkd.backend.base import OnSteps, Trained, TrainProgress, TrainSpec, nobody_listens
+from selfkd.core.facts import of_process
 from selfkd.errors import BackendError
 
 
@@ -22,6 +23,7 @@ def test_one_trainer_process_serves_every_round_and_reports_its_steps_and_its_er
     first, second = train(ray, tmp_path / "a", steps.append), train(ray, tmp_path / "b", steps.append)
     assert first.metrics["pid"] == second.metrics["pid"]
     assert first.metrics["threads"] == "1"
+    assert set(ray.facts()) == {"trainer-0"} and ray.facts()["trainer-0"]["cpu"] == of_process(())["cpu"]
     assert [step["loss"] for step in steps] == [0.5, 0.5]
     with pytest.raises(BackendError, match="KeyError: 'completion'"):
         train(ray, tmp_path / "c", bug=True)

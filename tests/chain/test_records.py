@@ -115,10 +115,10 @@ class OtherWriter:
     def __init__(self) -> None:
         self.write = storage.write_parquet
 
-    def __call__(self, frame: pl.DataFrame, folder, tmp, prefix: str = ""):
+    def __call__(self, frame: pl.DataFrame, folder, tmp, prefix: str = "", about=None):
         if "token_ids" in frame.columns:
             frame = frame.drop("logprob", "seed", "parents").with_columns(invented=pl.lit("later"))
-        return self.write(frame, folder, tmp, prefix)
+        return self.write(frame, folder, tmp, prefix, about)
 
 
 def test_a_run_whose_tables_lack_columns_and_hold_a_foreign_one_is_read_and_goes_on(tmp_path, monkeypatch):
@@ -138,13 +138,15 @@ def test_a_run_whose_tables_lack_columns_and_hold_a_foreign_one_is_read_and_goes
 
 def test_frozen_prompts_of_another_version_are_read_with_the_columns_of_this_one(run):
     """With a foreign column, without one of ours, and in another order."""
-    entry = run.info.prompts["train"]
+    entry, columns = run.info.prompts["train"], run.split("train").prompts.columns
     frame = pl.read_parquet(run.folder / entry.file)
     frame.with_columns(pl.lit(1).alias("invented")).drop("source").select(pl.all().reverse()).write_parquet(
         run.folder / entry.file
     )
+    hashes = storage.file_hashes([run.folder / entry.file], run.folder)
+    rewrite(run.paths.info, lambda content: content | {"files": content["files"] | hashes})
     again = Run.at(run.folder).split("train")
-    assert again.prompts.columns == run.split("train").prompts.columns
+    assert again.prompts.columns == columns
     assert again.prompts["source"].null_count() == frame.height and (again + again).prompts.height == 2 * frame.height
 
 

@@ -12,14 +12,14 @@ from selfkd.errors import RecipeError
 from selfkd.recipe.schema import Best, Stop
 
 
-def rounds(*values: float | None, rolled_back: tuple[int, ...] = (), tokens: int = 0) -> list[Seal]:
-    return [sealed(at, {"dev/right": value}, at not in rolled_back, tokens) for at, value in enumerate(values)]
+def rounds(*values: float | None, rolled_back: tuple[int, ...] = ()) -> list[Seal]:
+    return [sealed(at, {"dev/right": value}, at not in rolled_back) for at, value in enumerate(values)]
 
 
-def sealed(index: int, metrics: dict[str, Any], accepted: bool = True, tokens: int = 0) -> Seal:
+def sealed(index: int, metrics: dict[str, Any], accepted: bool = True) -> Seal:
     return Seal(
         format=2, round=index, parent="", steps=(), models={}, metrics=metrics, accepted=accepted, why="", stop="",
-        digest="", notes={"tokens": tokens},
+        digest="",
     )  # fmt: skip
 
 
@@ -69,6 +69,6 @@ def test_patience_counts_rounds_since_the_best_one():
 
 
 def test_a_budget_of_tokens_ends_the_run_and_no_run_ends_at_the_base():
-    assert stop_reason(Stop(tokens=100), rounds(0.1, 0.2, tokens=50), {}, 2) == "100 tokens were generated, budget 100"
-    assert stop_reason(Stop(tokens=101), rounds(0.1, 0.2, tokens=50), {}, 2) == ""
-    assert stop_reason(Stop(tokens=1), [], {}, 0) == ""
+    assert stop_reason(Stop(tokens=100), rounds(0.1, 0.2), {}, 2, 150) == "150 tokens were generated, budget 100"
+    assert stop_reason(Stop(tokens=151), rounds(0.1, 0.2), {}, 2, 150) == ""
+    assert stop_reason(Stop(tokens=1), [], {}, 0, 150) == ""

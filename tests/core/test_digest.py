@@ -54,6 +54,20 @@ def test_a_column_that_is_null_everywhere_counts_as_not_there(rows):
     assert digest.table(used, ("id",)) != digest.table(frame, ("id",))
 
 
+@given(ROWS.filter(lambda rows: len(rows) > 1), st.randoms())
+def test_the_order_of_rows_with_equal_keys_does_not_count(rows, random):
+    frame = shape("samples", [{**row, "id": "same"} for row in rows])
+    shuffled = frame[random.sample(range(frame.height), frame.height)]
+    for keys in (("id",), ("id", "stream"), ()):
+        assert digest.table(frame, keys) == digest.table(shuffled, keys)
+
+
+def test_rows_with_equal_keys_still_mean_what_they_say():
+    one = shape("samples", [{"id": "a", "text": "x", "tokens": 1}, {"id": "a", "text": "y", "tokens": 2}])
+    other = shape("samples", [{"id": "a", "text": "x", "tokens": 2}, {"id": "a", "text": "y", "tokens": 1}])
+    assert digest.table(one, ("id",)) != digest.table(other, ("id",))
+
+
 def test_the_parquet_writer_does_not_count(tmp_path):
     frame = shape("samples", [{"id": str(i), "text": "x" * i} for i in range(50)])
     frame.write_parquet(tmp_path / "a.parquet", compression="zstd")
@@ -83,6 +97,52 @@ def test_weights_are_their_tensors_and_not_their_file_layout(tmp_path):
 @pytest.mark.parametrize("change", [{"a": b"13", "b": b"345"}, {"a": b"123", "b": b"45"}, {"a": b"12", "c": b"345"}])
 def test_any_changed_tensor_changes_the_weights(tmp_path, change):
     assert digest.weights(model(tmp_path / "one", {"a": b"12", "b": b"345"})) != digest.weights(model(tmp_path / "two", change))
+
+
+TEXTS = {
+    "tokenizer_config.json": ('{"add_bos_token": true}', '{"add_bos_token": false}'),
+    "special_tokens_map.json": ('{"eos_token": "</s>"}', '{"eos_token": "<end>"}'),
+    "added_tokens.json": ('{"<a>": 7}', '{"<a>": 8}'),
+    "generation_config.json": ('{"eos_token_id": 2}', '{"eos_token_id": [2, 3]}'),
+    "vocab.json": ('{"a": 1}', '{"a": 2}'),
+    "vocab.txt": ("a\nb\n", "b\na\n"),
+    "merges.txt": ("a b\n", "b a\n"),
+    "tokenizer.model": ("one", "two"),
+    "spiece.model": ("one", "two"),
+    "qwen.tiktoken": ("YQ== 0", "YQ== 1"),
+    "chat_template.jinja": ("{{ messages }}", "{{ bos_token }}"),
+    "chat_templates/tools.jinja": ("{{ messages }}", "{{ tools }}"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_weights_are_also_every_file_that_changes_text(tmp_path, name):
+    folder = model(tmp_path / "one", {"a": b"12"})
+    found = [digest.weights(folder)]
+    (folder / name).parent.mkdir(exist_ok=True)
+    for content in TEXTS[name]:
+        (folder / name).write_text(content)
+        found.append(digest.weights(folder))
+    assert len(set(found)) == 3
+
+
+def test_how_a_text_is_spelled_and_who_wrote_it_does_not_count(tmp_path):
+    folder = model(tmp_path / "one", {"a": b"12"})
+    (folder / "tokenizer_config.json").write_text('{"a": 1, "b": [2], "transformers_version": "5.1", "name_or_path": "/x"}')
+    before = digest.weights(folder)
+    (folder / "tokenizer_config.json").write_text('{\n  "b": [2],\n "a": 1, "transformers_version": "6.0"}')
+    (folder / "README.md").write_text("hello")
+    assert digest.weights(folder) == before
+
+
+def test_weights_of_a_run_made_before_are_held_though_fewer_files_were_covered(tmp_path):
+    """The digest as it was: written down when it covered no tokenizer_config.json."""
+    folder = model(tmp_path / "one", {"a": b"12"})
+    before = digest.weights(folder)  # of the tensor and config.json, which both cover
+    (folder / "tokenizer_config.json").write_text("{}")
+    assert digest.weights(folder) != before and digest.holds(folder, before) and digest.holds(folder, digest.weights(folder))
+    (folder / "config.json").write_text("{}")
+    assert not digest.holds(folder, before)
 
 
 def test_seeds_come_from_names_and_fit_63_bits():

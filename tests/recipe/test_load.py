@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from selfkd.core import yamlfile
 from selfkd.core.files import builtin_folder
+from selfkd.core.yamlfile import Problems
 from selfkd.errors import RecipeError, UsageError
 from selfkd.prompts.read import read_prompts
-from selfkd.recipe import yamlfile
 from selfkd.recipe.load import frozen, load
 from selfkd.recipe.schema import Recipe
-from selfkd.recipe.yamlfile import Problems
 
 SHIPPED = sorted(path.stem for path in (builtin_folder() / "recipes").glob("*.yaml"))
 HEAD = """\

@@ -18,6 +18,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Chunk, Logprob, Reply, Sampling
+from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 from selfkd.errors import WeightsError
 
@@ -104,8 +105,11 @@ class HeldEngine:
         with traced():
             return preload(self._target)
 
-    def ensure(self, model: Model) -> tuple[str, dict[str, Any]]:
-        """Start the engine, wake it or swap its weights, so that it holds `model`; return (weights, notes of the swap)."""
+    def ensure(self, model: Model) -> tuple[str, dict[str, Any], Facts]:
+        """Start the engine, wake it or swap its weights, so that it holds `model`.
+
+        Return (weights, notes of the swap, what the engine computes with).
+        """
         started = time.perf_counter()
         kind = "start" if self._engine is None else "wake" if self._asleep else "swap"
         with traced():
@@ -113,7 +117,8 @@ class HeldEngine:
                 self._engine = resolve(self._target)(self._numerics, model)
             notes = self._engine.wake(model) if self._asleep else self._engine.swap(model)
             self._asleep = False
-        return self._engine.weights, {**notes, "kind": kind, "total_seconds": round(time.perf_counter() - started, 3)}
+        notes = {**notes, "kind": kind, "total_seconds": round(time.perf_counter() - started, 3)}
+        return self._engine.weights, notes, self._engine.facts
 
     def generate(self, model: Model, chunk: Chunk, sampling: Sampling) -> Reply:
         with traced():

@@ -22,6 +22,7 @@ import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine.sampling_params import refusals, request_params
+from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
 from selfkd.backend.tokens import (
@@ -66,6 +67,7 @@ class Engine:
         self.llm: Any = _start(numerics, model, self.context)
         self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
         self._tok = tokenizer(model.path)
+        self.facts = _facts(self.llm)
         self._notes: dict[str, Any] = {}
         self._asleep = False
 
@@ -104,7 +106,7 @@ class Engine:
         with refusals(sampling.extra):
             outputs = self._run(prompts, params, on_tokens)
         completions = [_completion(self._tok, output, param) for output, param in zip(outputs, params, strict=True)]
-        path = write_chunk(chunk, self.model, completions)
+        path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
 
@@ -219,7 +221,7 @@ class Engine:
 
 
 class Reload:
-    """What vLLM mixes into its worker: load a Hugging Face folder in place, tied or not."""
+    """What vLLM mixes into its worker: load a Hugging Face folder in place, tied or not, and say what it computes with."""
 
     model_runner: Any
     reload_weights: Any
@@ -240,6 +242,31 @@ class Reload:
         finally:
             del model.load_weights
         return sorted(wanted - filled)
+
+    def selfkd_facts(self) -> dict[str, Any]:
+        """Return what this worker computes with; the names of vLLM's parts differ between its versions, and may be missing."""
+        runner = self.model_runner
+        sampler = getattr(runner, "sampler", None)
+        chosen = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", None)
+        groups = [group for groups in getattr(runner, "attn_groups", None) or () for group in groups]
+        return {
+            **of_engine(),
+            "runner": f"{type(runner).__module__}.{type(runner).__qualname__}",
+            "attention": sorted({group.backend.get_name() for group in groups}),
+            "sampler": f"{type(sampler).__qualname__}.{getattr(chosen, '__name__', 'forward')}",
+        }
+
+
+def _facts(llm: Any) -> dict[str, Any]:
+    """Return what an engine computes with; where its workers differ, what each of them says."""
+    workers = llm.collective_rpc("selfkd_facts")
+    said = {name: [worker.get(name) for worker in workers] for name in workers[0]}
+    config = llm.llm_engine.vllm_config
+    return {
+        **{name: ones[0] if all(one == ones[0] for one in ones) else ones for name, ones in said.items()},
+        "kv_blocks": config.cache_config.num_gpu_blocks,
+        "batch_tokens": config.scheduler_config.max_num_batched_tokens,
+    }
 
 
 def checkpoint_tensors(folder: Path) -> Iterator[tuple[str, Any]]:

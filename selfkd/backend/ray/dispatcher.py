@@ -32,6 +32,7 @@ from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.ray.cluster import POLL_SECONDS, Cluster, actor_class, in_one_line, result_of, unwrapped
 from selfkd.backend.ray.engine_pool import START_SECONDS, Call, EnginePool, InFlight
 from selfkd.backend.ray.trainer_group import GroupSpec, TrainerGroup
+from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, SelfkdError
 
@@ -74,6 +75,9 @@ class RayBackend:
 
     def numerics(self) -> dict[str, Any]:
         return dict(self._numerics)
+
+    def facts(self) -> dict[str, Facts]:
+        return {**self._engines.facts, **self._trainers.facts}
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""

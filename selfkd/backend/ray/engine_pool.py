@@ -15,6 +15,7 @@ from typing import Any
 
 from selfkd.backend.engine.held_engine import Beat, HeldEngine, Importable
 from selfkd.backend.ray.cluster import actor_class
+from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 
 START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpoint before it first answers
@@ -66,7 +67,7 @@ class InFlight:
 
 
 class EnginePool:
-    """The engines that run, and `in_flight`: {Ray's reference: what that engine is doing}."""
+    """The engines that run, `facts`: what those that came up compute with, and `in_flight`: {Ray's reference: what it is doing}."""
 
     def __init__(self, engine: Importable, numerics: dict[str, Any], gpus: float, log: Path) -> None:
         self._engine, self._numerics, self._log = engine, numerics, log
@@ -74,6 +75,7 @@ class EnginePool:
         self._logger = _logger(log / "ray.log")
         self._started = 0
         self._swaps: dict[str, list[dict[str, Any]]] = {}
+        self.facts: dict[str, Facts] = {}
         self.engines: list[EngineHandle] = []
         self.in_flight: dict[Any, InFlight] = {}
 
@@ -115,9 +117,10 @@ class EnginePool:
         reference = engine.actor.ensure.remote(model)
         self.in_flight[reference] = InFlight(engine, None, time.monotonic() + START_SECONDS)
 
-    def ensured(self, engine: EngineHandle, weights: str, notes: dict[str, Any]) -> None:
-        """Note which weights an engine proved to hold. Notes of other weights are history."""
+    def ensured(self, engine: EngineHandle, weights: str, notes: dict[str, Any], facts: Facts) -> None:
+        """Note which weights an engine proved to hold, and what it computes with. Notes of other weights are history."""
         engine.weights = weights
+        self.facts[engine.log.stem] = facts
         self._swaps = {weights: [*self._swaps.get(weights, []), notes]}
         self._logger.info("weights %s: %s", weights[:12], notes)
 

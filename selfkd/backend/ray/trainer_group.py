@@ -11,15 +11,17 @@ import json
 import os
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.base import OnSteps, Trained, TrainProgress, nobody_listens
 from selfkd.backend.engine.held_engine import TRAINER, Importable, preload, redirect, resolve
+from selfkd.backend.facts import of_trainer
 from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line
+from selfkd.core.facts import Facts
 from selfkd.errors import BackendError, SelfkdError
 
 # Ray Train's own settings: notice a dead rank soon, stay in the working folder, and leave out two actors nobody reads.
@@ -52,11 +54,15 @@ class GroupSpec:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an update ended: what rank 0 trained, or the `error` of the rank that failed first, or how a process `died`."""
+    """How an update ended: what rank 0 trained, or the `error` of the rank that failed first, or how a process `died`.
+
+    `facts`: what each rank computes with.
+    """
 
     trained: Trained | None = None
     error: BaseException | None = None
     died: str = ""
+    facts: Mapping[int, Facts] = field(default_factory=dict)
 
 
 class Coordinator:
@@ -69,6 +75,7 @@ class Coordinator:
         self._changed = threading.Condition()
         self._job: tuple[int, tuple[Any, ...]] | None = None
         self._values: dict[int, Any] = {}
+        self._facts: dict[int, Facts] = {}
         self._error: BaseException | None = None
         self._ended = ""
         self._closed = False
@@ -98,10 +105,10 @@ class Coordinator:
                 return "job", self._job[1]
             return ("close" if self._closed else "wait"), ()
 
-    def finish(self, number: int, rank: int, value: Any, error: BaseException | None) -> None:
+    def finish(self, number: int, rank: int, value: Any, error: BaseException | None, facts: Facts) -> None:
         with self._changed:
             if self._posted(number):
-                self._values[rank] = value
+                self._values[rank], self._facts[rank] = value, facts
                 self._error = self._error or error
                 self._changed.notify_all()
 
@@ -120,7 +127,7 @@ class Coordinator:
                 return Outcome(error=self._error)
             if self._ended:
                 return Outcome(died=self._ended)
-            return Outcome(self._values[0]) if self._decided() else None
+            return Outcome(self._values[0], facts=dict(self._facts)) if self._decided() else None
 
     def close(self) -> None:
         with self._changed:
@@ -182,7 +189,7 @@ def _serve(coordinator: Any, trainer: Importable, log: Path) -> None:
             return
         if what == "job":
             value, error = _update(resolve(trainer), job, rank)
-            ray.get(coordinator.finish.remote(number, rank, value, error), timeout=20 * ANSWER_SECONDS)
+            ray.get(coordinator.finish.remote(number, rank, value, error, of_trainer()), timeout=20 * ANSWER_SECONDS)
             number += 1
 
 
@@ -216,10 +223,14 @@ def _append(steps_log: Path, progress: TrainProgress) -> None:
 
 
 class TrainerGroup:
-    """The driver's side: start a group early, hand it an update, follow its steps, throw it away when it failed."""
+    """The driver's side: start a group early, hand it an update, follow its steps, throw it away when it failed.
+
+    `facts`: what each rank that made an update computes with.
+    """
 
     def __init__(self, spec: GroupSpec) -> None:
         self.spec = spec
+        self.facts: dict[str, Facts] = {}
         self._coordinator: Any = None
         self._running: Any = None
         self._number = 0
@@ -242,6 +253,7 @@ class TrainerGroup:
                 raise outcome.error if isinstance(outcome.error, SelfkdError) else self._failed(str(outcome.error))
             if not outcome.died:
                 assert outcome.trained is not None
+                self.facts |= {f"trainer-{rank}": facts for rank, facts in outcome.facts.items()}
                 return outcome.trained
             deaths += 1
             if deaths >= MOST_DEATHS:

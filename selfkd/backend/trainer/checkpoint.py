@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.model_files import SHARD_SIZE
+from selfkd.core.digest import DESCRIPTIONS
 from selfkd.errors import GuardError
 
-FROM_PARENT = (
-    *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "chat_template.jinja"),
-)
+OWN = ("config.json", "adapter_config.json")  # of a child; all else that its digest covers is its parent's
 LOWER_THE_STEP = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
 
 
@@ -31,11 +29,10 @@ def write(model: Any, parent: Path, out: Path) -> None:
     config = json.loads((parent / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)
     (out / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True) + "\n", "utf-8")
-    for name in FROM_PARENT:
-        if (parent / name).is_file():
-            shutil.copyfile(parent / name, out / name)
-    if (parent / "chat_templates").is_dir():
-        shutil.copytree(parent / "chat_templates", out / "chat_templates")
+    for path in (path for pattern in DESCRIPTIONS if pattern not in OWN for path in parent.glob(pattern) if path.is_file()):
+        target = out / path.relative_to(parent)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
 
 
 def moved(parent: Path, child: Path) -> dict[str, float]:

@@ -139,7 +139,7 @@ def _value_problems(config: str, name: str, value: Any) -> Iterator[str]:
     if value is None:
         return
     if isinstance(value, str) and kinds in ("float", "int"):
-        yield f"trl.{name} must be a number, not the text '{value}': write it like 1.0e-5, without quotes (a machine file takes 1e-5 for text)"
+        yield f"trl.{name} must be a number, not the text '{value}': write it like 1.0e-5, without quotes"
     elif not any(_is(kind, value) for kind in kinds.split()):
         yield f"trl.{name} must be {' or '.join(kinds.split())}, not {value!r}"
     elif smallest is not None and value < smallest:

@@ -1,0 +1,55 @@
+"""Which numerics a run computes with: those of the machine file until an engine or a trainer came up with them, then always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfkd.backend.machine import NUMERIC, Machine, fixed_numerics
+from selfkd.chain import records
+from selfkd.chain.paths import Paths
+from selfkd.chain.records import Info, Numerics
+from selfkd.core import digest
+from selfkd.core.hardware import has_gpu
+from selfkd.errors import ChainError
+from selfkd.recipe.schema import Recipe
+
+
+def asked(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """Return the numerics that a machine file and a recipe ask for."""
+    exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
+    return {**fixed_numerics(machine), "exact": exact}
+
+
+def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapping[str, Any]:
+    """Return the numerics of this attempt: those of the record, those of run.json while the machine is the same, or today's.
+
+    A run made before there was such a record is fixed to those of run.json.
+    """
+    if paths.numerics.exists():
+        return records.read(paths.numerics, Numerics).numerics
+    if machine.words() == info.machine or (info.numerics_fixed and _was_used(paths)):
+        return info.numerics
+    return asked(recipe, machine)
+
+
+def fix(paths: Paths, numerics: Mapping[str, Any], attempt: int) -> None:
+    """Fix the run to the numerics that an engine or a trainer came up with; ChainError where another attempt fixed it to others."""
+    plain = digest.as_json(numerics)
+    if records.write(paths.numerics, Numerics(numerics=plain, attempt=attempt), paths.tmp):
+        return
+    if records.read(paths.numerics, Numerics).numerics != plain:
+        what = "another driver fixed this run to other numerics meanwhile"
+        raise ChainError(what, paths.shown(paths.numerics), "Nothing of this was kept. Repeat the command.")
+
+
+def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
+    """Return the fields of a machine file that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'."""
+    named = [name for name in machine.named if name in NUMERIC and getattr(machine, name) != numerics.get(name)]
+    free = [name for name in named if name == "threads" and not machine.threads]  # 0: whatever is free
+    return [f"{name} {numerics.get(name)} ({getattr(machine, name)} asked)" for name in named if name not in free]
+
+
+def _was_used(paths: Paths) -> bool:
+    """Whether there is a step beyond the first one, which only brings the model in."""
+    return any(len(names.commits()) > 1 or names.index for names in paths.rounds())

@@ -1,0 +1,232 @@
+"""Numerics hold from the first engine on, and what a run was made with is compared: another version, processor or checker is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chains import RECIPE, end, go, recipe_in
+
+from selfkd.backend.fake import Fake
+from selfkd.backend.machine import Machine, read_machine
+from selfkd.chain import drive, records
+from selfkd.chain.loop import walk
+from selfkd.chain.records import Numerics
+from selfkd.chain.run import Run
+from selfkd.core import digest, facts
+from selfkd.errors import BackendError, UsageError
+from selfkd.report import status
+from selfkd.report.verify import verify
+
+FACTS = {"cpu": "EPYC 7763", "instructions": ["avx2", "avx512f"], "torch": "2.13.0", "flash-attn": None}
+
+
+def levels(run: Run) -> list[str]:
+    return [seal.notes["level"] for seal in run.sealed()]
+
+
+def two_attempts(folder: Path, first: dict[str, Any], second: dict[str, Any]) -> Run:
+    """A run of one round with `first`, and a second round with `second`."""
+    go(recipe_in(folder, RECIPE, "rounds=1"), folder / "run", Fake({}, facts=first))
+    return go(recipe_in(folder, RECIPE, "rounds=2"), folder / "run", Fake({}, facts=second))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"torch": "2.14.0"}, "torch 2.13.0 → 2.14.0 (engine, trainer)"),
+        ({"cpu": "Xeon"}, "cpu EPYC 7763 → Xeon (engine, trainer)"),
+        ({"instructions": ["amx_bf16", "avx2"]}, "instructions without avx512f, with amx_bf16 (engine, trainer)"),
+        ({"flash-attn": "2.9"}, "flash-attn none → 2.9 (engine, trainer)"),
+    ],
+)
+def test_a_round_made_with_something_else_says_so_and_is_not_exact(tmp_path, change, said):
+    run = two_attempts(tmp_path, FACTS, {**FACTS, **change})
+    assert levels(run) == ["exact", "exact", f"data: {said}"]
+    assert [one.moved for one in status.rounds(run.paths)] == ["", "", said]
+    assert verify(run.folder).problems == []
+
+
+def test_rounds_made_with_the_same_are_exact_however_many_attempts_there_were(tmp_path):
+    run = two_attempts(tmp_path, FACTS, dict(FACTS))
+    assert levels(run) == ["exact", "exact", "exact"]
+    assert sorted(path.name for path in run.paths.facts() if path.name.startswith(("engine", "trainer"))) == [
+        "engine-001.json",
+        "trainer-001.json",
+    ]
+
+
+def test_what_moved_is_told_while_it_goes_on(tmp_path):
+    go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run", Fake({}, facts=FACTS))
+    run = Run.open(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run", Machine(backend="fake"))
+    events: list[dict[str, Any]] = []
+    walk(run, Fake({}, facts={**FACTS, "torch": "2.14.0"}), run.begin(events.append))
+    warned = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(warned) == 1 and "torch 2.13.0 → 2.14.0 (engine)" in warned[0]
+
+
+def test_answers_that_a_killed_attempt_made_with_something_else_count_for_the_round_that_uses_them(tmp_path):
+    def kill_at_the_fourth(call: str, calls: list[str] = []) -> None:  # noqa: B006 - it counts
+        calls.append(call)
+        if calls.count("generate") == 4:  # the base is measured by the first; two chunks of round 1 are answered
+            raise KeyboardInterrupt
+
+    recipe = recipe_in(tmp_path)
+    go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "first", Fake({}, facts=FACTS))
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe, tmp_path / "run", Fake({}, hook=kill_at_the_fourth, facts=FACTS))
+    run = go(recipe, tmp_path / "run", Fake({}, facts={**FACTS, "torch": "2.14.0"}))
+    assert levels(run)[0] == "exact"
+    # Both made answers of round 1, so the one that differs is named; the trainer came up in the second attempt only.
+    assert levels(run)[1] == "data: torch 2.13.0 → 2.14.0 (engine-0)"
+
+
+class TwoEngines(Fake):
+    def facts(self) -> dict[str, Any]:
+        found = super().facts()
+        return found | {"engine-1": {**FACTS, "cpu": "Xeon"}} if "engine-0" in found else found
+
+    def logprobs(self, model, rows, on_progress=None):
+        yield from super().logprobs(model, rows)
+
+
+def test_engines_of_one_attempt_that_differ_among_themselves_are_named(tmp_path):
+    text = RECIPE.replace("  - select:", "  - score: {logprob: policy, as: likely}\n  - select:")
+    run = go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run", TwoEngines({}, facts=FACTS))
+    assert levels(run)[1] == "data: cpu EPYC 7763 → Xeon (engine-1)"
+
+
+def test_another_version_of_a_package_that_a_reward_imports_is_named(tmp_path, monkeypatch):
+    """A package of its own, so that the test rests on no other: what counts is what the worker has imported."""
+
+    def installed(version: str) -> None:
+        folder = tmp_path / version
+        (folder / f"math_checker-{version}.dist-info").mkdir(parents=True)
+        (folder / f"math_checker-{version}.dist-info/METADATA").write_text(f"Name: math-checker\nVersion: {version}\n")
+        (folder / "math_checker.py").write_text("")
+        monkeypatch.syspath_prepend(str(folder))
+
+    (tmp_path / "mine.py").write_text(
+        "import math_checker\n\ndef right(completion, answer):\n    return float(answer in completion)\n"
+    )
+    text = RECIPE.replace("  - score: reward/number.py:last_number", "  - score: mine.py:right").replace(
+        "last_number = 1", "right = 1"
+    )
+    installed("1.0")
+    go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run")
+    installed("1.1")
+    from selfkd.rewards.pool import close_idle_workers
+
+    close_idle_workers()
+    run = go(recipe_in(tmp_path, text, "rounds=2"), tmp_path / "run")
+    assert levels(run) == ["exact", "exact", "data: math-checker 1.0 → 1.1 (reward)"]
+
+
+def test_another_version_in_the_driver_is_named_for_metrics_are_its_work(tmp_path, monkeypatch):
+    go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    found = facts.installed_version
+    monkeypatch.setattr(facts, "installed_version", lambda package: "99" if package == "polars" else found(package))
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run")
+    assert levels(run)[2].startswith("data: polars ") and levels(run)[2].endswith(" → 99 (driver)")
+
+
+def test_the_facts_of_this_process_name_its_processor_its_python_and_its_packages():
+    found = facts.of_process(["polars", "no-such-package"])
+    assert found["cpu"] and found["python"].startswith("3.") and found["selfkd"]
+    assert found["polars"][0].isdigit() and found["no-such-package"] is None
+
+
+# ---- machine numerics ----
+
+
+class Picky(Fake):
+    """An engine that starts with float32 only, as one whose processor has no bf16 might."""
+
+    def generate(self, model, chunks, sampling, on_progress=None):
+        if self.numerics()["dtype"] != "float32":
+            raise BackendError("2 engines in a row did not start", "engine", "Look at the log.")
+        yield from super().generate(model, chunks, sampling)
+
+
+def machine(folder: Path, text: str) -> Machine:
+    (folder / "machine.yaml").write_text(text)
+    return read_machine(folder / "machine.yaml")
+
+
+def driven(folder: Path, text: str, monkeypatch, events: list[dict[str, Any]] | None = None, rounds: int = 1) -> Run:
+    monkeypatch.setattr(drive, "open_backend", lambda machine, numerics, log: Picky(numerics))
+    watch = events.append if events is not None else lambda event: None
+    return drive.run(recipe_in(folder, RECIPE, f"rounds={rounds}"), folder / "run", machine(folder, text), watch)
+
+
+def test_numerics_that_no_engine_came_up_with_may_be_corrected_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    with pytest.raises(BackendError, match="did not start"):
+        driven(tmp_path, "{backend: fake, dtype: bfloat16, threads: 1}", monkeypatch)
+    assert not (tmp_path / "run/numerics.json").exists()
+    run = driven(tmp_path, "{backend: fake, dtype: float32, threads: 2}", monkeypatch)
+    kept = records.read(run.paths.numerics, Numerics).numerics
+    assert (kept["dtype"], kept["threads"], run.rounds) == ("float32", 2, 1)
+    assert end(run) == end(go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "other"))
+    assert verify(run.folder).problems == []
+
+
+def test_other_numerics_are_ignored_afterwards_and_one_line_names_them(tmp_path, monkeypatch):
+    driven(tmp_path, "{backend: fake, dtype: float32, threads: 2}", monkeypatch)
+    events: list[dict[str, Any]] = []
+    run = driven(tmp_path, "{backend: fake, dtype: bfloat16, threads: 0, generators: 3}", monkeypatch, events, rounds=2)
+    assert (run.machine.dtype, run.machine.threads, run.machine.generators, run.rounds) == ("float32", 2, 3, 2)
+    warned = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(warned) == 1 and "dtype float32 (bfloat16 asked)" in warned[0] and "threads" not in warned[0]
+    events.clear()
+    driven(tmp_path, "{backend: fake, generators: 2}", monkeypatch, events, rounds=3)  # names no numerics: nothing to say
+    assert [event for event in events if event["event"] == "warning"] == []
+
+
+def test_an_older_run_is_fixed_to_the_numerics_of_its_creation(tmp_path):
+    """One that was made before numerics had a record of their own: its run.json does not say that they are not fixed."""
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    run.paths.numerics.unlink()
+    for path in run.paths.facts():
+        path.unlink()
+    content = json.loads(run.paths.info.read_text())
+    del content["numerics_fixed"], content["self"]
+    content["numerics"] = {**content["numerics"], "threads": 7, "packages": {"torch": "2.11.0", "polars": "2.0.0"}}
+    run.paths.info.write_text(json.dumps(digest.with_self_digest(content), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    assert Run.at(run.folder, Machine(backend="fake", threads=3)).numerics["threads"] == 7
+    again = go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run", Fake({}, facts=FACTS))
+    assert levels(again)[2].startswith("data: polars 2.0.0 → ")
+    assert "torch 2.11.0 → 2.13.0 (engine, trainer)" in levels(again)[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("backend: foo", "backend: 'foo' is none of 'ray', 'local' or 'fake'"),
+        ("dtype: bfloat", "dtype: 'bfloat' is none of 'bfloat16', 'float16' or 'float32'. Did you mean 'bfloat16'?"),
+        ("max_num_seqs: 0", "max_num_seqs: must be at least 1, not 0"),
+        ("generators: 0", "generators: must be at least 1, not 0"),
+        ("threads: -5", "threads: must be at least 0, not -5"),
+        ("tensor_parallel: 0", "tensor_parallel: must be at least 1, not 0"),
+        ("kv_cache_gb: 0", "kv_cache_gb: must be at least 0.001, not 0"),
+        ("turns: foo", "turns: 'foo' is none of 'share' or 'split'"),
+        ("turns: no", "turns: 'no' is none of"),
+        ("max_model_len: 2048", "max_model_len: the recipe's `context` says how long"),
+        ("trainer: {learning_rate: 1e-5}", "trainer.learning_rate: changes what is learned: write it into the recipe"),
+        ("trainer: {gradient_checkpointing: 3}", "trainer.gradient_checkpointing must be bool, not 3"),
+        ("trainer: {gradient_chekpointing: true}", "Did you mean 'gradient_checkpointing'?"),
+        ("engine: {seed: 3}", "engine.seed: not for this mapping: the fields of a step"),
+        ("threads: 1\nthreads: 2", "'threads' stands here twice"),
+        ("threads:", "threads: None is not a whole number"),
+    ],
+)
+def test_a_value_that_can_be_judged_before_is_refused_with_its_place(tmp_path, text, said):
+    with pytest.raises(UsageError) as caught:
+        machine(tmp_path, text)
+    assert said in str(caught.value) and "machine.yaml:" in str(caught.value)
+
+
+def test_numbers_of_a_machine_file_are_read_as_in_a_recipe(tmp_path):
+    read = machine(tmp_path, "{chunk_timeout: 1e3, threads: 010, trainer: {ddp_timeout: 90}}")
+    assert (read.chunk_timeout, read.threads, read.trainer) == (1000.0, 10, {"ddp_timeout": 90})
