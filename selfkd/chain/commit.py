@@ -112,7 +112,7 @@ def _refuse_repeats(place: Place, name: str, frame: pl.DataFrame, pool: Pool) ->
     keys = [key for key in KEYS[name] if key in frame.columns]
     known = [] if place.step.outside or name not in pool.tables else [pool.tables[name].select(keys)]
     rows = pl.concat([*known, frame.select(keys)])
-    if rows.n_unique() == rows.height:
+    if rows[keys[0]].n_unique() == rows.height or rows.n_unique() == rows.height:  # the first is five times quicker
         return
     first = rows.filter(rows.is_duplicated()).row(0, named=True)
     said = ", ".join(f"{key} {value}" for key, value in first.items() if value is not None)

@@ -44,10 +44,14 @@ def fix(paths: Paths, numerics: Mapping[str, Any], attempt: int) -> None:
 
 
 def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
-    """Return the fields of a machine file that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'."""
-    named = [name for name in machine.named if name in NUMERIC and getattr(machine, name) != numerics.get(name)]
-    free = [name for name in named if name == "threads" and not machine.threads]  # 0: whatever is free
-    return [f"{name} {numerics.get(name)} ({getattr(machine, name)} asked)" for name in named if name not in free]
+    """Return the fields of a machine that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'.
+
+    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free.
+    """
+    usual = Machine()
+    named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]
+    asked = {name: getattr(machine, name) for name in named if name in NUMERIC and (name != "threads" or machine.threads)}
+    return [f"{name} {numerics.get(name)} ({value} asked)" for name, value in asked.items() if value != numerics.get(name)]
 
 
 def _was_used(paths: Paths) -> bool:

@@ -79,7 +79,9 @@ class Run:
         recipe = frozen(dict(amend.in_force(paths, info).recipe), folder)
         known = {one.name for one in settings()}
         own = Machine(**{name: value for name, value in info.machine.items() if name in known})
-        return cls(paths, recipe, machine or own, info)
+        run = cls(paths, recipe, machine or own, info)
+        run.ignored = run.ignored if machine else []  # nobody asked for anything
+        return run
 
     # ---- rounds ----
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chains import RECIPE, end, go, recipe_in
+from rich.console import Console
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine, read_machine
@@ -18,6 +20,7 @@ from selfkd.chain.run import Run
 from selfkd.core import digest, facts
 from selfkd.errors import BackendError, UsageError
 from selfkd.report import status
+from selfkd.report.tables import print_rounds
 from selfkd.report.verify import verify
 
 FACTS = {"cpu": "EPYC 7763", "instructions": ["avx2", "avx512f"], "torch": "2.13.0", "flash-attn": None}
@@ -46,6 +49,9 @@ def test_a_round_made_with_something_else_says_so_and_is_not_exact(tmp_path, cha
     run = two_attempts(tmp_path, FACTS, {**FACTS, **change})
     assert levels(run) == ["exact", "exact", f"data: {said}"]
     assert [one.moved for one in status.rounds(run.paths)] == ["", "", said]
+    shown = Console(file=io.StringIO(), width=200)
+    print_rounds(status.read(run.folder), shown)
+    assert f"round 2 was not made with what the run began with: {said}" in shown.file.getvalue()
     assert verify(run.folder).problems == []
 
 
@@ -179,6 +185,8 @@ def test_other_numerics_are_ignored_afterwards_and_one_line_names_them(tmp_path,
     assert (run.machine.dtype, run.machine.threads, run.machine.generators, run.rounds) == ("float32", 2, 3, 2)
     warned = [event["text"] for event in events if event["event"] == "warning"]
     assert len(warned) == 1 and "dtype float32 (bfloat16 asked)" in warned[0] and "threads" not in warned[0]
+    assert Run.at(run.folder).ignored == []
+    assert Run.at(run.folder, Machine(backend="fake", dtype="float16")).ignored == ["dtype float32 (float16 asked)"]
     events.clear()
     driven(tmp_path, "{backend: fake, generators: 2}", monkeypatch, events, rounds=3)  # names no numerics: nothing to say
     assert [event for event in events if event["event"] == "warning"] == []

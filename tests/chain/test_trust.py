@@ -10,15 +10,17 @@ import polars as pl
 import pytest
 from chains import RECIPE, Killed, end, go, recipe_in
 
-from selfkd.backend.base import Completion, Reply, write_chunk
+from selfkd.backend.base import REQUESTS, Completion, Reply, Sampling, write_chunk
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.chain import records
 from selfkd.chain.commit import Place, write
+from selfkd.chain.context import StepContext
+from selfkd.chain.models import KnownModels
 from selfkd.chain.records import Seal
 from selfkd.chain.run import Run
 from selfkd.core import digest
-from selfkd.core.pool import Addition, Pool, shape
+from selfkd.core.pool import Addition, Model, Pool, shape
 from selfkd.errors import ChainError, GuardError, WeightsError
 from selfkd.report.verify import verify
 from selfkd.steps import SampleStep
@@ -107,6 +109,17 @@ def test_a_step_that_adds_a_row_twice_fails_and_names_the_table_and_the_row(tmp_
     with pytest.raises(GuardError, match="'scores' are the same one: sample a1, name right, draw 0"):
         write(place, Addition({"scores": [scores]}), Pool(), {}, {})
     assert not place.commit.exists()
+
+
+def test_a_request_that_is_there_twice_is_refused_before_anything_is_asked(tmp_path):
+    run = Run.open(recipe_in(tmp_path), tmp_path / "run", Machine(backend="fake"))
+    backend = Fake({}, hook=lambda call: pytest.fail("it was asked"))
+    place = Place(run.paths, 1, 1, SampleStep(name="sample"), "parent", {})
+    models = KnownModels(1, {}, [], None, dict)
+    context = StepContext(run, place, Pool(), models, backend, run.begin(), lambda window: iter(()))
+    row = {"id": "r1", "prompt": "p", "number": 0, "parents": [], "seed": 1, "tiebreak": 0.5, "teacher_messages": []}
+    with pytest.raises(GuardError, match="the request r1 is there twice"):
+        context.generate(Model("policy", "x", "y"), pl.DataFrame([row, row], schema=REQUESTS), Sampling(), "sample")
 
 
 # ---- hashed when first used ----
