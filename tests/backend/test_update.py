@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tiny import tiny_model
+from tiny import opened, tiny_model
 
 from selfkd.backend import tokens
 from selfkd.backend.base import Trained, TrainSpec, nobody_listens
@@ -137,6 +138,19 @@ def test_the_child_is_its_parent_but_for_the_weights(start, taught):
     old, new = (json.loads((folder / "config.json").read_text()) for folder in (parent, child))
     assert new == {**old, "dtype": "float32"}
     assert digest.weights(child) != digest.weights(parent)
+
+
+def test_a_child_has_every_text_of_its_parent_that_a_digest_of_weights_covers(start, tmp_path):
+    from selfkd.backend.trainer import checkpoint
+
+    parent, child = Path(shutil.copytree(start.path, tmp_path / "parent")), tmp_path / "child"
+    texts = ("merges.txt", "spiece.model", "qwen.tiktoken", "chat_templates/tools.jinja", "tokenizer.json")
+    (parent / "chat_templates").mkdir()
+    for name in texts[:4]:
+        (parent / name).write_text(f"that of {name}")
+    checkpoint.write(opened(parent), parent, child)
+    assert [(child / name).read_bytes() for name in texts] == [(parent / name).read_bytes() for name in texts]
+    assert digest.weights(child) == digest.weights(parent)  # the same tensors, and all the texts
 
 
 def test_the_probe_tells_parent_from_child(start, taught):
