@@ -49,7 +49,7 @@ def close(completion: str, answer: str, relative: float = 0.01) -> float | tuple
     if said is None or target.value is None:
         return 0.0
     room = abs(target.value) * Fraction(str(relative))
-    if said.value is not None:
-        return float(abs(said.value - target.value) <= room)
-    near = any(abs(one - target.value) <= room for one in meant(said))
-    return (None, f"{said.text[:40]!r} may be near {answer[:40]!r}, and may not") if near else 0.0
+    near = {one for one in meant(said) if abs(one - target.value) <= room}
+    if near and said.value not in near:
+        return None, f"{said.text[:40]!r} may be near {answer[:40]!r}, and may not"
+    return float(bool(near))

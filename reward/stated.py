@@ -8,7 +8,7 @@ import re
 BOX = re.compile(r"\\(?P<box>boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 BETWEEN = re.compile(r"[\s,;$]{0,9}(?:and|or)?[\s,;$]{0,9}")  # of boxes that are one list
 LINE = re.compile(r"\banswer[*_]{0,3}(?:\s?:|\s?is\b:?)[*_]{0,3}", re.IGNORECASE)
-SENTENCE_END = re.compile(r"[.!?](?=\s|$)|,?\s(?:because|since|which)\s", re.IGNORECASE)
+SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[A-Z][a-z])[.!?](?=\s|$)|,?\s(?:because|since|which)\s")
 PAIRS = (
     ("**", "**"), ("__", "__"), ("*", "*"), ("_", "_"), ("`", "`"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"),
     ("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("(", ")"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from selfkd.core.files import builtin_folder
-from selfkd.rewards.contract import Result, Reward, load
+from selfkd.rewards.contract import Result, Reward
+from selfkd.rewards.load import load
 
 READERS = {
     "number": "number.py:last_number",

@@ -158,3 +158,14 @@ def test_hostile_answers_are_scored_in_worker_processes_too() -> None:
     rows = [dict(row(text, "4"), group=str(place)) for place, text in enumerate((*HOSTILE[:5], HOSTILE[12], "\\boxed{4}"))]
     found = results(find_function("reward/math.py:correct", []), rows, 60.0)
     assert [value for value, _ in found] == [0.0] * 6 + [1.0] and "a power in a power" in found[0][1]
+
+
+def test_a_text_contains_an_answer_only_as_whole_words_with_their_signs() -> None:
+    texts = {"it is -5": 1.0, "it is 5": 0.0, "(−5)": 1.0, "**-5**.": 1.0, "-55": 0.0, "<think>-5</think>6": 0.0}
+    assert {text: score("exact.py:contains", text, "-5")[0] for text in texts} == texts
+    assert [score("exact.py:contains", text, "C++")[0] for text in ("in C++.", "in C", "in C#")] == [1.0, 0.0, 0.0]
+
+
+def test_close_takes_a_number_within_its_tolerance_and_abstains_where_the_numeral_may_be_near() -> None:
+    texts = {"about 3.14": 1.0, "about 3.2": 0.0, "-3.14": 0.0, "3,14": None, "4,2": 0.0, "314%": None, "nothing": 0.0}
+    assert {text: score("number.py:close", text, "3.14159")[0] for text in texts} == texts
