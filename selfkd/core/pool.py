@@ -22,7 +22,8 @@ NAMES = pl.List(pl.String)
 SCHEMAS: dict[str, dict[str, Any]] = {
     # meta is a JSON object; answer is the gold answer; id is a content hash plus an occurrence number for repeats.
     "prompts": {"id": pl.String, "source": pl.String, "answer": pl.String, "messages": MESSAGES, "meta": pl.String},
-    # teacher_messages is what the teacher saw; prompt is what the student sees. logprob is the sum over the completion's tokens.
+    # teacher_messages is what the teacher saw; prompt is what the student sees. token_ids end where the text ends. logprob is the sum
+    # over them: null where it was not asked for, or where a stop string began inside a token, so that its rest was never drawn.
     "samples": {
         "id": pl.String,
         "prompt": pl.String,

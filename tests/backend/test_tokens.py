@@ -45,6 +45,21 @@ def byte_level(*added: Any) -> Any:
     return words_of(models.BPE(vocabulary, merges), [*["<s>", "<|im_start|>", "<|im_end|>"], *added])
 
 
+def word_marking(scheme: str) -> Any:
+    """As in Llama 2: a token per letter, and '▁hello' for a word; `scheme` says where a blank is put in front."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<unk>", "<s>", "</s>", "▁", "\n", *map(chr, range(33, 127)), "▁h", "▁he", "▁hel", "▁hell", "▁hello"]
+    merges = [("▁", "h"), ("▁h", "e"), ("▁he", "l"), ("▁hel", "l"), ("▁hell", "o")]
+    raw = Tokenizer(models.BPE({text: at for at, text in enumerate(letters)}, merges, unk_token="<unk>"))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(prepend_scheme=scheme), decoders.Metaspace(prepend_scheme=scheme)
+    tok = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tok.chat_template = "{% for message in messages %}<s>[INST] {{ message['content'] }} [/INST]</s>{% endfor %}answer:"
+    tok.clean_up_tokenization_spaces = False
+    return tok
+
+
 @pytest.fixture(scope="module")
 def tok() -> Any:
     return byte_level()
@@ -109,15 +124,8 @@ def test_a_text_that_holds_the_stop_string_keeps_its_ids(tok):
 
 def test_a_tokenizer_that_marks_word_beginnings_gives_no_blank_to_what_is_encoded_anew():
     """As in Llama 2: '▁hello' is a token, and 'h' alone would be encoded as '▁h'."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = ["<unk>", "</s>", "▁", "\n", *"helo", "▁h", "▁hello"]
-    merges = [("▁", "h"), ("▁h", "e"), ("▁he", "l"), ("▁hel", "l"), ("▁hell", "o")]
-    vocabulary = {text: at for at, text in enumerate([*letters, "▁he", "▁hel", "▁hell"])}
-    raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace()
-    metaspace = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="</s>", unk_token="<unk>")
+    metaspace = word_marking("first")
+    vocabulary = metaspace.get_vocab()
     prompt, sampled = [vocabulary["o"]], [vocabulary["▁hello"], vocabulary["▁hello"]]
     found, kept = tokens.ids_of_text(metaspace, prompt, sampled, " hello he")
     assert metaspace.decode([*prompt, *found]) == "o hello he" and kept == 1
@@ -159,6 +167,18 @@ def test_white_space_that_a_special_token_swallows_is_swallowed_beside_named_one
     tok.chat_template = TURNS.replace("<|im_end|>", "<|end|>")
     found = tokens.encode_prompt(tok, say("so <|im_end|>"))
     assert tok.decode(found) == "<|im_start|>user\nso <|im_end|><|end|><|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_a_tokenizer_that_marks_word_beginnings_names_special_tokens_as_text_too(scheme):
+    """`<s>` strikes text through in HTML, and begins a sequence in Llama 2: between its own tokens a prompt is encoded as ever."""
+    tok = word_marking(scheme)
+    found = tokens.encode_prompt(tok, say("hello <s>old</s> price"))
+    assert [found.count(tok.bos_token_id), found.count(tok.eos_token_id)] == [1, 1]
+    whole = tok("<s>[INST] hello (s)old(/s) price [/INST]</s>answer:", add_special_tokens=False)["input_ids"]
+    pieces = tok.convert_ids_to_tokens(whole)
+    brackets = {"(": "<", ")": ">"}
+    assert tok.convert_ids_to_tokens(found) == [brackets.get(piece, piece) for piece in pieces]
 
 
 def test_a_bare_text_prompt_names_special_tokens_as_text(tok):

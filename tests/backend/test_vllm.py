@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -221,6 +222,31 @@ def test_ids_end_where_a_stop_text_ends_the_answer_and_the_end_token_comes_once(
     ((_, whole, count),) = engine.logprobs(rows)
     ((_, kept, _),) = engine.logprobs(rows.with_columns(finish_reason=pl.lit("length")))
     assert count == len(text) + 1 and whole < kept == pytest.approx(cut["logprob"][0], abs=1e-3)
+
+
+def test_an_answer_that_fills_the_context_is_scored(engine: vllm.Engine, tmp_path: Path) -> None:
+    prompt = len(tokens.encode_prompt(tokens.tokenizer(engine.model.path), say("hi")))
+    sampling = Sampling(max_tokens=256 - prompt, extra={"logprobs": 0, "bad_words": ["</s>"], "min_tokens": 256 - prompt})
+    answers = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"]), sampling).path)
+    assert answers.row(0, named=True)["tokens"] == 256 - prompt and answers["finish_reason"][0] == "length"
+    ((_, value, count),) = engine.logprobs(answers.rename({"teacher_messages": "messages"}))
+    assert count == 256 - prompt and value == pytest.approx(answers["logprob"][0], abs=0.01)
+
+
+def test_a_stop_text_inside_a_token_leaves_no_log_probability_of_what_nobody_drew(engine: vllm.Engine) -> None:
+    tok, drawn = tokens.tokenizer(engine.model.path), {70: -1.0, 71: -2.0, 72: -4.0}
+    entries = [{token: SimpleNamespace(logprob=value)} for token, value in drawn.items()]
+    answer = {"token_ids": list(drawn), "logprobs": entries, "cumulative_logprob": -7.0, "finish_reason": "stop"}
+    asked = SimpleNamespace(skip_special_tokens=True)
+
+    def completed(text: str) -> tuple[list[int], float | None]:
+        output = SimpleNamespace(prompt_token_ids=[1], outputs=[SimpleNamespace(**answer, text=text, stop_reason="x")])
+        found = vllm._completion(tok, output, asked)
+        return list(found.token_ids), found.logprob
+
+    assert tok.decode(list(drawn)) == "abc"
+    assert completed("ab") == ([70, 71], -3.0) and completed("") == ([], 0)
+    assert completed("ax") == ([70, 93], None)
 
 
 def test_words_for_vllm_are_converted_from_plain_values(engine: vllm.Engine, tmp_path: Path) -> None:

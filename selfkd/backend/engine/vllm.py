@@ -64,7 +64,10 @@ class Engine:
     def __init__(self, numerics: Mapping[str, Any], model: Model) -> None:
         self.numerics, self.weights, self.model = dict(numerics), "", model
         self.context = context_of(Path(model.path), numerics["max_model_len"])
-        self.llm: Any = _start(numerics, model, self.context)
+        self.room = context_of(
+            Path(model.path), numerics["max_model_len"] + 1
+        )  # to score what fills the context, vLLM draws one more
+        self.llm: Any = _start(numerics, model, self.room)
         self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
         self._tok = tokenizer(model.path)
         self.facts = _facts(self.llm)
@@ -119,7 +122,7 @@ class Engine:
             prompt = encode_prompt(self._tok, row["messages"], place)
             ended = row["finish_reason"] == "stop"
             completion = encode_completion(self._tok, row["text"] or "", row["token_ids"], ended, place)
-            self._must_fit(place, len(prompt) + len(completion), 1)
+            self._must_fit(place, len(prompt) + len(completion), 1, self.room)
             ids.append(prompt + completion)
             starts.append(len(prompt))
         outputs = self._run(ids, [_scoring() for _ in ids])
@@ -148,16 +151,16 @@ class Engine:
         if not self.weights:
             raise WeightsError("the engine holds no proved weights", self.model.path, "Swap to a model first.")
 
-    def _must_fit(self, place: str, length: int, room: int) -> None:
-        if length + room > self.context:
-            what = f"has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
+    def _must_fit(self, place: str, length: int, room: int, context: int) -> None:
+        if length + room > context:
+            what = f"has {length} tokens and {room} more are to be generated, but the context holds {context}"
             raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")
 
     def _prompts(self, conversations: Sequence[Messages], room: int) -> list[list[int]]:
         places = [f"the prompt {opening(messages)}" for messages in conversations]
         prompts = encode_prompts(self._tok, conversations, places)
         for place, ids in zip(places, prompts, strict=True):
-            self._must_fit(place, len(ids), room)
+            self._must_fit(place, len(ids), room, self.context)
         return prompts
 
     def _reload(self, model: Model) -> None:
