@@ -92,7 +92,7 @@ def fetch(source: dict[str, Any], out: Path, dither: int | None, asked: Any = No
     if "hub" in source:
         raise UsageError(f"no network to reach {source['hub']}", "model", "Give a local folder.")
     _write(out, {"parent": None})
-    return {"dither": dither, "pid": os.getpid()}
+    return {"dither": dither, "pid": os.getpid(), "context": asked.context if asked else None}
 
 
 def _write(out: Path, weights: dict[str, Any]) -> None:

@@ -77,11 +77,11 @@ def _counts(found: Sequence[LongPrompt]) -> dict[str, int]:
 
 def _refusal(found: Sequence[LongPrompt], context: Context) -> UsageError:
     counts = ", ".join(f"{count} in {split}" for split, count in _counts(found).items())
-    most, first = max(found, key=lambda one: one["tokens"] - one["limit"]), found[0]
     what = f"prompts are too long for the context of {context.max_length} tokens, prompt and answer together ({counts})"
+    most = max(found, key=lambda one: one["tokens"] - one["limit"])
+    shown = {"First": found[0]} if most["id"] == found[0]["id"] else {"First": found[0], "Longest": most}
     lines = (
-        f"First: {first['place']}, {first['tokens']:,} tokens where {first['limit']:,} fit beside its answer.",
-        f"Longest: {most['place']}, {most['tokens']:,} tokens where {most['limit']:,} fit.",
+        *(f"{name}: {one['place']}, {one['tokens']:,} tokens where {one['limit']:,} fit." for name, one in shown.items()),
         "Leave them out of every round: write `long: drop` in the recipe and repeat the command with --amend.",
         "Or shorten them, lower max_tokens, or raise `context`, in a new run.",
     )

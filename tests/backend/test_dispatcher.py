@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 from toys import NEW, OLD, chunk_of, chunks_of, texts
 
-from selfkd.backend.base import Reply, Sampling, made_by
+from selfkd.backend.base import Questions, Reply, Sampling, made_by
 from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
@@ -140,8 +140,8 @@ def test_a_warmed_engine_is_the_one_that_answers(backend: Any, tmp_path: Path) -
 
 def test_a_model_is_loaded_in_another_process_and_errors_keep_their_type(backend: Any, tmp_path: Path) -> None:
     ray = backend()
-    notes = ray.load({"folder": "x"}, tmp_path / "base", 7)
-    assert notes["dither"] == 7
+    notes = ray.load({"folder": "x"}, tmp_path / "base", 7, Questions([], 64))
+    assert notes["dither"] == 7 and notes["context"] == 64
     assert notes["pid"] != os.getpid()
     with pytest.raises(UsageError, match="no network"):
         ray.load({"hub": "a/b"}, tmp_path / "other", None)
