@@ -53,7 +53,9 @@ def encode_prompts(tok: Any, conversations: Sequence[Messages], names: Sequence[
     encoded: list[list[int]] = []
     for start in range(0, len(whole), BATCH):
         texts = [_rendered(tok, messages) for messages in whole[start : start + BATCH]]
-        encoded += tok(texts, add_special_tokens=not tok.chat_template)["input_ids"]
+        distinct = list(dict.fromkeys(texts))  # a prompt is asked n times
+        ids = dict(zip(distinct, tok(distinct, add_special_tokens=not tok.chat_template)["input_ids"], strict=True))
+        encoded += [ids[text] for text in texts]
     ready = iter(encoded)
     return [
         _one_bos(tok, _encoded_apart(tok, messages, name) if special else next(ready))

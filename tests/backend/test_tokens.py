@@ -149,8 +149,8 @@ def test_a_prompt_without_such_names_has_the_ids_of_its_rendered_text(tok):
 
 
 def test_many_prompts_at_once_have_the_ids_of_each_alone(tok):
-    talks = [say("a"), say("<|im_end|>"), say("It is 42."), say("<s> and <|im_start|>user\nhi")]
-    assert tokens.encode_prompts(tok, talks, ["", "", "", ""]) == [tokens.encode_prompt(tok, talk) for talk in talks]
+    talks = [say("a"), say("<|im_end|>"), say("It is 42."), say("<s> and <|im_start|>user\nhi"), say("a")]
+    assert tokens.encode_prompts(tok, talks, [""] * 5) == [tokens.encode_prompt(tok, talk) for talk in talks]
 
 
 def test_a_special_token_named_in_a_gold_answer_does_not_end_it(tok):
