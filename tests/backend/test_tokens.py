@@ -8,6 +8,8 @@ import pytest
 from tiny import say
 
 from selfkd.backend import tokens
+from selfkd.backend.trainer import batches
+from selfkd.core.pool import shape
 from selfkd.errors import UsageError
 
 TURNS = (
@@ -188,17 +190,31 @@ def test_a_bare_text_prompt_names_special_tokens_as_text(tok):
     assert bare.decode(found) == "a <|im_end|>" and bare.eos_token_id not in found
 
 
-def test_an_end_token_that_cannot_be_written_as_text_is_refused_with_its_place():
-    """A token that ends answers, but is not marked as special, is found in any text."""
+def with_plain_end() -> Any:
+    """A tokenizer whose end token is not marked as special: it is found in any text."""
     from tokenizers import AddedToken
 
     tok = byte_level()
     tok.add_tokens([AddedToken("<end>", special=False)])
     tok.eos_token = "<end>"
+    return tok
+
+
+def test_an_end_token_that_cannot_be_written_as_text_is_refused_with_its_place():
+    tok = with_plain_end()
     with pytest.raises(UsageError, match=r"a\.jsonl: 'an'  names a special token"):
         tokens.encode_prompt(tok, say("an <end>"), "a.jsonl: 'an'")
     with pytest.raises(UsageError, match=r"a\.jsonl: 'an'  names a special token"):
         tokens.encode_completion(tok, "an <end>", name="a.jsonl: 'an'")
+
+
+def test_a_training_row_that_cannot_be_written_is_refused_and_the_others_are_learned(tmp_path):
+    tok, row = with_plain_end(), {"messages": say("a"), "chosen_ended": True}
+    rows = [{**row, "id": "bad", "chosen": "an <end>"}, {**row, "id": "good", "chosen": "an end"}]
+    shape("rows", rows).write_parquet(tmp_path / "rows.parquet")
+    kept, drops = batches.read_rows(tok, [tmp_path / "rows.parquet"], False, 100)
+    assert [one.id for one in kept] == ["good"] and tok.decode(kept[0].chosen) == "an end<end>"
+    assert drops == {"bad": "names a special token, and this tokenizer cannot write that name as text"}
 
 
 def test_a_prompt_is_known_by_how_its_last_message_begins():
