@@ -106,8 +106,7 @@ class Engine:
         self._forget()
         prompts = self._prompts(chunk.requests["teacher_messages"].to_list(), sampling.max_tokens)
         params = request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
-        with refusals(sampling.extra):
-            outputs = self._run(prompts, params, on_tokens)
+        outputs = self._run(prompts, params, on_tokens, sampling.extra)
         completions = [_completion(self._tok, output, param) for output, param in zip(outputs, params, strict=True)]
         path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         tokens = sum(len(completion.token_ids) for completion in completions)
@@ -196,10 +195,20 @@ class Engine:
         scores = [_scores(output, start) for output, start in zip(outputs, probe.starts, strict=False)]
         return np.array([value for values in scores for value in values]), outputs[-1].num_cached_tokens
 
-    def _run(self, prompts: Sequence[list[int]], params: Sequence[Any], on_tokens: OnTokens | None = None) -> list[Any]:
-        """Return outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine."""
+    def _run(
+        self,
+        prompts: Sequence[list[int]],
+        params: Sequence[Any],
+        on_tokens: OnTokens | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
+        """Return outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine.
+
+        A request that vLLM does not take because of the recipe's words `extra` is a UsageError, and the engine lives on.
+        """
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        names = self.llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else []
+        with refusals(extra or {}):
+            names = self.llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else []
         try:
             outputs = list(self._finish(on_tokens))
         except BaseException:  # Ctrl-C too: a request left here would join the next chunk's batch
