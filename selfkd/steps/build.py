@@ -30,6 +30,7 @@ class BuildStep(Step):
 
     verb: ClassVar[str] = "build"
     short: ClassVar[str | None] = "kind"
+    later: ClassVar[frozenset[str]] = frozenset({"cut"})
 
     kind: Literal["sft", "pair"] = Field("sft", description="sft: prompt and completion; pair: prompt, chosen and rejected.")
     of: str | None = Field(None, description="Only samples of this stream (sft).")
