@@ -109,6 +109,8 @@ def _table(place: Place, name: str, files: list[Path], pool: Pool) -> TableEntry
 
 def _refuse_repeats(place: Place, name: str, frame: pl.DataFrame, pool: Pool) -> None:
     """Raise GuardError where two rows have one key: joins would double them, and what is trained on them counts twice."""
+    if not frame.height:
+        return
     keys = [key for key in KEYS[name] if key in frame.columns]
     known = [] if place.step.outside or name not in pool.tables else [pool.tables[name].select(keys)]
     rows = pl.concat([*known, frame.select(keys)])
