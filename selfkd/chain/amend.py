@@ -1,53 +1,253 @@
-"""Going on with a recipe that changed: more rounds are always welcome, other changes only as a recorded amendment."""
+"""Going on with a recipe that changed: more rounds are always welcome, other changes only as a recorded amendment.
+
+An amendment is judged before it is written, under the lease: what is fixed, made already or without effect is refused, and then
+the run is exactly as it was. So every changed word works from the next step on that is not made yet.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from selfkd.chain import records
+from selfkd.chain import commit, records, steering
+from selfkd.chain.commit import Place
 from selfkd.chain.freeze import code_digests, freeze_code, now
 from selfkd.chain.paths import Paths
-from selfkd.chain.records import Amendment, Info
+from selfkd.chain.records import Amendment, CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
+from selfkd.core.lease import Lease
+from selfkd.core.model_ref import ModelRef
 from selfkd.errors import ChainError
+from selfkd.recipe.lines import LISTS, Line, variants
+from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
+from selfkd.steps import VERBS
 
 SHOWN_CHANGES = 6
+FIXED = ("model", "seed", "prompts", "overlap", "context", "chunk", "exact", "dither")  # all that the first step rests on
+FREE = ("name", "rounds")  # of the folder, which was given; and what needs no amendment
 
 
 def in_force(paths: Paths, info: Info) -> Info | Amendment:
     """Return what holds the recipe and code in force: the newest amendment, or the run as created."""
-    amendments = paths.amendments()
-    return records.read(amendments[-1], Amendment) if amendments else info
+    found = amendments(paths)
+    return found[-1] if found else info
 
 
-def accept(recipe: Recipe, paths: Paths, info: Info, amended: bool) -> None:
-    """Go on with the same recipe and code. With `amended`, record what changed; without, ChainError names it."""
-    effective = in_force(paths, info)
-    words = _changed_words(effective.recipe, digest.as_json(recipe.resolved()))
-    code = {reference: entry.digest for reference, entry in effective.code.items()}
-    current = code_digests(recipe)
-    edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
-    grown = ["rounds"] if recipe.rounds != effective.recipe["rounds"] else []
-    if not (words or edited or grown):
-        return
-    if (words or edited) and not amended:
-        raise _refusal(paths, [*words.values(), *(f"{name} changed" for name in edited)])
+def amendments(paths: Paths) -> list[Amendment]:
+    """Return the amendments of a run, oldest first."""
+    return [records.read(path, Amendment) for path in paths.amendments()]
+
+
+def accept(recipe: Recipe, paths: Paths, info: Info, amended: bool) -> Recipe:
+    """Return the recipe to go on with, the same as before or amended.
+
+    With `amended`, what changed is recorded; without, ChainError names it. BusyError where a driver holds the run that would
+    have to be amended.
+    """
+    here = _Standing(paths, info)
+    recipe = here.with_rounds(recipe)
+    change = here.change(recipe)
+    if (change.words or change.edited) and not amended:
+        raise _refusal(paths, change, here.objection(recipe, change))
+    if change:
+        with Lease(paths.leases, paths.tmp):
+            _record(recipe, _Standing(paths, info))  # read anew: another driver may have been here
+    return recipe
+
+
+def _record(recipe: Recipe, here: _Standing) -> None:
+    change = here.change(recipe)
+    if objection := here.objection(recipe, change):
+        raise objection
     record = Amendment(
-        changed=[*words, *edited, *grown],
+        changed=[*change.words, *change.edited, *change.rounds],
         recipe=recipe.resolved(),
-        code=freeze_code(recipe, paths),
-        files=storage.file_hashes(storage.files_in(paths.code), paths.folder),
+        code=freeze_code(recipe, here.paths) if change.edited else here.effective.code,
+        files=storage.file_hashes(storage.files_in(here.paths.code), here.paths.folder),
         when=now(),
+        sealed=len(here.sealed),
     )
-    records.write(paths.amendment(len(paths.amendments()) + 1), record, paths.tmp)
+    if change:
+        records.write(here.paths.amendment(len(here.paths.amendments()) + 1), record, here.paths.tmp)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """What differs from the recipe and code in force: {dotted field: sentence}, names of code, and ["rounds"] where they do."""
+
+    words: Mapping[str, str]
+    edited: Sequence[str]
+    rounds: Sequence[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.words or self.edited or self.rounds)
+
+    def sentences(self) -> list[str]:
+        return [*self.words.values(), *(f"{name} changed" for name in self.edited)]
+
+
+class _Standing:
+    """Where a run stands: its recipe and code in force, what is sealed, and what is made of the open round."""
+
+    def __init__(self, paths: Paths, info: Info) -> None:
+        self.paths, self.info, self.effective = paths, info, in_force(paths, info)
+        self.sealed = [records.read(names.seal, Seal) for names in paths.rounds() if names.seal.exists()]
+        self.rounds = int(self.effective.recipe["rounds"])
+
+    def with_rounds(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with a number of rounds that the run can still have.
+
+        A finished run that is asked for fewer stays as it is; one that is on its way past them cannot end where it was.
+        """
+        last = len(self.sealed) - 1
+        if recipe.rounds > last or recipe.rounds == self.rounds:
+            return recipe
+        if not self._ended(recipe, self.rounds):
+            what = f"round {last} is sealed already, on the way to round {self.rounds}: rounds={recipe.rounds} comes too late"
+            fix = f"Go on: rounds={self.rounds}, or `selfkd resume {self.paths.folder}`.   End with the next one: rounds={last + 1}"
+            raise ChainError(what, str(self.paths.folder), fix)
+        return recipe.model_copy(update={"rounds": self.rounds})
+
+    def _ended(self, recipe: Recipe, rounds: int) -> bool:
+        """Whether nothing is left to make of `rounds` rounds."""
+        if len(self.sealed) > rounds:
+            return True
+        spent = sum(commit.generated_in(self.paths, seal) for seal in self.sealed)
+        return bool(steering.ended_early(recipe.stop, self.sealed, amendments(self.paths), spent))
+
+    def change(self, recipe: Recipe) -> _Change:
+        words = _changed_words(self.effective.recipe, digest.as_json(recipe.resolved()))
+        code = {reference: entry.digest for reference, entry in self.effective.code.items()}
+        current = code_digests(recipe)
+        edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
+        return _Change(words, edited, ["rounds"] if recipe.rounds != self.rounds else [])
+
+    # ---- what cannot be amended ----
+
+    def objection(self, recipe: Recipe, change: _Change) -> ChainError | None:
+        """Return why this change is refused whatever is typed, with the ways out; None where it takes effect."""
+        if not (change.words or change.edited):
+            return None
+        code = {name: CodeEntry(path="", digest=found) for name, found in code_digests(recipe).items()}
+        return (
+            self._fixed(change)
+            or self._made(recipe, code)
+            or self._pruned(recipe)
+            or self._finished(recipe, change)
+            or self._too_late(recipe, code)
+        )
+
+    def _fixed(self, change: _Change) -> ChainError | None:
+        fixed = [said for name, said in change.words.items() if name.split(".")[0] in FIXED]
+        return self._no("; ".join(fixed) + ": this is fixed when a run is created") if fixed else None
+
+    def _made(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
+        """Compare what is made of the open round with what the recipe would now make there."""
+        index = len(self.sealed)
+        parent = self.sealed[-1].digest if self.sealed else self.info.root
+        steps = recipe.steps_of(index)
+        steps += recipe.closing_steps(index) if index < recipe.rounds else []
+        for number, step in enumerate(steps, 1):
+            place = Place(self.paths, index, number, step, parent, commit.code_of(step, code))
+            for other in commit.others(place):
+                return self._no(f"is where the recipe now has '{step.name}'", self.paths.shown(other))
+            if not place.commit.exists():
+                break
+            made = records.read(place.commit, Commit)
+            problem = commit.mismatch(place, made) or self._of_another_best(recipe, list(step.models().values()))
+            if problem:
+                return self._no(problem, self.paths.shown(place.commit))
+            parent = made.digest
+        return None
+
+    def _of_another_best(self, recipe: Recipe, models: Sequence[ModelRef]) -> str:
+        was, now_ = (steering.best_round(self.sealed, one.best) for one in (self._old(), recipe))
+        used = any(model.when == "best" for model in models)
+        return f"was made when round {was} was the best one; now round {now_} would be" if used and was != now_ else ""
+
+    def _pruned(self, recipe: Recipe) -> ChainError | None:
+        """Find a model that a step to come names and `keep` has taken away."""
+        for step in recipe.steps_of(recipe.rounds) if self.sealed else ():
+            for field, model in step.models().items():
+                path = self._path(model, recipe)
+                if path and not (self.paths.folder / path).exists():
+                    what = f"{step.name}.{field}: the weights of '{model}' are not on disk any more: `keep` had them taken away"
+                    return self._no(what)
+        return None
+
+    def _path(self, model: ModelRef, recipe: Recipe) -> str | None:
+        """Return where the weights of a sealed round's model lie; None for a model of a round to come."""
+        named = {"base": 0, "warm": 0, "best": steering.best_round(self.sealed, recipe.best)}
+        index = named.get(model.when, model.round)
+        if index is None or index >= len(self.sealed):
+            return None
+        first = records.read(self.paths.round(0).commits()[0], Commit)
+        models = first.models if model.when == "base" else self.sealed[index].models
+        return models[model.role].path if model.role in models else None
+
+    def _finished(self, recipe: Recipe, change: _Change) -> ChainError | None:
+        steers_rounds = [name for name in change.words if name.split(".")[0] in (*LISTS, "keep_if")]
+        if not (steers_rounds or change.edited) or change.rounds or not self._ended(recipe, recipe.rounds):
+            return None
+        more = f"Give the run more rounds with it: repeat the command with rounds={self.rounds + 1} --amend"
+        return self._no(
+            f"the run has ended, so nothing is left that {(*steers_rounds, *change.edited)[0]} could change", "", more
+        )
+
+    def _too_late(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
+        """Find a step that changed, though nothing is left to make of what changed in it."""
+        old = self._old()
+        first, last = len(self.sealed), max(recipe.rounds, old.rounds)
+        was, now_ = _to_come(old, self.effective.code, first, last), _to_come(recipe, code, first, last)
+        before, after = _lines(old, self.effective.code), _lines(recipe, code)
+        changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+        late = [name for name in changed if was.get(name) == now_.get(name)]
+        return self._no(f"{', '.join(late)}: all that changed in it is made already") if late else None
+
+    def _old(self) -> Recipe:
+        return frozen(dict(self.effective.recipe), self.paths.folder)
+
+    def _no(self, what: str, where: str = "", more: str = "") -> ChainError:
+        return ChainError(what, where or str(self.paths.folder), "\n".join(filter(None, [_ways_out(self.paths), more])))
+
+
+# ---- steps, to be compared ----
+
+
+def _lines(recipe: Recipe, code: Mapping[str, CodeEntry]) -> dict[str, Any]:
+    """Return {step name: its list, its words in every round, its code}."""
+    return {
+        line.name: (part, line.spelled(), commit.code_of(line.at(1), code))
+        for part in LISTS
+        for line in _part(recipe, part)
+    }  # fmt: skip
+
+
+def _to_come(recipe: Recipe, code: Mapping[str, CodeEntry], first: int, last: int) -> dict[str, list[Any]]:
+    """Return {name of a line: each of its steps from round `first` on}, up to the round from which on they are all the same."""
+    longest = max((variants(VERBS[line.verb], line.words) for part in LISTS for line in _part(recipe, part)), default=1)
+    rounds = [index for index in range(first, last + 1) if index in (first, last) or index <= longest]
+    found: dict[str, list[Any]] = {}
+    for line in (line for part in LISTS for line in _part(recipe, part)):
+        made_in = [0] if line in recipe.before else rounds
+        steps = [(index, line.at(index)) for index in made_in if index >= first]
+        found[line.name] = [(index, step.identity(), commit.code_of(step, code)) for index, step in steps]
+    return {name: steps for name, steps in found.items() if steps}
+
+
+def _part(recipe: Recipe, part: str) -> tuple[Line, ...]:
+    return tuple(getattr(recipe, part))
+
+
+# ---- words ----
 
 
 def _changed_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Return {dotted field: sentence} of what differs, the number of rounds left out."""
+    """Return {dotted field: sentence} of what differs, without what is FREE."""
     was, now_ = _flat(old), _flat(new)
-    changed = sorted(name for name in was.keys() | now_.keys() if was.get(name) != now_.get(name) and name != "rounds")
+    changed = sorted(name for name in was.keys() | now_.keys() if was.get(name) != now_.get(name) and name not in FREE)
     return {name: f"{name}: {was.get(name)!r} was {_verb(name, was, now_)} {now_.get(name)!r}" for name in changed}
 
 
@@ -57,14 +257,22 @@ def _verb(name: str, was: Mapping[str, Any], now_: Mapping[str, Any]) -> str:
     return "removed, now" if name in was else "added as"
 
 
-def _refusal(paths: Paths, said: list[str]) -> ChainError:
+def _refusal(paths: Paths, change: _Change, objection: ChainError | None) -> ChainError:
+    """Return the error of a change that nobody asked to record; --amend is offered only where it would be accepted."""
+    said = change.sentences()
     more = f"; and {len(said) - SHOWN_CHANGES} more" if len(said) > SHOWN_CHANGES else ""
     what = "was made by a different recipe: " + "; ".join(said[:SHOWN_CHANGES]) + more
-    fix = (
-        f"Keep the chain: restore it, or `selfkd resume {paths.folder}`, which uses the recipe and code frozen in the run.\n"
-        "Change only steps not made yet: repeat the command with --amend.   Start a new chain: --name X"
-    )
-    return ChainError(what, str(paths.folder), fix)
+    if objection:
+        return ChainError(
+            what, str(paths.folder), f"It cannot be amended: {objection.where}  {objection.what}\n{objection.fix}"
+        )
+    amend = "Change only steps not made yet: repeat the command with --amend"
+    return ChainError(what, str(paths.folder), f"{_ways_out(paths)}\n{amend}")
+
+
+def _ways_out(paths: Paths) -> str:
+    keep = f"Keep the chain: restore it, or `selfkd resume {paths.folder}`, which uses the recipe and code frozen in the run."
+    return f"{keep}\nStart a new chain: --name X"
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

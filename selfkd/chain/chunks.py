@@ -23,7 +23,7 @@ LOOSE_FACTOR = 16  # without `exact` a chunk is only the unit of redoing: larger
 def cut(
     requests: pl.DataFrame, size: int, key: str, model: Model, sampling: Sampling, stream: str, folder: Path, tmp: Path
 ) -> list[Chunk]:
-    """Return the chunks of `requests`, `size` each; a chunk's key names the step's `key`, the weights, the sampling and the requests."""
+    """Return the chunks of `requests`, `size` each; a chunk's key names `key` (of what the step generates), the weights, the sampling and the requests."""
     words = [
         sampling.temperature,
         sampling.top_p,

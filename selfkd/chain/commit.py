@@ -16,7 +16,7 @@ import polars as pl
 
 from selfkd.chain import records
 from selfkd.chain.paths import Paths, RoundPaths
-from selfkd.chain.records import CodeEntry, Commit, ModelEntry, SealedStep, TableEntry, Tombstone
+from selfkd.chain.records import CodeEntry, Commit, ModelEntry, Seal, SealedStep, TableEntry, Tombstone
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light, scan
 from selfkd.errors import ChainError, GuardError
@@ -49,6 +49,12 @@ class Place:
     @cached_property
     def key(self) -> str:
         return records.key(self.parent, self.step.identity(), self.code)
+
+    @property
+    def generation_key(self) -> str:
+        """Return what the answers of this step are asked for, whatever scores them: the key without that."""
+        texts = {name: text for name, text in self.code.items() if name in self.step.templates()}
+        return records.key(self.parent, self.step.generation(), texts)
 
     @property
     def where(self) -> str:
@@ -138,19 +144,26 @@ def _adopted(place: Place, role: str, folder: Path, before: Mapping[str, Model])
 def read(place: Place) -> Commit:
     """Return the commit at `place`; ChainError where it was made by another recipe, or its files are not as committed."""
     commit = records.read(place.commit, Commit)
-    if commit.key != place.key:
-        what = f"was made by a different recipe: {_difference(place, commit)}"
-        raise ChainError(what, place.paths.shown(place.commit), _ways_out(place))
+    if problem := mismatch(place, commit):
+        raise ChainError(problem, place.paths.shown(place.commit), _ways_out(place))
     _check_files(place, commit)
     return commit
 
 
+def mismatch(place: Place, commit: Commit) -> str:
+    """Return in what a commit is not the step at `place`, or ''."""
+    return "" if commit.key == place.key else f"was made by a different recipe: {_difference(place, commit)}"
+
+
 def refuse_another(place: Place) -> None:
     """Raise ChainError where another step holds this number."""
-    others = [path for path in place.round.at_number(place.number) if path != place.commit]
-    if others:
-        what = f"is where the recipe now has '{place.step.name}'"
-        raise ChainError(what, place.paths.shown(others[0]), _ways_out(place))
+    for other in others(place):
+        raise ChainError(f"is where the recipe now has '{place.step.name}'", place.paths.shown(other), _ways_out(place))
+
+
+def others(place: Place) -> list[Path]:
+    """Return the commits of other steps at the number of this one."""
+    return [path for path in place.round.at_number(place.number) if path != place.commit]
 
 
 def pool_of(paths: Paths, commit: Commit) -> Pool:
@@ -171,6 +184,21 @@ def generated_tokens(paths: Paths, commit: Commit) -> int:
     return int(scan("samples", files).select(pl.col("tokens").sum()).collect().item())
 
 
+def generated_in(paths: Paths, seal: Seal) -> int:
+    """Return how many tokens were generated in a sealed round."""
+    folder = paths.round(seal.round).folder
+    return sum(generated_tokens(paths, records.read(folder / step.file, Commit)) for step in seal.steps)
+
+
+def made_by(paths: Paths, commit: Commit) -> Pool:
+    """Return what a step made: what it added, without samples that it copied from other rounds."""
+    added = pool_of(paths, commit)
+    if not (commit.verb in VERBS and VERBS[commit.verb].copies):
+        return added
+    kept = [name for name in ("prompts",) if name in added.tables]
+    return Pool({name: added.tables[name] for name in kept}, {name: added.files[name] for name in kept})
+
+
 def entry_of(place_of_round: RoundPaths, commit: Commit) -> SealedStep:
     """Return a commit as the seal of its round names it."""
     path = place_of_round.commit(commit.number, commit.step)
@@ -185,8 +213,8 @@ def entry_of(place_of_round: RoundPaths, commit: Commit) -> SealedStep:
 
 
 def pruned_paths(names: RoundPaths) -> list[str]:
-    """Return the checkpoints (relative to the run) that retention took away from a round."""
-    return list(records.read(names.pruned, Tombstone).paths) if names.pruned.exists() else []
+    """Return the checkpoints (relative to the run) that retention took away from a round, whenever it did."""
+    return [path for tombstone in names.tombstones() for path in records.read(tombstone, Tombstone).paths]
 
 
 # ---- refusals ----
@@ -194,7 +222,7 @@ def pruned_paths(names: RoundPaths) -> list[str]:
 
 def _check_files(place: Place, commit: Commit) -> None:
     """Compare sizes of everything and hashes of tables; a checkpoint that retention took away is not damage."""
-    pruned = tuple(pruned_paths(place.round))
+    pruned = tuple(f"{path}/" for path in pruned_paths(place.round))
     files = {name: entry for name, entry in commit.files.items() if not name.startswith(pruned)} if pruned else commit.files
     wrong: list[str] = []
     for rehash in (True, False):

@@ -92,7 +92,7 @@ class StepContext:
         size = self.run.recipe.chunk * (1 if self.run.numerics["exact"] else LOOSE_FACTOR)
         place, tmp = self.place, self.run.paths.tmp
         self._refuse_repeats(requests)
-        wanted = chunks.cut(requests, size, place.key, model, sampling, stream, place.data, tmp)
+        wanted = chunks.cut(requests, size, place.generation_key, model, sampling, stream, place.data, tmp)
         done = chunks.finished(wanted, model)
         todo = [chunk for chunk in wanted if chunk.key not in done]
         tally = Tally(self.progress, requests.height, requests.height - sum(chunk.requests.height for chunk in todo))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from selfkd.backend.choose import open_backend
 from selfkd.backend.machine import Machine, read_machine
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.loop import walk
+from selfkd.chain.retention import is_due, prune
 from selfkd.chain.run import Run
 from selfkd.core.lease import holder
 from selfkd.errors import BusyError
@@ -34,6 +35,7 @@ def run(
         machine = read_machine(Path(machine) if machine else None)
     opened = Run.open(recipe if isinstance(recipe, Recipe) else load(str(recipe)), Path(folder), machine, amended)
     if is_finished(opened):
+        catch_up(opened)
         return opened
     refuse_second_driver(opened)
     attempt = opened.begin(watch)
@@ -47,6 +49,13 @@ def run(
 
 def is_finished(run: Run) -> bool:
     return next(run.rounds_to_walk(), None) is None
+
+
+def catch_up(run: Run) -> None:
+    """Do for a finished run what a kill after its last seal left undone, or what `keep` now says: take checkpoints away."""
+    if is_due(run):
+        with suppress(BusyError), run.lease():  # whoever holds it does the same
+            prune(run)
 
 
 def refuse_second_driver(run: Run) -> None:

@@ -12,17 +12,19 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import Machine
-from selfkd.chain import records
+from selfkd.chain import records, resolved
 from selfkd.chain.numerics import asked
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Info, SplitEntry
 from selfkd.core import digest, storage
+from selfkd.core.files import locate
+from selfkd.core.lease import Lease
 from selfkd.core.local_code import local_code
 from selfkd.core.pool import KEYS
 from selfkd.errors import GuardError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.overlap import duplicates, leaks
-from selfkd.prompts.read import read_prompts
+from selfkd.prompts.read import read_prompts, source_words
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
@@ -31,7 +33,18 @@ from selfkd.rewards.pool import loaded
 
 
 def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
-    """Freeze everything, then commit run.json. A crash before that leaves only garbage, which the next creation removes."""
+    """Freeze everything, then commit run.json. A crash before that leaves only garbage, which the next creation removes.
+
+    Under the lease, so that a second creator never takes the first one's files for such garbage: it gets BusyError, or the
+    finished run. The lease is a link, so a file system that cannot link says so here, before anything is generated.
+    """
+    with Lease(paths.leases, paths.tmp):
+        if not paths.info.exists():
+            _freeze_all(recipe, paths, machine)
+
+
+def _freeze_all(recipe: Recipe, paths: Paths, machine: Machine) -> None:
+    storage.sweep(paths.folder)
     for leftover in paths.frozen:
         if leftover.exists():
             storage.remove(leftover)
@@ -40,7 +53,7 @@ def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
     code = freeze_code(recipe, paths)
     prove_code(recipe, code, paths, machine.environment)
     storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
-    storage.put(paths.resolved, recipe.resolved_text().encode(), paths.tmp)
+    storage.put(paths.resolved, resolved.text(recipe, prompts, code).encode(), paths.tmp)
     files = [*storage.files_in(paths.prompts), *storage.files_in(paths.code), paths.recipe, paths.resolved]
     info = Info(
         format=records.FORMAT,
@@ -73,13 +86,39 @@ def freeze_prompts(recipe: Recipe, paths: Paths) -> dict[str, SplitEntry]:
     frames = {split: read_prompts(source, recipe.folders, split) for split, source in recipe.splits().items()}
     checks.refuse(recipe, frames)
     frames, dropped = _without_leaks(frames, recipe.overlap)
-    return {split: _frozen_split(split, frame, dropped.get(split, 0), paths) for split, frame in frames.items()}
+    read = {split: _file_digest(source, recipe) for split, source in recipe.splits().items()}
+    return {split: _frozen_split(split, frame, read[split], dropped.get(split, 0), paths) for split, frame in frames.items()}
 
 
-def _frozen_split(split: str, frame: pl.DataFrame, dropped: int, paths: Paths) -> SplitEntry:
+def _frozen_split(split: str, frame: pl.DataFrame, read: str, dropped: int, paths: Paths) -> SplitEntry:
     path = storage.write_parquet(frame, paths.prompts, paths.tmp, f"{split}-")
-    meaning = digest.table(frame, KEYS["prompts"])
-    return SplitEntry(file=paths.relative(path), rows=frame.height, digest=meaning, repeats=duplicates(frame), overlap=dropped)
+    return SplitEntry(
+        file=paths.relative(path),
+        rows=frame.height,
+        digest=digest.table(frame, KEYS["prompts"]),
+        repeats=duplicates(frame),
+        overlap=dropped,
+        read_sha256=read,
+    )
+
+
+def edited_prompts(recipe: Recipe, prompts: Mapping[str, SplitEntry]) -> list[str]:
+    """Return one sentence for each file of prompts that was changed since the run was created: the run keeps those it has."""
+    said = "was changed since the run was created, which keeps the prompts it was created with. For others: --name X"
+    return [
+        f"prompts.{split}: {source_words(source)['file']} {said}"
+        for split, source in recipe.splits().items()
+        if split in prompts and (was := prompts[split].read_sha256) and (found := _file_digest(source, recipe)) and found != was
+    ]
+
+
+def _file_digest(source: Any, recipe: Recipe) -> str:
+    """Return the hash of the file that a split is read from; '' where it is read from elsewhere, or the file is gone."""
+    words = source_words(source)
+    try:
+        return digest.file(locate(words["file"], recipe.folders)) if "file" in words else ""
+    except UsageError:
+        return ""
 
 
 def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[str, pl.DataFrame], dict[str, int]]:

@@ -29,7 +29,7 @@ class Measured:
     """One score of one measure step: its mean over prompts; None of an interval or a change where there is none.
 
     `name` is that of its metric. `scored` of `prompts` had a scored answer. `change` is against the base, on the same prompts;
-    None for the base itself.
+    None for the base itself, and where this was measured `differently`: by another reward, or asked otherwise.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Measured:
     scored: int
     prompts: int
     change: Change | None
+    differently: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -76,6 +77,7 @@ def _measured(paths: Paths, commit: Commit, score: str) -> Measured:
     split = commit.identity["split"]
     place = "warm" if commit.step.endswith(WARM) else split
     scores, base = prompt_means(paths, commit, score), _first(paths, commit, score)
+    differently = _how(base, score) != _how(commit, score)
     return Measured(
         name=f"{place}/{score}",
         split=split,
@@ -84,8 +86,14 @@ def _measured(paths: Paths, commit: Commit, score: str) -> Measured:
         interval=interval(scores),
         scored=len(scores),
         prompts=int(commit.metrics.get(f"{place}/prompts", len(scores))),
-        change=None if base.digest == commit.digest else change(prompt_means(paths, base, score), scores),
+        change=None if differently or base.digest == commit.digest else change(prompt_means(paths, base, score), scores),
+        differently=differently,
     )
+
+
+def _how(commit: Commit, score: str) -> str:
+    """Return how a step measured a score, '' where it has no such metric."""
+    return next((how for name, how in records.measures_of(commit).items() if name.endswith(f"/{score}")), "")
 
 
 def _first(paths: Paths, commit: Commit, score: str) -> Commit:

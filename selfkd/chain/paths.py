@@ -4,7 +4,7 @@ run.json  recipe.yaml  recipe.resolved.yaml  prompts/  code/   frozen when the r
 round-001/01-sample.json          the commit of a step
 round-001/01-sample/              its data, each file named by its content
 round-001/sealed.json             the commit of the round
-round-001/pruned.json             which checkpoints retention took away
+round-001/pruned-001.json         which checkpoints retention took away, and the next time -002
 numerics.json                     what fixes the numbers, from the first engine or trainer on
 facts/engine-001.json             what the processes that computed ran on and with
 amendments/001.json  leases/  logs/attempt-001/  tmp/
@@ -29,9 +29,17 @@ class RoundPaths:
     def seal(self) -> Path:
         return self.folder / "sealed.json"
 
-    @property
-    def pruned(self) -> Path:
-        return self.folder / "pruned.json"
+    def tombstone(self, number: int) -> Path:
+        return self.folder / f"pruned-{number:03d}.json"
+
+    def tombstones(self) -> list[Path]:
+        """Return the tombstones on disk, oldest first; the first version of selfkd wrote one of them at most, `pruned.json`."""
+        first = self.folder / "pruned.json"
+        return [*([first] if first.exists() else []), *_by_number(self.folder, r"pruned-([0-9]{3,})\.json")]
+
+    def next_tombstone(self) -> Path:
+        numbers = [int(path.stem.rpartition("-")[2]) for path in self.tombstones() if "-" in path.stem]
+        return self.tombstone(1 + max(numbers, default=0))
 
     def commit(self, number: int, step: str) -> Path:
         return self.folder / f"{number:02d}-{step}.json"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from selfkd.core import digest, storage
+from selfkd.core.files import reference_parts
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
 
@@ -95,13 +96,17 @@ class ModelEntry(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SplitEntry(Record):
-    """The frozen prompts of a split. `overlap` counts prompts taken out because they stand in another split too."""
+    """The frozen prompts of a split. `overlap` counts prompts taken out because they stand in another split too.
+
+    `read_sha256` is of the file they were read from; '' where they came from elsewhere.
+    """
 
     file: str
     rows: int
     digest: str
     repeats: int = 0
     overlap: int = 0
+    read_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +161,10 @@ class Computer(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Amendment(Record):
-    """A recipe that replaces the one in force from the steps on that are not made yet."""
+    """A recipe that replaces the one in force from the steps on that are not made yet.
+
+    `sealed` is how many rounds were sealed when it was written: a run that had stopped by then was asked to go on.
+    """
 
     nested = {"code": CodeEntry}
 
@@ -165,6 +173,7 @@ class Amendment(Record):
     code: Mapping[str, CodeEntry]
     files: Mapping[str, Any]
     when: str
+    sealed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +217,11 @@ class SealedStep(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Seal(Record):
-    """The commit of a round: its steps, the models at the head it leaves, and whether the round was accepted or rolled back."""
+    """The commit of a round: its steps, the models at the head it leaves, and whether the round was accepted or rolled back.
+
+    `measures` says of each metric how it was measured: a digest of the step and its code. Two rounds in which it differs did
+    not measure the same, whatever the metric is called.
+    """
 
     nested = {"models": ModelEntry}
     listed = {"steps": SealedStep}
@@ -223,6 +236,7 @@ class Seal(Record):
     why: str
     stop: str
     digest: str
+    measures: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def head(self) -> dict[str, Model]:
@@ -232,7 +246,7 @@ class Seal(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Tombstone(Record):
-    """pruned.json: the checkpoints that retention took away from a round."""
+    """pruned-001.json, …: the checkpoints that retention took away from a round at one time; there may be more of them."""
 
     paths: list[str]
 
@@ -297,6 +311,23 @@ def step_digest(
 def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], accepted: bool) -> str:
     """Return what a round leaves: its last step's digest, the models at its head, and the verdict."""
     return digest.of("round", index, last_step, _meanings(models), accepted)
+
+
+def measures_of(commit: Commit) -> dict[str, str]:
+    """Return {metric: digest of how it was measured} of a measure step: what was asked, and the code of the reward of that name.
+
+    The step's name and its limits for failures change no number; a reward beside another one changes only its own.
+    """
+    asked = {name: value for name, value in commit.identity.items() if name not in ("name", "reward", "max_failed", "timeout")}
+    named = commit.identity["reward"]
+    rewards = {reference_parts(one)[1]: one for one in ([named] if isinstance(named, str) else named)}
+    texts = {name: text for name, text in commit.code.items() if name not in rewards.values()}
+
+    def how(metric: str) -> str:
+        score = metric.partition("/")[2].removesuffix("_interval")
+        return digest.of("measure", asked, texts, commit.code.get(rewards[score]) if score in rewards else None)
+
+    return {metric: how(metric) for metric in commit.metrics}
 
 
 def _meanings(models: Mapping[str, ModelEntry]) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from selfkd.chain import records
 from selfkd.chain.commit import pruned_paths
@@ -15,20 +16,43 @@ from selfkd.recipe.schema import Recipe
 
 
 def prune(run: Run) -> None:
-    """Take away the checkpoints that `keep` does not name; a tombstone goes first, so a crash between is finished next time."""
+    """Take away the checkpoints that `keep` does not name; a tombstone goes first, so a crash between is finished next time.
+
+    Call it under the lease.
+    """
+    for index, paths in superfluous(run).items():
+        names = run.paths.round(index)
+        fresh = sorted(set(paths) - set(pruned_paths(names)))
+        if fresh:
+            records.write(names.next_tombstone(), Tombstone(paths=fresh), run.paths.tmp)
+        for path in paths:
+            storage.remove(run.paths.folder / path)
+    for leftover in _cut_short(run):
+        storage.sweep(leftover.parent)
+
+
+def is_due(run: Run) -> bool:
+    """Whether a prune would take anything away: `keep` has changed, or a kill came between a seal and its prune, or inside it."""
+    return bool(superfluous(run) or _cut_short(run))
+
+
+def superfluous(run: Run) -> dict[int, list[str]]:
+    """Return {round: checkpoints on disk that `keep` does not name, relative to the run}, by round."""
     sealed = run.sealed()
     rounds = kept_rounds(run.recipe, sealed)
     needed = {path for seal in sealed if seal.round in rounds for model in seal.head().values() for path in _folders(model)}
     needed |= {path for model in head_of(sealed).values() for path in _folders(model)}  # the next round starts from it
+    found: dict[int, list[str]] = {}
     for seal in sealed:
-        names = run.paths.round(seal.round)
         whole = seal.round == 0 and 0 in rounds  # the base and what the warm-up made of it, both
-        gone = [path for path in _checkpoints(run, seal) if path not in needed and not whole]
-        if gone and not names.pruned.exists():
-            records.write(names.pruned, Tombstone(paths=gone), run.paths.tmp)
-        for path in pruned_paths(names):
-            if (run.paths.folder / path).exists():
-                storage.remove(run.paths.folder / path)
+        gone = [path for path in _checkpoints(run, seal) if path not in needed and (run.folder / path).exists()]
+        if gone and not whole:
+            found[seal.round] = gone
+    return found
+
+
+def _cut_short(run: Run) -> list[Path]:
+    return [path for names in run.paths.rounds() for path in names.folder.glob(f"*/{storage.REMOVED}*")]
 
 
 def _folders(model: Model) -> list[str]:

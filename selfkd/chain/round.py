@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import polars as pl
@@ -21,20 +20,17 @@ from selfkd.chain.retention import prune
 from selfkd.chain.run import Run, head_of
 from selfkd.core import views
 from selfkd.core.known_models import Models
-from selfkd.core.lease import Lease
 from selfkd.core.pool import Pool
 from selfkd.errors import Stopped
 from selfkd.recipe.walk import outlook
 from selfkd.steps import VERBS, Step
 
 
-@contextmanager
-def open_round(run: Run, index: int, backend: Backend, attempt: Attempt) -> Iterator[Round]:
-    """Hold the lease of the run while round `index` is walked; BusyError where another driver holds it."""
-    with Lease(run.paths.leases, run.paths.tmp):
-        run.clean_tmp()
-        attempt.event("round", round=index, last=run.recipe.rounds)
-        yield Round(run, index, backend, attempt)
+def open_round(run: Run, index: int, backend: Backend, attempt: Attempt) -> Round:
+    """Begin round `index`, or go on with it. Call it under the lease: it empties tmp/."""
+    run.clean_tmp()
+    attempt.event("round", round=index, last=run.recipe.rounds)
+    return Round(run, index, backend, attempt)
 
 
 class Round:
@@ -102,7 +98,7 @@ class Round:
             self.run.trust.know(entry.model(role))
 
     def _earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
-        """Yield (round, its final pool) of the accepted rounds before this one, newest first, `window` rounds back at most."""
+        """Yield (round, what it made) of the accepted rounds before this one, newest first, `window` rounds back at most."""
         train = self.run.split("train")
         after_base = self.before[1:]
         for seal in reversed(after_base[-window:] if window else after_base):
@@ -110,7 +106,7 @@ class Round:
                 pool = Pool({"prompts": train.prompts}, train.files)
                 for made in self.run.commits(seal):
                     self.run.trust.files({name: entry for name, entry in made.files.items() if name.endswith(".parquet")})
-                    pool += commit.pool_of(self.run.paths, made)
+                    pool += commit.made_by(self.run.paths, made)
                 yield seal.round, pool
 
     # ---- the end of a round ----
@@ -119,16 +115,30 @@ class Round:
         """Return why this round is the last one before `rounds` is reached, or ''."""
         if self.index >= self.recipe.rounds:
             return ""
-        spent = self._generated() + sum(map(self.run.generated, self.before))
-        return steering.stop_reason(self.recipe.stop, self.before, pool.metrics, self.index, spent)
+        spent = self._generated() + self.run.spent(self.before)
+        return steering.stop_reason(self.recipe.stop, self.before, pool.metrics, self._measures(), self.index, spent)
 
     def _generated(self) -> int:
         """Return the tokens generated in this round so far, by the samples that its commits hold: a kill changes nothing in them."""
         return sum(commit.generated_tokens(self.run.paths, made) for made in self.made)
 
+    def closing_steps(self, stop: str) -> list[Step]:
+        """Return the steps that only a last round has, where this one is the last before `rounds` is reached.
+
+        A round in which a first one of them was made keeps them all, though the run was given more rounds since: what is made counts.
+        """
+        if self.index >= self.recipe.rounds:
+            return []  # they are among the round's steps
+        begun = self.run.paths.round(self.index).at_number(len(self.made) + 1)
+        return self.recipe.closing_steps(self.index) if stop or begun else []
+
+    def _measures(self) -> dict[str, str]:
+        return {name: how for made in self.made if made.outside for name, how in records.measures_of(made).items()}
+
     def seal(self, pool: Pool, stop: str) -> None:
         """Commit the round: accepted or rolled back, the head it leaves, and the digest that the next round follows."""
-        accepted, why = steering.verdict(self.recipe.keep_if, self.recipe.best, self.before, pool.metrics)
+        measures = self._measures()
+        accepted, why = steering.verdict(self.recipe.keep_if, self.recipe.best, self.before, pool.metrics, measures)
         head = {role: ModelEntry.of(model) for role, model in (pool.models if accepted else self.start).items()}
         names = self.run.paths.round(self.index)
         seal = Seal(
@@ -142,6 +152,7 @@ class Round:
             why=why,
             stop=stop,
             digest=records.round_digest(self.index, self.parent, head, accepted),
+            measures=measures,
             notes=self._notes(pool),
         )
         records.write(names.seal, seal, self.run.paths.tmp)

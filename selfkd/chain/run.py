@@ -7,7 +7,7 @@ garbage by definition. Creating a run is `freeze`, changing one `amend`, walking
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import NUMERIC, Machine, settings
-from selfkd.chain import amend, contents, numerics, records
+from selfkd.chain import amend, contents, numerics, records, steering
 from selfkd.chain.attempt import Attempt, Watch, nobody
-from selfkd.chain.commit import generated_tokens
+from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
-from selfkd.chain.freeze import create
+from selfkd.chain.freeze import create, edited_prompts
 from selfkd.chain.models import known_models
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Commit, Info, Seal
@@ -27,12 +27,13 @@ from selfkd.chain.trust import Trust
 from selfkd.core import storage
 from selfkd.core.facts import Facts
 from selfkd.core.files import reference_parts
+from selfkd.core.lease import Lease
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool, read_light
 from selfkd.errors import ChainError, UsageError
 from selfkd.prompts import templates
 from selfkd.recipe.load import frozen
-from selfkd.recipe.schema import Recipe
+from selfkd.recipe.schema import Origin, Recipe
 
 
 class Run:
@@ -66,8 +67,7 @@ class Run:
         if not paths.info.exists():
             create(recipe, paths, replace(machine, max_model_len=recipe.context))
         info = records.read(paths.info, Info)
-        amend.accept(recipe, paths, info, amended)
-        return cls(paths, recipe, machine, info)
+        return cls(paths, amend.accept(recipe, paths, info, amended), machine, info)
 
     @classmethod
     def at(cls, folder: Path, machine: Machine | None = None) -> Run:
@@ -77,11 +77,16 @@ class Run:
             raise UsageError("no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
         info = records.read(paths.info, Info)
         recipe = frozen(dict(amend.in_force(paths, info).recipe), folder)
+        recipe = recipe.model_copy(update={"model": Origin(**info.model)})  # found where the recipe lay, not where we are now
         known = {one.name for one in settings()}
         own = Machine(**{name: value for name, value in info.machine.items() if name in known})
         run = cls(paths, recipe, machine or own, info)
         run.ignored = run.ignored if machine else []  # nobody asked for anything
         return run
+
+    def remarks(self) -> list[str]:
+        """Return what a person should know who goes on with the run: files beside the recipe that it does not follow any more."""
+        return edited_prompts(self.recipe, self.info.prompts)
 
     # ---- rounds ----
 
@@ -99,19 +104,32 @@ class Run:
         """Yield the number of each round that is not sealed yet, until the last one or one that stops the run."""
         while True:
             sealed = self.sealed()
-            if len(sealed) > self.recipe.rounds or (sealed and sealed[-1].stop):
+            if len(sealed) > self.recipe.rounds or self.stop_reason(sealed):
                 return
             yield len(sealed)
+
+    def stop_reason(self, sealed: Sequence[Seal]) -> str:
+        """Return why the run has ended before `rounds` was reached, or ''."""
+        return steering.ended_early(self.recipe.stop, sealed, amend.amendments(self.paths), self.spent(sealed))
+
+    def wider_budget(self) -> list[str]:
+        """Return the override that lets a run go on which ended because its budget of tokens was spent; nothing for any other."""
+        stop, sealed = self.recipe.stop, self.sealed()
+        spent = self.spent(sealed)
+        if not stop or not stop.tokens or not self.stop_reason(sealed) or spent < stop.tokens:
+            return []
+        return [f"stop.tokens={spent + stop.tokens}"]
 
     def commits(self, seal: Seal) -> list[Commit]:
         """Return the commits of a sealed round, in order."""
         return [records.read(self.paths.round(seal.round).folder / step.file, Commit) for step in seal.steps]
 
-    def generated(self, seal: Seal) -> int:
-        """Return the tokens that were generated in a sealed round."""
-        if seal.round not in self._tokens:
-            self._tokens[seal.round] = sum(generated_tokens(self.paths, made) for made in self.commits(seal))
-        return self._tokens[seal.round]
+    def spent(self, sealed: Sequence[Seal]) -> int:
+        """Return the tokens that were generated in these rounds. What a seal holds never changes: it is counted once."""
+        for seal in sealed:
+            if seal.round not in self._tokens:
+                self._tokens[seal.round] = generated_in(self.paths, seal)
+        return sum(self._tokens[seal.round] for seal in sealed)
 
     def made(self, index: int) -> dict[str, Commit]:
         """Return {step: commit} of what is on disk of round `index`, sealed or not, in order."""
@@ -178,6 +196,10 @@ class Run:
     def begin(self, watch: Watch = nobody) -> Attempt:
         """Begin an attempt: its log folder, and `watch`, which is called with every event."""
         return Attempt.begin(self.paths, watch)
+
+    def lease(self) -> Lease:
+        """Return what keeps a second driver away while it is entered; entering it raises BusyError where one drives."""
+        return Lease(self.paths.leases, self.paths.tmp)
 
     def clean_tmp(self) -> None:
         """Empty tmp/. Call it under the lease, when no other driver can be writing."""

@@ -1,4 +1,8 @@
-"""Which rounds are kept, which is best, and when to stop: judged from sealed records alone. Runs nothing and opens no file."""
+"""Which rounds are kept, which is best, and when to stop: judged from sealed records alone. Runs nothing and opens no file.
+
+A metric is compared only between rounds that measured it in the same way: `Measures` says how, and where it differs there is
+no value to compare with.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,19 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.chain.records import Seal
+from selfkd.chain.records import Amendment, Seal
 from selfkd.core import views
 from selfkd.recipe.schema import Best, Stop
 
 Metrics = Mapping[str, Any]
+Measures = Mapping[str, str]  # {metric: digest of the step and the code that measured it}
 
 
 def best_round(sealed: Sequence[Seal], best: Best | None) -> int:
-    """Return the accepted round with the best metric, the earliest on a tie; the newest accepted one where no metric is named."""
+    """Return the accepted round with the best metric, the earliest on a tie; the newest accepted one where no metric is named.
+
+    Where the metric was measured in several ways, the newest way counts that an accepted round has a value of.
+    """
     accepted = [seal for seal in sealed if seal.accepted]
     if best is None:
         return accepted[-1].round if accepted else 0
@@ -23,39 +31,103 @@ def best_round(sealed: Sequence[Seal], best: Best | None) -> int:
     judged = [seal for seal in accepted if seal.metrics.get(best.metric) is not None]
     if not judged:
         return 0
-    return max(judged, key=lambda seal: (sign * seal.metrics[best.metric], -seal.round)).round
+    alike = [seal for seal in judged if comparable(best.metric, seal.measures, judged[-1].measures)]
+    return max(alike, key=lambda seal: (sign * seal.metrics[best.metric], -seal.round)).round
 
 
-def verdict(keep_if: str | None, best: Best | None, sealed: Sequence[Seal], metrics: Metrics) -> tuple[bool, str]:
-    """Return (accepted, why not): `keep_if` over this round's metrics, `prev_…` and `best_…`; a null is not accepted, and says so."""
+def comparable(metric: str, one: Measures, other: Measures) -> bool:
+    """Whether two rounds measured a metric in the same way; a record that does not say how counts as the same."""
+    return metric not in one or metric not in other or one[metric] == other[metric]
+
+
+def verdict(
+    keep_if: str | None, best: Best | None, sealed: Sequence[Seal], metrics: Metrics, measures: Measures
+) -> tuple[bool, str]:
+    """Return (accepted, why not): `keep_if` over this round's metrics, `prev_…` of the last accepted round, and `best_…`.
+
+    A null is not accepted, and says so. What another round measured differently is null.
+    """
     if not keep_if or not sealed:
         return True, ""
-    columns = _columns(metrics) | _columns(sealed[-1].metrics, "prev_")
-    columns |= _columns(sealed[best_round(sealed, best)].metrics, "best_")
+    prev, top = (sealed[at] for at in (best_round(sealed, None), best_round(sealed, best)))
+    columns = _columns(metrics) | _compared(prev, metrics, measures, "prev_") | _compared(top, metrics, measures, "best_")
     numbers = {name: [value] for name, value in columns.items() if isinstance(value, int | float) or value is None}
     frame = pl.DataFrame(numbers, schema=dict.fromkeys(numbers, pl.Float64), strict=False)
-    held = frame.select(views.expression(keep_if, frame, "condition", "keep_if")).item()
-    return (True, "") if held else (False, f"{'could not judge' if held is None else 'not'} {keep_if}")
+    parsed = views.expression(keep_if, frame, "condition", "keep_if")
+    held = frame.select(parsed).item()
+    if held is None:
+        return False, f"could not judge {keep_if}" + _changed(parsed.meta.root_names(), prev, top, measures)
+    return (True, "") if held else (False, f"not {keep_if}")
+
+
+def _changed(names: Sequence[str], prev: Seal, top: Seal, measures: Measures) -> str:
+    """Return ': dev/right was measured differently in round 1' for the first such column among `names`."""
+    for prefix, seal in (("prev_", prev), ("best_", top)):
+        for metric in seal.metrics:
+            if f"{prefix}{_column(metric)}" in names and not comparable(metric, seal.measures, measures):
+                return f": {metric} was measured differently in round {seal.round}"
+    return ""
+
+
+def _compared(seal: Seal, metrics: Metrics, measures: Measures, prefix: str) -> dict[str, Any]:
+    """Return another round's metrics under `prefix`, null where this round measures differently."""
+    alike = {name: value if comparable(name, seal.measures, measures) else None for name, value in seal.metrics.items()}
+    return _columns(alike, prefix)
 
 
 def _columns(metrics: Metrics, prefix: str = "") -> dict[str, Any]:
-    """Return metrics under the names that SQL can hold: dev/correct is dev_correct."""
-    return {f"{prefix}{name.replace('/', '_')}": value for name, value in metrics.items()}
+    """Return metrics under the names that SQL can hold."""
+    return {f"{prefix}{_column(name)}": value for name, value in metrics.items()}
 
 
-def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, index: int, spent: int = 0) -> str:
-    """Return why the run ends with round `index`, or ''.
+def _column(metric: str) -> str:
+    """Return dev/correct as dev_correct."""
+    return metric.replace("/", "_")
 
-    Patience counts rounds since the best one of the stop metric; `spent` are the tokens generated so far, this round's too.
+
+# ---- the end of a run ----
+
+
+def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, measures: Measures, index: int, spent: int) -> str:
+    """Return why the run ends with round `index`, or ''; `spent` tokens were generated so far.
+
+    Patience counts rounds since the best one of the stop metric, or since the run was given more rounds after it had stopped.
     """
     if stop is None or index == 0:
         return ""
-    if stop.patience and stop.metric:
-        values = [*(seal.metrics.get(stop.metric) for seal in sealed), metrics.get(stop.metric)]
-        sign = 1 if stop.mode == "max" else -1
-        known = [(sign * value, -at) for at, value in enumerate(values) if value is not None]
-        if known and index + max(known)[1] >= stop.patience:
-            return f"{stop.metric} did not improve for {stop.patience} rounds"
-    if stop.tokens and spent >= stop.tokens:
-        return f"{spent} tokens were generated, budget {stop.tokens}"
-    return ""
+    if _patience_ended(stop, sealed, metrics, measures, index):
+        return f"{stop.metric} did not improve for {stop.patience} rounds"
+    return f"{spent} tokens were generated, budget {stop.tokens}" if stop.tokens and spent >= stop.tokens else ""
+
+
+def ended_early(stop: Stop | None, sealed: Sequence[Seal], amendments: Sequence[Amendment], spent: int) -> str:
+    """Return why a run has ended before `rounds` was reached, or '': judged anew by the recipe in force.
+
+    A run that was given another number of rounds after it had stopped goes on.
+    """
+    given = next((one.sealed for one in reversed(amendments) if "rounds" in one.changed), 0)
+    return "" if given == len(sealed) else standing_stop(stop, sealed, spent)
+
+
+def standing_stop(stop: Stop | None, sealed: Sequence[Seal], spent: int) -> str:
+    """Return why a run that stopped early with its newest sealed round would stop there by the recipe in force too, or ''."""
+    if not sealed or not sealed[-1].stop:
+        return ""
+    last = sealed[-1]
+    return stop_reason(stop, sealed[:-1], last.metrics, last.measures, last.round, spent)
+
+
+def _patience_ended(stop: Stop, sealed: Sequence[Seal], metrics: Metrics, measures: Measures, index: int) -> bool:
+    if not stop.patience or not stop.metric:
+        return False
+    values = [seal.metrics.get(stop.metric) if comparable(stop.metric, seal.measures, measures) else None for seal in sealed]
+    sign = 1 if stop.mode == "max" else -1
+    known = [(sign * value, -at) for at, value in enumerate([*values, metrics.get(stop.metric)]) if value is not None]
+    return bool(known) and index - max(-max(known)[1], _given_more(stop, sealed)) >= stop.patience
+
+
+def _given_more(stop: Stop, sealed: Sequence[Seal]) -> int:
+    """Return the newest round at which patience had ended, and would again, but the run was given more rounds; 0 where there is none."""
+    stopped = (seal for seal in reversed(sealed) if seal.stop)
+    ended = (seal for seal in stopped if _patience_ended(stop, sealed[: seal.round], seal.metrics, seal.measures, seal.round))
+    return next((seal.round for seal in ended), 0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfkd.chain.paths import runs_under
-from selfkd.core.files import as_typed
+from selfkd.core.files import NAME, as_typed
 from selfkd.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -45,20 +45,27 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
         return 0
     from selfkd.chain.run import Run
 
-    def three_more_rounds(state: Status) -> str:
-        words = ["run", recipe, *(word for word in overrides if not word.startswith("rounds="))]
-        words += [f"rounds={state.rounds_wanted + 3}"]
+    opened = Run.open(loaded, runs / (name or loaded.name), machine, amend)
+    for remark in opened.remarks():
+        print(remark)
+
+    def go_on(state: Status) -> dict[str, str]:
+        wider = opened.wider_budget()
+        more = [f"rounds={state.rounds_wanted + 3}", *wider]
+        changed = {word.partition("=")[0] for word in more}
+        words = ["run", recipe, *(word for word in overrides if word.partition("=")[0] not in changed), *more]
         words += ["--name", name] if name else []
         words += ["--on", str(on)] if on else []
         words += ["--runs", str(runs)] if runs != RUNS else []
-        return command_line(*words)
+        words += ["--amend"] if wider else []
+        return {"go on": command_line(*words)}
 
-    return _drive(Run.open(loaded, runs / (name or loaded.name), machine, amend), three_more_rounds)
+    return _drive(opened, go_on)
 
 
 def _refuse_place(name: str | None, runs: Path) -> None:
     """Raise UsageError where a run would lie outside the folder of runs, or that folder is none."""
-    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+    if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(
             f"'{name}' is not the name of one folder", "--name", "Use letters, digits, '_', '.' and '-'; --runs DIR says where."
         )
@@ -71,16 +78,19 @@ def resume(run: Path, on: Path | None) -> int:
     from selfkd.backend.machine import read_machine
     from selfkd.chain.run import Run
 
-    return _drive(Run.at(run, read_machine(on) if on else None), lambda state: command_line("status", str(run)))
+    return _drive(
+        Run.at(run, read_machine(on) if on else None),
+        lambda state: {"see this table again": command_line("status", str(run))},
+    )
 
 
-def _drive(run: Run, go_on: Callable[[Status], str]) -> int:
+def _drive(run: Run, more: Callable[[Status], dict[str, str]]) -> int:
     """Walk the run to its end, then print its table and the commands that may come next."""
     from selfkd.cli.drive import drive
 
     drive(run)
     try:
-        _print_end(run, go_on)
+        _print_end(run, more)
         sys.stdout.flush()
     except Stopped:
         raise
@@ -91,7 +101,7 @@ def _drive(run: Run, go_on: Callable[[Status], str]) -> int:
     return 0
 
 
-def _print_end(run: Run, go_on: Callable[[Status], str]) -> None:
+def _print_end(run: Run, more: Callable[[Status], dict[str, str]]) -> None:
     from selfkd.cli.drive import print_end
     from selfkd.report.status import read
 
@@ -102,7 +112,7 @@ def _print_end(run: Run, go_on: Callable[[Status], str]) -> None:
         {
             "read what it wrote": command_line("show", folder, "--round", newest),
             "prove that nothing changed": command_line("verify", folder),
-            "go on": go_on(state),
+            **more(state),
         },
     )
 

@@ -22,6 +22,7 @@ from typing import Literal
 
 from selfkd.core import storage
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
+from selfkd.errors import StorageError
 
 GIB = 1 << 30
 NEEDED_MEMORY, NEEDED_DISK = 8 * GIB, 10 * GIB  # the quickstart on a CPU; its checkpoints and the engine's packages
@@ -216,6 +217,9 @@ def _folder(runs: Path) -> Iterator[Check]:
     except OSError as error:
         fix = "Runs need a file system with hard links and fsync. Choose another folder: --runs DIR"
         yield Check("fail", "run folder", f"{error.strerror or error} ({_existing(runs)})", fix)
+        return
+    except StorageError as error:
+        yield Check("fail", "run folder", f"{error.what} ({_existing(runs)})", error.fix)
         return
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -16,8 +16,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from selfkd.chain.attempt import WATCHER, Attempt
+from selfkd.chain.drive import catch_up, is_finished, refuse_second_driver
 from selfkd.chain.drive import drive as walk_to_the_end
-from selfkd.chain.drive import is_finished, refuse_second_driver
 from selfkd.chain.run import Run
 from selfkd.core.files import as_typed
 from selfkd.errors import Stopped
@@ -76,7 +76,8 @@ class Interrupts:
 def drive(run: Run) -> None:
     """Walk the run to its end, showing it. Raise Stopped, or what went wrong after logging it; never what went wrong with showing."""
     if is_finished(run):
-        return  # nothing to do: no engine, no attempt, no lease
+        catch_up(run)
+        return  # no engine and no attempt
     refuse_second_driver(run)
     display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)))
     with Interrupts() as interrupts, display:

@@ -9,6 +9,8 @@ import selfkd
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 
+NAME = r"^\w[\w.-]*$"  # of a run, and so of its folder
+
 
 def builtin_folder() -> Path:
     """Return the folder that holds the shipped `recipes/` and `reward/`: a checkout's root, or a wheel's own share."""

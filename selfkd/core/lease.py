@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from selfkd.core.storage import put_json
-from selfkd.errors import BusyError
+from selfkd.errors import BusyError, Stopped
 
 BEAT_SECONDS = 5.0
 PATIENCE_SECONDS = 60.0  # longer than the directory caches of NFS (30 to 60 s by default)
@@ -44,7 +44,7 @@ class Lease:
 
     def __enter__(self) -> Lease:
         while True:
-            newest = max((int(path.stem) for path in self.folder.glob("*.json")), default=0)
+            newest = self._newest()
             if newest and self._alive(newest):
                 holder = self._holder(newest)
                 raise BusyError(
@@ -52,7 +52,7 @@ class Lease:
                     str(self.folder.parent),
                     "Wait for it, stop it, or give this run another name: --name X",
                 )
-            if put_json(self.folder / f"{newest + 1:06d}.json", this_process(), self.tmp):
+            if self._take(newest + 1):
                 self.epoch = newest + 1
                 _held.add(self._path(self.epoch, ".json"))
                 self._beat = threading.Thread(target=self._beating, daemon=True)
@@ -66,6 +66,20 @@ class Lease:
         finally:  # a second Ctrl-C in a notebook must not leave this very process holding it
             _held.discard(self._path(self.epoch, ".json"))
             self._path(self.epoch, ".done").touch()
+
+    def confirm(self) -> None:
+        """Raise Stopped where another process took the lease over because this one seemed dead to it (a stalled disk or host)."""
+        if self._newest() > self.epoch:
+            raise Stopped("another driver took this run over while this one did not answer", str(self.folder.parent))
+
+    def _newest(self) -> int:
+        return max((int(path.stem) for path in self.folder.glob("*.json")), default=0)
+
+    def _take(self, epoch: int) -> bool:
+        try:
+            return put_json(self._path(epoch, ".json"), this_process(), self.tmp)
+        except FileNotFoundError:  # another process holds it since a moment ago, and has emptied tmp/: look again
+            return False
 
     def _path(self, epoch: int, suffix: str) -> Path:
         return self.folder / f"{epoch:06d}{suffix}"

@@ -26,6 +26,11 @@ from selfkd.errors import StorageError
 
 Result = TypeVar("Result")
 
+# What file systems without hard links, or without links from one folder into another, answer to link().
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EIO)
+REMOVED = "removed-"  # first part of the name of a folder that is being taken away
+ELSEWHERE = "Put the run folder on another file system: selfkd run RECIPE --runs DIR"
+
 
 class FileEntry(TypedDict):
     """What a commit records of a file, to find damage."""
@@ -79,7 +84,10 @@ def temporary(folder: Path, name: str = "") -> Path:
 
 
 def put_if_absent(path: Path, content: bytes, tmp: Path) -> bool:
-    """Commit `content` under `path`; False where that name exists already. Never replaces, never half-written."""
+    """Commit `content` under `path`; False where that name exists already. Never replaces, never half-written.
+
+    StorageError where the file system cannot link a file of `tmp` into another folder.
+    """
     draft = temporary(tmp, path.suffix)
     _do("write", draft, lambda: draft.write_bytes(content))
     _sync(draft)
@@ -88,6 +96,11 @@ def put_if_absent(path: Path, content: bytes, tmp: Path) -> bool:
         _do("link", path, lambda: os.link(draft, path))
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        what = f"this file system cannot link files ({error.strerror or error})"
+        raise StorageError(what, str(path), ELSEWHERE) from error
     finally:
         draft.unlink(missing_ok=True)
     _sync(path.parent)
@@ -138,11 +151,18 @@ def write_parquet(
 def remove(path: Path) -> None:
     """Take a file or folder away; a folder first gets a name that says it is being removed."""
     if path.is_dir():
-        doomed = path.with_name(f"removed-{path.name}")
+        doomed = path.with_name(f"{REMOVED}{path.name}")
+        sweep(path.parent)
         path.rename(doomed)
         shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Finish the removals in `folder` that a kill cut short."""
+    for leftover in sorted(folder.glob(f"{REMOVED}*")):
+        shutil.rmtree(leftover)
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from selfkd.core.pool import SCHEMAS
 from selfkd.errors import UsageError
 
 MOST_ERRORS = 5  # lines named of one broken file
@@ -204,7 +205,14 @@ def read_parquet(path: Path) -> Iterator[Placed]:
         frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UsageError(f"not a Parquet file: {error}", str(path)) from None
-    return ((row, f"{path} row {number}") for number, row in enumerate(frame.iter_rows(named=True), 1))
+    rows = frame.iter_rows(named=True)
+    placed = map(given_back, rows) if frame.schema == pl.Schema(SCHEMAS["prompts"]) else rows
+    return ((row, f"{path} row {number}") for number, row in enumerate(placed, 1))
+
+
+def given_back(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a prompt that a run has frozen as the row that makes it again."""
+    return {"messages": row["messages"], "answer": row["answer"], "meta": json.loads(row["meta"] or "{}")}
 
 
 def read_csv(path: Path) -> Iterator[Placed]:

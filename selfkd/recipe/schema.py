@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
-from selfkd.core import yamlfile
+from selfkd.core.files import NAME
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.messages import names
 from selfkd.steps import LoadStep, Step
@@ -77,9 +77,7 @@ class Keep(_Words):
 class Recipe(_Words):
     """A recipe, complete and checked."""
 
-    name: str = Field(
-        "", pattern=r"^\w[\w.-]*$", description="Name of the run and of its folder; default: the name of the file."
-    )
+    name: str = Field("", pattern=NAME, description="Name of the run and of its folder; default: the name of the file.")
     model: Annotated[str, Field(min_length=1)] | Origin = Field(
         description="Hub id, folder, GGUF file or package:NAME; or {path, revision}."
     )
@@ -118,7 +116,7 @@ class Recipe(_Words):
     )
     keep_if: str | None = Field(
         None,
-        description="Keep a round only if this holds: SQL over its metrics (dev/correct is dev_correct), prev_dev_correct and best_dev_correct.",
+        description="Keep a round only if this holds: SQL over its metrics (dev/correct is dev_correct), prev_dev_correct (of the last accepted round) and best_dev_correct.",
     )
     stop: Stop | None = Field(None, description="When to end early.")
     keep: Keep = Field(Keep(), description="Which checkpoints stay on disk.")
@@ -145,11 +143,14 @@ class Recipe(_Words):
         if index == 0:
             return self._opening_steps()
         steps = [line.at(index) for line in self.steps]
-        return [*steps, *self.closing_steps()] if index >= self.rounds else steps
+        return [*steps, *self.closing_steps(index)] if index >= self.rounds else steps
 
-    def closing_steps(self) -> list[Step]:
-        """What only the last round does: `after`, then the test split, so that what is measured is what the chain leaves."""
-        return [*(line.at(self.rounds) for line in self.after), *self._measures(self.rounds, "test")]
+    def closing_steps(self, index: int) -> list[Step]:
+        """What only the last round does: `after`, then the test split, so that what is measured is what the chain leaves.
+
+        `index` is the number of that round: a run that stops early has another last one than `rounds` says.
+        """
+        return [*(line.at(index) for line in self.after), *self._measures(index, "test")]
 
     def _opening_steps(self) -> list[Step]:
         before = [line.at(0) for line in self.before]
@@ -197,9 +198,6 @@ class Recipe(_Words):
     def resolved(self) -> dict[str, Any]:
         """Every word with its default spelled out; itself a recipe that means the same."""
         return self.model_dump(mode="json", by_alias=True)
-
-    def resolved_text(self) -> str:
-        return yamlfile.dump(self.resolved())
 
 
 FIELDS = names(Recipe)

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from selfkd.chain import measured, records
+from selfkd.chain import measured, records, steering
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
+from selfkd.recipe.schema import Stop
 from selfkd.steps import STAGES
 
 COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
@@ -82,7 +83,7 @@ def read(folder: Path) -> Status:
     finished, wanted = rounds(paths), rounds_wanted(paths, info)
     attempts = paths.attempts()
     events = _tail(paths.events(attempts[-1])) if attempts else []
-    state, note = _state(paths, finished, wanted, events)
+    state, note = _state(paths, finished, wanted, ended_early(paths, info), events)
     return Status(
         folder=folder,
         name=info.name,
@@ -114,9 +115,24 @@ def info_of(paths: Paths) -> Info:
 
 def rounds_wanted(paths: Paths, info: Info) -> int:
     """Return how many rounds the newest amendment asks for, else the run as created."""
-    amendments = paths.amendments()
-    recipe = records.read(amendments[-1], Amendment, unchanged=False).recipe if amendments else info.recipe
-    return int(recipe["rounds"])
+    return int(_recipe_in_force(info, _amendments(paths))["rounds"])
+
+
+def ended_early(paths: Paths, info: Info) -> str:
+    """Return why the run ended before its last round, or '': a stop that the recipe in force would not make is none any more."""
+    amendments = _amendments(paths)
+    words = _recipe_in_force(info, amendments).get("stop")
+    sealed = [records.read(names.seal, Seal, unchanged=False) for names in paths.rounds() if names.seal.is_file()]
+    spent = sum(seal.notes.get("tokens", 0) for seal in sealed)
+    return steering.ended_early(Stop.model_validate(words) if words else None, sealed, amendments, spent)
+
+
+def _recipe_in_force(info: Info, amendments: Sequence[Amendment]) -> Mapping[str, Any]:
+    return amendments[-1].recipe if amendments else info.recipe
+
+
+def _amendments(paths: Paths) -> list[Amendment]:
+    return [records.read(path, Amendment, unchanged=False) for path in paths.amendments()]
 
 
 def rounds(paths: Paths) -> list[RoundSummary]:
@@ -190,11 +206,13 @@ def _progress(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shown
 
 
-def _state(paths: Paths, finished: Sequence[RoundSummary], wanted: int, events: Sequence[dict[str, Any]]) -> tuple[State, str]:
+def _state(
+    paths: Paths, finished: Sequence[RoundSummary], wanted: int, stop: str, events: Sequence[dict[str, Any]]
+) -> tuple[State, str]:
     if driver := holder(paths.leases):
         return "running", driver
-    if finished and (finished[-1].index >= wanted or finished[-1].stop):
-        return "done", finished[-1].stop
+    if stop or (finished and finished[-1].index >= wanted):
+        return "done", stop
     for event in reversed(events):
         if event["event"] in ("stopped", "failed"):
             return event["event"], str(event.get("text", ""))

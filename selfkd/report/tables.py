@@ -65,7 +65,8 @@ def round_line(summary: RoundSummary, split: str) -> Text:
     measured = summary.measured.get(split)
     if measured:
         line.append(f"{_mean(measured)}   ", "bold")
-        line.append(f"{_change(measured.change, _percent([measured]))}   " if measured.change else "")
+        against = _against_base(measured, _percent([measured]))
+        line.append(f"{against}   " if against else "")
         line.append(f"{_scored(measured)}   " if _scored(measured) else "", "yellow")
     if summary.kept is not None:
         line.append(f"kept {summary.kept} of {summary.samples}   ")
@@ -118,7 +119,7 @@ def _cells(summary: RoundSummary, split: str, wide: bool, percent: bool) -> list
     return [
         Text(_round_name(summary.index) + ("" if summary.accepted else " ✗"), "" if summary.accepted else "yellow"),
         _mean(measured, percent) if measured else "",
-        _change(measured.change, percent) if measured and measured.change else "",
+        _against_base(measured, percent) if measured else "",
         f"{summary.kept}/{summary.samples} {share}" if wide and share else share,
         *([count(summary.tokens), *stages] if wide else [f"{sum(summary.seconds.values()):.0f}"]),
         Text(survived, "red" if _little_survived(summary) else ""),
@@ -137,16 +138,13 @@ def _notes(state: Status) -> list[Text]:
         lines.append(Text("survived: the share of the update that reaches the engine's weights", "dim"))
     splits = {split for summary in state.rounds for split in summary.measured}
     lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
-    return lines + [line for summary in state.rounds for line in _warnings(summary)]
+    return lines + [line for summary in state.rounds for line in _warnings(summary, summary is state.rounds[-1])]
 
 
 def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
     """Return 'test/correct: base 20.0 % [15.6, 25.3]  →  round 2 25.0 % [20.1, 30.6] +5.0 [1.0, 9.0]'."""
     values = [(_round_name(summary.index), summary.measured[split]) for summary in rounds if split in summary.measured]
-    shown = [
-        f"{name} {_mean(value)}{' ' + _change(value.change, _percent([value])) if value.change else ''}"
-        for name, value in values
-    ]
+    shown = [f"{name} {_mean(value)} {_against_base(value, _percent([value]))}".rstrip() for name, value in values]
     return Text(f"{_titled(split, values[0][1])}: " + "  →  ".join(shown))
 
 
@@ -155,7 +153,7 @@ def _titled(name: str, measured: Measured) -> str:
     return name if name.endswith(f"/{measured.score}") else f"{name}/{measured.score}"
 
 
-def _warnings(summary: RoundSummary) -> Iterator[Text]:
+def _warnings(summary: RoundSummary, newest: bool) -> Iterator[Text]:
     """Yield what a reader of the table must know of a round.
 
     Why it was rolled back, that prompts have no score, that its update hardly survived or its swap was not proved, what
@@ -163,6 +161,9 @@ def _warnings(summary: RoundSummary) -> Iterator[Text]:
     """
     name = _round_name(summary.index)
     for title, measured in summary.measured.items():
+        if measured.differently:
+            said = "was measured differently from the base, so they are not compared"
+            yield Text(f"{name}: {_titled(title, measured)} {said}", "yellow")
         if _scored(measured):
             yield Text(f"{name}: {_titled(title, measured)} {_scored(measured)}", "yellow")
     if not summary.accepted:
@@ -175,7 +176,7 @@ def _warnings(summary: RoundSummary) -> Iterator[Text]:
     if summary.moved:
         yield Text(f"{name} was not made with what the run began with: {summary.moved}", "yellow")
     if summary.stop:
-        yield Text(f"Stopped after {name}: {summary.stop}")
+        yield Text(f"Stopped after {name}: {summary.stop}" + ("" if newest else "; then it was asked to go on"))
 
 
 # ---------------------------------------------------------------------------------------------------------- all the runs
@@ -197,7 +198,7 @@ def _first_and_last(state: Status) -> tuple[str, str, str]:
     if not measured:
         return "", "", ""
     last = measured[-1]
-    change = _change(last.change, _percent(measured)) if last.change else ""
+    change = _against_base(last, _percent(measured))
     return _mean(measured[0]), _mean(last) if len(measured) > 1 else "", change
 
 
@@ -230,6 +231,13 @@ def _mean(measured: Measured, percent: bool | None = None) -> str:
     percent = _percent([measured]) if percent is None else percent
     value = f"{100 * measured.value:.1f} %" if percent else f"{measured.value:.3g}"
     return value + _bounds(measured.interval, percent)
+
+
+def _against_base(measured: Measured, percent: bool) -> str:
+    """Return the change against the base, '≠' where the two were not measured in the same way."""
+    if measured.differently:
+        return "≠"
+    return _change(measured.change, percent) if measured.change else ""
 
 
 def _change(change: Change, percent: bool) -> str:

@@ -70,7 +70,7 @@ class _Walk:
             self.record(self.paths.numerics, Numerics)
         for path in self.paths.facts():
             self.record(path, Computer)
-        gone = {names.pruned: self.tombstone(names.pruned) for names in self.paths.rounds() if names.pruned.exists()}
+        gone = {path: self.tombstone(path) for names in self.paths.rounds() for path in names.tombstones()}
         taken = [path for paths in gone.values() for path in paths]
         self.found.pruned = [path for path in taken if not (self.paths.folder / path).exists()]
         self.rounds()

@@ -75,7 +75,10 @@ class Context(Protocol):
         """Return a field's SQL over the columns of `table`; RecipeError where it does not fit them or gives another kind of value."""
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
-        """Yield (round, its final pool) of earlier rounds that were kept, newest first, at most `window` rounds back."""
+        """Yield (round, a pool of what it made) of earlier rounds that were accepted, newest first, at most `window` rounds back.
+
+        What such a round replayed itself was made by a round before it, so a window of rounds stays one.
+        """
 
     def split(self, name: str) -> Pool:
         """Return the prompts of a split, without those that the load step left out."""

@@ -20,10 +20,12 @@ from selfkd.steps.forecast import Cost, Forecast, answers, least, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.question import Question
 from selfkd.steps.sample import SampleStep
-from selfkd.steps.score import ScoreStep, function_names, name_problems
+from selfkd.steps.score import ONE_MAY, ScoreStep, function_names, name_problems
 from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
+
+SCORING = ("reward", "params", "max_failed", "timeout")
 
 
 class MeasureStep(Step):
@@ -53,8 +55,12 @@ class MeasureStep(Step):
     limit: int | None = Field(None, ge=1, description="Only the first so many prompts of the split.")
     vllm: dict[str, Any] = Field({}, description="Other fields of vLLM's SamplingParams, passed through.")
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward functions.")
-    max_failed: float = Field(0.01, ge=0, le=1, description="Share of answers that may stay unscored.")
+    max_failed: float = Field(0.01, ge=0, le=1, description=f"Share of answers that may stay unscored{ONE_MAY}")
     timeout: float = Field(10.0, gt=0, description="Seconds one answer may take to be scored.")
+
+    def generation(self) -> dict[str, Any]:
+        """Return its identity without what only scores the answers: a mended reward scores those that are there."""
+        return {name: value for name, value in self.identity().items() if name not in SCORING}
 
     def functions(self) -> list[str]:
         return several(self.reward)

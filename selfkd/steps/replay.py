@@ -21,8 +21,11 @@ class ReplayStep(Step):
 
     verb: ClassVar[str] = "replay"
     short: ClassVar[str | None] = "rounds"
+    copies: ClassVar[bool] = True
 
-    rounds: int | None = Field(None, ge=1, description="How many rounds back (1 = the last one); default: all of them.")
+    rounds: int | None = Field(
+        None, ge=1, description="What so many rounds back made themselves (1 = the last one); default: all of them."
+    )
     of: str | None = Field(None, description="Only samples of this stream.")
     kept: bool = Field(True, description="Only samples that their own round kept; false brings the dropped ones back too.")
     as_: str | None = Field(None, alias="as", description="Stream for the replayed samples; default: the stream they had.")

@@ -33,6 +33,9 @@ BATCH = 512  # samples per call of a worker
 FIRST = 32  # if all of the first ones fail, the reward is broken: stop at once
 
 
+ONE_MAY = " before the round stops; one always may, however few there are, unless this is 0 or it is the only one."
+
+
 class ScoreStep(Step):
     """Add one score per reward to the live samples that do not have it yet."""
 
@@ -51,7 +54,7 @@ class ScoreStep(Step):
         description="Name of the score, or a list of one name per reward; default: the function's name, or 'logprob_of'.",
     )
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
-    max_failed: float = Field(0.01, ge=0, le=1, description="Share of samples that may stay unscored before the round stops.")
+    max_failed: float = Field(0.01, ge=0, le=1, description=f"Share of samples that may stay unscored{ONE_MAY}")
     timeout: float = Field(10.0, gt=0, description="Seconds one sample (or one prompt's group) may take.")
 
     @model_validator(mode="after")
@@ -148,7 +151,7 @@ class ScoreStep(Step):
     def _check(self, done: int, failed: int, total: int, outcomes: list[Outcome], context: Context, function: Function) -> None:
         """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
         broken = done >= min(FIRST, total) and failed == done and failed > 0
-        if broken or failed > self.max_failed * total:
+        if broken or failed > self._may_fail(total):
             why = next(why for value, why in outcomes if unscored(value, why))
             advice = way_out(why, str(function.path), function.environment)
             raise RewardError(
@@ -156,6 +159,10 @@ class ScoreStep(Step):
                 context.where,
                 f"{advice}\nFix the reward and repeat the command with --amend: nothing is generated again.".strip(),
             )
+
+    def _may_fail(self, total: int) -> float:
+        """Return how many of `total` may fail. A share of few is less than one sample, and one odd answer is no broken reward."""
+        return max(1.0, self.max_failed * total) if self.max_failed else 0.0
 
 
 def function_names(references: Sequence[str]) -> list[str]:

@@ -34,6 +34,7 @@ class Step(BaseModel):
     stage: ClassVar[Stage] = "other"
     outside: ClassVar[bool] = False  # True: tables are stored with the step but stay out of the pool (measure)
     later: ClassVar[frozenset[str]] = frozenset()  # fields that format 2 did not have at first
+    copies: ClassVar[bool] = False  # True: its samples were made by other rounds (replay)
 
     name: str = Field(
         "", description="Unique name of the step; enters seeds, commits and overrides. Default: the verb, then verb-2, …"
@@ -51,6 +52,10 @@ class Step(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return the fields that make this step this step."""
         return {"verb": self.verb, **self.words()}
+
+    def generation(self) -> dict[str, Any]:
+        """Return the part of its identity on which what a model generates here depends; answers are used again while it is the same."""
+        return self.identity()
 
     # ---- what it names ----
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import polars as pl
 import pytest
 from chains import RECIPE, Faults, Killed, end, go, recipe_in
 
+import selfkd
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
-from selfkd.chain import records
+from selfkd.chain import freeze, records, retention
 from selfkd.chain.dry_run import in_small, knowing
 from selfkd.chain.records import Amendment
 from selfkd.chain.run import Run
 from selfkd.core.lease import Lease
 from selfkd.errors import BusyError, ChainError, GuardError, RewardError, StorageError
 from selfkd.recipe.load import load
+from selfkd.report.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -288,3 +291,189 @@ def test_the_head_stays_on_disk_whatever_keep_says_for_the_next_round_starts_fro
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
     assert len(run.sealed()) == 4
     assert Path(run.model("policy").path).is_dir()
+
+
+# ---- taking checkpoints away, more than once ----
+
+TWO_TRAININGS = RECIPE.replace("rounds: 2", "rounds: 3\nkeep: {last: 1, best: false, base: true}").replace(
+    "  - train: {loss: sft}", "  - train: {loss: sft}\n  - train: {loss: sft, name: again}"
+)
+
+
+def checkpoints(run: Run) -> list[str]:
+    return sorted(path.parent.relative_to(run.folder).as_posix() for path in run.folder.glob("round-*/*/policy-*"))
+
+
+def test_both_checkpoints_of_a_round_with_two_trainings_are_taken_away_at_their_time(tmp_path):
+    run = go(recipe_in(tmp_path, TWO_TRAININGS), tmp_path / "run")
+    assert checkpoints(run) == ["round-000/01-load", "round-003/05-again"]
+    assert [path.name for path in run.paths.round(1).tombstones()] == ["pruned-001.json", "pruned-002.json"]
+    assert verify(run.folder).problems == []
+    assert len(verify(run.folder).pruned) == 5
+
+
+def test_a_run_whose_first_tombstone_has_the_name_of_before_is_read_and_pruned_on(tmp_path):
+    run = go(recipe_in(tmp_path, TWO_TRAININGS, "rounds=1"), tmp_path / "run")
+    first = run.paths.round(1)
+    first.tombstone(1).rename(first.folder / "pruned.json")
+    run = go(recipe_in(tmp_path, TWO_TRAININGS, "rounds=3"), tmp_path / "run")
+    assert [path.name for path in first.tombstones()] == ["pruned.json", "pruned-001.json"]
+    assert checkpoints(run) == ["round-000/01-load", "round-003/05-again"]
+    assert verify(run.folder).problems == []
+
+
+def test_a_removal_that_a_kill_cut_short_is_finished_at_the_next_prune(tmp_path, monkeypatch):
+    rmtree = shutil.rmtree
+
+    def cut_short(path, *given, **more):
+        if "removed-policy" not in str(path):
+            return rmtree(path, *given, **more)
+        next(Path(path).iterdir()).unlink()
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(retention.storage.shutil, "rmtree", cut_short)
+        go(recipe_in(tmp_path, TWO_TRAININGS), tmp_path / "run")
+    assert list((tmp_path / "run").glob("round-*/*/removed-*"))
+    run = go(recipe_in(tmp_path, TWO_TRAININGS), tmp_path / "run")
+    assert list(run.folder.glob("round-*/*/removed-*")) == []
+    assert checkpoints(run) == ["round-000/01-load", "round-003/05-again"]
+    assert verify(run.folder).problems == []
+
+
+def test_a_kill_between_the_last_seal_and_its_prune_is_caught_up_when_the_finished_run_is_opened(tmp_path, monkeypatch):
+    def kill(run: Run) -> None:
+        if len(run.sealed()) == 4:
+            raise Killed
+
+    recipe = recipe_in(tmp_path, TWO_TRAININGS)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("selfkd.chain.round.prune", kill)
+        go(recipe, tmp_path / "run")
+    run = selfkd.run(recipe, tmp_path / "run", Machine(backend="fake"))
+    assert checkpoints(run) == ["round-000/01-load", "round-003/05-again"]
+    assert run.paths.attempts() == [1]  # nothing was walked for it
+
+
+def test_a_smaller_keep_of_a_finished_run_takes_effect_when_it_is_amended(tmp_path):
+    run = go(recipe_in(tmp_path), tmp_path / "run")
+    assert checkpoints(run) == ["round-000/01-load", "round-001/04-train", "round-002/04-train"]
+    small = recipe_in(tmp_path, RECIPE, "keep.last=1")
+    selfkd.run(small, tmp_path / "run", Machine(backend="fake"), amended=True)
+    assert checkpoints(run) == ["round-000/01-load", "round-002/04-train"]
+
+
+# ---- creation ----
+
+
+def test_a_second_creator_is_refused_while_the_first_one_creates_and_takes_nothing_away(tmp_path, monkeypatch):
+    recipe, machine = recipe_in(tmp_path), Machine(backend="fake")
+    freeze_prompts = freeze.freeze_prompts
+
+    def with_a_second_creator(*given):
+        frozen = freeze_prompts(*given)
+        with pytest.raises(BusyError):
+            Run.open(recipe, tmp_path / "run", machine)
+        return frozen
+
+    monkeypatch.setattr(freeze, "freeze_prompts", with_a_second_creator)
+    run = Run.open(recipe, tmp_path / "run", machine)
+    assert verify(run.folder).problems == []
+    assert len(list(run.paths.prompts.iterdir())) == 2
+
+
+def test_a_second_creator_that_saw_no_run_finds_the_finished_one(tmp_path):
+    recipe, machine = recipe_in(tmp_path), Machine(backend="fake")
+    run = Run.open(recipe, tmp_path / "run", machine)
+    created = run.paths.info.read_bytes()
+    freeze.create(recipe, run.paths, machine)  # it looked before run.json was there, and comes to it now
+    assert run.paths.info.read_bytes() == created
+    assert verify(run.folder).problems == []
+
+
+def test_killed_at_every_file_operation_of_creation_the_same_command_creates_the_run(tmp_path):
+    machine = Machine(backend="fake")
+    with Faults() as counted:
+        Run.open(recipe_in(tmp_path / "whole"), tmp_path / "whole" / "run", machine)
+    for at in range(counted.count):
+        recipe = recipe_in(tmp_path / str(at))
+        with Faults(at), pytest.raises(Killed):
+            Run.open(recipe, tmp_path / str(at) / "run", machine)
+        for done in (tmp_path / str(at) / "run/leases").glob("*.done"):
+            done.unlink()  # a process that is gone leaves no such mark
+        assert verify(Run.open(recipe, tmp_path / str(at) / "run", machine).folder).problems == [], f"operation {at}"
+
+
+@pytest.mark.parametrize("number", ["EPERM", "ENOTSUP", "EXDEV", "EMLINK", "EIO"])
+def test_a_file_system_without_hard_links_is_named_at_creation(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(getattr(errno, number), "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError, match="this file system cannot link files") as error:
+        go(recipe_in(tmp_path), tmp_path / "run")
+    assert "--runs DIR" in error.value.fix
+    assert not (tmp_path / "run/prompts").exists()
+
+
+def test_a_removal_that_a_kill_cut_short_in_creation_is_no_hindrance(tmp_path):
+    (tmp_path / "run/removed-prompts").mkdir(parents=True)
+    (tmp_path / "run/removed-prompts/x").write_text("left")
+    (tmp_path / "run/prompts").mkdir()
+    run = Run.open(recipe_in(tmp_path), tmp_path / "run", Machine(backend="fake"))
+    assert not (run.folder / "removed-prompts").exists()
+
+
+# ---- what a run keeps inside ----
+
+
+def test_the_resolved_recipe_runs_from_inside_the_run_folder_on_the_frozen_prompts_and_code(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(completion.endswith(answer))\n")
+    (tmp_path / "hint.j2").write_text("{{ prompt.text }} Think of {{ prompt.hint }}.")
+    text = RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
+    text = text.replace("{n: 3,", "{n: 3, template: hint.j2,")
+    recipe_in(tmp_path, text)
+    rows = [{"question": f"What is {1 + i} + {i}?", "answer": str(1 + 2 * i), "hint": f"h{i}"} for i in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
+    first = go(load(str(tmp_path / "sums.yaml")), tmp_path / "runs/sums")
+    moved = (tmp_path / "runs/sums").rename(tmp_path / "moved")
+    for name in ("train.jsonl", "dev.jsonl", "mine.py", "hint.j2"):
+        (tmp_path / name).unlink()
+    monkeypatch.chdir(moved)
+    again = go(load("recipe.resolved.yaml"), moved / "runs/again")
+    assert [seal.metrics for seal in again.sealed()] == [seal.metrics for seal in Run.at(moved).sealed()]
+    before, after = (run.samples(round=1).select("id", "text", "right") for run in (Run.at(moved), again))
+    assert before.equals(after) and first.info.name == "sums"
+
+
+def test_resume_before_the_model_is_loaded_finds_it_where_the_recipe_lay(tmp_path, monkeypatch):
+    (tmp_path / "home/weights").mkdir(parents=True)
+    Run.open(recipe_in(tmp_path / "home", RECIPE, "model=weights"), tmp_path / "run", Machine(backend="fake"))
+    monkeypatch.chdir(tmp_path)
+    step = Run.at(tmp_path / "run").recipe.steps_of(0)[0]
+    assert step.source == {"path": str(tmp_path / "home/weights"), "revision": None}
+
+
+def test_a_prompt_file_that_was_edited_beside_a_run_is_said_and_the_frozen_prompts_are_used(tmp_path):
+    run = go(recipe_in(tmp_path), tmp_path / "run")
+    assert run.remarks() == []
+    recipe = recipe_in(tmp_path, RECIPE, "rounds=3")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"question": "Another?", "answer": "1"}) + "\n")
+    run = go(recipe, tmp_path / "run")
+    assert len(run.remarks()) == 1 and "prompts.train: train.jsonl was changed since the run was created" in run.remarks()[0]
+    assert run.samples(round=3)["prompt"].n_unique() == 12
+
+
+def test_a_round_of_a_hundred_steps_is_walked_and_verified(tmp_path):
+    text = RECIPE.replace("  - sample: {n: 3, temperature: 0.8, max_tokens: 64}\n  - score: reward/number.py:last_number\n", "")
+    text = text.replace(
+        "steps:\n", "steps:\n  - repeat: {times: 50, steps: [sample: {n: 1, max_tokens: 64}, select: {per_prompt: 1}]}\n"
+    )
+    text = text.replace('  - select: {where: "last_number = 1", per_prompt: 2}\n', "").replace("rounds: 2", "rounds: 1")
+    text = text.replace("{file: train.jsonl,", "{limit: 1, file: train.jsonl,").replace(
+        "{loss: sft}", "{loss: sft, of: sample}"
+    )
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    found = verify(run.folder)
+    assert found.problems == [] and found.steps == 2 + 102
+    assert [made.number for made in run.made(1).values()] == list(range(1, 103))

@@ -1,0 +1,41 @@
+"""recipe.resolved.yaml: the recipe of a run with every word spelled out, and every file it names found inside the run folder.
+
+It runs from that folder, wherever the folder lies: prompts, rewards and templates are the frozen ones. Only the model stays where
+it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from selfkd.chain.records import CodeEntry, SplitEntry
+from selfkd.core import yamlfile
+from selfkd.core.files import reference_parts
+from selfkd.recipe.lines import LISTS
+from selfkd.recipe.schema import Recipe
+
+
+def text(recipe: Recipe, prompts: Mapping[str, SplitEntry], code: Mapping[str, CodeEntry]) -> str:
+    """Return the resolved recipe as YAML whose paths are relative to the run folder."""
+    words = recipe.resolved()
+    words["model"] = {name: value for name, value in recipe.model_source().items() if value is not None}
+    words["prompts"] = {**words["prompts"], **{split: {"file": entry.file} for split, entry in prompts.items()}}
+    for part in LISTS:
+        words[part] = [{verb: _frozen(fields, code) for verb, fields in step.items()} for step in words[part]]
+    return yamlfile.dump(words)
+
+
+def _frozen(fields: Mapping[str, Any], code: Mapping[str, CodeEntry]) -> dict[str, Any]:
+    return {
+        name: [_place(one, code) for one in value] if isinstance(value, list) else _place(value, code)
+        for name, value in fields.items()
+    }
+
+
+def _place(value: Any, code: Mapping[str, CodeEntry]) -> Any:
+    """Return a reference to code or a template as one to its frozen copy; any other value as it is."""
+    if not isinstance(value, str) or value not in code:
+        return value
+    function = reference_parts(value)[1] if value.partition(":")[2] else ""
+    return f"{code[value].path}:{function}" if function else code[value].path
