@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 # What file systems without hard links, or without links from one folder into another, answer to link().
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK, errno.EIO)
 REMOVED = "removed-"  # first part of the name of a folder that is being taken away
-ELSEWHERE = "Put the run folder on another file system: selfkd run RECIPE --runs DIR"
+ELSEWHERE = "Put the folder of runs on another file system: --runs DIR"
 
 
 class FileEntry(TypedDict):

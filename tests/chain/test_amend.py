@@ -162,11 +162,11 @@ def test_another_best_metric_is_refused_where_a_step_was_made_with_the_best_roun
 
 
 def test_a_model_that_keep_took_away_is_refused_with_the_reason(tmp_path):
-    text = RECIPE.replace("rounds: 2", "rounds: 4\nkeep: {last: 1, best: false, base: true}")
+    text = RECIPE.replace("rounds: 2", "rounds: 4\nkeep: {last: 1, best: false, base: false}")
     killed_in_training(tmp_path, text, times=4)
-    said = refused(tmp_path, "train.from=round-1", text=text)
-    assert "train.from: the weights of 'policy@round-1' are not on disk any more: `keep` had them taken away" in said
-    go(recipe_in(tmp_path, text, "train.from=base"), tmp_path / "run", amend=True)
+    said = refused(tmp_path, "train.from=base", text=text)
+    assert "train.from: the weights of 'policy@base' are not on disk any more: `keep` had them taken away" in said
+    go(recipe_in(tmp_path, text, "train.from=start"), tmp_path / "run", amend=True)
 
 
 # ---- two drivers ----
