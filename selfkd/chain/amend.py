@@ -6,23 +6,22 @@ the run is exactly as it was. So every changed word works from the next step on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from selfkd.chain import commit, records, steering
 from selfkd.chain.commit import Place
-from selfkd.chain.freeze import code_digests, freeze_code, now
+from selfkd.chain.freeze import code_digests, freeze_code, now, prove_code
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
 from selfkd.core.lease import Lease
 from selfkd.core.model_ref import ModelRef
 from selfkd.errors import ChainError
-from selfkd.recipe.lines import LISTS, Line, variants
+from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
-from selfkd.steps import VERBS
 
 SHOWN_CHANGES = 6
 FIXED = ("model", "seed", "prompts", "overlap", "context", "chunk", "exact", "dither")  # all that the first step rests on
@@ -40,11 +39,11 @@ def amendments(paths: Paths) -> list[Amendment]:
     return [records.read(path, Amendment) for path in paths.amendments()]
 
 
-def accept(recipe: Recipe, paths: Paths, info: Info, amended: bool) -> Recipe:
+def accept(recipe: Recipe, paths: Paths, info: Info, environment: Iterable[str], amended: bool) -> Recipe:
     """Return the recipe to go on with, the same as before or amended.
 
     With `amended`, what changed is recorded; without, ChainError names it. BusyError where a driver holds the run that would
-    have to be amended.
+    have to be amended. `environment` names what rewards may see of it: new ones are tried before they are recorded.
     """
     here = _Standing(paths, info)
     recipe = here.with_rounds(recipe)
@@ -53,24 +52,30 @@ def accept(recipe: Recipe, paths: Paths, info: Info, amended: bool) -> Recipe:
         raise _refusal(paths, change, here.objection(recipe, change))
     if change:
         with Lease(paths.leases, paths.tmp):
-            _record(recipe, _Standing(paths, info))  # read anew: another driver may have been here
+            _record(recipe, _Standing(paths, info), environment)  # read anew: another driver may have been here
     return recipe
 
 
-def _record(recipe: Recipe, here: _Standing) -> None:
+def _record(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> None:
     change = here.change(recipe)
     if objection := here.objection(recipe, change):
         raise objection
-    record = Amendment(
-        changed=[*change.words, *change.edited, *change.rounds],
-        recipe=recipe.resolved(),
-        code=freeze_code(recipe, here.paths) if change.edited else here.effective.code,
-        files=storage.file_hashes(storage.files_in(here.paths.code), here.paths.folder),
-        when=now(),
-        sealed=len(here.sealed),
-    )
     if change:
+        record = Amendment(
+            changed=[*change.words, *change.edited, *change.rounds],
+            recipe=recipe.resolved(),
+            code=_proved_code(recipe, here.paths, environment) if change.edited else here.effective.code,
+            files=storage.file_hashes(storage.files_in(here.paths.code), here.paths.folder),
+            when=now(),
+            sealed=len(here.sealed),
+        )
         records.write(here.paths.amendment(len(here.paths.amendments()) + 1), record, here.paths.tmp)
+
+
+def _proved_code(recipe: Recipe, paths: Paths, environment: Iterable[str]) -> dict[str, CodeEntry]:
+    code = freeze_code(recipe, paths)
+    prove_code(recipe, code, paths, environment)
+    return code
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,11 @@ class _Standing:
 
     def _fixed(self, change: _Change) -> ChainError | None:
         fixed = [said for name, said in change.words.items() if name.split(".")[0] in FIXED]
-        return self._no("; ".join(fixed) + ": this is fixed when a run is created") if fixed else None
+        if fixed:
+            return self._no("; ".join(fixed) + ": this is fixed when a run is created")
+        if "long" in change.words and self.paths.round(0).commits():
+            return self._no(f"{change.words['long']}: prompts are measured when the model is loaded, and it was loaded")
+        return None
 
     def _made(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
         """Compare what is made of the open round with what the recipe would now make there."""
@@ -227,7 +236,7 @@ def _lines(recipe: Recipe, code: Mapping[str, CodeEntry]) -> dict[str, Any]:
 
 def _to_come(recipe: Recipe, code: Mapping[str, CodeEntry], first: int, last: int) -> dict[str, list[Any]]:
     """Return {name of a line: each of its steps from round `first` on}, up to the round from which on they are all the same."""
-    longest = max((variants(VERBS[line.verb], line.words) for part in LISTS for line in _part(recipe, part)), default=1)
+    longest = max((line.variants for part in LISTS for line in _part(recipe, part)), default=1)
     rounds = [index for index in range(first, last + 1) if index in (first, last) or index <= longest]
     found: dict[str, list[Any]] = {}
     for line in (line for part in LISTS for line in _part(recipe, part)):

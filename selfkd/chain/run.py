@@ -67,7 +67,7 @@ class Run:
         if not paths.info.exists():
             create(recipe, paths, replace(machine, max_model_len=recipe.context))
         info = records.read(paths.info, Info)
-        return cls(paths, amend.accept(recipe, paths, info, amended), machine, info)
+        return cls(paths, amend.accept(recipe, paths, info, machine.environment, amended), machine, info)
 
     @classmethod
     def at(cls, folder: Path, machine: Machine | None = None) -> Run:

@@ -73,6 +73,14 @@ def test_what_is_fixed_at_creation_is_refused_with_the_way_out_and_the_run_goes_
     assert len(go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run").sealed()) == 2
 
 
+def test_what_to_do_with_long_prompts_may_change_until_they_are_measured_with_the_model(tmp_path):
+    with pytest.raises(Killed):
+        go(recipe_in(tmp_path), tmp_path / "run", Fake({}, hook=stop_at("load", 1)))
+    go(recipe_in(tmp_path, RECIPE, "long=drop", "rounds=1"), tmp_path / "run", amend=True)
+    said = refused(tmp_path, "long=refuse", "rounds=2")
+    assert "prompts are measured when the model is loaded, and it was loaded" in said
+
+
 def test_without_amend_a_fixed_word_is_not_offered_to_be_amended(tmp_path):
     killed_in_training(tmp_path)
     with pytest.raises(ChainError, match=r"cannot be amended.*fixed when a run is created") as error:
