@@ -22,6 +22,9 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+STOPPED = "stopped on request"
+
+
 class SelfkdError(Exception):
     """`where` names the place, `what` the fact, `fix` what to do; the last may be empty only where nothing can be done."""
 

@@ -172,9 +172,10 @@ class _Standing:
         return None
 
     def _of_another_best(self, recipe: Recipe, models: Sequence[ModelRef]) -> str:
+        if not any(model.when == "best" for model in models):
+            return ""
         was, now_ = (steering.best_round(self.sealed, one.best) for one in (self._old(), recipe))
-        used = any(model.when == "best" for model in models)
-        return f"was made when round {was} was the best one; now round {now_} would be" if used and was != now_ else ""
+        return f"was made when round {was} was the best one; now round {now_} would be" if was != now_ else ""
 
     def _pruned(self, recipe: Recipe) -> ChainError | None:
         """Find a model that a step to come names and `keep` has taken away."""

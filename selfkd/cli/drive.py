@@ -20,7 +20,7 @@ from selfkd.chain.drive import catch_up, is_finished, refuse_second_driver
 from selfkd.chain.drive import drive as walk_to_the_end
 from selfkd.chain.run import Run
 from selfkd.core.files import as_typed
-from selfkd.errors import Stopped
+from selfkd.errors import STOPPED, Stopped
 from selfkd.report import status
 from selfkd.report.bar import RunDisplay
 from selfkd.report.tables import console, print_rounds, round_line, rounds_of
@@ -56,7 +56,7 @@ class Interrupts:
             return
         self._install()
         if self.stopped:
-            raise Stopped("stopped on request")
+            raise Stopped(STOPPED)
 
     def _install(self) -> None:
         for number in SIGNALS:
@@ -70,7 +70,7 @@ class Interrupts:
                 os.write(2, SHOW_CURSOR)  # no Python stream here: it may be locked by what was interrupted
             os._exit(Stopped.code)
         self.stopped, self._stopped_at = True, time.monotonic()
-        raise Stopped("stopped on request")
+        raise Stopped(STOPPED)
 
 
 def drive(run: Run) -> None:
@@ -128,4 +128,4 @@ def _reason(error: BaseException, interrupts: Interrupts) -> BaseException:
     """Return why the run ended: Stopped for whatever error a stop made a library raise, else the error itself."""
     by_ray = isinstance(error, SystemExit) and error.code == signal.SIGTERM  # Ray's own handler was first
     asked_to_stop = interrupts.stopped or by_ray or isinstance(error, KeyboardInterrupt)
-    return Stopped("stopped on request") if asked_to_stop and not isinstance(error, Stopped) else error
+    return Stopped(STOPPED) if asked_to_stop and not isinstance(error, Stopped) else error

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import selfkd
 from selfkd.cli import commands
 from selfkd.core.wording import did_you_mean
-from selfkd.errors import SelfkdError, Stopped, UsageError
+from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
 # ----------------------------------------------------------------------------------------------------- help and its topics
 
@@ -204,8 +204,9 @@ def _code_of(words: Sequence[str]) -> int:
         return _act(words)
     except BrokenPipeError:
         return 0
-    except Stopped:
-        commands.say(f"Stopped. Repeat the command to go on: {commands.command_line(*words)}")
+    except Stopped as error:
+        why = "" if error.what == STOPPED else f" {error.what[0].upper()}{error.what[1:]}."
+        commands.say(f"Stopped.{why} Repeat the command to go on: {commands.command_line(*words)}")
         return Stopped.code
     except KeyboardInterrupt:
         commands.say("Stopped.")

@@ -206,6 +206,9 @@ class _Walk:
             metrics = {key: value for commit in commits if commit for key, value in commit.metrics.items()}
             if seal.metrics != metrics:
                 self.problem(f"{where}: its metrics are not those of its steps")
+            measures = {name: how for one in commits if one and one.outside for name, how in records.measures_of(one).items()}
+            if seal.measures and seal.measures != measures:
+                self.problem(f"{where}: how it measured is not what its steps say")
         for role, model in seal.models.items():
             if not self.blind and self.models.get(model.path) != model:
                 self.problem(f"{where}: model '{role}' is not the one that was committed at {model.path}")

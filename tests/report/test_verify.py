@@ -112,6 +112,14 @@ def test_a_better_looking_metric_is_found_even_when_the_record_fits_itself(run):
     assert any("sealed.json: its metrics are not those of its steps" in problem for problem in problems)
 
 
+def test_a_seal_that_says_otherwise_how_it_measured_is_found_even_when_the_record_fits_itself(run):
+    path = run / "round-003/sealed.json"
+    measures = json.loads(path.read_text())["measures"]
+    assert set(measures) >= {"dev/last_number", "dev/last_number_interval", "dev/chars"}
+    rewrite(path, {"measures": {**measures, "dev/last_number": "0" * 64}})
+    assert verify(run).problems == ["round-003/sealed.json: how it measured is not what its steps say"]
+
+
 def test_a_round_of_another_chain_does_not_fit_in(run, tmp_path):
     other = go(recipe_in(tmp_path / "other", LARGE_CHUNKS, "seed=7"), tmp_path / "other" / "run").folder
     shutil.rmtree(run / "round-003")

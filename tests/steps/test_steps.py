@@ -128,6 +128,35 @@ def test_a_reward_that_fails_too_often_stops_the_round_and_says_how_often(tmp_pa
         run_of(tmp_path, SAMPLE + "  - score: bad.py:bad\n", "rounds=1")
 
 
+@pytest.mark.parametrize(
+    ("odd", "max_failed", "stops"),
+    [
+        (1, 0.01, False),  # 1 of 48 is 2 %, and one odd answer is no broken reward
+        (2, 0.01, True),
+        (2, 0.05, False),  # 2 of 48 are 4 %
+        (3, 0.05, True),
+        (1, 0.0, True),
+    ],
+)
+def test_one_sample_of_few_may_fail_and_more_only_up_to_the_share(tmp_path, odd, max_failed, stops):
+    fails = "def odd(sample, answer, meta):\n    assert sample['number'] or int(answer) >= LIMIT\n    return 1.0\n"
+    (tmp_path / "odd.py").write_text(f"LIMIT = {10 + 2 * odd}\n" + fails)  # answers are 10, 12, 14, …
+    steps = SAMPLE + f"  - score: {{reward: odd.py:odd, max_failed: {max_failed}}}\n"
+    if stops:
+        with pytest.raises(RewardError, match=rf"\d+ of \d+ samples .* limit {max_failed:.0%}"):
+            run_of(tmp_path, steps, "rounds=1")
+    else:
+        assert table(run_of(tmp_path, steps, "rounds=1"), "score", "scores")["value"].null_count() == odd
+
+
+def test_the_only_sample_may_not_fail(tmp_path):
+    (tmp_path / "bad.py").write_text("def bad(completion):\n    return 1 / 0\n")
+    with pytest.raises(RewardError, match="1 of 1 samples"):
+        run_of(
+            tmp_path, "  - sample: {n: 1}\n  - score: bad.py:bad\n", "rounds=1", "prompts.train.limit=1", "sample.max_tokens=64"
+        )
+
+
 def test_pairs_walk_both_lists_side_by_side_and_none_is_made_twice(tmp_path):
     build = "  - build: {kind: pair, chosen: 'last_number = 1', rejected: 'last_number = 0', per_prompt: 3}\n  - train: dpo\n"
     run = run_of(tmp_path, SAMPLE + SCORE + build, "rounds=1", "sample.n=6")
