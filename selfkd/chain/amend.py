@@ -169,6 +169,9 @@ class _Standing:
             if problem:
                 return self._no(problem, self.paths.shown(place.commit))
             parent = made.digest
+        else:
+            for more in self.paths.round(index).at_number(len(steps) + 1):
+                return self._no("is made already, and the recipe has no such step", self.paths.shown(more))
         return None
 
     def _of_another_best(self, recipe: Recipe, models: Sequence[ModelRef]) -> str:

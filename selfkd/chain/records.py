@@ -318,9 +318,11 @@ def measures_of(commit: Commit) -> dict[str, str]:
 
     The step's name and its limits for failures change no number; a reward beside another one changes only its own.
     """
-    asked = {name: value for name, value in commit.identity.items() if name not in ("name", "reward", "max_failed", "timeout")}
-    named = commit.identity["reward"]
-    rewards = {reference_parts(one)[1]: one for one in ([named] if isinstance(named, str) else named)}
+    apart = ("name", "reward", "as", "max_failed", "timeout")
+    asked = {name: value for name, value in commit.identity.items() if name not in apart}
+    named = _several(commit.identity["reward"])
+    called = _several(commit.identity.get("as")) or [reference_parts(one)[1] for one in named]
+    rewards = dict(zip(called, named, strict=True))
     texts = {name: text for name, text in commit.code.items() if name not in rewards.values()}
 
     def how(metric: str) -> str:
@@ -328,6 +330,10 @@ def measures_of(commit: Commit) -> dict[str, str]:
         return digest.of("measure", asked, texts, commit.code.get(rewards[score]) if score in rewards else None)
 
     return {metric: how(metric) for metric in commit.metrics}
+
+
+def _several(words: str | list[str] | None) -> list[str]:
+    return [words] if isinstance(words, str) else list(words or ())
 
 
 def _meanings(models: Mapping[str, ModelEntry]) -> Json:

@@ -25,7 +25,7 @@ from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
-SCORING = ("reward", "params", "max_failed", "timeout")
+SCORING = ("reward", "as", "params", "max_failed", "timeout")
 
 
 class MeasureStep(Step):

@@ -118,6 +118,13 @@ def test_another_order_of_steps_already_made_is_refused(tmp_path):
     assert "02-score.json  is where the recipe now has 'select'" in refused(tmp_path, text=moved)
 
 
+def test_a_last_step_that_is_made_cannot_be_left_out(tmp_path):
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    run.paths.round(1).seal.unlink()  # as if killed before it was sealed
+    said = refused(tmp_path, "rounds=1", text=RECIPE.replace("  - measure: reward/number.py:last_number\n", ""))
+    assert "run/round-001/05-measure.json  is made already, and the recipe has no such step" in said
+
+
 def test_a_step_that_is_not_made_yet_changes_and_nothing_before_it_is_made_again(tmp_path):
     killed_in_training(tmp_path)
     calls: list[str] = []
