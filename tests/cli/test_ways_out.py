@@ -208,7 +208,7 @@ def test_a_name_never_leads_out_of_the_folder_of_runs(said, tmp_path, name):
     written(RECIPE)
     words = [*RUN, "--name", name]
     text = said(*words, code=2)
-    assert f"'{name}' is no name of a run" in text
+    assert f"'{name}' is not the name of one folder" in text
     assert not Path("runs").exists() and not (tmp_path / "evil").exists()
     try_each(said, text, words, 1)
 
