@@ -125,7 +125,7 @@ NUMERIC = (
 
 def fixed_numerics(machine: Machine) -> dict[str, Any]:
     """Return what fixes numbers, as plain JSON, with the versions of PACKAGES. Threads 0 become the free cores."""
-    machine = replace(machine, threads=machine.threads or free_cores())
+    machine = replace(machine, threads=machine.threads or (1 if machine.backend == "fake" else free_cores()))
     chosen = {name: value for name, value in machine.words().items() if name in NUMERIC}
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "packages": packages, "digest": digest.of(chosen)}

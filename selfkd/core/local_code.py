@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from selfkd.errors import UsageError
@@ -42,16 +43,27 @@ def local_code(path: Path) -> LocalCode:
     return _Collector(path.resolve()).collected()
 
 
+def content(path: Path) -> bytes:
+    """Return what a file holds; UsageError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"cannot be read: {error.strerror}", str(path)) from None
+
+
 def parse(path: Path) -> ast.Module:
     """Return the syntax tree of a file; UsageError with its line where it is not Python."""
+    return parsed(content(path), path)
+
+
+def parsed(source: bytes, path: Path) -> ast.Module:
+    """Return the syntax tree of what `path` holds."""
     try:
-        return ast.parse(path.read_bytes(), str(path))
+        return ast.parse(source, str(path))
     except SyntaxError as error:
         raise UsageError(f"not Python: {error.msg}", f"{path}:{error.lineno or 1}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"not Python: {error or 'it nests too deeply to be read'}", str(path)) from None
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror}", str(path)) from None
 
 
 class _Collector:
@@ -76,13 +88,13 @@ class _Collector:
         return LocalCode(self.main, files, self.modules, self.depth)
 
     def _read(self, path: Path) -> None:
-        tree = parse(path)
-        for level, parts in _imports(tree):
+        imports, data = _named(content(path), path)
+        for level, parts in imports:
             if level:
                 self._relative(path, level, parts)
             elif parts and parts[0] not in NEVER_LOCAL and self._take(self.main.parent, parts):
                 self.modules[parts[0]] = _module_file(self.main.parent / parts[0]) or self.main.parent / parts[0]
-        self.waiting += _data_files(tree, path)
+        self.waiting += [_data_file(name, path, line) for name, line in data]
 
     def _relative(self, path: Path, level: int, parts: Sequence[str]) -> None:
         """Take what a relative import names, and the `__init__.py` of the packages that it goes through."""
@@ -112,6 +124,13 @@ def _module_file(place: Path) -> Path | None:
     return next((file for file in candidates if file.is_file()), None)
 
 
+@lru_cache(maxsize=256)  # one file is asked for by lint, by creation, and for each worker: its text is walked once
+def _named(source: bytes, path: Path) -> tuple[list[tuple[int, list[str]]], list[tuple[str, int]]]:
+    """Return what a file names: (level, parts) of what may be a module, and (name, line) of its data files."""
+    tree = parsed(source, path)
+    return list(_imports(tree)), list(_data_names(tree))
+
+
 def _imports(tree: ast.Module) -> Iterator[tuple[int, list[str]]]:
     """Yield (level, parts of a dotted name) of all that may be a module: `from a import b` may import the module a.b."""
     for node in ast.walk(tree):
@@ -134,17 +153,18 @@ def _imported_by_call(node: ast.Call) -> str:
     return ""
 
 
-def _data_files(tree: ast.Module, path: Path) -> Iterator[Path]:
-    """Yield the files that the top-level list FILES names; UsageError where one is not there."""
+def _data_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """Yield the names in the top-level list FILES, and their lines."""
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         if any(isinstance(target, ast.Name) and target.id == DATA for target in targets):
             for item in getattr(node.value, "elts", []):  # type: ignore[attr-defined]
                 if isinstance(item, ast.Constant) and isinstance(item.value, str):
-                    yield _data_file(item.value, path, item.lineno)
+                    yield item.value, item.lineno
 
 
 def _data_file(name: str, path: Path, line: int) -> Path:
+    """Return the data file of this name beside `path`; UsageError where it is not there."""
     file = (path.parent / name).resolve()
     if Path(name).is_absolute():
         raise UsageError(f"{DATA} names '{name}', which is not relative to this file", f"{path}:{line}")

@@ -7,32 +7,36 @@ in the files is run.
 from __future__ import annotations
 
 import ast
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from selfkd.core import digest
-from selfkd.core.local_code import local_code, parse
+from selfkd.core.local_code import content, local_code, parsed
 from selfkd.errors import UsageError
 
 
 def code_digest(path: Path) -> str:
     """Return the digest of what a Python file and the local files it needs mean."""
     files = local_code(path).files
-    trees = {name: parse(file) for name, file in files.items() if file.suffix == ".py"}
-    documented = any(map(_reads_docstrings, trees.values()))
-    meanings = {name: _tree_digest(trees[name], file, documented) for name, file in files.items() if name in trees}
-    return digest.of("code", meanings | {name: digest.file(file) for name, file in files.items() if name not in trees})
+    sources = {name: content(file) for name, file in files.items() if file.suffix == ".py"}
+    documented = any(_reads_docstrings(source, files[name]) for name, source in sources.items())
+    meanings = {name: _source_digest(source, files[name], documented) for name, source in sources.items()}
+    return digest.of("code", meanings | {name: digest.file(file) for name, file in files.items() if name not in sources})
 
 
-def _tree_digest(tree: ast.Module, path: Path, documented: bool) -> str:
+@lru_cache(maxsize=256)
+def _source_digest(source: bytes, path: Path, documented: bool) -> str:
+    tree = parsed(source, path)
     try:
         return digest.of(_plain(tree if documented else _without_docstrings(tree)))
     except RecursionError:
         raise UsageError("an expression nests too deeply to be read", str(path), "Write it as a loop or a list.") from None
 
 
-def _reads_docstrings(tree: ast.Module) -> bool:
-    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(tree)}
+@lru_cache(maxsize=256)
+def _reads_docstrings(source: bytes, path: Path) -> bool:
+    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(parsed(source, path))}
     return bool(names & {"__doc__", "getdoc"})
 
 

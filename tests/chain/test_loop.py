@@ -391,11 +391,12 @@ def test_a_second_creator_that_saw_no_run_finds_the_finished_one(tmp_path):
     assert verify(run.folder).problems == []
 
 
-def test_killed_at_every_file_operation_of_creation_the_same_command_creates_the_run(tmp_path):
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.nightly)])
+def test_killed_at_file_operations_of_creation_the_same_command_creates_the_run(tmp_path, step):
     machine = Machine(backend="fake")
     with Faults() as counted:
         Run.open(recipe_in(tmp_path / "whole"), tmp_path / "whole" / "run", machine)
-    for at in range(counted.count):
+    for at in range(0, counted.count, step):
         recipe = recipe_in(tmp_path / str(at))
         with Faults(at), pytest.raises(Killed):
             Run.open(recipe, tmp_path / str(at) / "run", machine)

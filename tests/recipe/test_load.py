@@ -409,7 +409,7 @@ def test_round_0_measures_the_base_and_the_warmed_up_model():
     assert names(recipe, 1) == names(recipe, 2) == ["sample", "score", "select", "learn", "measure"]
     assert names(recipe, 3) == [*names(recipe, 1), "last", "measure-test"]
     assert [step.split for step in recipe.steps_of(3) if step.verb == "measure"] == ["dev", "test"]
-    assert [step.name for step in recipe.closing_steps()] == ["last", "measure-test"]
+    assert [step.name for step in recipe.closing_steps(3)] == ["last", "measure-test"]
 
 
 def test_replay_brings_the_scores_of_earlier_rounds():
