@@ -65,7 +65,7 @@ def _record(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> None
             changed=[*change.words, *change.edited, *change.rounds],
             recipe=recipe.resolved(),
             code=_proved_code(recipe, here.paths, environment) if change.edited else here.effective.code,
-            files=storage.file_hashes(storage.files_in(here.paths.code), here.paths.folder),
+            files=here.code_files(),
             when=now(),
             sealed=len(here.sealed),
         )
@@ -123,11 +123,19 @@ class _Standing:
         return bool(steering.ended_early(recipe.stop, self.sealed, amendments(self.paths), spent))
 
     def change(self, recipe: Recipe) -> _Change:
-        words = _changed_words(self.effective.recipe, digest.as_json(recipe.resolved()))
+        words = _changed_words(digest.as_json(self._old().resolved()), digest.as_json(recipe.resolved()))
         code = {reference: entry.digest for reference, entry in self.effective.code.items()}
         current = code_digests(recipe)
         edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
         return _Change(words, edited, ["rounds"] if recipe.rounds != self.rounds else [])
+
+    def code_files(self) -> dict[str, Any]:
+        """Return the hashes of all frozen code: of what lay there before, those of its own record, or damage would become the truth."""
+        before = [self.info.files, *(one.files for one in amendments(self.paths))]
+        known = {name: entry for files in before for name, entry in files.items()}
+        lying = {self.paths.relative(path): path for path in storage.files_in(self.paths.code)}
+        new = storage.file_hashes([path for name, path in lying.items() if name not in known], self.paths.folder)
+        return {name: known[name] for name in lying if name in known} | new
 
     # ---- what cannot be amended ----
 

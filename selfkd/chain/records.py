@@ -313,8 +313,11 @@ def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], a
     return digest.of("round", index, last_step, _meanings(models), accepted)
 
 
+COUNTS = ("_scored", "_interval")  # what is told of a score beside its mean; older runs recorded the interval
+
+
 def measures_of(commit: Commit) -> dict[str, str]:
-    """Return {metric: digest of how it was measured} of a measure step: what was asked, and the code of the reward of that name.
+    """Return {metric: digest of how it was measured} of a measure step: what was asked, and the function and code of the reward of that name.
 
     The step's name and its limits for failures change no number; a reward beside another one changes only its own.
     """
@@ -326,8 +329,10 @@ def measures_of(commit: Commit) -> dict[str, str]:
     texts = {name: text for name, text in commit.code.items() if name not in rewards.values()}
 
     def how(metric: str) -> str:
-        score = metric.partition("/")[2].removesuffix("_interval")
-        return digest.of("measure", asked, texts, commit.code.get(rewards[score]) if score in rewards else None)
+        name = metric.partition("/")[2]
+        score = next((one for one in (name, *map(name.removesuffix, COUNTS)) if one in rewards), "")
+        reward = [reference_parts(rewards[score])[1], commit.code.get(rewards[score])] if score else None
+        return digest.of("measure", asked, texts, reward)
 
     return {metric: how(metric) for metric in commit.metrics}
 

@@ -70,8 +70,9 @@ def _changed(names: Sequence[str], prev: Seal, top: Seal, measures: Measures) ->
 
 
 def _compared(seal: Seal, metrics: Metrics, measures: Measures, prefix: str) -> dict[str, Any]:
-    """Return another round's metrics under `prefix`, null where this round measures differently."""
-    alike = {name: value if comparable(name, seal.measures, measures) else None for name, value in seal.metrics.items()}
+    """Return another round's metrics under `prefix`, null where it did not measure them, or differently from this round."""
+    names = dict.fromkeys((*seal.metrics, *metrics))
+    alike = {name: seal.metrics.get(name) if comparable(name, seal.measures, measures) else None for name in names}
     return _columns(alike, prefix)
 
 

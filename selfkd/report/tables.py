@@ -249,7 +249,7 @@ def _bounds(interval: Interval | None, percent: bool) -> str:
     if interval is None:
         return ""
     if percent:
-        return f" [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+        return f" [{100 * interval.low:z.1f}, {100 * interval.high:z.1f}]"
     return f" [{interval.low:.3g}, {interval.high:.3g}]"
 
 

@@ -50,6 +50,7 @@ CONTRACT = (*SINGULAR, *PLURAL)
 TRL_COLUMNS = ("prompts", "completions", "completion_ids", "answer")  # what `**kwargs` of a TRL function gets of the contract
 GOLD_NAMES = ("solution", "ground_truth")  # what data sets for TRL call the gold answer
 TRL_EXTRAS = ("trainer_state", "log_metric", "log_extra")  # what TRL passes beside columns
+MOST = 1e100  # of a score, either way: sums of larger ones overflow
 WHY_CHARS = 300  # a reason must fit into a table
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # differs from process to process; a reason is part of a digest
 
@@ -254,7 +255,9 @@ def read_value(returned: Any) -> Result:
         value = float(returned)
     except OverflowError:
         return None, "returned a number that is too large"
-    return (value, why) if math.isfinite(value) else (None, f"returned {value}")
+    if not math.isfinite(value):
+        return None, f"returned {value}"
+    return (value, why) if abs(value) <= MOST else (None, f"returned {value:g}, which no mean can hold")
 
 
 def scalar(value: Any) -> Any:

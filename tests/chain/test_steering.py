@@ -130,3 +130,8 @@ def test_patience_counts_anew_from_the_round_after_which_more_were_asked_for():
     assert stop_reason(stop, before, {"dev/right": 0.4}, {}, 4, 0) != ""
     more_patient = Stop(patience=4, metric="dev/right")  # round 2 was no end for it, so it counts from round 0
     assert stop_reason(more_patient, before, {"dev/right": 0.4}, {}, 4, 0) != ""
+
+
+def test_what_no_earlier_round_measured_is_null_in_a_verdict_and_no_error():
+    held = verdict("dev_other >= prev_dev_other", None, rounds(0.5), {"dev/right": 0.5, "dev/other": 0.5}, {})
+    assert held == (False, "could not judge dev_other >= prev_dev_other")

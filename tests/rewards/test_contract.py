@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scoring import Write, results, row, write
 
-from selfkd.rewards.contract import WHY_CHARS, failed
+from selfkd.rewards.contract import WHY_CHARS, failed, read_value
 from selfkd.rewards.load import load
 
 __all__ = ["write"]  # a fixture
@@ -155,3 +155,9 @@ def test_half_a_surrogate_in_a_reason_is_written_as_its_escape(write: Write) -> 
     got = results(write(source), [row("value"), row("none"), row("raise")])
     assert got == [(1.0, "\\ud800 said"), (None, "abstained: \\ud800 said"), (None, "ValueError: \\ud800")]
     assert all(why.encode() for _, why in got)
+
+
+@pytest.mark.parametrize("value", [-1.7976931348623157e308, 1e101, 10**200])
+def test_a_value_that_no_mean_can_hold_is_a_failure_with_its_reason(value):
+    found, why = read_value(value)
+    assert found is None and "no mean can hold" in why
