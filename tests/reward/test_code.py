@@ -21,9 +21,9 @@ from selfkd.core.files import builtin_folder
 from selfkd.errors import SandboxError
 from selfkd.recipe.load import load
 from selfkd.rewards.check import check_parameters, read_notes
-from selfkd.rewards.contract import load as load_reward
-from selfkd.rewards.contract import load_module
 from selfkd.rewards.find import find_function
+from selfkd.rewards.load import load as load_reward
+from selfkd.rewards.load import load_module
 from selfkd.rewards.pool import close_idle_workers
 from selfkd.sandbox import Sandbox, tiers
 
