@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.overlap import duplicates, leaks, shared_passages
-from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_words
+from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_kind, source_words
+from selfkd.prompts.sources import SOURCES
 from selfkd.prompts.template_fields import Columns
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
 from selfkd.recipe.schema import Recipe
-from selfkd.rewards.check import check_gold, check_parameters, run_doctests
+from selfkd.rewards.check import GoldCheck, check_gold, check_parameters, run_doctests
 from selfkd.rewards.find import definition, find_function
 from selfkd.rewards.restate import BARE
 from selfkd.steps import Step
 
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
 GOLD_ROWS = 200
+MOST_UNREAD = 20  # gold answers that one finding names
 ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 Frames = Mapping[str, pl.DataFrame]
@@ -122,8 +125,6 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
             continue
         if hint := gold_hint(frames[split]):
             report.notes.append(f"prompts.{split}: {hint}")
-        if hint := gold_hint(frames[split]):
-            report.notes.append(f"prompts.{split}: {hint}")
         repeats = duplicates(frames[split])
         if repeats:
             report.notes.append(f"prompts.{split}: {repeats} of {frames[split].height} prompts repeat an earlier one")
@@ -184,7 +185,7 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Fram
         if problems and not definition(function):  # a worker had to load it, which `look` does not
             report.problems += [f"{at}: {problem}" for problem in problems]
         if not problems and _sound(function, report, at) and split and frame is not None:
-            _gold(function, reference, frame, at, split, report)
+            _gold(function, reference, frame, at, split, report, _Bound.of(step, recipe))
     except SelfkdError as error:
         report.problems.append(f"{at}: {error}")
 
@@ -202,16 +203,19 @@ def _sound(function: Function, report: Report, at: str) -> bool:
     return not failures
 
 
-def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report) -> None:
+def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report, bound: _Bound) -> None:
     rows = [{**row, **_fields(row)} for row in frame.head(GOLD_ROWS).iter_rows(named=True)]
     found = check_gold(function, rows)
     if not found.total:
         return
     counted = f"{reference} accepts {found.passed} of {found.total} gold answers of '{split}'"
-    if found.passed < GOLD_SHARE * found.total:
+    unread = bound.unread(found, split)
+    if unread and bound.exceeded(len(found.unread), frame.head(GOLD_ROWS).height):
+        report.problems.append(f"{at}: {counted}. {unread}\n    {bound.fix}")
+    elif found.passed < GOLD_SHARE * found.total:
         report.problems.append(f"{at}: {counted} ({GOLD_SHARE:.0%} wanted). First: {found.failure}")
     else:
-        report.notes.append(counted)
+        report.notes.append(f"{counted}. {unread}" if unread else counted)
     if found.forms == (BARE,):
         report.notes.append(f"{reference} accepts a gold answer of '{split}' only where it is the whole completion")
     if found.uneven:
@@ -221,6 +225,49 @@ def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, spli
         report.problems.append(f"{at}: {reference} {said}: it must tell them apart")
     elif found.accepted:
         report.notes.append(f"{reference} accepts {found.accepted} of {found.near} wrong answers, such as {found.example}")
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """How many samples a step may leave unscored, held against gold answers that no completion can be scored by."""
+
+    share: float
+    one_may: bool
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, step: Step, recipe: Recipe) -> _Bound:
+        share = getattr(step, "max_failed", 1.0)
+        return cls(share, share > 0 and getattr(step, "n", 0) == 1, recipe)  # one answer per prompt: one may always fail
+
+    def exceeded(self, unread: int, total: int) -> bool:
+        return unread > self.share * total and not (self.one_may and unread == 1 < total)
+
+    @property
+    def fix(self) -> str:
+        return "A run would stop at them, and it keeps its prompts: mend the gold answers or the reward first, or raise max_failed."
+
+    def unread(self, found: GoldCheck, split: str) -> str:
+        """Return the gold answers that the reward fails on, each with its place and the reason; "" where there is none."""
+        if not found.unread:
+            return ""
+        places = _places(self.recipe, split)
+        lines = [
+            f"{places[place] if place < len(places) else f'prompt {place + 1}'}  answer {answer!r}: {why}"
+            for place, answer, why in found.unread[:MOST_UNREAD]
+        ]
+        more = len(found.unread) - MOST_UNREAD
+        lines += [f"and {more} more"] if more > 0 else []
+        return "\n    ".join([f"It cannot read {len(found.unread)} of them (max_failed is {self.share:.0%}):", *lines])
+
+
+def _places(recipe: Recipe, split: str) -> list[str]:
+    """Return where each prompt of a split was written; [] where order or number is not that of the source, or it lies on a hub."""
+    words = source_words(recipe.splits()[split])
+    if on_hub(words) or "map" in words or "shuffle" in words:
+        return []
+    rows = SOURCES[source_kind(words)].read(words, recipe.folders, split)
+    return [raw.where for raw in islice(rows, min(GOLD_ROWS, words.get("limit") or GOLD_ROWS))]
 
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:

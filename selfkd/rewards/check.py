@@ -7,6 +7,7 @@ this process. How a function is called: `selfkd.rewards.contract`.
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from selfkd.core.wording import did_you_mean
 from selfkd.rewards import restate
 from selfkd.rewards.advice import way_out
 from selfkd.rewards.contract import CONTRACT, GOLD_NAMES, PLURAL, TRL_EXTRAS, Parameters, Result, Row
+from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import definition, parameters, required
 from selfkd.rewards.load import load
 from selfkd.rewards.pool import cut, loaded, question, spread
@@ -100,13 +102,15 @@ def read_notes(function: Function, timeout: float = 60.0) -> Any:
 class GoldCheck:
     """What a reward makes of gold answers; a mark above one half passes.
 
-    `failure` is the first answer that passes in no form. `forms` are those in which half of the answers or more pass; `uneven` is an
+    `failure` is the first answer that passes in no form; `unread` are those that the reward fails on in every form, as
+    (place among the prompts, answer, reason): no completion of such a prompt can be scored. `forms` are those in which half of the answers or more pass; `uneven` is an
     answer that passes in another form, but not in one of these. `accepted` of `near` wrong answers pass; `example` is the first.
     """
 
     passed: int = 0
     total: int = 0
     failure: str = ""
+    unread: tuple[tuple[int, str, str], ...] = ()
     forms: tuple[str, ...] = ()
     uneven: str = ""
     accepted: int = 0
@@ -122,24 +126,32 @@ def check_gold(function: Function, prompts: Iterable[Row], timeout: float = 10.0
     looks at the answer has nothing to pass. `prompts` have the keys id, prompt, answer and meta.
     """
     node = definition(function)
-    if node and not {"answer", "answers"} & set(parameters(node)):
+    if node and not looks_at_gold(node):
         return GoldCheck()
-    rows = [row for row in prompts if row.get("answer") is not None]
+    rows = [{**row, "place": place} for place, row in enumerate(prompts) if row.get("answer") is not None]
     tried = rows[:: -(-len(rows) // TRIED_ROWS) or 1]
     forms, uneven = _forms_taken(function, tried, timeout)
     failures = _failures(function, rows, forms or restate.ALL, timeout)
-    failed = {row["id"] for row, _ in failures}
+    failed = {row["id"] for row, *_ in failures}
     wrong, near = _accepted_near_misses(function, [row for row in tried if row["id"] not in failed], forms, timeout)
     return GoldCheck(
         passed=len(rows) - len(failures),
         total=len(rows),
-        failure=next((f"prompt {row['id']}, answer {row['answer']!r}: {describe(*result)}" for row, result in failures), ""),
+        failure=next((f"prompt {row['id']}, answer {row['answer']!r}: {describe(*result)}" for row, result, _ in failures), ""),
+        unread=tuple((row["place"], str(row["answer"]), result[1]) for row, result, always in failures if always),
         forms=forms,
         uneven=uneven,
         accepted=len(wrong),
         near=near,
         example=wrong[0] if wrong else "",
     )
+
+
+def looks_at_gold(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function names the gold answer: as a parameter, or as a key of its `**kwargs`."""
+    named = {"answer", "answers", *GOLD_NAMES}
+    keys = {one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    return bool(named & set(parameters(node))) or (node.args.kwarg is not None and bool(named & keys))
 
 
 def _forms_taken(function: Function, rows: Sequence[Row], timeout: float) -> tuple[tuple[str, ...], str]:
@@ -158,15 +170,16 @@ def _forms_taken(function: Function, rows: Sequence[Row], timeout: float) -> tup
     return forms, next(left_out, "")
 
 
-def _failures(function: Function, rows: Sequence[Row], forms: Sequence[str], timeout: float) -> list[tuple[Row, Result]]:
-    """Return the rows whose gold answer passes in no form, each with what it got in the first."""
-    left, first = list(rows), dict[str, Result]()
+def _failures(function: Function, rows: Sequence[Row], forms: Sequence[str], timeout: float) -> list[tuple[Row, Result, bool]]:
+    """Return the rows whose gold answer passes in no form, with what each got in the first, and whether every form failed."""
+    left, first, scored = list(rows), dict[str, Result](), set[str]()
     for form in forms:
         results = _scored(function, [(row, form.format(row["answer"])) for row in left], timeout)
         failed = [(row, result) for row, result in zip(left, results, strict=True) if not _passes(result)]
         first = {row["id"]: result for row, result in failed} | first
+        scored |= {row["id"] for row, result in failed if not unscored(*result)}
         left = [row for row, _ in failed]
-    return [(row, first[row["id"]]) for row in left]
+    return [(row, first[row["id"]], row["id"] not in scored) for row in left]
 
 
 def _accepted_near_misses(

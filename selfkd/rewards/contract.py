@@ -8,7 +8,8 @@ Names are the contract. A function receives only what it names:
     prompts completions answers metas samples     lists over all samples of one prompt: the function is called once per
     completion_ids                                prompt and returns a list, so a majority vote is an ordinary reward
 
-    solution ground_truth                         in a TRL reward function the gold answer, where no meta column has that name
+    solution ground_truth                         in a TRL reward function the gold answer, by name or in `**kwargs`, where no meta
+                                                  column has that name
     trainer_state log_metric log_extra            what TRL passes beside them: a state at its beginning, and calls that lead
                                                   nowhere
 
@@ -175,7 +176,7 @@ class Reward:
 
     def rest(self, rows: Sequence[Row], metas: Sequence[Mapping[str, Any]], named: Mapping[str, Any]) -> dict[str, Any]:
         """Return what `**kwargs` receives beside what is `named`: meta columns and the contract, lists in a TRL function."""
-        offered = dict.fromkeys((*metas[0], *((*TRL_COLUMNS, *TRL_EXTRAS) if self.trl else SINGULAR)))
+        offered = dict.fromkeys((*metas[0], *((*TRL_COLUMNS, *GOLD_NAMES, *TRL_EXTRAS) if self.trl else SINGULAR)))
         values = {name: self.value(name, rows, metas) for name in offered if name not in named}
         return {name: value for name, value in values.items() if value is not Missing}
 

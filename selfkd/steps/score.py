@@ -30,6 +30,9 @@ Outcome = tuple[float | None, str]
 
 SLICE = 50_000  # samples whose texts are in memory at once
 BATCH = 512  # samples per call of a worker
+WAYS_OUT = """Fix the reward and repeat the command with --amend: nothing is generated again.
+If the prompts or their gold answers are wrong, mend them and begin a new run: --name X (a run keeps the prompts it began with).
+Or let more stay unscored: raise max_failed of this step in the recipe, with --amend."""
 FIRST = 32  # if all of the first ones fail, the reward is broken: stop at once
 
 
@@ -157,7 +160,7 @@ class ScoreStep(Step):
             raise RewardError(
                 f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
                 context.where,
-                f"{advice}\nFix the reward and repeat the command with --amend: nothing is generated again.".strip(),
+                f"{advice}\n{WAYS_OUT}".strip(),
             )
 
     def _may_fail(self, total: int) -> float:

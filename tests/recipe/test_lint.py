@@ -280,3 +280,32 @@ def test_a_gold_answer_that_the_reward_cannot_read_is_a_problem_before_the_run()
     )
     [problem] = problems.problems
     assert "accepts 0 of 2 gold answers of 'train'" in problem and "the gold answer '1,5' is not one number" in problem
+    assert "train.jsonl:1  answer '1,5'" in problem and "train.jsonl:2  answer 'a lot'" in problem
+
+
+NUMBERS = RECIPE.replace("score: my.py:right", "score: reward/number.py:last_number").replace("right = 1", "last_number = 1")
+
+
+def test_one_unreadable_gold_answer_among_many_is_named_with_its_place_and_stops_what_the_run_would_stop_at():
+    Path("train.jsonl").write_text(sums(1, 29) + '{"question": "3 + 4?", "answer": "seven"}\n')
+    [problem] = linted(NUMBERS).problems
+    assert "r.yaml:8  steps[1].score: " in problem and "accepts 29 of 30 gold answers" in problem
+    assert "train.jsonl:30  answer 'seven': " in problem and "max_failed is 1%" in problem
+
+
+def test_an_unreadable_gold_answer_that_max_failed_allows_is_a_note():
+    Path("train.jsonl").write_text(sums(1, 29) + '{"question": "3 + 4?", "answer": "seven"}\n')
+    allowed = NUMBERS.replace(
+        "score: reward/number.py:last_number", "score: {reward: reward/number.py:last_number, max_failed: 0.1}"
+    )
+    report = linted(allowed)
+    assert report.problems == []
+    assert any("train.jsonl:30  answer 'seven'" in note for note in report.notes)
+
+
+def test_a_trl_function_that_fails_on_the_gold_answer_of_every_prompt_is_a_problem():
+    Path("my.py").write_text(
+        "def right(completions, **kwargs):\n    return [float(x) for x in kwargs['solution'][0]['text']]\n"
+    )
+    problems = linted().problems
+    assert any("accepts 0 of 20" in problem and "TypeError" in problem for problem in problems)

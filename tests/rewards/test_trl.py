@@ -257,6 +257,13 @@ def test_the_gold_answer_is_given_under_the_names_of_trl_where_no_column_has_the
     assert "asks for 'solution'" in problem and "The gold answer is called 'answer'" in problem
 
 
+def test_the_gold_answer_is_in_kwargs_too_where_no_column_has_the_names_of_trl(write: Write) -> None:
+    for name in ("solution", "ground_truth"):
+        f = write(f"def f(completions, **kwargs): return [float(c == s) for c, s in zip(completions, kwargs['{name}'])]")
+        assert scores(f, asked("4"), asked("5")) == [1.0, 0.0]
+        assert scores(f, asked("4", **{name: "5"}), asked("5", **{name: "5"})) == [0.0, 1.0]
+
+
 def test_a_function_of_one_sample_has_no_trainer(write: Write) -> None:
     (problem,) = check_parameters(write("def f(completion, trainer_state): return 1"), [])
     assert "'trainer_state'" in problem

@@ -151,7 +151,7 @@ def test_one_sample_of_few_may_fail_and_more_only_up_to_the_share(tmp_path, odd,
 
 def test_the_only_sample_may_not_fail(tmp_path):
     (tmp_path / "bad.py").write_text("def bad(completion):\n    return 1 / 0\n")
-    with pytest.raises(RewardError, match="1 of 1 samples"):
+    with pytest.raises(RewardError, match=r"1 of 1 samples(.|\n)*with --amend(.|\n)*new run: --name X(.|\n)*raise max_failed"):
         run_of(
             tmp_path, "  - sample: {n: 1}\n  - score: bad.py:bad\n", "rounds=1", "prompts.train.limit=1", "sample.max_tokens=64"
         )
