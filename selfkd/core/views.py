@@ -40,6 +40,14 @@ def parse(text: str, where: str = "") -> pl.Expr:
     return parsed
 
 
+def names_a_column(word: str) -> bool:
+    """Whether an expression reads the word as the name of a column: `null`, `true` and `select` mean something else in SQL."""
+    try:
+        return parse(f"{word} = 1").meta.root_names() == [word]
+    except RecipeError:
+        return False
+
+
 def expression(text: str, table: pl.DataFrame, kind: Kind, where: str = "") -> pl.Expr:
     """`text` as a Polars SQL expression over `table`; RecipeError where it names no column of it or gives another kind of value."""
     parsed = parse(text, where)

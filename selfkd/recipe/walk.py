@@ -168,7 +168,9 @@ class LintContext:
 
     def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
         try:
-            return views.expression(text, table, kind)
+            parsed = views.expression(text, table, kind)
+            _try_on_text(parsed, text, table)
+            return parsed
         except RecipeError as error:
             self._add(field, f"'{field}': {in_one_line(error)}")
             return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
@@ -232,6 +234,16 @@ class LintContext:
 
     def progress(self, done: int, total: int, unit: str, **more: Any) -> None:
         pass
+
+
+def _try_on_text(parsed: pl.Expr, text: str, table: pl.DataFrame) -> None:
+    """Raise RecipeError where an expression takes any text for a number or a date: on other texts it would end the round."""
+    row = {name: "x" if kind == pl.String else None for name, kind in table.schema.items()}
+    try:
+        pl.DataFrame([row], schema=table.schema).select(parsed)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+        fix = "try_cast(... as ...) gives null where a text does not fit."
+        raise RecipeError(f"'{text}' fails on a text such as 'x': {first_line(error)}.", fix=fix) from None
 
 
 def _unrendered(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:

@@ -9,7 +9,7 @@ import polars as pl
 from pydantic import Field
 
 from selfkd.backend.base import REQUESTS, Sampling
-from selfkd.backend.engine.sampling_options import check_vllm
+from selfkd.backend.engine.sampling_options import check_length, check_vllm
 from selfkd.core import digest, views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool
@@ -62,6 +62,7 @@ class SampleStep(Step):
     def problems(self) -> Iterator[Problem]:
         for name, value in self.vllm.items():
             yield from ((f"vllm.{name}", problem) for problem in check_vllm(name, value))
+        yield from (("vllm.min_tokens", problem) for problem in check_length(self.vllm, self.max_tokens))
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if seen.take and seen.replayed and not self.of:

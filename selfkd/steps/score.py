@@ -184,6 +184,8 @@ def name_problems(names: Sequence[str], rewards: int, given: str | tuple[str, ..
             yield field, f"a score cannot be called '{name}': that is a column of samples. Give it another name (as)"
         elif name.startswith("_") or not name.isidentifier():
             yield field, f"a score cannot be called '{name}': write letters, digits and '_', a letter first (as)"
+        elif not views.names_a_column(name):
+            yield field, f"a score cannot be called '{name}': expressions read that as a word of SQL. Give it another name (as)"
 
 
 def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | None) -> list[dict[str, Any]]:

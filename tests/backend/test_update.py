@@ -285,6 +285,13 @@ def test_the_table_of_options_is_the_installed_one():
     assert "constant" in {kind.value for kind in SchedulerType}
 
 
+def test_the_names_of_optimisers_and_schedules_are_those_of_transformers():
+    utils, arguments = pytest.importorskip("transformers.trainer_utils"), pytest.importorskip("transformers.training_args")
+    assert {one.value for one in arguments.OptimizerNames} == set(trl_options.OF_TRANSFORMERS["optim"])
+    schedules = {*trl_options.OF_TRANSFORMERS["lr_scheduler_type"], *trl_options.MEASURED_SCHEDULES}
+    assert {one.value for one in utils.SchedulerType} == schedules
+
+
 def test_a_wrong_option_stops_before_anything_is_loaded(tmp_path):
     with pytest.raises(UsageError, match="trl has no field 'epochs'"):
         update(Model("policy", "/nowhere", "digest"), [], tmp_path / "out", trl={"epochs": 1})

@@ -523,6 +523,31 @@ def test_an_option_that_selfkd_decides_or_vllm_does_not_have_is_refused(verb, op
     assert found[0].startswith(f"r.yaml:{LINE}  steps[0].{verb.split(':')[0]}: {said}")
 
 
+@pytest.mark.parametrize("verb", ["sample: {", "measure: {reward: a.py:f, "])
+def test_a_least_length_above_the_longest_is_refused(verb):
+    found = problems(f"  - {verb}max_tokens: 10, vllm: {{min_tokens: 50}}}}\n  - sample: {{as: more}}\n  - train\n")
+    assert "vllm.min_tokens is 50, more than the step's max_tokens of 10" in found[0]
+    loaded(f"  - {verb}max_tokens: 10, vllm: {{min_tokens: 10}}}}\n  - sample: {{as: more}}\n  - train\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("optim: adamw_torhc", "trl.optim has no choice 'adamw_torhc'. Did you mean 'adamw_torch'?"),
+        ("lr_scheduler_type: cosin", "trl.lr_scheduler_type has no choice 'cosin'. Did you mean 'cosine'?"),
+        (
+            "lr_scheduler_type: greedy",
+            "trl.lr_scheduler_type has no choice 'greedy'. It follows what is measured while training",
+        ),
+        ("max_steps: 0", "trl.max_steps must be above 0, not 0"),
+        ("num_train_epochs: 0", "trl.num_train_epochs must be above 0, not 0"),
+    ],
+)
+def test_an_option_that_would_fail_or_do_nothing_in_the_first_training_is_refused(option, said):
+    [problem] = problems(f"  - sample\n  - train: {{trl: {{{option}}}}}\n")
+    assert said in problem
+
+
 def test_options_that_vllm_takes_pass():
     options = (
         "min_p: 0.05, repetition_penalty: 1.1, skip_special_tokens: false, structured_outputs: {choice: [a, b]}, logprobs: 0"

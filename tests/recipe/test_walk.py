@@ -205,6 +205,20 @@ def test_a_reward_named_like_a_column_is_refused_unless_it_gets_another_name(nam
         load(recipe("  - sample\n" + step.replace(f"a.py:{name}", f"{{reward: a.py:{name}, as: mine}}") + END))
 
 
+@pytest.mark.parametrize("name", ["null", "true", "false", "select", "union", "current_date", "user"])
+def test_a_score_may_not_have_a_name_that_expressions_do_not_read_as_a_column(name):
+    for verb in ("score", "measure"):
+        [problem] = problems(f"  - sample\n  - {verb}: {{reward: a.py:ok, as: '{name}'}}\n" + END)
+        assert f"a score cannot be called '{name}': expressions read that as a word of SQL" in problem
+
+
+@pytest.mark.parametrize("where", ["cast(text as integer) > 0", "text::float > 0", "cast(finish_reason as integer) = 1"])
+def test_an_expression_that_takes_every_text_for_a_number_is_refused_with_the_line_of_its_step(where):
+    [problem] = problems(f'  - sample\n  - select: "{where}"\n' + END)
+    assert "steps[1].select: 'where': " in problem and "fails on a text such as 'x'" in problem and "try_cast" in problem
+    load(recipe('  - sample\n  - select: "try_cast(text as integer) > 0"\n' + END))
+
+
 @pytest.mark.parametrize("reward", ["a.py:cut", "[a.py:ok, a.py:ok_scored]"])
 def test_a_metric_may_not_be_called_like_a_count(reward):
     [problem] = problems("  - sample\n" + END + f"  - measure: {reward}\n")

@@ -67,6 +67,13 @@ def check_vllm(name: str, value: Any) -> Iterator[str]:
         yield from _value_problems(name, value)
 
 
+def check_length(options: Mapping[str, Any], max_tokens: int) -> Iterator[str]:
+    """Yield what is wrong with a `vllm:` block beside the step's own `max_tokens`."""
+    least = options.get("min_tokens")
+    if isinstance(least, int) and least > max_tokens:
+        yield f"vllm.min_tokens is {least}, more than the step's max_tokens of {max_tokens}: no answer could be that long"
+
+
 def _value_problems(name: str, value: Any) -> Iterator[str]:
     kind, least, most = PASSED[name]
     if not _is(kind, value):
@@ -75,6 +82,8 @@ def _value_problems(name: str, value: Any) -> Iterator[str]:
         yield f"vllm.{name} should be at least {least:g}, not {value!r}"
     elif most is not None and value > most:
         yield f"vllm.{name} should be at most {most:g}, not {value!r}"
+    elif value == [] and kind == "ints":
+        yield f"vllm.{name} is an empty list, which leaves no token to draw: name some, or leave it out"
     known = INNER.get(name, ())
     for word in value if known and isinstance(value, Mapping) else ():
         if word not in known:

@@ -57,9 +57,37 @@ PASSED: dict[str, dict[str, tuple[str, float | None]]] = {
         "use_weighting": ("bool", None),
     },
 }
+# What transformers names its optimisers and schedules.
+OF_TRANSFORMERS: dict[str, tuple[str, ...]] = {
+    "optim": (
+        *("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor", "adamw_anyprecision"),
+        *(
+            "adamw_torch_4bit",
+            "adamw_torch_8bit",
+            "ademamix",
+            "sgd",
+            "adagrad",
+            "adamw_bnb_8bit",
+            "adamw_8bit",
+            "ademamix_8bit",
+        ),
+        *("lion_8bit", "lion_32bit", "paged_adamw_32bit", "paged_adamw_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+        *("paged_lion_32bit", "paged_lion_8bit", "rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+        *("galore_adamw", "galore_adamw_8bit", "galore_adafactor", "galore_adamw_layerwise", "galore_adamw_8bit_layerwise"),
+        *("galore_adafactor_layerwise", "lomo", "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw"),
+        *("schedule_free_sgd", "apollo_adamw", "apollo_adamw_layerwise", "stable_adamw"),
+    ),
+    "lr_scheduler_type": (
+        *("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"),
+        *("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"),
+    ),
+}
+# Schedules of transformers that follow what is measured while training, which is never done here.
+MEASURED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
 CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
-    "SFTConfig": {"loss_type": ("nll", "dft")},
+    "SFTConfig": {**OF_TRANSFORMERS, "loss_type": ("nll", "dft")},
     "DPOConfig": {
+        **OF_TRANSFORMERS,
         "loss_type": (
             *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired"),
             *("apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"),
@@ -144,10 +172,14 @@ def _value_problems(config: str, name: str, value: Any) -> Iterator[str]:
         yield f"trl.{name} must be {' or '.join(kinds.split())}, not {value!r}"
     elif smallest is not None and value < smallest:
         yield f"trl.{name} must be at least {smallest:g}, not {value!r}"
+    elif value == 0 and name in ("max_steps", "num_train_epochs"):
+        yield f"trl.{name} must be above 0, not {value!r}: without a step nothing is trained. Leave it out for the default"
     choices = CHOICES[config].get(name, ())
     for choice in value if isinstance(value, list) else [value]:
         if choices and choice not in choices:
             hint = did_you_mean(str(choice), choices) or " Choices: " + ", ".join(choices)
+            if name == "lr_scheduler_type" and choice in MEASURED_SCHEDULES:
+                hint = " It follows what is measured while training, which is not done here."
             yield f"trl.{name} has no choice '{choice}'.{hint}"
 
 
