@@ -79,6 +79,14 @@ class _Reader:
                     self._bind(target, value)
         return any(self._reads(node) for node in ast.walk(self.code))
 
+    def _is_key(self, node: ast.AST) -> bool:
+        """Whether a subscript is one of a message's keys: written out, or by a name that stands for one."""
+        if isinstance(node, ast.Name | ast.Attribute) and getattr(node, "id", "") not in self.carrying:
+            value = self._resolved(node)
+            bound = (value for one in ast.walk(self.code) for target, value in _bindings(one) if _same_name(target, node))
+            return (isinstance(value, str) and value in KEYS) or any(map(_written_key, bound))
+        return _written_key(node)
+
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
         """Note the names of `target` that an item of `value`, or `value` itself, carries into."""
         called = value.func.id if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) else ""
@@ -106,7 +114,7 @@ class _Reader:
             ):
                 return key in GIVEN
             case ast.Subscript(value=inner, slice=key):
-                return self._carries(inner) and not _is_key(key)
+                return self._carries(inner) and not self._is_key(key)
             case ast.Call(
                 func=ast.Name(id="zip" | "enumerate" | "list" | "tuple" | "reversed" | "iter" | "next" | "sorted"), args=args
             ):
@@ -117,17 +125,19 @@ class _Reader:
                 return self._carries(item)
             case ast.Tuple(elts=items) | ast.List(elts=items) | ast.BoolOp(values=items):
                 return any(map(self._carries, items))
-            case ast.IfExp(body=one, orelse=other):
+            case ast.IfExp(body=one, orelse=other) | ast.BinOp(left=one, op=ast.Add(), right=other):
                 return self._carries(one) or self._carries(other)
         return False
 
     def _reads(self, node: ast.AST) -> bool:
         """Whether this node takes the text, or the role, out of a message that came in."""
         match node:
-            case ast.Subscript(value=inner, slice=key) if _is_key(key):
+            case ast.Subscript(value=inner, slice=key) if self._is_key(key):
                 return self._carries(inner)
-            case ast.Call(func=ast.Attribute(value=inner, attr="get"), args=[key, *_]) if _is_key(key):
+            case ast.Call(func=ast.Attribute(value=inner, attr="get"), args=[key, *_]) if self._is_key(key):
                 return self._carries(inner)
+            case ast.Match(subject=subject, cases=cases) if self._carries(subject):
+                return any(self._is_key(key) for case in cases for key in _keys_matched(case.pattern))
             case ast.Call():
                 return self.calls_left > 0 and any(reader.finds_messages() for reader in self._called(node))
         return False
@@ -166,7 +176,7 @@ class _Reader:
 
 
 def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Yield (target, value) of what a node binds: an assignment, or each turn of a loop."""
+    """Yield (target, value) of what a node binds: an assignment, each turn of a loop, what is put into a list, a matched pattern."""
     match node:
         case ast.Assign(targets=targets, value=value):
             yield from ((target, value) for target in targets)
@@ -174,10 +184,28 @@ def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
             yield target, value
         case ast.For(target=target, iter=value) | ast.comprehension(target=target, iter=value):
             yield target, value
+        case ast.AugAssign(target=target, op=ast.Add(), value=value):
+            yield target, value
+        case ast.Call(func=ast.Attribute(value=ast.Name() as target, attr="append" | "extend" | "insert"), args=[*_, value]):
+            yield target, value
+        case ast.Match(subject=subject, cases=cases):
+            for pattern in (one for case in cases for one in ast.walk(case.pattern)):
+                if name := getattr(pattern, "name", None) or getattr(pattern, "rest", None):
+                    yield ast.Name(name), subject
 
 
-def _is_key(node: ast.AST) -> bool:
+def _written_key(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and node.value in KEYS
+
+
+def _same_name(one: ast.AST, other: ast.AST) -> bool:
+    return isinstance(one, ast.Name) and isinstance(other, ast.Name) and one.id == other.id
+
+
+def _keys_matched(pattern: ast.pattern) -> Iterator[ast.expr]:
+    for node in ast.walk(pattern):
+        if isinstance(node, ast.MatchMapping):
+            yield from node.keys
 
 
 def _holds_dicts(annotation: ast.expr) -> bool:

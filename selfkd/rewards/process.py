@@ -218,7 +218,7 @@ def environment(allowed: Collection[str] = ()) -> dict[str, str]:
 
     `allowed` are secrets that are handed on by name.
     """
-    harmless = {name: value for name, value in os.environ.items() if not is_secret(name, allowed)}
+    harmless = {name: value for name, value in os.environ.items() if not is_secret(name, allowed, value)}
     home = str(Path(__file__).resolve().parents[2])
     paths = import_paths()
     fixed = {

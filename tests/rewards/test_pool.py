@@ -102,8 +102,20 @@ SECRETS = (
     "OPENAI_APIKEY",
     "API_KEYS",
     "AWS_CREDENTIALS",
+    "DB_PASS",
+    "MYSQL_PWD",
+    "GH_PAT",
+    "AUTH_BEARER",
+    "BASIC_AUTH",
+    "DATABASE_URL",
+    "SLACK_WEBHOOK",
+    "WANDB_KEY1",
+    "SENTRY_DSN",
 )
-HARMLESS = ("TOKENIZERS_PARALLELISM", "KEYBOARD", "SECRETARY", "HARMLESS")
+HARMLESS = (
+    *("TOKENIZERS_PARALLELISM", "KEYBOARD", "SECRETARY", "HARMLESS", "COMPASS", "MY_PATH", "GIT_AUTHOR_NAME", "PWD", "OLDPWD"),
+    *("JUDGE_BASE_URL", "COMPAT"),
+)
 
 
 def test_secrets_do_not_reach_a_reward_and_what_only_looks_a_little_like_one_does(
@@ -114,6 +126,13 @@ def test_secrets_do_not_reach_a_reward_and_what_only_looks_a_little_like_one_doe
     f = write("import os\ndef f(completion): return completion in os.environ")
     assert [value for value, _ in results(f, [row(name) for name in SECRETS])] == [0] * len(SECRETS)
     assert [value for value, _ in results(f, [row(name) for name in HARMLESS])] == [1] * len(HARMLESS)
+
+
+def test_an_address_that_holds_a_password_does_not_reach_a_reward(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE", "redis://me:hush@host/0")
+    monkeypatch.setenv("JUDGE", "https://host:8000/v1?user=a@b")
+    f = write("import os\ndef f(completion): return completion in os.environ")
+    assert [value for value, _ in results(f, [row("STORE"), row("JUDGE")])] == [0, 1]
 
 
 def test_a_secret_is_let_through_by_its_name_and_else_the_reason_names_it(

@@ -103,12 +103,32 @@ READERS = {  # ways to take the text out of a completion, each "4"
     ),
     "a function that calls itself": "return same([deep(c) for c in completions], answer)",
     "a name on the way": "firsts = [c[0] for c in completions]\n    return same([m['content'] for m in firsts], answer)",
+    "a pattern": (
+        "out = []\n    for c in completions:\n        match c:\n            case [{'content': text}]:\n                out.append(text)\n"
+        "            case _:\n                out.append('')\n    return same(out, answer)"
+    ),
+    "a pattern that names the message": (
+        "out = []\n    for c in completions:\n        match c:\n            case [message, *_]:\n                out.append(message['content'])\n"
+        "            case _:\n                out.append('')\n    return same(out, answer)"
+    ),
+    "a key of the module": "return same([c[0][KEY] for c in completions], answer)",
+    "a key of the function": "key = 'content'\n    return same([c[0][key] for c in completions], answer)",
+    "a list that is filled": (
+        "found = []\n    for c in completions:\n        found.append(c[0])\n    return same([m['content'] for m in found], answer)"
+    ),
+    "a list that grows": (
+        "found = []\n    for c in completions:\n        found += c\n    return same([m['content'] for m in found], answer)"
+    ),
+    "prompt and completion together": (
+        "return same([(p + c)[-1]['content'] for p, c in zip(kwargs['prompts'], completions)], answer)"
+    ),
     "an exception caught": (
         "out = []\n    for c in completions:\n        try:\n            out.append(c[0]['content'])\n"
         "        except Exception:\n            out.append('')\n    return same(out, answer)"
     ),
 }
 HELPERS = """
+KEY = "content"
 def text_of(message):
     return message[0]["content"]
 def texts_of(many):
