@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import polars as pl
 from jinja2 import nodes
@@ -23,17 +24,22 @@ FIELD = (nodes.Getattr, nodes.Getitem)  # prompt.solution, and prompt["solution"
 _environment = ImmutableSandboxedEnvironment()
 
 
+FIRST = 8  # prompts that a template is tried on
+
+
 @dataclass(frozen=True)
 class Columns:
-    """The meta columns of a split: {name: how many of its `rows` prompts have it}."""
+    """The meta columns of a split: {name: how many of its `rows` prompts have it}; `first` are some of its prompts."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     rows: int = 0
+    first: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def of(cls, prompts: pl.DataFrame) -> Columns:
         """Return those of a table of prompts."""
-        return cls(Counter(name for text in prompts["meta"].drop_nulls() for name in json.loads(text)), prompts.height)
+        counts = Counter(name for text in prompts["meta"].drop_nulls() for name in json.loads(text))
+        return cls(counts, prompts.height, tuple(prompts.head(FIRST).iter_rows(named=True)))
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
         try:
             frames[split] = read_prompts(source, recipe.folders, split)
         except SelfkdError as error:
-            report.problems.append(str(error))
+            at = recipe.places.get(f"prompts.{split}") or recipe.places.get("prompts", "")
+            report.problems.append(f"{at}  prompts.{split}: {error}".lstrip())
             continue
         if hint := gold_hint(frames[split]):
             report.notes.append(f"prompts.{split}: {hint}")

@@ -6,6 +6,7 @@ here by the code that would trip, for every step, and not only the first of each
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -94,6 +95,7 @@ class _Round:
     heads: Sequence[dict[str, Model]]
     now: dict[str, Model]
     seen: Outlook
+    unfound: list[str] = field(default_factory=list)  # names of scores whose reward is not there
     found: bool = False  # whether something is wrong with the step at hand
 
     def add(self, line: Line, name: str, problem: str) -> None:
@@ -172,7 +174,9 @@ class LintContext:
             _try_on_text(parsed, text, table)
             return parsed
         except RecipeError as error:
-            self._add(field, f"'{field}': {in_one_line(error)}")
+            guessed = any(f"Did you mean '{name}'?" in error.what for name in self.round.unfound)
+            if not guessed:  # else the reward is what is misspelt, which was said
+                self._add(field, f"'{field}': {in_one_line(error)}")
             return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
 
     def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
@@ -180,7 +184,10 @@ class LintContext:
             found = templates.problems(reference, self.round.recipe.folders)
             if not found:
                 known = self.round.prompts.get(self.step.split_asked())
-                found = list(field_problems(templates.load(reference, self.round.recipe.folders), known, of))
+                template = templates.load(reference, self.round.recipe.folders)
+                found = list(field_problems(template, known, of))
+                if not found and of is None and known:
+                    found = list(_always_fails(template, known.first, self.step.verb == "gold"))
             for problem in found:
                 self._add(field, problem)
         return _unrendered
@@ -196,6 +203,7 @@ class LintContext:
             found = check_parameters(function, None if known is None else known.counts) if definition(function) else []
         except SelfkdError as error:
             function, found = nothing, [str(error)]
+            self.round.unfound += self.step.scores() if hasattr(self.step, "scores") else []
         for problem in found:
             self._add("reward", problem)
         return function
@@ -234,6 +242,20 @@ class LintContext:
 
     def progress(self, done: int, total: int, unit: str, **more: Any) -> None:
         pass
+
+
+def _always_fails(template: templates.Template, prompts: Sequence[Mapping[str, Any]], answered: bool) -> Iterator[str]:
+    """Yield why a template can be rendered for none of the prompts; `answered`: it is asked only about those with an answer."""
+    failures = []
+    asked = [prompt for prompt in prompts if prompt["answer"] is not None or not answered]
+    for prompt in asked:
+        seen = templates.visible_prompt(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
+        try:
+            template.render(prompt=seen, of=None)
+            return
+        except SelfkdError as error:
+            failures.append(in_one_line(error) if not getattr(error, "where", "") else f"{error.where}  {in_one_line(error)}")
+    yield from (f"{failure} (so it is for each of the first {len(asked)} prompts)" for failure in failures[:1])
 
 
 def _try_on_text(parsed: pl.Expr, text: str, table: pl.DataFrame) -> None:

@@ -73,6 +73,11 @@ class BuildStep(Step):
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if problem := seen.stream_problem(self.of, needs_samples=True):
             yield "of", problem
+        if self.chosen is not None and _words(self.chosen) == _words(self.rejected):
+            yield (
+                "rejected",
+                "'chosen' and 'rejected' are the same, so an answer would be compared with itself: change one of them",
+            )
         columns = seen.columns()["samples"]
         for side, text in (("chosen", self.chosen), ("rejected", self.rejected)):
             if text in seen.streams and text in columns:
@@ -184,6 +189,10 @@ class BuildStep(Step):
             role=pl.lit(self.role),
         )
         return shape("rows", frame.drop("chosen", "rejected").rename({"chosen_text": "chosen", "rejected_text": "rejected"}))
+
+
+def _words(text: str | None) -> list[str]:
+    return (text or "").split()
 
 
 def _seen(part: pl.DataFrame, pool: Pool, render: Any) -> pl.DataFrame:

@@ -14,7 +14,7 @@ from selfkd.chain.dry_run import dry_run, lint_and_walk
 from selfkd.core.files import builtin_folder
 from selfkd.recipe import plan, reference
 from selfkd.recipe.lint import Report, lint, look, try_rewards
-from selfkd.recipe.load import load
+from selfkd.recipe.load import load, read
 from selfkd.steps import VERBS
 
 SHIPPED = sorted(path.stem for path in (builtin_folder() / "recipes").glob("*.yaml"))
@@ -125,6 +125,23 @@ def test_a_template_that_is_missing_or_names_something_unknown_is_told():
 def test_a_torn_line_of_prompts_is_told_with_file_and_line():
     Path("train.jsonl").write_text(sums(1, 2) + '{"question": "3 + 3?", \n')
     assert any("train.jsonl:3" in problem for problem in linted().problems)
+
+
+def test_what_is_wrong_with_a_prompt_file_is_told_with_the_line_of_the_recipe():
+    Path("r.yaml").write_text(
+        RECIPE.replace("file: train.jsonl", "file: trian.jsonl").replace(
+            "prompt: question, answer: answer}\nsteps", "prompt: q}\nsteps"
+        )
+    )
+    first, second = look(read("r.yaml"))[0].problems
+    assert first.startswith("r.yaml:4  prompts.train: ") and "trian.jsonl" in first
+    assert second.startswith("r.yaml:5  prompts.dev: ") and "dev.jsonl:1  no column 'q'" in second
+
+
+def test_a_misspelt_reward_is_told_once_and_never_recommended_to_an_expression():
+    Path("r.yaml").write_text(RECIPE.replace("score: my.py:right", "score: my.py:rihgt"))
+    [problem] = look(read("r.yaml"))[0].problems
+    assert "r.yaml:8" in problem and "Did you mean 'right'?" in problem
 
 
 def test_an_empty_prompt_file_is_told():

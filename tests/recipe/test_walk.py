@@ -125,6 +125,12 @@ def test_all_mistakes_of_all_steps_are_told_at_once_each_on_its_line():
     ]
 
 
+def test_the_same_expression_for_chosen_and_rejected_is_refused():
+    build = "  - build: {kind: pair, chosen: 'last_number  = 1', rejected: last_number = 1}\n  - train: dpo\n"
+    [problem] = problems(BEGIN + build)
+    assert "steps[2].build: 'chosen' and 'rejected' are the same" in problem
+
+
 def test_text_may_be_compared_in_pairs():
     load(
         recipe(
@@ -310,6 +316,18 @@ def test_a_field_that_some_prompts_lack_is_told_with_their_number():
 )
 def test_a_template_that_can_do_without_a_field_is_accepted(template):
     assert looked(f"  - sample: {{template: {json.dumps(template)}}}\n" + END).problems == []
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ prompt }} {{ 1 / 0 }}", "template:1  ZeroDivisionError"),
+        ("{{ prompt.answer.foo }}", "template:1  'str object' has no"),
+    ],
+)
+def test_a_template_that_fails_for_every_prompt_is_told_with_its_step(template, said):
+    [problem] = looked(f"  - sample: {{template: {json.dumps(template)}}}\n" + END).problems
+    assert problem.startswith(f"r.yaml:{LINE}  steps[0].sample: ") and said in problem
 
 
 def test_measured_prompts_are_those_of_their_split():
