@@ -24,7 +24,8 @@ USUAL = ("messages", "prompt", "question")  # the first of these that a row has 
 CHATS = ("messages", "conversations", "conversation")
 OTHERS = ("conversations", "conversation", "instruction", "problem")  # read where a row has exactly one of them
 PARTNERS = {"instruction": "output", "problem": "solution"}  # the gold answer that belongs to an unnamed prompt column
-UNREAD = ("system", "history", "tools")  # beside the other forms, these are part of the conversation
+UNREAD = ("system", "system_prompt", "history", "tools")  # these are part of the conversation, and only messages hold them
+BELOW = ("input", "context")  # what a question is asked about; only Alpaca's `input` has a known place
 NOTHING: tuple[Any, ...] = (None, "", "[]", [], {})
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 PROMPT_NAMES = (*USUAL, *OTHERS, "input", "query", "text", "task")  # for hints only, as are these
@@ -32,6 +33,7 @@ ANSWER_NAMES = (
     *("answer", "solution", "output", "response", "completion", "answers", "target", "label", "final_answer", "gold"),
     *("ground_truth", "reference_answer", "expected_answer", "correct_answer", "expected_output"),
 )
+MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")  # as JSON or as Python prints them
 PLAIN_WORD = re.compile(r"[A-Za-z_]\w*([ .-]\w+)*")
 MAP_FIX = "Or make the row's {prompt, answer} in a `map` function."
 
@@ -48,15 +50,16 @@ def parts_of(words: Words, row: Row, place: str) -> Parts:
     """Return the parts of a row. UsageError with its place, and with the words to write in the recipe where they decide."""
     column = prompt_column(words, row, place)
     unnamed = not named_prompt(words)
-    if unnamed and column in OTHERS:
-        refuse_unread(row, column, place)
+    if unnamed and "map" not in words:  # a `map` function has decided
+        refuse_unread(words, row, column, place)
+        refuse_other_prompts(row, column, place)
     if unnamed and column == "instruction":
         messages, used = alpaca(row, place), {"instruction", "input"}
     else:
-        messages, used = as_messages(cell(row, column), column, place), {column}
-    answer_column = words.get("answer") or usual_answer(row, column, unnamed)
+        messages, used = as_messages(conversation(words, cell(row, column), column, place), column, place), {column}
+    answer_column = words.get("answer") or usual_answer(row, column, unnamed, place)
     if messages[-1]["role"] != "assistant":
-        if answer_column == column and not isinstance(cell(row, column), str):
+        if answer_column == column and messages != [{"role": "user", "content": cell(row, column)}]:
             raise UsageError(f"the conversation in '{column}' does not end with the assistant's answer", place)
         answer = answer_cell(row, answer_column, place)
     else:
@@ -97,12 +100,18 @@ def prompt_column(words: Words, row: Row, place: str) -> str:
     return others[0]
 
 
-def usual_answer(row: Row, column: str, unnamed: bool) -> str | None:
+def usual_answer(row: Row, column: str, unnamed: bool, place: str) -> str | None:
     """Return `answer` if the row has it, else the column that belongs to an unnamed prompt column of another form."""
     if "answer" in row:
         return "answer"
     partner = PARTNERS.get(column) if unnamed else None
-    return partner if partner in row else None
+    if partner in row:
+        return partner
+    spaced = next((name for name in row if str(name).strip() in ("answer", partner)), None)
+    if spaced is not None:
+        fix = f"Take the blanks out of the name, or write `answer: {yaml_word(spaced)}`."
+        raise UsageError(f"column {spaced!r} has blanks around its name, so it is not read as the gold answer", place, fix)
+    return None
 
 
 def refuse_rivals(row: Row, place: str) -> None:
@@ -122,13 +131,29 @@ def two_prompts(names: Sequence[str], place: str) -> UsageError:
     return UsageError(f"the prompt may be in any of these columns: {', '.join(names)}", place, f"Write {ways}.")
 
 
-def refuse_unread(row: Row, column: str, place: str) -> None:
-    """Raise UsageError where a column of a known form says more of the conversation than is read."""
-    for name in UNREAD:
+def refuse_unread(words: Words, row: Row, column: str, place: str) -> None:
+    """Raise UsageError where a column says more of the conversation than is read. A template may say what is asked about."""
+    below = () if column == "instruction" or words.get("template") else BELOW
+    for name in (*UNREAD, *below):
         if row.get(name) not in NOTHING:
             word = "messages" if column in CHATS else "prompt"
             fix = f"Write `{word}: {column}` to read that column alone. {MAP_FIX}"
             raise UsageError(f"column '{name}' belongs to the conversation and is not read", place, fix)
+
+
+def refuse_other_prompts(row: Row, column: str, place: str) -> None:
+    """Raise UsageError where another column may be the prompt and asks something else."""
+    names = [name for name in dict.fromkeys((*USUAL, *OTHERS)) if row.get(name) not in NOTHING]
+    if any(asked(row[name]) != asked(row[column]) for name in names):
+        raise two_prompts(names, place)
+
+
+def asked(value: Any) -> Any:
+    """Return a text as it is, and of a conversation the user's last message."""
+    if not isinstance(value, list | tuple):
+        return value
+    said = [message for message in value if isinstance(message, Mapping)]
+    return next((message.get("content") for message in reversed(said) if message.get("role") == "user"), value)
 
 
 # ------------------------------------------------------------------------------------------------------------ the prompt
@@ -143,6 +168,38 @@ def alpaca(row: Row, place: str) -> list[Message]:
         if not isinstance(text, str):
             raise UsageError(f"column '{name}' must be text, not {kind_of(text)}", place)
     return [{"role": "user", "content": "\n\n".join(text for text in texts if text.strip())}]
+
+
+def conversation(words: Words, value: Any, column: str, place: str) -> Any:
+    """Return a cell, with messages that were written as JSON text (CSV holds nothing else) as a list.
+
+    As a plain text they would be the user's, with the assistant's answer inside.
+    """
+    if not isinstance(value, str) or "map" in words:
+        return value
+    found = messages_in(value)
+    if found is None:
+        if not MESSAGES_AS_TEXT.match(value):
+            return value
+        raise UsageError(f"column '{column}' holds messages as text that is not JSON", place, f"Write it as JSON. {MAP_FIX}")
+    if words.get("messages") or column in CHATS:
+        return found
+    raise UsageError(
+        f"column '{column}' holds messages as JSON text", place, f"Write `messages: {yaml_word(column)}`. {MAP_FIX}"
+    )
+
+
+def messages_in(text: str) -> list[Any] | None:
+    """Return the messages that a text is in JSON; None where it is none."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    first = found[0] if found else None
+    shaped = isinstance(first, Mapping) and ({"role", "content"} <= set(first) or {"from", "value"} <= set(first))
+    return found if shaped else None
 
 
 def as_messages(value: Any, column: str, place: str) -> list[Message]:

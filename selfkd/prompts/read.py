@@ -231,14 +231,14 @@ def check_text(text: str, place: str) -> None:
 
 
 def answer_text(value: Any, place: str) -> str | None:
-    """Return the gold answer as text that rewards can read; an empty one as None.
+    """Return the gold answer as text that rewards can read; an empty or blank one as None.
 
     Numbers are written in full, a float that is whole as the integer: pandas makes 42.0 of 42 where a column has a null.
 
     >>> [answer_text(value, "") for value in (42.0, 0.00001, 1e22, -0.5, True)]
     ['42', '0.00001', '10000000000000000000000', '-0.5', 'true']
     """
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, str):
         check_text(value, place)

@@ -205,9 +205,31 @@ def read_parquet(path: Path) -> Iterator[Placed]:
         frame = pl.read_parquet(path, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UsageError(f"not a Parquet file: {error}", str(path)) from None
-    rows = frame.iter_rows(named=True)
+    rows = full_floats(frame).iter_rows(named=True)
     placed = map(given_back, rows) if frame.schema == pl.Schema(SCHEMAS["prompts"]) else rows
     return ((row, f"{path} row {number}") for number, row in enumerate(placed, 1))
+
+
+def full_floats(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the frame with the 32-bit floats as written: 0.1, which as 64 bits would be 0.10000000149011612."""
+    changed = [name for name, kind in frame.schema.items() if with_floats(kind, pl.String) != kind]
+    texts = frame.with_columns(pl.col(name).cast(with_floats(frame.schema[name], pl.String)) for name in changed)
+    return texts.with_columns(pl.col(name).cast(with_floats(frame.schema[name], pl.Float64)) for name in changed)
+
+
+def with_floats(kind: pl.DataType, wanted: type[pl.DataType]) -> pl.DataType:
+    """Return a column's type with `wanted` for each 32-bit float in it."""
+    if isinstance(kind, pl.List):
+        return pl.List(with_floats(as_type(kind.inner), wanted))
+    if isinstance(kind, pl.Array):
+        return pl.Array(with_floats(as_type(kind.inner), wanted), kind.size)
+    if isinstance(kind, pl.Struct):
+        return pl.Struct([pl.Field(field.name, with_floats(as_type(field.dtype), wanted)) for field in kind.fields])
+    return wanted() if kind == pl.Float32 else kind
+
+
+def as_type(kind: Any) -> pl.DataType:
+    return kind if isinstance(kind, pl.DataType) else kind()
 
 
 def given_back(row: dict[str, Any]) -> dict[str, Any]:

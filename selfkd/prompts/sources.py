@@ -199,10 +199,12 @@ SOURCES: dict[str, Source] = {
 
 COMMON_FIELDS = {
     "prompt": "Which column holds the prompt, a text or a conversation. Default: the first of `messages`, `prompt`, `question` that"
-    " a row has; else the only one it has of `conversations`, `conversation`, `instruction` (Alpaca's, with `input` below it), `problem`.",
+    " a row has; else the only one it has of `conversations`, `conversation`, `instruction` (Alpaca's, with `input` below it), `problem`."
+    " A row is refused where another of these asks something else, or where `system_prompt`, `system`, `history`, `tools`, `input` or `context`"
+    " would be lost.",
     "answer": "Which column holds the gold answer; a dot leads inside: `answers.text.0`. Default: `answer`; else the assistant's message"
     " that ends the conversation (by name: `answer: messages`), Alpaca's `output`, or `solution` beside `problem`; else there is none.",
-    "messages": "Which column holds a conversation: `role` and `content`, or ShareGPT's `from` and `value`. The assistant's message at its"
+    "messages": "Which column holds a conversation: `role` and `content`, or ShareGPT's `from` and `value`; as JSON text too. The assistant's message at its"
     " end is the gold answer, and the rest the prompt.",
     "map": "`file.py:function` from a raw row to `{prompt, answer, …}`; None leaves the row out.",
     "limit": "Only so many prompts, after shuffling.",

@@ -51,7 +51,27 @@ READ: dict[str, tuple[dict[str, str], dict[str, Any], list[tuple[str, str]], str
         {"answer": "43"},
     ),
     "messages and a prompt, named": ({"messages": "messages"}, {"messages": TALK, "prompt": "6"}, ASKED, "42", {"prompt": "6"}),
-    "messages that ask, and a prompt": ({}, {"messages": TALK[:1], "prompt": "6"}, ASKED, None, {"prompt": "6"}),
+    "messages that ask, and a prompt that says the same": (
+        {},
+        {"messages": TALK[:1], "prompt": "6 x 7?"},
+        ASKED,
+        None,
+        {"prompt": "6 x 7?"},
+    ),
+    "messages as JSON text": ({}, {"messages": json.dumps(TALK), "id": "x"}, ASKED, "42", {"id": "x"}),
+    "sharegpt as JSON text": ({}, {"conversations": json.dumps(SHAREGPT)}, BEFORE, "42", {}),
+    "JSON text, named": ({"messages": "chat"}, {"chat": json.dumps(TALK)}, ASKED, "42", {}),
+    "a list as a text": ({}, {"prompt": "[1, 2]: the sum?"}, [("user", "[1, 2]: the sum?")], None, {}),
+    "a system column, named": ({"prompt": "question"}, {"system": "Hm", "question": "6 x 7?"}, ASKED, None, {"system": "Hm"}),
+    "an input, named": ({"prompt": "prompt"}, {"prompt": "6 x 7?", "input": "8"}, ASKED, None, {"input": "8"}),
+    "an input that a template writes": (
+        {"template": "{{ input }}?"},
+        {"prompt": "Multiply.", "input": "6 x 7"},
+        ASKED,
+        None,
+        {"input": "6 x 7"},
+    ),
+    "a blank gold": ({}, {"prompt": "6 x 7?", "answer": " \n"}, ASKED, None, {}),
     "alpaca": (
         {},
         {"instruction": "Multiply.", "input": "6 and 7", "output": "42", "level": 1},
@@ -74,7 +94,27 @@ READ: dict[str, tuple[dict[str, str], dict[str, Any], list[tuple[str, str]], str
     "prompt and completion": ({}, {"prompt": "6 x 7?", "completion": "42"}, ASKED, None, {"completion": "42"}),
     "prompt and completion, named": ({"answer": "completion"}, {"prompt": "6 x 7?", "completion": "42"}, ASKED, "42", {}),
     "a completion of messages": ({"answer": "completion"}, {"prompt": TALK[:1], "completion": TALK[1:]}, ASKED, "42", {}),
-    "question beside a prompt": ({}, {"prompt": "6 x 7?", "question": "6"}, ASKED, None, {"question": "6"}),
+    "question beside a prompt, the same": (
+        {},
+        {"prompt": "6 x 7?", "question": "6 x 7?"},
+        ASKED,
+        None,
+        {"question": "6 x 7?"},
+    ),
+    "question beside a prompt, named": (
+        {"prompt": "question"},
+        {"prompt": "6", "question": "6 x 7?"},
+        ASKED,
+        None,
+        {"prompt": "6"},
+    ),
+    "question beside an empty prompt": (
+        {"prompt": "question"},
+        {"prompt": "", "question": "6 x 7?"},
+        ASKED,
+        None,
+        {"prompt": ""},
+    ),
     "other case, named": ({"prompt": "Question", "answer": "Answer"}, {"Question": "6 x 7?", "Answer": "42"}, ASKED, "42", {}),
     "a column without a name": ({}, {"": "0", "prompt": "6 x 7?"}, ASKED, None, {"": "0"}),
     "a part of a column": (
@@ -125,6 +165,44 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
         {},
         {"messages": TALK, "problem": "6 x 7?"},
         "the prompt may be in any of these columns: messages, problem\n    Write `messages: messages` or `prompt: problem`.",
+    ),
+    "a question beside another prompt": (
+        {},
+        {"prompt": "You are a helper", "question": "6 x 7?"},
+        "the prompt may be in any of these columns: prompt, question\n    Write `prompt: prompt` or `prompt: question`.",
+    ),
+    "messages that ask, and another prompt": (
+        {},
+        {"messages": TALK[:1], "prompt": "6"},
+        "Write `messages: messages` or `prompt: prompt`.",
+    ),
+    "a system prompt beside a question": (
+        {},
+        {"system_prompt": "Be brief.", "question": "6 x 7?", "response": "42"},
+        "column 'system_prompt' belongs to the conversation and is not read\n    Write `prompt: question`",
+    ),
+    "tools beside messages": ({}, {"messages": TALK, "tools": ["f"]}, "Write `messages: messages` to read that column alone."),
+    "an input below a question": ({}, {"question": "Multiply.", "input": "6, 7"}, "column 'input' belongs to the conversation"),
+    "an input below a prompt": (
+        {},
+        {"prompt": "Multiply.", "input": "6, 7"},
+        "Write `prompt: prompt` to read that column alone",
+    ),
+    "messages as the text of a prompt": ({}, {"prompt": json.dumps(TALK)}, "Write `messages: prompt`."),
+    "messages as Python prints them": (
+        {},
+        {"messages": str(TALK)},
+        "column 'messages' holds messages as text that is not JSON",
+    ),
+    "JSON text that asks, as the answer": (
+        {"answer": "messages"},
+        {"messages": json.dumps(TALK[:1])},
+        "does not end with the assistant's answer",
+    ),
+    "a gold answer with blanks around its name": (
+        {},
+        {"question": "a", " answer": "b"},
+        'so it is not read as the gold answer\n    Take the blanks out of the name, or write `answer: " answer"`.',
     ),
     "two other forms": (
         {},
@@ -235,6 +313,28 @@ def test_a_parquet_file_of_conversations_and_decimals_is_read(tmp_path: Path) ->
     sums.write_parquet(tmp_path / "sums.parquet")
     frame = read("sums.parquet", tmp_path)
     assert frame["answer"][0] == "1.50" and json.loads(frame["meta"][0]) == {"tags": ["x", "y"]}
+
+
+def test_a_float_of_32_bits_is_read_as_it_was_written(tmp_path: Path) -> None:
+    floats = {"prompt": ["a", "b"], "answer": pl.Series([0.1, None], dtype=pl.Float32)}
+    nested = {"tags": pl.Series([[0.2], []], dtype=pl.List(pl.Float32)), "one": pl.Series([{"k": 1e-7}, None])}
+    frame = pl.DataFrame({**floats, **nested}).cast({"one": pl.Struct({"k": pl.Float32})})
+    frame.write_parquet(tmp_path / "floats.parquet")
+    found = read("floats.parquet", tmp_path)
+    assert found["answer"].to_list() == ["0.1", None]
+    assert json.loads(found["meta"][0]) == {"tags": [0.2], "one": {"k": 1e-7}}
+
+
+def test_a_csv_header_with_a_blank_after_the_comma_is_not_read_without_its_answer(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("question, answer\n6 x 7?, 42\n")
+    with pytest.raises(UsageError, match=r"a\.csv:2  column ' answer' has blanks around its name"):
+        read("a.csv", tmp_path)
+
+
+def test_a_map_function_decides_what_the_prompt_is(tmp_path: Path) -> None:
+    (tmp_path / "my.py").write_text("def row(row):\n    return {**row, 'prompt': row['system'] + row['question']}\n")
+    frame = read({"rows": [{"system": "6 x ", "question": "7?"}], "map": "my.py:row"}, tmp_path)
+    assert frame["messages"][0].to_list() == [{"role": "user", "content": "6 x 7?"}]
 
 
 # One line of a file: (prompt, answer, meta), or what is said.
