@@ -33,7 +33,9 @@ from selfkd.core.pool import Function, Model, Pool, read_light
 from selfkd.errors import ChainError, UsageError
 from selfkd.prompts import templates
 from selfkd.recipe.load import frozen
-from selfkd.recipe.schema import Origin, Recipe
+from selfkd.recipe.schema import Origin, Recipe, Stop
+
+MORE_ROUNDS = 3  # that an ended run is offered
 
 
 class Run:
@@ -112,13 +114,19 @@ class Run:
         """Return why the run has ended before `rounds` was reached, or ''."""
         return steering.ended_early(self.recipe.stop, sealed, amend.amendments(self.paths), self.spent(sealed))
 
-    def wider_budget(self) -> list[str]:
-        """Return the override that lets a run go on which ended because its budget of tokens was spent; nothing for any other."""
+    def ways_on(self) -> tuple[list[str], list[str]]:
+        """Return the overrides with which an ended run makes more rounds: of `rounds`, and of what ended it before, to be amended."""
         stop, sealed = self.recipe.stop, self.sealed()
-        spent = self.spent(sealed)
-        if not stop or not stop.tokens or not self.stop_reason(sealed) or spent < stop.tokens:
-            return []
-        return [f"stop.tokens={spent + stop.tokens}"]
+        wider = self._wider(stop, sealed) if stop and self.stop_reason(sealed) else []
+        reached = len(sealed) > self.recipe.rounds
+        return ([f"rounds={self.recipe.rounds + MORE_ROUNDS}"] if reached or not wider else []), wider
+
+    def _wider(self, stop: Stop, sealed: Sequence[Seal]) -> list[str]:
+        """Return a larger patience where it was over, and a larger budget of tokens where it was spent."""
+        patience, spent = steering.larger_patience(stop, sealed, MORE_ROUNDS), self.spent(sealed)
+        return [f"stop.patience={patience}"] * (patience is not None) + (
+            [f"stop.tokens={spent + stop.tokens}"] if stop.tokens and spent >= stop.tokens else []
+        )
 
     def commits(self, seal: Seal) -> list[Commit]:
         """Return the commits of a sealed round, in order."""

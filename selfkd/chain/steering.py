@@ -13,6 +13,7 @@ import polars as pl
 
 from selfkd.chain.records import Amendment, Seal
 from selfkd.core import views
+from selfkd.core.wording import counted
 from selfkd.recipe.schema import Best, Stop
 
 Metrics = Mapping[str, Any]
@@ -97,7 +98,7 @@ def stop_reason(stop: Stop | None, sealed: Sequence[Seal], metrics: Metrics, mea
     if stop is None or index == 0:
         return ""
     if _patience_ended(stop, sealed, metrics, measures, index):
-        return f"{stop.metric} did not improve for {stop.patience} rounds"
+        return f"{stop.metric} did not improve for {counted(stop.patience or 0, 'round')}"
     return f"{spent} tokens were generated, budget {stop.tokens}" if stop.tokens and spent >= stop.tokens else ""
 
 
@@ -119,12 +120,28 @@ def standing_stop(stop: Stop | None, sealed: Sequence[Seal], spent: int) -> str:
 
 
 def _patience_ended(stop: Stop, sealed: Sequence[Seal], metrics: Metrics, measures: Measures, index: int) -> bool:
-    if not stop.patience or not stop.metric:
+    if not stop.patience:
         return False
+    best = _best_round(stop, sealed, metrics, measures)
+    return best is not None and index - max(best, _given_more(stop, sealed)) >= stop.patience
+
+
+def larger_patience(stop: Stop, sealed: Sequence[Seal], more: int) -> int | None:
+    """Return the patience that lets a run make at least so many `more` rounds; None where it is not patience that has ended it."""
+    last = sealed[-1]
+    known = sealed[:-1], last.metrics, last.measures
+    best = _best_round(stop, *known)
+    return last.round - best + more if best is not None and _patience_ended(stop, *known, last.round) else None
+
+
+def _best_round(stop: Stop, sealed: Sequence[Seal], metrics: Metrics, measures: Measures) -> int | None:
+    """Return the first round with the best value of the stop metric, the newest with `metrics`; None where no round has one."""
+    if not stop.metric:
+        return None
     values = [seal.metrics.get(stop.metric) if comparable(stop.metric, seal.measures, measures) else None for seal in sealed]
     sign = 1 if stop.mode == "max" else -1
     known = [(sign * value, -at) for at, value in enumerate([*values, metrics.get(stop.metric)]) if value is not None]
-    return bool(known) and index - max(-max(known)[1], _given_more(stop, sealed)) >= stop.patience
+    return -max(known)[1] if known else None
 
 
 def _given_more(stop: Stop, sealed: Sequence[Seal]) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from selfkd.chain.paths import runs_under
 from selfkd.core.files import NAME, as_typed
+from selfkd.core.wording import counted
 from selfkd.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
         print(remark)
 
     def go_on(state: Status) -> dict[str, str]:
-        wider = opened.wider_budget()
-        more = [f"rounds={state.rounds_wanted + 3}", *wider]
+        rounds, wider = opened.ways_on()
+        more = [*rounds, *wider]
         changed = {word.partition("=")[0] for word in more}
         words = ["run", recipe, *(word for word in overrides if word.partition("=")[0] not in changed), *more]
         words += ["--name", name] if name else []
@@ -181,12 +182,12 @@ def verify(run: Path, quick: bool) -> int:
     for problem in found.problems:
         print(f"damaged  {problem}")
     what = "sizes" if quick else "hashes"
-    counted = f"{found.rounds} rounds, {found.steps} steps, {what} of {found.files} files in {span(time.monotonic() - began)}"
+    sizes = f"{counted(found.rounds, 'round')}, {counted(found.steps, 'step')}, {what} of {counted(found.files, 'file')}"
+    checked = f"{sizes} in {span(time.monotonic() - began)}"
     if found.problems:
-        problems = f"{len(found.problems)} problem{'' if len(found.problems) == 1 else 's'}"
-        print(f"{run} is NOT as it was committed: {problems}. Checked {counted}.")
+        print(f"{run} is NOT as it was committed: {counted(len(found.problems), 'problem')}. Checked {checked}.")
         return 1
-    print(f"{run} is as it was committed: {counted}. Head {found.head[:16] or 'none yet'}")
+    print(f"{run} is as it was committed: {checked}. Head {found.head[:16] or 'none yet'}")
     return 0
 
 

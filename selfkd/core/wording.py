@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def counted(number: int, thing: str) -> str:
+    """Return '1 round' or '2 rounds'."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def listed(names: Sequence[str], last: str = "and") -> str:
     """Return 'a', 'b' and 'c' of several names."""
     *most, end = (f"'{name}'" for name in names)

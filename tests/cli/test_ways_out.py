@@ -175,6 +175,24 @@ def test_a_run_that_stopped_early_goes_on_by_the_command_that_it_prints(said, re
     said("verify", "runs/sums")
 
 
+def test_a_run_whose_patience_ended_is_offered_more_patience_and_makes_three_more_rounds(said):
+    written(RECIPE.replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars}"))
+    words = go_on(said(*RUN))
+    before = len(list(Path("runs/sums").glob("round-*/sealed.json")))
+    assert not any(word.startswith("rounds=") for word in words) and words[-1] == "--amend"
+    assert "stop.patience=4" in words
+    said(*words)
+    assert len(list(Path("runs/sums").glob("round-*/sealed.json"))) >= before + 3
+
+
+def test_one_round_is_not_called_rounds(said, monkeypatch):
+    written(RECIPE.replace("rounds: 2", "rounds: 9\nstop: {patience: 1, metric: dev/chars}"))
+    assert "did not improve for 1 round\n" in said(*RUN)
+    written(RECIPE)
+    killed_in_training(monkeypatch, 1, "--name", "one")
+    assert re.search(r"runs/one is as it was committed: 1 round, \d+ steps?, ", said("verify", "runs/one"))
+
+
 def test_the_commands_that_resume_prints_work_and_are_called_what_they_do(said):
     written(RECIPE)
     said(*RUN)
