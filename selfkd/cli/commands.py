@@ -39,6 +39,7 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
 
     _refuse_place(name, runs)
     loaded, machine = load(recipe, overrides), read_machine(on)
+    _tell_which(recipe)
     if plan:
         from selfkd.recipe.plan import text
 
@@ -62,6 +63,14 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
         return {"go on": command_line(*words)}
 
     return _drive(opened, go_on)
+
+
+def _tell_which(recipe: str) -> None:
+    """Print which file a recipe's name means where a shipped one is called so too."""
+    from selfkd.recipe.load import hidden
+
+    if said := hidden(recipe):
+        print(said, flush=True)
 
 
 def _refuse_place(name: str | None, runs: Path) -> None:
@@ -212,6 +221,7 @@ def lint(recipe: str, overrides: Sequence[str], dry_run: bool, on: Path | None) 
     from selfkd.recipe.lint import look, try_rewards
     from selfkd.recipe.load import read
 
+    _tell_which(recipe)
     words, allowed = read(recipe, overrides), read_machine(on).environment
     report, frames = look(words)
     print(report.text(), flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import io
 import os
+import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
@@ -100,6 +101,7 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+CHANGE = re.compile(r"[A-Za-z_][\w.-]*=")  # how an override begins
 RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (selfkd recipes)")
 OVERRIDES = Argument(
     "overrides", nargs="*", default=[], metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH"
@@ -233,6 +235,9 @@ def _act(words: Sequence[str]) -> int:
     name, *rest = words
     if name not in COMMANDS:
         raise UsageError(f"no command '{name}'.{did_you_mean(name, COMMANDS)}", "", f"Commands: {', '.join(COMMANDS)}")
+    if name == "resume" and (changes := [word for word in rest if CHANGE.match(word)]):
+        fix = f"Change it: selfkd run RECIPE {' '.join(changes)}, with the --name that the run was started with."
+        raise UsageError(f"resume keeps the run's own recipe and takes no {changes[0]}", f"selfkd {name}", fix)
     try:
         given = _parser(name).parse_intermixed_args(rest)
     except SystemExit:  # argparse has printed the help that `--help` asked for

@@ -47,12 +47,16 @@ def copy(name: str, folder: Path) -> list[Path]:
             "is a file, and the copy needs a folder", str(in_the_way), "Name a folder; it is made if it is not there."
         )
     wanted = dict(_wanted(recipe, locate(name)))
+    own = folder / locate(name).name
+    if own.is_file() and own.samefile(locate(name)):
+        raise UsageError("is there already", str(own), "Edit that file, or copy it to another folder.")
     taken = [folder / target for target, source in wanted.items() if _differs(folder / target, source)]
     if taken:
         raise UsageError("exists already with other content", str(taken[0]), "Copy to another folder, or move that file away.")
     for target, source in wanted.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, folder / target)
+        if not ((folder / target).exists() and (folder / target).samefile(source)):
+            shutil.copyfile(source, folder / target)
     return [folder / target for target in wanted]
 
 

@@ -65,6 +65,14 @@ def locate(name: str) -> Path:
     )
 
 
+def hidden(name: str) -> str:
+    """Return which file a name means where a shipped recipe is called so too; "" where there is nothing to confuse."""
+    path, shipped = locate(name), builtin_folder() / "recipes" / f"{name}.yaml"
+    if Path(name).is_file() or not shipped.is_file() or path.samefile(shipped):
+        return ""
+    return f"'{name}' is {as_typed(path)} here, not the shipped recipe of that name."
+
+
 def _with_parent(path: Path, problems: Problems, children: tuple[Path, ...]) -> tuple[Node, str, list[Path]]:
     """The file merged over the one it extends, its own text, and the folders to look in, nearest first."""
     if path.resolve() in children:

@@ -40,6 +40,9 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> list[tuple[str, str]
     rounds = [_costs(recipe, index, sizes, prompt_tokens, longest) for index in range(recipe.rounds + 1)]
     lines = [("prompts", ", ".join(f"{split} {figure(count)}" for split, count in sizes.items()))]
     for index in dict.fromkeys((0, 1, recipe.rounds)):
+        if index > 2:
+            skipped = "round 2 is" if index == 3 else f"rounds 2 to {index - 1} are"
+            lines.append(("…", f"{skipped} counted below and not listed"))
         lines += [(f"round {index}  {cost.step}", cost.what) for cost in rounds[index] if cost.what]
     weights = parameters(recipe.model_source()["path"])
     return [*lines, *_whole(recipe, machine, rounds, weights)]

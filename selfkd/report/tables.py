@@ -18,6 +18,7 @@ from selfkd.chain.measured import Measured
 from selfkd.core.stats import Change, Interval
 from selfkd.report.status import COLUMNS, RoundSummary, Status
 
+WIDEST_SCORE = 18  # letters of the column of scores
 FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
 FULL_TABLE_WIDTH = 104  # characters that the table of rounds takes with the seconds of every stage
 BAR_WIDTH = 20  # characters
@@ -95,7 +96,8 @@ def rounds_table(rounds: Sequence[RoundSummary], split: str, width: int = FILE_W
     measured = _measured(rounds, split)
     table = _table()
     table.add_column("", no_wrap=True)
-    score = f"{split}/{measured[0].score}"[:18] if measured else ""
+    score = f"{split}/{measured[0].score}" if measured else ""
+    score = score if len(score) <= WIDEST_SCORE else f"{score[: WIDEST_SCORE - 1]}…"
     for title in (score, "vs. base", "kept", *(("tokens", *COLUMNS) if wide else ("seconds",)), "survived"):
         table.add_column(title, justify="right", no_wrap=True)
     for summary in rounds:

@@ -85,3 +85,26 @@ def test_a_recipe_is_not_copied_onto_a_file(said, target):
     Path("notes.txt").write_text("mine")
     assert "notes.txt  is a file, and the copy needs a folder" in said("cp", "quickstart", target, code=2)
     assert Path("notes.txt").read_text() == "mine"
+
+
+def test_a_recipe_that_was_copied_already_is_said_to_be_there(said):
+    said("cp", "quickstart", ".")
+    before = Path("quickstart.yaml").read_bytes()
+    assert said("cp", "quickstart", ".", code=2).startswith("quickstart.yaml  is there already\n")
+    assert Path("quickstart.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", [["run", "--plan"], ["lint"]])
+def test_a_recipe_that_hides_a_shipped_one_is_named(said, command):
+    name, *flags = command
+    line = "'star' is star.yaml here, not the shipped recipe of that name.\n"
+    said("cp", "quickstart", ".")
+    assert line not in said(name, "quickstart.yaml", *flags)
+    Path("quickstart.yaml").rename("star.yaml")
+    assert said(name, "star", *flags).startswith(line)
+    assert line not in said(name, "star.yaml", *flags)
+
+
+def test_resume_says_which_command_takes_a_change(said):
+    text = said("resume", "runs/sums", "rounds=6", code=2)
+    assert "takes no rounds=6" in text and "selfkd run RECIPE rounds=6" in text

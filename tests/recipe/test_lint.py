@@ -259,6 +259,19 @@ def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
     assert lines["hours"].startswith("up to 0.0, roughly")
 
 
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [(2, None), (3, "round 2 is counted below and not listed"), (5, "rounds 2 to 4 are counted below and not listed")],
+)
+def test_a_plan_says_which_rounds_it_does_not_list(rounds, said):
+    Path("r.yaml").write_text(RECIPE)
+    lines = plan.plan(load("r.yaml", [f"rounds={rounds}"]), Machine())
+    assert dict(lines).get("…") == said
+    if said:
+        at = lines.index(("…", said))
+        assert lines[at - 1][0].startswith("round 1 ") and lines[at + 1][0].startswith(f"round {rounds} ")
+
+
 # ---- reference ----
 
 

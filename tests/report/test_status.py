@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -251,3 +252,15 @@ def test_the_table_fits_into_80_columns(done):
     assert max(map(len, printed(status.read(done), 80).splitlines())) <= 80
     assert "seconds" in printed(status.read(done), 80).splitlines()[1]
     assert "generate" in printed(status.read(done), 120).splitlines()[1]
+
+
+def test_the_name_of_a_score_that_is_cut_ends_with_an_ellipsis(done):
+    rounds = status.read(done).rounds
+    assert tables.rounds_table(rounds, "dev").columns[1].header == "dev/last_number"
+    assert tables.rounds_table(measured_as(rounds, "a_score_of_many_words"), "dev").columns[1].header == "dev/a_score_of_ma…"
+
+
+def measured_as(rounds: list[status.RoundSummary], score: str) -> list[status.RoundSummary]:
+    return [
+        replace(row, measured={split: replace(found, score=score) for split, found in row.measured.items()}) for row in rounds
+    ]
