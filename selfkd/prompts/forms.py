@@ -143,7 +143,7 @@ def refuse_unread(words: Words, row: Row, column: str, place: str) -> None:
 
 def refuse_other_prompts(row: Row, column: str, place: str) -> None:
     """Raise UsageError where another column may be the prompt and asks something else."""
-    names = [name for name in dict.fromkeys((*USUAL, *OTHERS)) if row.get(name) not in NOTHING]
+    names = [name for name in dict.fromkeys((*USUAL, *OTHERS)) if name == column or row.get(name) not in NOTHING]
     if any(asked(row[name]) != asked(row[column]) for name in names):
         raise two_prompts(names, place)
 

@@ -171,6 +171,7 @@ REFUSED: dict[str, tuple[dict[str, str], dict[str, Any], str]] = {
         {"prompt": "You are a helper", "question": "6 x 7?"},
         "the prompt may be in any of these columns: prompt, question\n    Write `prompt: prompt` or `prompt: question`.",
     ),
+    "a question beside an empty prompt": ({}, {"prompt": "", "question": "a"}, "in any of these columns: prompt, question"),
     "messages that ask, and another prompt": (
         {},
         {"messages": TALK[:1], "prompt": "6"},
