@@ -16,12 +16,16 @@ from selfkd.chain.freeze import code_digests, freeze_code, now, prove_code
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, CodeEntry, Commit, Info, Seal
 from selfkd.core import digest, storage
+from selfkd.core.files import reference_parts
 from selfkd.core.lease import Lease
 from selfkd.core.model_ref import ModelRef
 from selfkd.errors import ChainError
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.replay import ReplayStep
+from selfkd.steps.score import ScoreStep, function_names
+from selfkd.steps.step import several
 
 SHOWN_CHANGES = 6
 FIXED = ("model", "seed", "prompts", "overlap", "context", "chunk", "exact", "dither")  # all that the first step rests on
@@ -148,6 +152,7 @@ class _Standing:
             self._fixed(change)
             or self._made(recipe, code)
             or self._pruned(recipe)
+            or self._replayed(recipe, code)
             or self._finished(recipe, change)
             or self._too_late(recipe, code)
         )
@@ -198,6 +203,28 @@ class _Standing:
                     return self._no(what)
         return None
 
+    def _replayed(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
+        """Find a score that `replay` would bring from earlier rounds, given there by another reward: one name, two meanings."""
+        steps = recipe.steps_of(max(recipe.rounds, 1))
+        windows = [step.rounds for step in steps if isinstance(step, ReplayStep)]
+        if not windows:
+            return None
+        wide = 0 if None in windows else max(one for one in windows if one)
+        ways: dict[str, Any] = {}
+        for step in steps:
+            ways |= _ways(step.verb, step.identity(), commit.code_of(step, code))
+        for path in (path for seal in self.sealed[1:][-wide:] for path in self.paths.round(seal.round).commits()):
+            made = records.read(path, Commit)
+            for name, how in _ways(made.verb, made.identity, made.code).items():
+                if ways.get(name, how) != how:
+                    return self._mixed(name, self.paths.shown(path))
+        return None
+
+    def _mixed(self, name: str, where: str) -> ChainError:
+        what = f"gave '{name}' by another reward, and `replay` brings these scores: old and new ones would have one name"
+        more = f"Give the new score a name of its own (as: {name}_2), use it in the steps after it, and repeat with --amend"
+        return self._no(what, where, more)
+
     def _path(self, model: ModelRef, recipe: Recipe) -> str | None:
         """Return where the weights of a sealed round's model lie; None for a model of a round to come."""
         named = {"base": 0, "warm": 0, "best": steering.best_round(self.sealed, recipe.best)}
@@ -235,6 +262,17 @@ class _Standing:
 
 
 # ---- steps, to be compared ----
+
+
+def _ways(verb: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> dict[str, Any]:
+    """Return {score: what gives it} of a score step, as its record tells it; nothing of any other step."""
+    if verb != ScoreStep.verb:
+        return {}
+    given, rewards = several(identity.get("as")), several(identity.get("reward"))
+    if not rewards:
+        return {(given or ["logprob_of"])[0]: identity["logprob"]}
+    named = zip(given or function_names(rewards), rewards, strict=True)
+    return {name: [reference_parts(one)[1], code.get(one), digest.as_json(identity.get("params", {}))] for name, one in named}
 
 
 def _lines(recipe: Recipe, code: Mapping[str, CodeEntry]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from selfkd.backend.base import (
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import LOOSE_FACTOR, Tally
-from selfkd.chain.commit import Place
+from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage, views
@@ -35,7 +35,7 @@ from selfkd.core.known_models import KnownModels
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool
 from selfkd.core.views import Kind
-from selfkd.errors import BackendError, GuardError
+from selfkd.errors import BackendError, ChainError, GuardError
 from selfkd.prompts import templates
 from selfkd.rewards.pool import spread, worker_facts
 from selfkd.steps.context import Messages, Render, Row
@@ -76,7 +76,13 @@ class StepContext:
         return digest.seed(self.run.recipe.seed, self.index, self.place.step.name, *names)
 
     def model(self, reference: ModelRef) -> Model:
-        return self.models.find(reference, self.pool.models, self.where)
+        found = self.models.find(reference, self.pool.models, self.where)
+        names = (self.run.paths.round(seal.round) for seal in self.run.sealed())
+        if not (self.run.folder / found.path).exists() and any(found.path in pruned_paths(one) for one in names):
+            what = f"the weights of '{reference}' are not on disk any more: `keep` had them taken away ({found.path})"
+            fix = f"Name other weights, such as '{reference.role}@now', and repeat the command with --amend."
+            raise ChainError(what, self.where, f"{fix}   Or restore this folder from a copy.")
+        return found
 
     # ---- machines ----
 

@@ -29,7 +29,8 @@ class Measured:
     """One score of one measure step: its mean over prompts; None of an interval or a change where there is none.
 
     `name` is that of its metric. `scored` of `prompts` had a scored answer. `change` is against the base, on the same prompts;
-    None for the base itself, and where this was measured `differently`: by another reward, or asked otherwise.
+    None for the base itself, where round 0 has no such score, and where this was measured `differently`: by another reward, or
+    asked otherwise.
     """
 
     name: str
@@ -76,8 +77,9 @@ def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]
 def _measured(paths: Paths, commit: Commit, score: str) -> Measured:
     split = commit.identity["split"]
     place = "warm" if commit.step.endswith(WARM) else split
-    scores, base = prompt_means(paths, commit, score), _first(paths, commit, score)
-    differently = _how(base, score) != _how(commit, score)
+    scores, base = prompt_means(paths, commit, score), _base(paths, commit, score)
+    differently = base is not None and _how(base, score) != _how(commit, score)
+    none = base is None or differently or base.digest == commit.digest
     return Measured(
         name=f"{place}/{score}",
         split=split,
@@ -86,7 +88,7 @@ def _measured(paths: Paths, commit: Commit, score: str) -> Measured:
         interval=interval(scores),
         scored=len(scores),
         prompts=int(commit.metrics.get(f"{place}/prompts", len(scores))),
-        change=None if differently or base.digest == commit.digest else change(prompt_means(paths, base, score), scores),
+        change=None if none or base is None else change(prompt_means(paths, base, score), scores),
         differently=differently,
     )
 
@@ -96,14 +98,16 @@ def _how(commit: Commit, score: str) -> str:
     return next((how for name, how in records.measures_of(commit).items() if name.endswith(f"/{score}")), "")
 
 
-def _first(paths: Paths, commit: Commit, score: str) -> Commit:
-    """Return the commit of the first time that this step measured this score. `measure-warm` is `measure`, after the warm-up."""
-    for names in paths.rounds():
-        for path in names.made_by(commit.step.removesuffix(WARM)):
-            made = records.read(path, Commit, unchanged=False)
-            if score in scores_of(made):
-                return made
-    return commit
+def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
+    """Return the step of round 0 that measured this score on this split, whatever it is called; None where there is none.
+
+    Of several, that of the same name (`measure-warm` is `measure`, after the warm-up), else one that measured in the same way.
+    """
+    opening = [records.read(path, Commit, unchanged=False) for path in paths.round(0).commits()]
+    split = commit.identity["split"]
+    found = [one for one in opening if one.outside and one.identity["split"] == split and score in scores_of(one)]
+    name, how = commit.step.removesuffix(WARM), _how(commit, score)
+    return max(found, key=lambda one: (one.step == name, _how(one, score) == how, -one.number), default=None)
 
 
 def scores_of(commit: Commit) -> list[str]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from selfkd.backend.machine import NUMERIC, Machine, fixed_numerics
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
-from selfkd.chain.records import Info, Numerics
+from selfkd.chain.records import Commit, Info, Numerics
 from selfkd.core import digest
 from selfkd.core.hardware import has_gpu
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
+
+COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
 def asked(recipe: Recipe, machine: Machine) -> dict[str, Any]:
@@ -41,6 +44,30 @@ def fix(paths: Paths, numerics: Mapping[str, Any], attempt: int) -> None:
     if records.read(paths.numerics, Numerics).numerics != plain:
         what = "another driver fixed this run to other numerics meanwhile"
         raise ChainError(what, paths.shown(paths.numerics), "Nothing of this was kept. Repeat the command.")
+
+
+def refuse_lost(paths: Paths, info: Info) -> None:
+    """Raise ChainError where an engine or a trainer came up for this run and the record of its numerics is gone.
+
+    Today's numerics would give other numbers, and the run would not say so.
+    """
+    if not info.numerics_fixed and not paths.numerics.exists() and (trace := _of_computing(paths)):
+        what = f"is missing, but {paths.shown(trace)} was made with it: which numerics this run is fixed to is not known"
+        fix = "Restore the file from a copy.   Start a new chain: --name X"
+        raise ChainError(what, paths.shown(paths.numerics), fix)
+
+
+def _of_computing(paths: Paths) -> Path | None:
+    """Return a file that is there because an engine or a trainer came up; None where none did."""
+    for path in (path for kind in COMPUTING for path in paths.computers(kind)):
+        return path
+    commits = (path for names in paths.rounds() for path in names.commits())
+    return next((path for path in commits if computed(records.read(path, Commit, unchanged=False))), None)
+
+
+def computed(commit: Commit) -> bool:
+    """Whether an engine or a trainer made a step."""
+    return any(commit.notes.get("makers", {}).get(kind) for kind in COMPUTING)
 
 
 def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:

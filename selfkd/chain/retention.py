@@ -9,7 +9,7 @@ from selfkd.chain import records
 from selfkd.chain.commit import pruned_paths
 from selfkd.chain.records import Seal, Tombstone
 from selfkd.chain.run import Run, head_of
-from selfkd.chain.steering import best_round
+from selfkd.chain.steering import best_rounds
 from selfkd.core import storage
 from selfkd.core.pool import Model
 from selfkd.recipe.schema import Recipe
@@ -64,17 +64,17 @@ def kept_rounds(recipe: Recipe, sealed: Sequence[Seal]) -> set[int]:
     """Return the rounds whose checkpoints stay: what `keep` says, and what the steps go on using."""
     keep = recipe.keep
     rounds = {seal.round for seal in sealed[len(sealed) - keep.last :]} if keep.last else set()
-    rounds |= {best_round(sealed, recipe.best)} if keep.best else set()
+    rounds |= best_rounds(sealed, recipe.best) if keep.best else set()
     rounds |= {0} if keep.base else set()
     return rounds | _used_rounds(recipe, sealed)
 
 
 def _used_rounds(recipe: Recipe, sealed: Sequence[Seal]) -> set[int]:
     """Return the rounds whose models the steps name (`from: base`, `reference: round-3`), whatever `keep` says."""
-    named = {"base": 0, "warm": 0, "best": best_round(sealed, recipe.best)}
     references = [reference for step in recipe.steps_of(recipe.rounds) for reference in step.models().values()]
-    found = {named.get(reference.when, reference.round) for reference in references}
-    return {index for index in found if index is not None}
+    found = {{"base": 0, "warm": 0}.get(reference.when, reference.round) for reference in references}
+    best = best_rounds(sealed, recipe.best) if any(reference.when == "best" for reference in references) else set()
+    return best | {index for index in found if index is not None}
 
 
 def _checkpoints(run: Run, seal: Seal) -> list[str]:

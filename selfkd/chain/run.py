@@ -202,7 +202,8 @@ class Run:
     # ---- walking ----
 
     def begin(self, watch: Watch = nobody) -> Attempt:
-        """Begin an attempt: its log folder, and `watch`, which is called with every event."""
+        """Begin an attempt: its log folder, and `watch`, which is called with every event. ChainError where its numerics are lost."""
+        numerics.refuse_lost(self.paths, self.info)
         return Attempt.begin(self.paths, watch)
 
     def lease(self) -> Lease:

@@ -28,11 +28,24 @@ def best_round(sealed: Sequence[Seal], best: Best | None) -> int:
     accepted = [seal for seal in sealed if seal.accepted]
     if best is None:
         return accepted[-1].round if accepted else 0
+    judged = _judged(sealed, best)
+    return _best_like(judged[-1], judged, best) if judged else 0
+
+
+def best_rounds(sealed: Sequence[Seal], best: Best | None) -> set[int]:
+    """Return the best round of each way in which the metric was measured: an amendment may go back to any of them."""
+    judged = _judged(sealed, best) if best else []
+    return {best_round(sealed, best)} | {_best_like(one, judged, best) for one in judged if best}
+
+
+def _judged(sealed: Sequence[Seal], best: Best) -> list[Seal]:
+    return [seal for seal in sealed if seal.accepted and seal.metrics.get(best.metric) is not None]
+
+
+def _best_like(like: Seal, judged: Sequence[Seal], best: Best) -> int:
+    """Return the best of the rounds that measured as `like` did."""
     sign = 1 if best.mode == "max" else -1
-    judged = [seal for seal in accepted if seal.metrics.get(best.metric) is not None]
-    if not judged:
-        return 0
-    alike = [seal for seal in judged if comparable(best.metric, seal.measures, judged[-1].measures)]
+    alike = [seal for seal in judged if comparable(best.metric, seal.measures, like.measures)]
     return max(alike, key=lambda seal: (sign * seal.metrics[best.metric], -seal.round)).round
 
 

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfkd.chain import records
+from selfkd.chain.numerics import computed
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import Amendment, Commit, Computer, Info, ModelEntry, Numerics, Record, Seal, Tombstone
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
-from selfkd.errors import ChainError
+from selfkd.errors import ChainError, SelfkdError
+from selfkd.recipe.load import frozen
+from selfkd.recipe.schema import Recipe
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -55,6 +58,7 @@ class _Walk:
         self.paths, self.quick, self.found = paths, quick, Findings()
         self.parent: str | None = None
         self.models: dict[str, ModelEntry] = {}
+        self.made: dict[str, Commit] = {}
         self.blind = False  # a damaged commit hides which models there were
 
     def run(self) -> None:
@@ -63,17 +67,19 @@ class _Walk:
             return
         self.parent = info.root
         self.frozen(info)
-        for path in self.paths.amendments():
-            if (amendment := self.record(path, Amendment)) is not None:
-                self.files(amendment.files, self.paths.relative(path))
+        amendments = {path: self.record(path, Amendment) for path in self.paths.amendments()}
+        for path, amendment in amendments.items():
+            self.files(amendment.files if amendment else {}, self.paths.relative(path))
         if self.paths.numerics.exists():
             self.record(self.paths.numerics, Numerics)
-        for path in self.paths.facts():
-            self.record(path, Computer)
+        facts = {path: self.record(path, Computer) for path in self.paths.facts()}
         gone = {path: self.tombstone(path) for names in self.paths.rounds() for path in names.tombstones()}
         taken = [path for paths in gone.values() for path in paths]
         self.found.pruned = [path for path in taken if not (self.paths.folder / path).exists()]
         self.rounds()
+        self.lost_numerics(info)
+        self.lost_facts(facts)
+        self.lost_amendments(info, amendments)
         for tombstone, paths in gone.items():
             for name in () if self.blind else sorted(set(paths) - self.models.keys()):
                 where = self.paths.relative(tombstone)
@@ -172,6 +178,7 @@ class _Walk:
         if commit.digest != records.step_digest(commit.key, commit.tables, commit.models, commit.metrics):
             self.problem(f"{name}: its digest does not follow from what it added")
         self.contents(name, commit)
+        self.made[name] = commit
         self.parent = commit.digest
 
     def contents(self, name: str, commit: Commit) -> None:
@@ -226,6 +233,50 @@ class _Walk:
         for path in sorted(named.keys() - set(present)):
             self.problem(f"{self.paths.relative(path)} is missing")
 
+    # ---- records that no other one names: what was made says that they were there ----
+
+    def lost_numerics(self, info: Info) -> None:
+        if info.numerics_fixed or self.paths.numerics.exists():
+            return
+        for name in [name for name, commit in self.made.items() if computed(commit)][:1]:
+            self.problem(f"numerics.json is missing, but {name} was made with it")
+
+    def lost_facts(self, facts: Mapping[Path, Computer | None]) -> None:
+        """Name each record of what computed that a step names and that is gone; a damaged one is named already."""
+        known = {(computer.kind, computer.digest) for computer in facts.values() if computer}
+        damaged = {path.stem.rpartition("-")[0] for path, computer in facts.items() if computer is None}
+        for name, commit in self.made.items():
+            for kind, makers in commit.notes.get("makers", {}).items():
+                for maker in makers if kind not in damaged else ():
+                    if (kind, maker) not in known:
+                        known.add((kind, maker))
+                        self.problem(f"facts/{kind}-….json is missing: what made {name} as '{kind}' ({maker[:12]})")
+
+    def lost_amendments(self, info: Info, amendments: Mapping[Path, Amendment | None]) -> None:
+        """Name amendments that are gone: by a gap in their numbers, else by rounds, code or words that no recipe here has."""
+        numbers = [int(path.stem) for path in amendments]
+        for number in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
+            gone = self.paths.relative(self.paths.amendment(number))
+            self.problem(f"{gone} is missing, but {self.paths.relative(max(amendments))} is there")
+        known = [one for one in amendments.values() if one]
+        if len(known) < len(amendments) or len(numbers) < max(numbers, default=0):
+            return
+        self.lost_rounds(known)
+        recipes = _Recipes(info, known, self.paths.folder)
+        for name, commit in self.made.items():
+            if why := recipes.problem(commit):
+                self.problem(f"an amendment is missing: {name} {why}")
+                return
+
+    def lost_rounds(self, amendments: Sequence[Amendment]) -> None:
+        """An amendment says how many rounds were sealed when it was written; they cannot have become fewer."""
+        sealed = sum(names.seal.is_file() for names in self.paths.rounds())
+        for number, amendment in enumerate(amendments, 1):
+            if amendment.sealed > sealed:
+                where = self.paths.relative(self.paths.amendment(number))
+                self.problem(f"{where} was written when {amendment.sealed} rounds were sealed, and {sealed} are here")
+                return
+
     # ---- contents ----
 
     def files(self, recorded: Mapping[str, Any], where: str) -> bool:
@@ -256,3 +307,41 @@ class _Walk:
             return
         if not same:
             self.problem(f"{where} at {model.path} does not hold the weights that were committed")
+
+
+class _Recipes:
+    """The recipes and the code that a run was ever told to go by: those of run.json and of each amendment."""
+
+    def __init__(self, info: Info, amendments: Sequence[Amendment], folder: Path) -> None:
+        told: list[Info | Amendment] = [info, *amendments]
+        self.code = {(name, entry.digest) for one in told for name, entry in one.code.items()}
+        self.rounds = max(int(one.recipe["rounds"]) for one in told)
+        self.recipes = [_readable(one.recipe, folder) for one in told]
+
+    def problem(self, commit: Commit) -> str:
+        """Return in what a step fits none of them, or ''."""
+        if commit.round > self.rounds:
+            return f"is of round {commit.round}, and no recipe here has more than {self.rounds}"
+        for name, made_with in commit.code.items():
+            if (name, made_with) not in self.code:
+                return f"was made with a version of {name} that no recipe here has"
+        if commit.verb == "load" or None in self.recipes:
+            return ""
+        if any(_has(recipe, commit) for recipe in self.recipes if recipe):
+            return ""
+        return "was made with words that no recipe here has"
+
+
+def _readable(words: Mapping[str, Any], folder: Path) -> Recipe | None:
+    """Return a recipe; None where this version does not read it: then no step is judged by its words."""
+    try:
+        return frozen(dict(words), folder)
+    except SelfkdError:
+        return None
+
+
+def _has(recipe: Recipe, commit: Commit) -> bool:
+    """Whether a recipe has this step in this round. A field that one of the two does not know is passed over."""
+    steps = [*recipe.steps_of(commit.round), *recipe.closing_steps(commit.round)]
+    told = [digest.as_json(step.identity()) for step in steps if step.name == commit.step and step.verb == commit.verb]
+    return any(all(one[name] == value for name, value in commit.identity.items() if name in one) for one in told)

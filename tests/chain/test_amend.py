@@ -10,13 +10,15 @@ from chains import RECIPE, Killed, end, go, recipe_in
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
-from selfkd.chain import records
+from selfkd.chain import records, retention
 from selfkd.chain.drive import is_finished
 from selfkd.chain.loop import walk
 from selfkd.chain.records import Amendment
 from selfkd.chain.run import Run
+from selfkd.chain.steering import best_round
 from selfkd.core.lease import Lease
 from selfkd.errors import BusyError, ChainError, RewardError
+from selfkd.recipe.schema import Recipe
 from selfkd.report import status
 from selfkd.report.verify import verify
 
@@ -182,6 +184,41 @@ def test_a_model_that_keep_took_away_is_refused_with_the_reason(tmp_path):
     said = refused(tmp_path, "train.from=base", text=text)
     assert "train.from: the weights of 'policy@base' are not on disk any more: `keep` had them taken away" in said
     go(recipe_in(tmp_path, text, "train.from=start"), tmp_path / "run", amend=True)
+
+
+FROM_BEST = (
+    OWN.replace("{loss: sft}", "{loss: sft, from: best}")
+    + "best: {metric: dev/right}\nkeep: {last: 1, best: true, base: true}\n"
+)
+
+
+def measured_by_another_reward_and_back(folder: Path) -> Recipe:
+    """A run whose third round another reward measured; the recipe that goes back to the first reward."""
+    recipe_in(folder, FROM_BEST)
+    (folder / "mine.py").write_text(RIGHT)
+    go(recipe_in(folder, FROM_BEST), folder / "run")
+    (folder / "mine.py").write_text("def right(completion, answer):\n    return 0.5 if completion.endswith(answer) else 0.0\n")
+    text = FROM_BEST.replace("right = 1", "right > 0")
+    go(recipe_in(folder, text, "rounds=3"), folder / "run", amend=True)
+    (folder / "mine.py").write_text(RIGHT)
+    return recipe_in(folder, text, "rounds=6")
+
+
+def test_a_reward_that_is_amended_and_amended_back_finds_the_weights_of_its_best_round(tmp_path):
+    run = go(measured_by_another_reward_and_back(tmp_path), tmp_path / "run", amend=True)
+    assert len(run.sealed()) == 7
+    assert verify(run.folder).problems == []
+
+
+def test_weights_that_keep_took_away_are_named_as_such_and_the_way_out_works(tmp_path, monkeypatch):
+    with monkeypatch.context() as older:  # as a run was pruned when only the best one of the newest way of measuring stayed
+        older.setattr(retention, "best_rounds", lambda sealed, best: {best_round(sealed, best)})
+        recipe = measured_by_another_reward_and_back(tmp_path)
+        with pytest.raises(ChainError, match="`keep` had them taken away") as caught:
+            go(recipe, tmp_path / "run", amend=True)
+    assert "'policy@now'" in caught.value.fix and "--amend" in caught.value.fix
+    text = (tmp_path / "sums.yaml").read_text().replace("from: best", "from: now")
+    assert len(go(recipe_in(tmp_path, text, "rounds=6"), tmp_path / "run", amend=True).sealed()) == 7
 
 
 # ---- two drivers ----
@@ -369,6 +406,47 @@ def test_a_window_of_rounds_replays_what_those_rounds_made_and_not_what_they_rep
     for index in (2, 3, 4):
         replayed = set(_ids(run, index, "replay"))
         assert replayed and replayed == set(_kept(run, index - 1))
+
+
+REPLAYED = OWN.replace("  - score", "  - replay\n  - score")
+
+
+def replaying(folder: Path, text: str = REPLAYED) -> None:
+    recipe_in(folder, text)
+    (folder / "mine.py").write_text(RIGHT)
+    go(recipe_in(folder, text), folder / "run")
+
+
+def test_scores_of_two_rewards_do_not_meet_under_one_name_in_a_replay(tmp_path):
+    replaying(tmp_path)
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return 2.0\n")
+    said = refused(tmp_path, "rounds=3", text=REPLAYED)
+    assert "round-001/03-score.json" in said and "gave 'right' by another reward, and `replay` brings these scores" in said
+    own_name = REPLAYED.replace("score: mine.py:right", "score: {reward: mine.py:right, as: right_2}").replace(
+        '"right = 1"', '"right_2 = 2"'
+    )
+    run = go(recipe_in(tmp_path, own_name, "rounds=3"), tmp_path / "run", amend=True)  # the way out
+    assert run.samples(round=3, step="replay").height > 0
+    assert set(run.samples(round=3)["right_2"]) == {2.0}
+
+
+@pytest.mark.parametrize("change", ["{reward: mine.py:wrong, as: right}", "{reward: mine.py:right, params: {least: 1}}"])
+def test_another_function_or_other_arguments_make_another_score_for_a_replay(tmp_path, change):
+    body = "def right(completion, answer, least=0):\n    return 1.0\n\n\ndef wrong(completion, answer):\n    return 0.0\n"
+    recipe_in(tmp_path, REPLAYED)
+    (tmp_path / "mine.py").write_text(body)
+    go(recipe_in(tmp_path, REPLAYED), tmp_path / "run")
+    said = refused(tmp_path, "rounds=3", text=REPLAYED.replace("score: mine.py:right", f"score: {change}"))
+    assert "gave 'right' by another reward" in said
+
+
+def test_a_reward_may_change_where_no_replay_reaches_back_to_the_old_one(tmp_path):
+    narrow = REPLAYED.replace("- replay", "- replay: {rounds: 1}")
+    replaying(tmp_path, OWN)
+    (tmp_path / "mine.py").write_text(GENEROUS)
+    go(recipe_in(tmp_path, OWN, "rounds=3"), tmp_path / "run", amend=True)
+    run = go(recipe_in(tmp_path, narrow, "rounds=4"), tmp_path / "run", amend=True)
+    assert set(run.samples(round=4)["right"]) == {1.0}
 
 
 def _ids(run: Run, index: int, step: str) -> list[str]:

@@ -18,7 +18,7 @@ from selfkd.chain.loop import walk
 from selfkd.chain.records import Numerics
 from selfkd.chain.run import Run
 from selfkd.core import digest, facts
-from selfkd.errors import BackendError, UsageError
+from selfkd.errors import BackendError, ChainError, UsageError
 from selfkd.report import status
 from selfkd.report.tables import print_rounds
 from selfkd.report.verify import verify
@@ -190,6 +190,22 @@ def test_other_numerics_are_ignored_afterwards_and_one_line_names_them(tmp_path,
     events.clear()
     driven(tmp_path, "{backend: fake, generators: 2}", monkeypatch, events, rounds=3)  # names no numerics: nothing to say
     assert [event for event in events if event["event"] == "warning"] == []
+
+
+def test_a_run_whose_record_of_numerics_is_gone_does_not_go_on_with_others(tmp_path, monkeypatch):
+    run = driven(tmp_path, "{backend: fake, dtype: float32, threads: 2}", monkeypatch)
+    kept = run.paths.numerics.read_bytes()
+    run.paths.numerics.unlink()
+    with pytest.raises(ChainError, match=r"run/numerics.json  is missing, but run/facts/engine-001.json") as caught:
+        driven(tmp_path, "{backend: fake, dtype: float32, threads: 5}", monkeypatch, rounds=2)
+    for path in run.paths.facts():
+        path.unlink()
+    with pytest.raises(ChainError, match=r"is missing, but run/round-000/02-measure.json was made with it"):
+        driven(tmp_path, "{backend: fake, dtype: float32, threads: 5}", monkeypatch, rounds=2)
+    assert "Restore the file from a copy" in caught.value.fix and "--name" in caught.value.fix
+    assert Run.at(run.folder).samples(round=1).height == 36  # reading needs no numerics
+    run.paths.numerics.write_bytes(kept)
+    assert driven(tmp_path, "{backend: fake, dtype: float32, threads: 5}", monkeypatch, rounds=2).numerics["threads"] == 2
 
 
 def test_an_older_run_is_fixed_to_the_numerics_of_its_creation(tmp_path):

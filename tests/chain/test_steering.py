@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from selfkd.chain.records import Seal
-from selfkd.chain.steering import best_round, standing_stop, stop_reason, verdict
+from selfkd.chain.steering import best_round, best_rounds, standing_stop, stop_reason, verdict
 from selfkd.errors import RecipeError
 from selfkd.recipe.schema import Best, Stop
 
@@ -82,6 +82,13 @@ def measured(how: str, *values: float | None, rolled_back: tuple[int, ...] = ())
 def test_the_best_round_is_looked_for_among_those_measured_as_the_newest_accepted_one():
     assert best_round(measured("aabb", 0.2, 0.9, 0.3, 0.1), BEST) == 2
     assert best_round(measured("aab", 0.2, 0.9, 0.3, rolled_back=(2,)), BEST) == 1
+
+
+def test_each_way_of_measuring_has_its_best_round():
+    assert best_rounds(measured("aabb", 0.2, 0.9, 0.3, 0.1), BEST) == {1, 2}
+    assert best_rounds(measured("aab", 0.2, 0.9, 0.3, rolled_back=(2,)), BEST) == {1}
+    assert best_rounds(rounds(None, None), BEST) == {0}
+    assert best_rounds(rounds(0.1, 0.2), None) == {1}
 
 
 @pytest.mark.parametrize(("column", "before"), [("prev_dev_right", "aab"), ("best_dev_right", "aab")])

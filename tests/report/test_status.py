@@ -64,6 +64,32 @@ def test_the_change_against_the_base_is_that_of_the_stored_scores(done):
     assert measured.change.value == pytest.approx(sum(after[prompt] - before[prompt] for prompt in before) / 6)
 
 
+def test_the_base_is_round_0_whatever_the_measure_step_is_called_since(tmp_path):
+    go(recipe_in(tmp_path), tmp_path / "run")
+    text = RECIPE.replace(
+        "measure: reward/number.py:last_number", "measure: {name: exam, reward: reward/number.py:last_number}"
+    )
+    run = go(recipe_in(tmp_path, text, "rounds=4"), tmp_path / "run", amend=True)
+    base, *_, last = status.read(run.folder).rounds
+    measured = last.measured["dev"]
+    assert measured.change is not None and measured.change.value > 0
+    assert measured.change.value == pytest.approx(measured.value - base.measured["dev"].value)
+
+
+def test_a_score_that_the_base_does_not_have_shows_no_change_against_it(tmp_path):
+    go(recipe_in(tmp_path), tmp_path / "run")
+    (tmp_path / "mine.py").write_text("def short(completion):\n    return float(len(completion) < 20)\n")
+    text = RECIPE.replace(
+        "measure: reward/number.py:last_number", "measure: {reward: [reward/number.py:last_number, mine.py:short]}"
+    )
+    run = go(recipe_in(tmp_path, text, "rounds=4"), tmp_path / "run", amend=True)
+    later = [row.measured for row in status.read(run.folder).rounds[3:]]
+    assert [(one["dev"].change is None, one["dev/short"].change, one["dev/short"].differently) for one in later] == [
+        (False, None, False),
+        (False, None, False),
+    ]
+
+
 def test_what_was_measured_is_worked_out_once_and_recorded_outside_every_digest(done, tmp_path):
     copy = Path(shutil.copytree(done, tmp_path / "run"))
     for seal in copy.glob("round-*/sealed.json"):

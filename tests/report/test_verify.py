@@ -171,3 +171,67 @@ def test_a_table_that_means_something_else_is_found_even_when_the_file_hashes_fi
     table = {**record["tables"]["drops"], "digest": "0" * 64}
     rewrite(path, {"tables": {"drops": table}})
     assert any("table 'drops' does not mean what was committed" in problem for problem in verify(run).problems)
+
+
+# ---- records that no other record names ----
+
+
+def test_lost_numerics_are_named(run):
+    (run / "numerics.json").unlink()
+    assert verify(run).problems == ["numerics.json is missing, but round-000/02-measure.json was made with it"]
+
+
+def test_lost_facts_are_named_once_each(run):
+    gone = sorted((run / "facts").glob("*.json"))
+    kinds = {path.name.rpartition("-")[0] for path in gone}
+    shutil.rmtree(run / "facts")
+    problems = verify(run).problems
+    assert len(problems) == len(gone) and len(kinds) == 4  # driver, engine, trainer, and the reward
+    for kind in kinds:
+        assert any(problem.startswith(f"facts/{kind}-….json is missing: what made round-00") for problem in problems)
+
+
+@pytest.fixture
+def amended(tmp_path) -> Path:
+    """Amended twice: more rounds and another temperature; then more rounds and an edited reward."""
+    own = RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
+    recipe_in(tmp_path, own)
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
+    go(recipe_in(tmp_path, own, "rounds=1"), tmp_path / "run")
+    go(recipe_in(tmp_path, own, "rounds=2", "sample.temperature=0.7"), tmp_path / "run", amend=True)
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return 1.0\n")
+    run = go(recipe_in(tmp_path, own, "rounds=3", "sample.temperature=0.7"), tmp_path / "run", amend=True)
+    assert verify(run.folder).problems == []
+    return run.folder
+
+
+def test_a_gap_in_the_amendments_is_named(amended):
+    (amended / "amendments/001.json").unlink()
+    assert verify(amended).problems == ["amendments/001.json is missing, but amendments/002.json is there"]
+
+
+def test_lost_amendments_show_in_rounds_that_no_recipe_has(amended):
+    shutil.rmtree(amended / "amendments")
+    said = verify(amended).problems
+    assert said == ["an amendment is missing: round-002/01-sample.json is of round 2, and no recipe here has more than 1"]
+
+
+def test_lost_amendments_show_in_code_and_in_words_that_no_recipe_has(amended):
+    """The older recipes, forged to have as many rounds as were made: what is left to tell by is code, then words."""
+    (amended / "amendments/002.json").unlink()
+    path = amended / "amendments/001.json"
+    rewrite(path, {"recipe": {**json.loads(path.read_text())["recipe"], "rounds": 3}})
+    code = "was made with a version of mine.py:right that no recipe here has"
+    assert verify(amended).problems == [f"an amendment is missing: round-003/02-score.json {code}"]
+    path.unlink()
+    record = json.loads((amended / "run.json").read_text())
+    rewrite(amended / "run.json", {"recipe": {**record["recipe"], "rounds": 3}})
+    words = "was made with words that no recipe here has"
+    assert verify(amended).problems == [f"an amendment is missing: round-002/01-sample.json {words}"]
+
+
+def test_rounds_that_an_amendment_knew_of_are_missed(amended):
+    shutil.rmtree(amended / "round-003")
+    shutil.rmtree(amended / "round-002")
+    said = verify(amended).problems
+    assert said == ["amendments/002.json was written when 3 rounds were sealed, and 2 are here"]
