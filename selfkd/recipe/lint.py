@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.core.hardware import usable_cores
 from selfkd.core.pool import Function
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError
@@ -50,7 +53,8 @@ class Report:
     notes: list[str] = field(default_factory=list)
     columns: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
     environment: tuple[str, ...] = field(default=(), repr=False)
-    tested: dict[Path, list[str]] = field(default_factory=dict, repr=False)  # failures of the doctests of each file
+    tested: dict[Path, Future[list[str]]] = field(default_factory=dict, repr=False)  # failures of the doctests of each file
+    told: set[Path] = field(default_factory=set, repr=False)  # files whose failures were said
 
     def __add__(self, more: Report) -> Report:
         return Report([*self.problems, *more.problems], [*self.notes, *more.notes], [*self.columns, *more.columns])
@@ -91,6 +95,7 @@ def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
 def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None, environment: Sequence[str] = ()) -> Report:
     """Return what the doctests of rewards and mapping functions say, and whether the rewards accept the gold answers."""
     report, tried = Report(environment=tuple(environment)), []
+    report.tested.update(_doctests(recipe, report.environment))
     for split, source in recipe.splits().items():
         _mapping(recipe, source, split, report, tell)
     for line in all_lines(recipe):
@@ -102,6 +107,29 @@ def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None, env
                 _reward(reference, step, line, recipe, frames, report)
             tried.append(what)
     return report
+
+
+def _doctests(recipe: Recipe, environment: tuple[str, ...]) -> dict[Path, Future[list[str]]]:
+    """Return {file: failures of its doctests}, run side by side: each has a worker that mostly waits for its imports."""
+    threads = ThreadPoolExecutor(usable_cores())
+    found: dict[Path, Future[list[str]]] = {}
+    for reference, in_place in (
+        *_maps(recipe),
+        *((name, False) for line in all_lines(recipe) for name in line.at(1).functions()),
+    ):
+        with suppress(SelfkdError):  # `look` has said what is wrong with it
+            function = replace(find_function(reference, recipe.folders), in_place=in_place, environment=environment)
+            if function.path not in found:
+                found[function.path] = threads.submit(run_doctests, function)
+    threads.shutdown(wait=False)
+    return found
+
+
+def _maps(recipe: Recipe) -> Iterator[tuple[str, bool]]:
+    """Yield (mapping function, True: it runs where it lies) of each source on a hub; that of a file has just run."""
+    for source in recipe.splits().values():
+        if on_hub(source) and "map" in source:
+            yield source["map"], True
 
 
 def all_lines(recipe: Recipe) -> Iterator[Line]:
@@ -138,8 +166,7 @@ def _mapping(recipe: Recipe, source: Any, split: str, report: Report, tell: Tell
         return
     try:
         tell(f"trying {source['map']}")
-        found = find_function(source["map"], recipe.folders)
-        _sound(replace(found, in_place=True), report, f"prompts.{split}")  # a run freezes the prompts it makes, not its file
+        _sound(find_function(source["map"], recipe.folders), report, f"prompts.{split}")
     except SelfkdError as error:
         report.problems.append(f"prompts.{split}: {error}")
 
@@ -193,8 +220,9 @@ def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Fram
 
 def _sound(function: Function, report: Report, at: str) -> bool:
     """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""
-    first = function.path not in report.tested
-    failures = report.tested.setdefault(function.path, run_doctests(function) if first else [])
+    first = function.path not in report.told
+    report.told.add(function.path)
+    failures = report.tested[function.path].result()
     missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
     if first and missing:
         said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
