@@ -3,7 +3,18 @@
 Left out: SQuAD also removes English articles and all punctuation, which makes 5 of -5 and C of C++.
 """
 
+import re
+
 from stated import bare, final, plain, same, stated
+
+AROUND = [
+    re.compile(rf"(?<!\w){left}(\w(?:[^{but}\n]{{0,200}}[^\s{but}])?){right}(?!\w)")
+    for left, right, but in (
+        (r"\*\*", r"\*\*", "*"), ("__", "__", "_"), (r"\*", r"\*", "*"), ("_", "_", "_"), ("`", "`", "`"), ("'", "'", "'"), ('"', '"', '"'),
+        ("“", "”", "“”"), ("‘", "’", "‘’"), ("«", "»", "«»"),
+    )
+]  # fmt: skip
+BETWEEN = re.compile(r"—|(?<=[^\W\d_]):(?=[^\W\d_])")
 
 
 def match(completion: str, answer: str) -> float:
@@ -22,7 +33,19 @@ def contains(completion: str, answer: str) -> float:
     >>> contains("I think it is New  York!", "new york"), contains("Newark", "new"), contains("it is 5", "-5")
     (1.0, 0.0, 0.0)
     """
-    return float(f" {words(gold(answer))} " in f" {words(final(completion))} ")
+    target, text = words(gold(answer)), final(completion)
+    return float(f" {target} " in f" {words(text)} " or f" {target} " in f" {words(apart(text))} ")
+
+
+def apart(text: str) -> str:
+    """The text without emphasis and quotes around several words, and with the marks between words apart from them.
+
+    >>> apart('It is **New York**: "x"'), apart("Paris—the capital"), apart("x' and 2*3*4")
+    ('It is New York: x', 'Paris the capital', "x' and 2*3*4")
+    """
+    for pattern in AROUND:
+        text = pattern.sub(r"\1", text)
+    return BETWEEN.sub(" ", text)
 
 
 def gold(answer: str) -> str:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from numerals import Numeral, agreement, doubtful, last, plain, whole
+from numerals import CHANGE, NO_UNITS, OPERATE, Numeral, agreement, doubtful, last, plain, whole
 from stated import bare, boxes, final, same, stated
 
 SECONDS = 1.0  # of processor time to read and compare one completion; a usual one takes 0.01
@@ -32,7 +32,34 @@ ROOT = re.compile(r"√\s?(?:\(([^()]{1,99})\)|([0-9]+|[a-zA-Z]))")
 QUOTED = re.compile(r"\\(?:text\w{0,9}|mathrm|mbox)\s?\{[^{}]*\}")
 FRAMES = re.compile(r"\\(?:begin|end)\s?\{\w+\}")
 WORD = re.compile(r"(?<![\\A-Za-z])(?!(?:and|sin|cos|tan|cot|sec|csc|log|exp|sqrt|det|max|min|gcd|lcm|mod|inf)\b)[^\W\d_]{3,}")
-UNITS = re.compile(r"([0-9})\]]|\\pi)(?:\s+[A-Za-z]{2,}\.?)+$")  # words behind a formula
+UNIT = (
+    r"(?:mm|cm|dm|km|kg|mg|ml|in|ft|yd|mi|lbs?|oz|mph|hrs?|min|(?:milli|centi|deci|kilo)?(?:met|lit)(?:er|re)s?|(?:kilo|milli)?grams?|"
+    r"inch(?:es)?|feet|foot|yards?|miles?|units?|degrees?|radians?|percent|dollars?|cents?|euros?|pounds?|ounces?|seconds?|minutes?|hours?|"
+    r"days?|weeks?|months?|years?)"
+)
+UNITS = re.compile(rf"([0-9}})\]a-z]|\\pi)(?:\s+(?:(?:square|cubic|sq|cu|per)\b\.?\s+)?{UNIT}\b\.?)+$")  # behind a formula
+BEHIND = re.compile(r"[0-9A-Za-z})\]!]\s+[A-Za-z]{3,}\.?$")
+NUMBER_OF = re.compile(
+    r"[-+]?[\d.,]+\s+\(?(?!and\b|or\b|(?:pi|sin|cos|tan|cot|sec|csc|log|exp|sqrt)\b)[A-Za-z]{2}[A-Za-z0-9 .()]*"
+)
+PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
+REPEATED = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s?\{(\d{1,20})\}")
+BASE = re.compile(r"_\s?\{\s?(\w+)\s?\}")
+LEAD = re.compile(
+    r"(?:(?:it(?: is|['’]s)|this is|about|around|exactly|approximately|roughly|precisely|just|simply)\s+){1,3}(?=[-−–$\\\d.mn])",
+    re.I,
+)
+MINUS = re.compile(r"(?:minus|negative)\s+(?=[$\\\d.])", re.IGNORECASE)
+EQUALS = re.compile(r"(?<![<>!:])={1,2}|\\equiv(?![A-Za-z])")
+SEVERAL = re.compile(r"[,;&]|\b(?:and|or)\b|\\begin")
+SENTENCES = re.compile(r"(?<=[.!?])\s+|\n")
+DOUBT = re.compile(
+    r"\b(?:not|never|no|none|neither|nor|cannot|whether|unless|either|or|maybe|perhaps|wrong|false|incorrect|impossible|unlikely)\b|n['’]t\b"
+    rf"|[\d)}}$]\S*\s+(?:(?:whole|all|then|to the)\s+)?(?:power|{'|'.join(CHANGE.split())})\b\D*$"
+    r"|\b(?:than|least|most|up to|instead of)\b\D{0,12}\d\S*\D*$"
+    rf"|(?<!\\)\b(?:{'|'.join(OPERATE.split())})(?: of)?(?: the)?\W{{1,6}}\d\S*\D*$",
+    re.IGNORECASE,
+)
 COMMA = re.compile(r"[-+]?\d+,\d+")
 OPERATORS = re.compile(r"[\\^=+*/<>|_]")  # of a formula: the letters beside them are factors, not words
 PLAIN_WORD = re.compile(r"(?<!\S)(?!and\b)[A-Za-z]{3,}(?![^\s,.:;])")
@@ -47,6 +74,8 @@ class Reading(NamedTuple):
     text: str
     number: Numeral | None = None
     formula: list[Any] | None = None
+    kind: str = ""
+    doubted: bool = False
 
 
 class OutOfTime(BaseException):
@@ -72,7 +101,8 @@ def correct(completion: str, answer: str) -> float | tuple[float | None, str]:
     try:
         with at_most(SECONDS):
             said = reading_of(completion, target)
-            return compared(said, target) if said else (0.0, "no answer is stated")
+            value = compared(said, target) if said else (0.0, "no answer is stated")
+            return (None, "its sentence denies, doubts or bounds it") if said and said.doubted and value == 1.0 else value
     except UNREADABLE as error:
         return 0.0, f"the answer cannot be read: {str(error) or type(error).__name__}"
 
@@ -103,12 +133,12 @@ def reading_of(completion: str, target: Reading) -> Reading | None:
     """What the completion states, as the kind of thing that the gold answer is; of a sentence, its last formula or number."""
     said, text = stated(completion), final(completion)
     if target.number is None and target.formula is None:
-        return Reading(bare(text if said is None else said))
+        return Reading(BASE.sub(r"_\1", bare(text if said is None else said)))
     if said is None:
         return read(text) if ALONE.fullmatch(text) and not re.search(r"(?<!\S)[A-Za-z]{2}", text) else last_of(text)
     if whole(said) is None and len(PLAIN_WORD.findall(latex(said))) > 1 and not NEGATED.search(said):
         return last_of(said)
-    return read(said) if said else None
+    return read(MINUS.sub("-", LEAD.sub("", bare(said), count=1), count=1)) if said else None
 
 
 def last_of(text: str) -> Reading | None:
@@ -116,9 +146,9 @@ def last_of(text: str) -> Reading | None:
     text = text.replace(r"\$", "").replace("$$", "$")
     end, formula = max(last_between(text, *pair) for pair in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]")))
     number = last(text[end:])
-    if number is not None:
-        return Reading(number.text, number)
-    return read(formula) if formula else None
+    found = Reading(number.text, number) if number is not None else read(formula) if formula else None
+    sentence = next((one for one in reversed(SENTENCES.split(text)) if re.search(r"[\d$\\]", one)), "")
+    return found._replace(doubted=DOUBT.search(sentence[-LONGEST:]) is not None) if found else None
 
 
 def last_between(text: str, left: str, right: str) -> tuple[int, str]:
@@ -136,10 +166,64 @@ def read(text: str) -> Reading:
         return Reading(text, number)
     written = latex(text)
     signs = FRAMES.sub("", QUOTED.sub("", written)).strip()
+    if NUMBER_OF.fullmatch(plain(text).strip()):
+        return Reading(text, number or doubtful(text))
     if len(signs) < 2 or AS_TEXT.search(written) or (WORD.search(signs) and not OPERATORS.search(signs)):
-        return Reading(text, number)
+        return Reading(BASE.sub(r"_\1", text), number)
     check_size(written)
-    return Reading(text, number or (doubtful(text) if COMMA.fullmatch(plain(text)) else None), parsed(written))
+    check_words(written, signs)
+    value = right_side(written)
+    if value is None:
+        return Reading(text)
+    return Reading(text, number or (doubtful(text) if COMMA.fullmatch(plain(text)) else None), parsed(value), brackets(value))
+
+
+def check_words(written: str, signs: str) -> None:
+    """Refuse a formula with words that may change its value: the library would drop them."""
+    words = {
+        word.casefold() for quoted in QUOTED.findall(written) for word in re.findall("[A-Za-z]{3,}", quoted.partition("{")[2])
+    }
+    words |= {word.casefold() for word in WORD.findall(signs)}
+    if BEHIND.search(signs) or words & (NO_UNITS - {"and", "but"}):
+        raise ValueError("words stand in it that are no units")
+
+
+def right_side(text: str) -> str | None:
+    """The formula whose value an equation states; None where sides without letters are not equal, so that it states nothing.
+
+    >>> right_side("x=6+1=7"), right_side("42=x"), right_side("41=42"), right_side("y=2x")
+    ('7', '42', None, 'y=2x')
+    """
+    sides = [side.strip() for side in EQUALS.split(re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text))]
+    if len(sides) == 1 or SEVERAL.search(text):
+        return text
+    numeric = [side for side in sides if side and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", QUOTED.sub("", side)))]
+    if len(sides) == 2 and len(numeric) < 2:
+        return sides[0] if numeric == sides[:1] and re.fullmatch("[A-Za-z]", sides[1]) else text
+    if not numeric or numeric[-1] != sides[-1]:
+        return None
+    from math_verify import verify
+
+    value = parsed(numeric[-1])
+    return numeric[-1] if all(verify(value, parsed(side), timeout_seconds=None) for side in numeric[:-1]) else None
+
+
+def brackets(text: str) -> str:
+    """The brackets around a tuple, an interval or a set, "," of a list without them, and "" of anything else.
+
+    >>> brackets("x = (1, 2)"), brackets("[1,2)"), brackets(r"\\{1\\}"), brackets("1, 2"), brackets("(x+1)"), brackets("(1,2)+(3,4)")
+    ('()', '[)', '{}', ',', '', '')
+    """
+    text = re.split(r"=|\\in(?![A-Za-z])", text)[-1].replace(r"\{", "{").replace(r"\}", "}").strip()
+    steps = ({**dict.fromkeys("([{", 1), **dict.fromkeys(")]}", -1)}.get(sign, 0) for sign in text)
+    depths = list(accumulate(steps))
+    if 0 not in depths[:-1] and text[:1] in tuple("([{") and text[-1:] in tuple(")]}"):
+        return (
+            text[0] + text[-1]
+            if text[0] + text[-1] != "()" or any(s == "," and d == 1 for s, d in zip(text, depths, strict=True))
+            else ""
+        )
+    return "," if any(s == "," and d == 0 for s, d in zip(text, depths, strict=True)) else ""
 
 
 def latex(text: str) -> str:
@@ -150,8 +234,15 @@ def latex(text: str) -> str:
     """
     text = ROOT.sub(r"\\sqrt{\1\2}", text).translate(SYMBOLS)
     text = SPACING.sub(" ", text).replace("{,}", ",").replace(r"\$", "").replace("**", "^")
+    text = REPEATED.sub(repeated, PI.sub(r"\\pi ", text))
     text = DEGREES.sub(r"\1{\\frac{\2\\pi}{180}}", text)
     return UNITS.sub(r"\1", text.strip()).strip()
+
+
+def repeated(match: re.Match[str]) -> str:
+    """A decimal whose last digits repeat, as a fraction."""
+    start, digits = int(match[1] + match[2] or 0), match[1] + match[2] + match[3]
+    return rf"\frac{{{int(digits) - start}}}{{{10 ** len(match[2]) * (10 ** len(match[3]) - 1)}}}"
 
 
 def check_size(text: str) -> None:
@@ -209,6 +300,9 @@ def compared(said: Reading, target: Reading) -> float | tuple[float | None, str]
         return agreement(said.number, target.number)
     if as_formula(said) is None or as_formula(target) is None:
         return float(same(said.text, target.text))
+    kinds = {said.kind, target.kind}
+    if len(kinds) == 2 and kinds - {",", "", "{}"} and kinds != {"", "()"}:
+        return 0.0
     from math_verify import verify
 
     return float(verify(as_formula(target), as_formula(said), timeout_seconds=None))

@@ -33,7 +33,7 @@ def answer_line(completion: str, answer: str) -> float | tuple[float | None, str
     target = gold(answer)
     line = final(completion).strip().rpartition("\n")[2].strip()
     label = LABEL.match(line)
-    number = plain(bare(without_half_emphasis(line[label.end() :].strip()))) if label else ""
+    number = plain(bare(without_half_emphasis(line[label.end() :].strip(), label[0]))) if label else ""
     if not number or re.search(r"[^\W\d_]", re.sub(r"(?<=\d)[eE](?=[-+\d])", "", number)):
         return 0.0
     return agreement(read(number), target)

@@ -24,12 +24,30 @@ NUMERAL = re.compile(
 )
 LARGE = {
     "hundred": 2, "thousand": 3, "k": 3, "lakh": 5, "million": 6, "mn": 6, "M": 6, "crore": 7, "billion": 9, "bn": 9, "B": 9, "trillion": 12,
+    "hundreds": 2, "thousands": 3, "lakhs": 5, "millions": 6, "crores": 7, "billions": 9, "trillions": 12, "quadrillion": 15,
 }  # fmt: skip
 UNITS = """m mm cm dm km g mg kg t l L ml mL cl dl s ms h hr hrs min d ft in yd mi lb lbs oz mph kph W kW V A J kJ N Hz Pa C F K
     cal kcal am pm AM PM st nd rd th"""
 GLUED = frozenset(UNITS.split())  # may stand right behind the digits; 5x, 3i and 9π are products
-NO_UNIT = "pi sqrt root or and plus minus times over if not i e x y z n to factorial squared cubed"
-NO_UNITS = frozenset(NO_UNIT.split())
+CHANGE = """pi sqrt root roots plus minus factorial squared cubed square-rooted doubled tripled quadrupled halved inverted negated
+    divided multiplied increased decreased raised reduced mod modulo point dozen dozens score gross half halves third thirds quarter
+    quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths mil quadrillions quintillion
+    zillion zillions log ln sin cos tan exp choose below negative one two three four five six seven eight nine ten eleven twelve
+    twenty thirty forty fifty sixty seventy eighty ninety zero"""
+CHANGES = frozenset(CHANGE.split())  # behind a number, they make another one of it
+JOIN = """or and but times over if not no never is isn was are wrong false incorrect maybe perhaps probably unless except excluding
+    without than rather instead to i e x y z n"""
+NO_UNITS = CHANGES | frozenset(JOIN.split())  # of an answer that should be a number: what these begin is no unit
+OPERATE = "sqrt root log ln logarithm sin cos tan exp half third quarter twice double triple thrice square cube factorial inverse reciprocal"
+OPERATES = frozenset(OPERATE.split())  # before a number, perhaps with `of`
+MINUSES = ("minus", "negative")
+FACTOR = re.compile(
+    r"\\(?:pi|sqrt|[dt]?frac|times|cdot|div|pm|mp|theta|alpha|beta|lambda|infty|log|ln|sin|cos|tan|[pb]?mod)(?![A-Za-z])"
+    r"|[!^×·÷√π½¼¾⅓⅔+*](?![*]|[A-Za-z]{2})|[beijknqrvwxyz](?![\w'’/]|\.\w)"
+)  # what stands apart behind a number and makes a formula of it
+ABSOLUTE = re.compile(r"\|(-[0-9][0-9.,]{0,50})\|")
+POWER = re.compile(r"(?<=[0-9)])\s?\*\*\s?(?=[-+]?[0-9])(?![0-9.,]+\*\*)")
+IN_BRACKETS = re.compile(r"\s+\(([A-Za-z][A-Za-z ]+)\)\s*")
 UNIT_POWER = re.compile(r"(?<=[A-Za-z])(?:\^\{?-?[0-9]\}?|[²³]|[23]\b)")
 LATEX = (
     (re.compile(r"\\(?:text|math)[a-z]{0,9}\s?\{([^{}]{0,99})\}"), r" \1"),
@@ -131,6 +149,9 @@ def size_of(match: re.Match[str]) -> Fraction | None:
 
 def with_tail(text: str, value: Fraction, tail: str) -> Numeral | None:
     """What the number means with what stands behind it: nothing, a unit, a per cent sign, or `million`."""
+    if re.match(r"\s*[·*]", tail) or re.search(r"[-/·*]\s*$", tail):
+        return None
+    tail = IN_BRACKETS.sub(r" \1", tail)
     words = re.split(r"[\s/·*.-]+", UNIT_POWER.sub("", tail).strip().lstrip("$€£¥₹°"))
     first, size = words[0], LARGE.get(words[0], LARGE.get(words[0].casefold()))
     if len(words) > 6 or any(word.casefold() in NO_UNITS or not (word.isalpha() or word == "%") for word in words if word):
@@ -172,7 +193,8 @@ def last(text: str) -> Numeral | None:
     >>> [str(last(text).value) for text in ("48 - 6 = 42, which is $1,042.00.", "about −7 cm^2", "pages 3-4")]
     ['1042', '-7', 'None']
     """
-    joined = THOUSANDS.sub(lambda match: match[0].replace(" ", "'"), plain(text))
+    joined = THOUSANDS.sub(lambda match: match[0].replace(" ", "'"), plain(text.replace("$$", "$")))
+    joined = ABSOLUTE.sub(r" ±\1 ", POWER.sub("^", joined))
     words = BORDERS.sub(r" \g<0> ", joined).split()
     for place in range(len(words) - 1, -1, -1):
         if re.search("[0-9]", words[place]) and not NAME.fullmatch(words[place]):
@@ -181,7 +203,7 @@ def last(text: str) -> Numeral | None:
 
 
 def in_place(words: list[str], place: int) -> Numeral | None:
-    """A numeral among words: `%` or `million` may follow it, a lonely sign or a whole number come before it."""
+    """A numeral among words; where those beside it make another number of it, it has no certain value."""
     word = words[place].lstrip("*_'“‘:?{").rstrip("*_'”’,.:?}\\").rstrip("$")
     after = words[place + 1].strip(".,:?!") if place + 1 < len(words) else ""
     if after.casefold() in ("%", "percent", *LARGE) and after != "k":
@@ -190,9 +212,32 @@ def in_place(words: list[str], place: int) -> Numeral | None:
     if found is None or found.value is None:
         return found or doubtful(word)
     before = words[place - 1] if place else ""
-    mixed = whole(f"{before} {word}") if "/" in word and before.isdigit() else None
+    earlier = words[place - 2] if place > 1 else ""
+    number = earlier if before in ("and", "+") else before
+    mixed = whole(f"{number} {word}") if "/" in word and number.isdigit() else None
     if mixed is not None and mixed.value is not None:
         return Numeral(mixed.text, None, frozenset((found.value, mixed.value)))
-    if before in SIGNS and not (place > 1 and re.search("[0-9)]", words[place - 2])):
+    if before.casefold() in (*SIGNS, *MINUSES) and not re.search("[0-9)]", earlier):
         return Numeral(f"{before} {word}", None, frozenset((found.value, -found.value)))
+    if changed(words[max(0, place - 3) : place], words[place + 1 : place + 3]):
+        return Numeral(word, None, frozenset([found.value]))
     return found
+
+
+def changed(before: list[str], behind: list[str]) -> bool:
+    """Whether the words around a number make another number of it.
+
+    >>> changed(["root", "of"], []), changed([], ["squared."]), changed(["is"], ["apples"])
+    (True, True, False)
+    """
+    before = [word.casefold().strip("\\$*") for word in before if word not in ("(", "of", "the", "$")]
+    if before and (before[-1] in OPERATES or before[-1] in ("^", "×", "·", "÷", "/", "√")):
+        return True
+    if not behind:
+        return False
+    word = behind[0].casefold().strip("*_$.,:;?!()'\"")
+    return (
+        word in CHANGES
+        or FACTOR.match(behind[0]) is not None
+        or (behind[0] in (*SIGNS, "/") and FACTOR.match("".join(behind[1:])) is not None)
+    )

@@ -15,7 +15,8 @@ PAIRS = (
 )  # fmt: skip
 COMMAND = re.compile(r"\\(?:boxed|fbox|text\w{0,9}|math(?:rm|bf|it|sf|tt))\s?\{([^{}]*)\}")
 MOST_WRAPPERS = 8
-OPTION = re.compile(r"\(?([A-Za-z])[).:]{1,2}(?:\s.*)?")  # on one line
+OPTION = re.compile(r"\(?([A-Za-z])[).:]{1,2}(?:\s+(?P<rest>.*))?")  # on one line
+SECOND_OPTION = re.compile(r"(?<![\w'’])(?:[B-Z](?![\w'’+#])|A(?!\s(?!and\b|or\b|but\b)[a-z])(?![\w'’])|I['’]|[a-z]\))")
 
 
 def final(completion: str) -> str:
@@ -84,16 +85,17 @@ def answer_line(text: str) -> tuple[int, str] | None:
     line = next((line for line in text[last.end() :].split("\n", 9)[:9] if line.strip(" *_\t\r")), "")
     if "is" in last[0].lower().removeprefix("answer"):
         line = SENTENCE_END.split(line.strip(), maxsplit=1)[0]
-    return last.start(), without_half_emphasis(line.strip())
+    return last.start(), without_half_emphasis(line.strip(), text[text.rfind("\n", 0, last.start()) + 1 : last.end()])
 
 
-def without_half_emphasis(line: str) -> str:
-    """
-    >>> without_half_emphasis("42**"), without_half_emphasis("**42**")
-    ('42', '**42**')
+def without_half_emphasis(line: str, before: str) -> str:
+    """The line without the end of an emphasis that began before it; a mark that nothing began is a sign of the answer.
+
+    >>> without_half_emphasis("42**", "**Answer: "), without_half_emphasis("**42**", "Answer: "), without_half_emphasis("42*", "Answer: ")
+    ('42', '**42**', '42*')
     """
     for mark in ("**", "__", "*", "_", "`"):
-        if line.endswith(mark) and line.count(mark) % 2:
+        if line.endswith(mark) and line.count(mark) % 2 and before.count(mark) % 2:
             line = line.removesuffix(mark)
     return line
 
@@ -151,10 +153,12 @@ SIGNS = str.maketrans({"−": "-", "–": "-", "’": "'", "‘": "'", "“": '"
 def same(said: str, gold: str) -> bool:
     """Whether two texts are equal as `plain` has them; `B) Paris` is option B where the gold answer is a single letter.
 
+    Where another letter stands alone behind the first, the text may be a list of the options or a change of mind: it is none.
+
     >>> same("**paris**", "Paris"), same("B) Paris", "B"), same("C", "C++"), same("5", "-5")
     (True, True, False, False)
     """
     option = OPTION.fullmatch(bare(said))
-    if option and re.fullmatch("[a-z]", plain(gold)):
+    if option and re.fullmatch("[a-z]", plain(gold)) and not SECOND_OPTION.search(option["rest"] or ""):
         said = option[1]
     return plain(said) == plain(gold)

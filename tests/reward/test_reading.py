@@ -166,6 +166,19 @@ def test_a_text_contains_an_answer_only_as_whole_words_with_their_signs() -> Non
     assert [score("exact.py:contains", text, "C++")[0] for text in ("in C++.", "in C", "in C#")] == [1.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "text", ["**New York**", "'New York'", '"New York" is', "“New York”", "_New York_", "City:New York", "New York—a city"]
+)
+def test_a_text_contains_an_answer_of_several_words_within_emphasis_quotes_and_marks(text: str) -> None:
+    assert score("exact.py:contains", text, "New York")[0] == 1.0
+    assert score("exact.py:contains", text, "York New")[0] == score("exact.py:contains", text, "New Yor")[0] == 0.0
+
+
+def test_signs_that_touch_a_word_are_no_emphasis() -> None:
+    pairs = [("x' is", "x"), ("2*3*4", "3"), ("a_b_c", "b"), ("C++ is", "C"), ("**-5**", "5")]
+    assert [score("exact.py:contains", text, answer)[0] for text, answer in pairs] == [0.0] * 5
+
+
 def test_close_takes_a_number_within_its_tolerance_and_abstains_where_the_numeral_may_be_near() -> None:
     texts = {"about 3.14": 1.0, "about 3.2": 0.0, "-3.14": 0.0, "3,14": None, "4,2": 0.0, "314%": None, "nothing": 0.0}
     assert {text: score("number.py:close", text, "3.14159")[0] for text in texts} == texts
