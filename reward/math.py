@@ -39,6 +39,7 @@ UNIT = (
 )
 UNITS = re.compile(rf"([0-9}})\]a-z]|\\pi)(?:\s+(?:(?:square|cubic|sq|cu|per)\b\.?\s+)?{UNIT}\b\.?)+$")  # behind a formula
 BEHIND = re.compile(r"[0-9A-Za-z})\]!]\s+[A-Za-z]{3,}\.?$")
+LETTER = re.compile(r"\\text\s?\{\s?[xyzrnkpqiej]\s?\}|(?:\\[lc]?dots[a-z]?|\.\.)\s*$")  # a factor, or what goes on
 NUMBER_OF = re.compile(
     r"[-+]?[\d.,]+\s+\(?(?!and\b|or\b|(?:pi|sin|cos|tan|cot|sec|csc|log|exp|sqrt)\b)[A-Za-z]{2}[A-Za-z0-9 .()]*"
 )
@@ -56,7 +57,8 @@ SENTENCES = re.compile(r"(?<=[.!?])\s+|\n")
 DOUBT = re.compile(
     r"\b(?:not|never|no|none|neither|nor|cannot|whether|unless|either|or|maybe|perhaps|wrong|false|incorrect|impossible|unlikely)\b|n['’]t\b"
     rf"|[\d)}}$]\S*\s+(?:(?:whole|all|then|to the)\s+)?(?:power|{'|'.join(CHANGE.split())})\b\D*$"
-    r"|\b(?:than|least|most|up to|instead of)\b\D{0,12}\d\S*\D*$"
+    r"|\b(?:than|least|most|up to|instead of|over|under|above|below|nearly|almost)\b\D{0,12}\d\S*\D*$"
+    r"|\b(?:sum|product|difference|quotient|ratio|average|mean) (?:of|between)\b[^=]{0,80}\b(?:and|to) \W{0,4}\d\S*\D*$"
     rf"|(?<!\\)\b(?:{'|'.join(OPERATE.split())})(?: of)?(?: the)?\W{{1,6}}\d\S*\D*$",
     re.IGNORECASE,
 )
@@ -184,7 +186,11 @@ def check_words(written: str, signs: str) -> None:
         word.casefold() for quoted in QUOTED.findall(written) for word in re.findall("[A-Za-z]{3,}", quoted.partition("{")[2])
     }
     words |= {word.casefold() for word in WORD.findall(signs)}
-    if BEHIND.search(signs) or words & (NO_UNITS - {"and", "but"}):
+    if (
+        BEHIND.search(signs)
+        or LETTER.search(written)
+        or words & (NO_UNITS - {"and", "but"} | {"less", "more", "fewer", "greater"})
+    ):
         raise ValueError("words stand in it that are no units")
 
 

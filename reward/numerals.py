@@ -33,7 +33,7 @@ CHANGE = """pi sqrt root roots plus minus factorial squared cubed square-rooted 
     divided multiplied increased decreased raised reduced mod modulo point dozen dozens score gross half halves third thirds quarter
     quarters fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths mil quadrillions quintillion
     zillion zillions log ln sin cos tan exp choose below negative one two three four five six seven eight nine ten eleven twelve
-    twenty thirty forty fifty sixty seventy eighty ninety zero"""
+    twenty thirty forty fifty sixty seventy eighty ninety zero power mille permille"""
 CHANGES = frozenset(CHANGE.split())  # behind a number, they make another one of it
 JOIN = """or and but times over if not no never is isn was are wrong false incorrect maybe perhaps probably unless except excluding
     without than rather instead to i e x y z n"""
@@ -43,7 +43,7 @@ OPERATES = frozenset(OPERATE.split())  # before a number, perhaps with `of`
 MINUSES = ("minus", "negative")
 FACTOR = re.compile(
     r"\\(?:pi|sqrt|[dt]?frac|times|cdot|div|pm|mp|theta|alpha|beta|lambda|infty|log|ln|sin|cos|tan|[pb]?mod)(?![A-Za-z])"
-    r"|[!^×·÷√π½¼¾⅓⅔+*](?![*]|[A-Za-z]{2})|[beijknqrvwxyz](?![\w'’/]|\.\w)"
+    r"|[!^×·÷√π½¼¾⅓⅔‰+*](?![*]|[A-Za-z]{2})|[beijknqrvwxyz](?![\w'’/]|\.\w)"
 )  # what stands apart behind a number and makes a formula of it
 ABSOLUTE = re.compile(r"\|(-[0-9][0-9.,]{0,50})\|")
 POWER = re.compile(r"(?<=[0-9)])\s?\*\*\s?(?=[-+]?[0-9])(?![0-9.,]+\*\*)")
@@ -230,8 +230,14 @@ def changed(before: list[str], behind: list[str]) -> bool:
     >>> changed(["root", "of"], []), changed([], ["squared."]), changed(["is"], ["apples"])
     (True, True, False)
     """
+    bracket = before[-1:] == ["("]
     before = [word.casefold().strip("\\$*") for word in before if word not in ("(", "of", "the", "$")]
-    if before and (before[-1] in OPERATES or before[-1] in ("^", "×", "·", "÷", "/", "√")):
+    behind = [word for word in behind if word not in ("(", "$")]
+    if before and (before[-1] in OPERATES or before[-1] in ("not", "never") or before[-1][-1:] in tuple("^×·÷/√")):
+        return True
+    if bracket and before and (before[-1] in SIGNS or (len(before[-1]) == 1 and before[-1].isalpha())):
+        return True
+    if [word.strip(".,!") for word in behind] in (["is", "wrong"], ["is", "not"], ["is", "incorrect"], ["is", "false"]):
         return True
     if not behind:
         return False

@@ -16,7 +16,9 @@ PAIRS = (
 COMMAND = re.compile(r"\\(?:boxed|fbox|text\w{0,9}|math(?:rm|bf|it|sf|tt))\s?\{([^{}]*)\}")
 MOST_WRAPPERS = 8
 OPTION = re.compile(r"\(?([A-Za-z])[).:]{1,2}(?:\s+(?P<rest>.*))?")  # on one line
-SECOND_OPTION = re.compile(r"(?<![\w'’])(?:[B-Z](?![\w'’+#])|A(?!\s(?!and\b|or\b|but\b)[a-z])(?![\w'’])|I['’]|[a-z]\))")
+SECOND_OPTION = re.compile(
+    r"^(?:is|isn['’]t|was|wrong|incorrect)\b|(?<![\w'’])(?:[B-Z](?![\w'’+#])|A(?!\s(?!and\b|or\b|but\b)[a-z])(?![\w'’])|I['’]|[a-z]\))"
+)
 
 
 def final(completion: str) -> str:
