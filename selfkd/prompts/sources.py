@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +97,17 @@ def read_hub(words: Words, folders: Sequence[Path], split_name: str) -> Iterator
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(first_line(error), where, ONLINE if online else OFFLINE) from None
     label = " ".join(str(part) for part in (name, words.get("subset"), split, words.get("revision")) if part)
-    return (Raw(row, label, f"{where} row {number}") for number, row in enumerate(found, 1))
+    short = [column for column, feature in found.features.items() if getattr(feature, "dtype", "") == "float32"]
+    rows = ({**row, **{column: as_written(row[column]) for column in short}} for row in found)
+    return (Raw(row, label, f"{where} row {number}") for number, row in enumerate(rows, 1))
+
+
+def as_written(value: Any) -> Any:
+    """Return a float of 32 bits as the shortest number that it can be: 0.1, which as 64 bits would be 0.10000000149011612."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    shortened = (float(f"{value:.{digits}g}") for digits in range(6, 10))
+    return next((one for one in shortened if struct.unpack("f", struct.pack("f", one))[0] == value), value)
 
 
 OFFLINE = """There is no network here, and the local cache does not have this data set.

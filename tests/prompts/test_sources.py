@@ -122,3 +122,13 @@ def test_files_that_are_not_what_they_say(tmp_path: Path) -> None:
         read("a.txt", tmp_path)
     with pytest.raises(UsageError, match=r"no file 'a\.jsonl'"):
         read("a.jsonl", tmp_path)
+
+
+def test_a_float_of_32_bits_on_the_hub_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"prompt": datasets.Value("string"), "answer": datasets.Value("float32")})
+    rows = {"prompt": ["a", "b", "c", "d"], "answer": [0.1, None, 3.14159, 2.5e-5]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict(rows, features=features))
+    monkeypatch.setattr("selfkd.prompts.sources.hub_answers", lambda: True)
+    frame = read({"hub": "some/floats"}, tmp_path)
+    assert frame["answer"].to_list() == ["0.1", None, "3.14159", "0.000025"]
