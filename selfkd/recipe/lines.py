@@ -254,8 +254,10 @@ def name_all(entries: Sequence[Entry], reserved: Iterable[str], problems: Proble
 
 
 def _given(entry: Entry, problems: Problems) -> str:
-    name = entry.words["name"].value if "name" in entry.words else ""
-    if name and not (isinstance(name, str) and NAME.fullmatch(name)):
+    if "name" not in entry.words:
+        return ""
+    name = entry.words["name"].value
+    if not (isinstance(name, str) and NAME.fullmatch(name)):
         problems.add(entry.at("name"), entry.label, f"a name is small letters, digits, '-' and '_', not {name!r}")
         return ""
     return str(name)
