@@ -1,4 +1,4 @@
-"""Losses against formulas worked out by hand, on a model of two tokens whose probabilities can be chosen."""
+"""Losses against formulas worked out by hand, on a model of two letters whose probabilities can be chosen."""
 
 from __future__ import annotations
 
@@ -26,18 +26,20 @@ def bigram(folder: Path, after: dict[str, float]) -> Model:
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     config = LlamaConfig(
-        vocab_size=2, hidden_size=2, intermediate_size=2, num_hidden_layers=0, num_attention_heads=1, rms_norm_eps=0.0
+        vocab_size=3, hidden_size=2, intermediate_size=2, num_hidden_layers=0, num_attention_heads=1, rms_norm_eps=0.0
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(2))  # normalised: sqrt(2) in the place of the token, 0 in the other
+        model.model.embed_tokens.weight.copy_(
+            torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        )  # normalised: sqrt(2) in the place of the token, 0 in the other
         odds = [math.log(after[token] / (1 - after[token])) / math.sqrt(2) for token in "ab"]
-        model.lm_head.weight.copy_(torch.tensor([[0.0, 0.0], odds]))
+        model.lm_head.weight.copy_(torch.tensor([[0.0, 0.0], odds, [-40.0, -40.0]]))  # the end never comes
     model.generation_config = GenerationConfig()
     model.save_pretrained(folder)
-    raw = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    raw = Tokenizer(models.WordLevel({"a": 0, "b": 1, "<e>": 2}, unk_token="a"))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.Split(Regex("."), "isolated"), decoders.Fuse()
-    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="b", pad_token="a").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>", pad_token="<e>").save_pretrained(folder)
     return Model("policy", str(folder), folder.name)
 
 
@@ -203,7 +205,7 @@ def test_only_learned_positions_reach_the_vocabulary(tmp_path, start):
         with FlopCounterMode(display=False) as counter:
             model(input_ids=torch.ones_like(labels), labels=labels, fused_lm_head=True)
         counts.append(counter.get_total_flops())
-    assert counts[1] - counts[0] == 4 * 2 * 2 * 2  # tokens, hidden size, vocabulary, multiply and add
+    assert counts[1] - counts[0] == 4 * 2 * 3 * 2  # tokens, hidden size, vocabulary, multiply and add
 
 
 @pytest.mark.parametrize("like", ["sft", "dpo"])
