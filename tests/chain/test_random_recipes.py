@@ -20,7 +20,7 @@ from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine, read_machine
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
-from selfkd.errors import GuardError, RecipeError, SelfkdError, UsageError
+from selfkd.errors import GuardError, RecipeError, RewardError, SelfkdError, UsageError
 from selfkd.recipe.lint import lint
 from selfkd.recipe.load import load
 from selfkd.recipe.schema import Recipe
@@ -41,11 +41,11 @@ MACHINE = Machine(backend="fake", threads=1)
 
 
 def go(recipe: Recipe, folder: Path) -> str:
-    """Walk the recipe to its end; return its digest, or the guard that stopped it: too few rows are the recipe's own doing."""
+    """Walk the recipe to its end; return its digest, or what stopped it: too few rows or scores are the recipe's own doing."""
     run = Run.open(recipe, folder, MACHINE)
     try:
         walk(run, Fake(run.numerics), run.begin())
-    except GuardError as error:
+    except (GuardError, RewardError) as error:
         return f"stopped: {error.what.splitlines()[0]}"
     return end(run)
 
