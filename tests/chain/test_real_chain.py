@@ -34,8 +34,9 @@ steps:
   - sample: {{n: 4, temperature: 1.0, max_tokens: 24}}
   - score: vowels.py:vowels
   - select: "vowels > 0"
-  - train: {{loss: sft, trl: {{learning_rate: 5.0e-4, num_train_epochs: 2}}}}
-  - build: {{kind: pair, chosen: "vowels = max(vowels) OVER (PARTITION BY prompt)", rejected: "vowels = min(vowels) OVER (PARTITION BY prompt)"}}
+  - build: {{kind: sft, as: plain, cut: keep}}
+  - train: {{loss: sft, of: plain, trl: {{learning_rate: 5.0e-4, num_train_epochs: 2}}}}
+  - build: {{kind: pair, cut: keep, chosen: "vowels = max(vowels) OVER (PARTITION BY prompt)", rejected: "vowels = min(vowels) OVER (PARTITION BY prompt)"}}
   - train: {{loss: dpo, nll: 1.0, of: rows, trl: {{learning_rate: 1.0e-4}}}}
   - measure: {{reward: vowels.py:vowels, max_tokens: 24}}
 """
