@@ -57,7 +57,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{"question": f"{name} {i}?", "answer": "a"} for i in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "chain.yaml").write_text(
-        RECIPE.format(model=folder / "tiny").replace("build: {", "build: {as: pairs, ").replace("of: rows", "of: pairs")
+        RECIPE.format(model=folder / "tiny").replace("kind: pair,", "kind: pair, as: pairs,").replace("of: rows", "of: pairs")
     )
     (folder / "one.yaml").write_text("threads: 1\n")
     return folder
