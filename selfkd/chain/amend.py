@@ -24,7 +24,7 @@ from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.replay import ReplayStep
-from selfkd.steps.score import ScoreStep, function_names
+from selfkd.steps.score import ScoreStep
 from selfkd.steps.step import several
 
 SHOWN_CHANGES = 6
@@ -268,11 +268,11 @@ def _ways(verb: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> di
     """Return {score: what gives it} of a score step, as its record tells it; nothing of any other step."""
     if verb != ScoreStep.verb:
         return {}
-    given, rewards = several(identity.get("as")), several(identity.get("reward"))
-    if not rewards:
-        return {(given or ["logprob_of"])[0]: identity["logprob"]}
-    named = zip(given or function_names(rewards), rewards, strict=True)
-    return {name: [reference_parts(one)[1], code.get(one), digest.as_json(identity.get("params", {}))] for name, one in named}
+    if not identity.get("reward"):
+        return {(several(identity.get("as")) or ["logprob_of"])[0]: identity["logprob"]}
+    params = digest.as_json(identity.get("params", {}))
+    rewards = records.rewards_of(identity)
+    return {name: [reference_parts(one)[1], code.get(one), params] for name, one in rewards.items()}
 
 
 def _lines(recipe: Recipe, code: Mapping[str, CodeEntry]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, Interval, change, interval
-from selfkd.steps.score import function_names
-from selfkd.steps.step import several
 
 Scores = dict[str, float]
 WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
@@ -67,7 +65,7 @@ def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]
     measured: dict[str, Measured] = {}
     for commit in (one for one in commits if one.outside):
         split = commit.identity["split"]
-        first, *others = scores_of(commit)
+        first, *others = records.rewards_of(commit.identity)
         name = split if split not in measured else f"{split} ({commit.step})"
         measured[name] = _measured(paths, commit, first)
         measured |= {f"{name}/{other}": _measured(paths, commit, other) for other in others}
@@ -105,14 +103,11 @@ def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
     """
     opening = [records.read(path, Commit, unchanged=False) for path in paths.round(0).commits()]
     split = commit.identity["split"]
-    found = [one for one in opening if one.outside and one.identity["split"] == split and score in scores_of(one)]
+    found = [
+        one for one in opening if one.outside and one.identity["split"] == split and score in records.rewards_of(one.identity)
+    ]
     name, how = commit.step.removesuffix(WARM), _how(commit, score)
     return max(found, key=lambda one: (one.step == name, _how(one, score) == how, -one.number), default=None)
-
-
-def scores_of(commit: Commit) -> list[str]:
-    """Return the scores of a measure step; the first one is the one that tables show."""
-    return several(commit.identity.get("as")) or function_names(several(commit.identity["reward"]))
 
 
 def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:

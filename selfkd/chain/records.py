@@ -17,6 +17,8 @@ from selfkd.core import digest, storage
 from selfkd.core.files import reference_parts
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
+from selfkd.steps.score import function_names
+from selfkd.steps.step import several
 
 FORMAT = 2
 RESTORE = "Restore the file from a copy. All damage: selfkd verify RUN"
@@ -323,9 +325,7 @@ def measures_of(commit: Commit) -> dict[str, str]:
     """
     apart = ("name", "reward", "as", "max_failed", "timeout")
     asked = {name: value for name, value in commit.identity.items() if name not in apart}
-    named = _several(commit.identity["reward"])
-    called = _several(commit.identity.get("as")) or [reference_parts(one)[1] for one in named]
-    rewards = dict(zip(called, named, strict=True))
+    rewards = rewards_of(commit.identity)
     texts = {name: text for name, text in commit.code.items() if name not in rewards.values()}
 
     def how(metric: str) -> str:
@@ -337,8 +337,10 @@ def measures_of(commit: Commit) -> dict[str, str]:
     return {metric: how(metric) for metric in commit.metrics}
 
 
-def _several(words: str | list[str] | None) -> list[str]:
-    return [words] if isinstance(words, str) else list(words or ())
+def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
+    """Return {score: the reward that gives it} of a step that scores, as its record tells it; the first is the one that tables show."""
+    rewards = several(identity.get("reward"))
+    return dict(zip(several(identity.get("as")) or function_names(rewards), rewards, strict=True))
 
 
 def _meanings(models: Mapping[str, ModelEntry]) -> Json:
