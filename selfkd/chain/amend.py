@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from selfkd.chain import commit, records, steering
@@ -34,7 +35,10 @@ FREE = ("name", "rounds")  # of the folder, which was given; and what needs no a
 
 def in_force(paths: Paths, info: Info) -> Info | Amendment:
     """Return what holds the recipe and code in force: the newest amendment, or the run as created."""
-    found = amendments(paths)
+    return _newest(info, amendments(paths))
+
+
+def _newest(info: Info, found: Sequence[Amendment]) -> Info | Amendment:
     return found[-1] if found else info
 
 
@@ -73,7 +77,7 @@ def _record(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> None
             when=now(),
             sealed=len(here.sealed),
         )
-        records.write(here.paths.amendment(len(here.paths.amendments()) + 1), record, here.paths.tmp)
+        records.write(here.paths.amendment(len(here.amendments) + 1), record, here.paths.tmp)
 
 
 def _proved_code(recipe: Recipe, paths: Paths, environment: Iterable[str]) -> dict[str, CodeEntry]:
@@ -101,7 +105,8 @@ class _Standing:
     """Where a run stands: its recipe and code in force, what is sealed, and what is made of the open round."""
 
     def __init__(self, paths: Paths, info: Info) -> None:
-        self.paths, self.info, self.effective = paths, info, in_force(paths, info)
+        self.paths, self.info, self.amendments = paths, info, amendments(paths)
+        self.effective = _newest(info, self.amendments)
         self.sealed = [records.read(names.seal, Seal) for names in paths.rounds() if names.seal.exists()]
         self.rounds = int(self.effective.recipe["rounds"])
 
@@ -124,10 +129,10 @@ class _Standing:
         if len(self.sealed) > rounds:
             return True
         spent = sum(commit.generated_in(self.paths, seal) for seal in self.sealed)
-        return bool(steering.ended_early(recipe.stop, self.sealed, amendments(self.paths), spent))
+        return bool(steering.ended_early(recipe.stop, self.sealed, self.amendments, spent))
 
     def change(self, recipe: Recipe) -> _Change:
-        words = _changed_words(digest.as_json(self._old().resolved()), digest.as_json(recipe.resolved()))
+        words = _changed_words(digest.as_json(self._old.resolved()), digest.as_json(recipe.resolved()))
         code = {reference: entry.digest for reference, entry in self.effective.code.items()}
         current = code_digests(recipe)
         edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
@@ -135,7 +140,7 @@ class _Standing:
 
     def code_files(self) -> dict[str, Any]:
         """Return the hashes of all frozen code: of what lay there before, those of its own record, or damage would become the truth."""
-        before = [self.info.files, *(one.files for one in amendments(self.paths))]
+        before = [self.info.files, *(one.files for one in self.amendments)]
         known = {name: entry for files in before for name, entry in files.items()}
         lying = {self.paths.relative(path): path for path in storage.files_in(self.paths.code)}
         new = storage.file_hashes([path for name, path in lying.items() if name not in known], self.paths.folder)
@@ -190,7 +195,7 @@ class _Standing:
     def _of_another_best(self, recipe: Recipe, models: Sequence[ModelRef]) -> str:
         if not any(model.when == "best" for model in models):
             return ""
-        was, now_ = (steering.best_round(self.sealed, one.best) for one in (self._old(), recipe))
+        was, now_ = (steering.best_round(self.sealed, one.best) for one in (self._old, recipe))
         return f"was made when round {was} was the best one; now round {now_} would be" if was != now_ else ""
 
     def _pruned(self, recipe: Recipe) -> ChainError | None:
@@ -246,7 +251,7 @@ class _Standing:
 
     def _too_late(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
         """Find a step that changed, though nothing is left to make of what changed in it."""
-        old = self._old()
+        old = self._old
         first, last = len(self.sealed), max(recipe.rounds, old.rounds)
         was, now_ = _to_come(old, self.effective.code, first, last), _to_come(recipe, code, first, last)
         before, after = _lines(old, self.effective.code), _lines(recipe, code)
@@ -254,6 +259,7 @@ class _Standing:
         late = [name for name in changed if was.get(name) == now_.get(name)]
         return self._no(f"{', '.join(late)}: all that changed in it is made already") if late else None
 
+    @cached_property
     def _old(self) -> Recipe:
         return frozen(dict(self.effective.recipe), self.paths.folder)
 

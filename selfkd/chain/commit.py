@@ -190,7 +190,7 @@ def generated_in(paths: Paths, seal: Seal) -> int:
     return sum(generated_tokens(paths, records.read(folder / step.file, Commit)) for step in seal.steps)
 
 
-def made_by(paths: Paths, commit: Commit) -> Pool:
+def own_pool_of(paths: Paths, commit: Commit) -> Pool:
     """Return what a step made: what it added, without samples that it copied from other rounds."""
     added = pool_of(paths, commit)
     if not (commit.verb in VERBS and VERBS[commit.verb].copies):

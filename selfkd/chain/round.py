@@ -72,9 +72,12 @@ class Round:
         code = commit.code_of(step, self.run.code)
         place = Place(self.run.paths, self.index, len(self.made) + 1, step, self.parent, code)
         commit.refuse_another(place)
-        if not place.commit.exists():
+        fresh = not place.commit.exists()
+        if fresh:
             self._make(place, pool)
         made = commit.read(place)
+        for role, entry in made.models.items() if fresh else ():
+            self.run.trust.know(entry.model(role))
         self.made.append(made)
         self.parent = made.digest
         seconds = made.notes.get("seconds")
@@ -94,8 +97,6 @@ class Round:
         context.makers["driver"].add(self.run.computers.driver(self.attempt))
         makers = {kind: sorted(made - {""}) for kind, made in sorted(context.makers.items())}
         commit.write(place, added, pool, self.start, {**context.notes, **added.notes, **spent, "makers": makers})
-        for role, entry in records.read(place.commit, Commit).models.items():
-            self.run.trust.know(entry.model(role))
 
     def _earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         """Yield (round, what it made) of the accepted rounds before this one, newest first, `window` rounds back at most."""
@@ -106,7 +107,7 @@ class Round:
                 pool = Pool({"prompts": train.prompts}, train.files)
                 for made in self.run.commits(seal):
                     self.run.trust.files({name: entry for name, entry in made.files.items() if name.endswith(".parquet")})
-                    pool += commit.made_by(self.run.paths, made)
+                    pool += commit.own_pool_of(self.run.paths, made)
                 yield seal.round, pool
 
     # ---- the end of a round ----
