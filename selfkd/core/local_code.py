@@ -52,8 +52,8 @@ def content(path: Path) -> bytes:
 
 
 def parse(path: Path) -> ast.Module:
-    """Return the syntax tree of a file; UsageError with its line where it is not Python."""
-    return parsed(content(path), path)
+    """Return the syntax tree of a file, which is shared: leave it as it is. UsageError with its line where it is not Python."""
+    return _tree(content(path), path)
 
 
 def parsed(source: bytes, path: Path) -> ast.Module:
@@ -64,6 +64,9 @@ def parsed(source: bytes, path: Path) -> ast.Module:
         raise UsageError(f"not Python: {error.msg}", f"{path}:{error.lineno or 1}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"not Python: {error or 'it nests too deeply to be read'}", str(path)) from None
+
+
+_tree = lru_cache(maxsize=64)(parsed)  # one file is asked for by each step that names it
 
 
 class _Collector:
@@ -127,7 +130,7 @@ def _module_file(place: Path) -> Path | None:
 @lru_cache(maxsize=256)  # one file is asked for by lint, by creation, and for each worker: its text is walked once
 def _named(source: bytes, path: Path) -> tuple[list[tuple[int, list[str]]], list[tuple[str, int]]]:
     """Return what a file names: (level, parts) of what may be a module, and (name, line) of its data files."""
-    tree = parsed(source, path)
+    tree = _tree(source, path)
     return list(_imports(tree)), list(_data_names(tree))
 
 

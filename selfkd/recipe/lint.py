@@ -96,8 +96,9 @@ def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None, env
     """Return what the doctests of rewards and mapping functions say, and whether the rewards accept the gold answers."""
     report, tried = Report(environment=tuple(environment)), []
     report.tested.update(_doctests(recipe, report.environment))
-    for split, source in recipe.splits().items():
-        _mapping(recipe, source, split, report, tell)
+    for split, reference in _maps(recipe):
+        tell(f"trying {reference}")
+        _mapping(reference, recipe, split, report)
     for line in all_lines(recipe):
         step = line.at(1)
         for reference in step.functions():
@@ -113,10 +114,8 @@ def _doctests(recipe: Recipe, environment: tuple[str, ...]) -> dict[Path, Future
     """Return {file: failures of its doctests}, run side by side: each has a worker that mostly waits for its imports."""
     threads = ThreadPoolExecutor(usable_cores())
     found: dict[Path, Future[list[str]]] = {}
-    for reference, in_place in (
-        *_maps(recipe),
-        *((name, False) for line in all_lines(recipe) for name in line.at(1).functions()),
-    ):
+    rewards = [name for line in all_lines(recipe) for name in line.at(1).functions()]
+    for reference, in_place in (*((name, True) for _, name in _maps(recipe)), *((name, False) for name in rewards)):
         with suppress(SelfkdError):  # `look` has said what is wrong with it
             function = replace(find_function(reference, recipe.folders), in_place=in_place, environment=environment)
             if function.path not in found:
@@ -125,11 +124,11 @@ def _doctests(recipe: Recipe, environment: tuple[str, ...]) -> dict[Path, Future
     return found
 
 
-def _maps(recipe: Recipe) -> Iterator[tuple[str, bool]]:
-    """Yield (mapping function, True: it runs where it lies) of each source on a hub; that of a file has just run."""
-    for source in recipe.splits().values():
+def _maps(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield (split, mapping function) of each source on a hub, which runs where it lies; that of a file has just run."""
+    for split, source in recipe.splits().items():
         if on_hub(source) and "map" in source:
-            yield source["map"], True
+            yield split, source["map"]
 
 
 def all_lines(recipe: Recipe) -> Iterator[Line]:
@@ -160,13 +159,10 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
     return frames
 
 
-def _mapping(recipe: Recipe, source: Any, split: str, report: Report, tell: Tell) -> None:
-    """A mapping function of a hub's data set can be looked up and its doctests run without a row; one of a file has just run."""
-    if not on_hub(source) or "map" not in source:
-        return
+def _mapping(reference: str, recipe: Recipe, split: str, report: Report) -> None:
+    """Can a mapping function of a hub's data set be found, and do its doctests hold? No row is read for that."""
     try:
-        tell(f"trying {source['map']}")
-        _sound(find_function(source["map"], recipe.folders), report, f"prompts.{split}")
+        _sound(find_function(reference, recipe.folders), report, f"prompts.{split}")
     except SelfkdError as error:
         report.problems.append(f"prompts.{split}: {error}")
 
