@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,8 +178,7 @@ class StepContext:
         template = self.run.template(reference)
 
         def render(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
-            seen = templates.visible_prompt(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
-            return templates.with_last_message(messages, template.render(prompt=seen, of=of))
+            return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of))
 
         return render
 

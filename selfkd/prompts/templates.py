@@ -7,6 +7,7 @@ its own text. Nothing here knows a recipe or a model.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -177,6 +178,11 @@ def visible_prompt(messages: Sequence[Message], answer: str | None, columns: Map
     """Return the `prompt` that a template sees. The four fixed names win over meta columns of the same name."""
     fixed = dict(text=text_of(messages), answer=answer, messages=list(messages), meta=dict(columns))
     return Prompt(**{**columns, **fixed})
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """Return the `prompt` that a template sees of a row of table `prompts`."""
+    return visible_prompt(row["messages"], row["answer"], json.loads(row["meta"] or "{}"))
 
 
 def text_of(messages: Iterable[Message]) -> str:

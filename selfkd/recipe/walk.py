@@ -6,7 +6,6 @@ here by the code that would trip, for every step, and not only the first of each
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -203,7 +202,7 @@ class LintContext:
             found = check_parameters(function, None if known is None else known.counts) if definition(function) else []
         except SelfkdError as error:
             function, found = nothing, [str(error)]
-            self.round.unfound += self.step.scores() if hasattr(self.step, "scores") else []
+            self.round.unfound += self.step.scores()
         for problem in found:
             self._add("reward", problem)
         return function
@@ -249,9 +248,8 @@ def _always_fails(template: templates.Template, prompts: Sequence[Mapping[str, A
     failures = []
     asked = [prompt for prompt in prompts if prompt["answer"] is not None or not answered]
     for prompt in asked:
-        seen = templates.visible_prompt(prompt["messages"], prompt["answer"], json.loads(prompt["meta"] or "{}"))
         try:
-            template.render(prompt=seen, of=None)
+            template.render(prompt=templates.prompt_of(prompt), of=None)
             return
         except SelfkdError as error:
             failures.append(in_one_line(error) if not getattr(error, "where", "") else f"{error.where}  {in_one_line(error)}")

@@ -141,7 +141,7 @@ class ScoreStep(Step):
                 done += len(of_new)
                 self._check(done, failed, todo.height, outcomes, context, function)
                 context.progress(done, todo.height, "samples")
-            yield shape("scores", _score_rows(part.filter(new)["id"].to_list(), name, outcomes))
+            yield _score_rows(part.filter(new)["id"].to_list(), name, outcomes)
 
     def _whole_prompts(self, pool: Pool, todo: pl.DataFrame) -> pl.DataFrame:
         """Return all samples of the prompts that have one to score: a vote counts those, too, that have their score already.
@@ -234,4 +234,4 @@ def _score_rows(ids: list[str], name: str, outcomes: list[tuple[float | None, st
         {"sample": ids, "value": values, "why": whys}, schema={"sample": pl.String, "value": pl.Float64, "why": pl.String}
     )
     why = pl.when(pl.col("why") == "").then(None).otherwise(pl.col("why"))
-    return frame.with_columns(why.alias("why"), name=pl.lit(name), draw=pl.lit(0), weight=pl.lit(1.0))
+    return shape("scores", frame.with_columns(why.alias("why"), name=pl.lit(name), draw=pl.lit(0), weight=pl.lit(1.0)))

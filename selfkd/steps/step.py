@@ -63,6 +63,10 @@ class Step(BaseModel):
         """Return references `file.py:function` whose code belongs to the identity."""
         return []
 
+    def scores(self) -> list[str]:
+        """Return the names of the scores that it gives."""
+        return []
+
     def templates(self) -> list[str]:
         """Return references of templates whose text belongs to the identity."""
         return []
