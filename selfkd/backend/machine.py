@@ -7,6 +7,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
 from selfkd.core import digest, yamlfile
 from selfkd.core.hardware import free_cores, installed_version
@@ -198,12 +199,10 @@ def _refused(field_name: str, option: str) -> str:
 
 
 def _is(wanted: type, value: Any) -> bool:
-    """Whether a value has the type of a field: a whole number is a number, but true and false are not."""
-    if isinstance(value, bool):
-        return wanted is bool
+    """Whether a value has the type of a field."""
     if wanted is list:
         return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return isinstance(value, int | float if wanted is float else wanted)
+    return is_kind(wanted.__name__, value)
 
 
 def explain() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from selfkd.backend.option_kinds import is_kind
 from selfkd.core.wording import did_you_mean
 
 # name -> (kind of value, smallest, greatest); None where there is no bound. Kinds: int, float, bool, ints (a list of whole
@@ -76,7 +77,7 @@ def check_length(options: Mapping[str, Any], max_tokens: int) -> Iterator[str]:
 
 def _value_problems(name: str, value: Any) -> Iterator[str]:
     kind, least, most = PASSED[name]
-    if not _is(kind, value):
+    if not is_kind(kind, value):
         yield f"vllm.{name} should be {WORDS[kind]}, not {value!r}"
     elif least is not None and value < least:
         yield f"vllm.{name} should be at least {least:g}, not {value!r}"
@@ -98,13 +99,3 @@ WORDS = {
     "texts": "a list of texts",
     "mapping": "a mapping (name: value)",
 }
-
-
-def _is(kind: str, value: Any) -> bool:
-    if kind == "ints":
-        return isinstance(value, list | tuple) and all(_is("int", item) for item in value)
-    if kind == "texts":
-        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-    if isinstance(value, bool):
-        return kind == "bool"
-    return isinstance(value, {"int": int, "float": int | float, "mapping": Mapping}.get(kind, ()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.wording import did_you_mean
 
@@ -168,7 +169,7 @@ def _value_problems(config: str, name: str, value: Any) -> Iterator[str]:
         return
     if isinstance(value, str) and kinds in ("float", "int"):
         yield f"trl.{name} must be a number, not the text '{value}': write it like 1.0e-5, without quotes"
-    elif not any(_is(kind, value) for kind in kinds.split()):
+    elif not any(is_kind(kind, value) for kind in kinds.split()):
         yield f"trl.{name} must be {' or '.join(kinds.split())}, not {value!r}"
     elif smallest is not None and value < smallest:
         yield f"trl.{name} must be at least {smallest:g}, not {value!r}"
@@ -181,18 +182,3 @@ def _value_problems(config: str, name: str, value: Any) -> Iterator[str]:
             if name == "lr_scheduler_type" and choice in MEASURED_SCHEDULES:
                 hint = " It follows what is measured while training, which is not done here."
             yield f"trl.{name} has no choice '{choice}'.{hint}"
-
-
-PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "list": (list, tuple),
-    "dict": (dict,),
-}
-
-
-def _is(kind: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return kind == "bool"
-    return isinstance(value, PYTHON_TYPES.get(kind, ()))
