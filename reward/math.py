@@ -94,7 +94,7 @@ def correct(completion: str, answer: str) -> float | tuple[float | None, str]:
 
     >>> correct("so it is #### 42", "42"), correct("Answer: 7", "42")
     (1.0, 0.0)
-    >>> correct(r"Therefore $x = \\boxed{\\frac{1}{2}}$", "0.5"), correct(r"\\boxed{3}", r"3\\sqrt{13}")
+    >>> correct(r"Therefore $x = \\boxed{\\frac{1}{2}}$", "0.5"), correct(r"\\boxed{\\frac{1}{3}}", "0.5")
     (1.0, 0.0)
     >>> correct("no idea", "42")
     (0.0, 'no answer is stated')

@@ -218,15 +218,16 @@ def doctor(runs: Path) -> int:
 def lint(recipe: str, overrides: Sequence[str], dry_run: bool, on: Path | None) -> int:
     """Check a recipe, its rewards and its prompts."""
     from selfkd.backend.machine import read_machine
-    from selfkd.recipe.lint import look, try_rewards
+    from selfkd.recipe.lint import Doctests, look, try_rewards
     from selfkd.recipe.load import read
 
     _tell_which(recipe)
     words, allowed = read(recipe, overrides), read_machine(on).environment
+    doctests = Doctests(words, allowed)
     report, frames = look(words)
     print(report.text(), flush=True)
     with _telling() as tell:
-        rewards = try_rewards(words, frames, tell, allowed)
+        rewards = try_rewards(words, frames, doctests, tell)
     print(*(["", rewards.text()] if rewards.text() else []), sep="\n")
     if dry_run and report.ok and rewards.ok:
         from selfkd.chain.dry_run import try_walk  # loads the chain and a backend, which lint alone does not need

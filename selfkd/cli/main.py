@@ -7,6 +7,7 @@ Exit codes: 0 done · 1 failed · 2 recipe or usage · 75 stopped and resumable 
 from __future__ import annotations
 
 import ast
+import gc
 import io
 import os
 import re
@@ -21,6 +22,8 @@ import selfkd
 from selfkd.cli import commands
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
+
+COLLECT_AFTER = 50_000  # objects; what a command imports lives on, and Python's 700 looks through it again and again
 
 # ----------------------------------------------------------------------------------------------------- help and its topics
 
@@ -190,6 +193,7 @@ def main(words: Sequence[str] | None = None) -> int:
     An error of ours is printed as it is, any other as one line; with SELFKD_DEBUG=1 it is raised, for its trace.
     """
     _ready_streams()
+    gc.set_threshold(COLLECT_AFTER)
     code = _code_of(sys.argv[1:] if words is None else words)
     try:
         sys.stdout.flush()

@@ -53,20 +53,18 @@ def content(path: Path) -> bytes:
 
 def parse(path: Path) -> ast.Module:
     """Return the syntax tree of a file, which is shared: leave it as it is. UsageError with its line where it is not Python."""
-    return _tree(content(path), path)
+    return parsed(content(path), path)
 
 
+@lru_cache(maxsize=64)  # one file is asked for by each step that names it
 def parsed(source: bytes, path: Path) -> ast.Module:
-    """Return the syntax tree of what `path` holds."""
+    """Return the syntax tree of what `path` holds, which is shared: leave it as it is. UsageError where it is not Python."""
     try:
         return ast.parse(source, str(path))
     except SyntaxError as error:
         raise UsageError(f"not Python: {error.msg}", f"{path}:{error.lineno or 1}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise UsageError(f"not Python: {error or 'it nests too deeply to be read'}", str(path)) from None
-
-
-_tree = lru_cache(maxsize=64)(parsed)  # one file is asked for by each step that names it
 
 
 class _Collector:
@@ -130,7 +128,7 @@ def _module_file(place: Path) -> Path | None:
 @lru_cache(maxsize=256)  # one file is asked for by lint, by creation, and for each worker: its text is walked once
 def _named(source: bytes, path: Path) -> tuple[list[tuple[int, list[str]]], list[tuple[str, int]]]:
     """Return what a file names: (level, parts) of what may be a module, and (name, line) of its data files."""
-    tree = _tree(source, path)
+    tree = parsed(source, path)
     return list(_imports(tree)), list(_data_names(tree))
 
 

@@ -15,6 +15,8 @@ from selfkd.core import digest
 from selfkd.core.local_code import content, local_code, parsed
 from selfkd.errors import UsageError
 
+READ_DOCSTRINGS = ("__doc__", "getdoc")  # names by which a file can make its docstrings count
+
 
 def code_digest(path: Path) -> str:
     """Return the digest of what a Python file and the local files it needs mean."""
@@ -27,40 +29,35 @@ def code_digest(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _source_digest(source: bytes, path: Path, documented: bool) -> str:
-    tree = parsed(source, path)
     try:
-        return digest.of(_plain(tree if documented else _without_docstrings(tree)))
+        return digest.of(_plain(parsed(source, path), documented))
     except RecursionError:
         raise UsageError("an expression nests too deeply to be read", str(path), "Write it as a loop or a list.") from None
 
 
 @lru_cache(maxsize=256)
 def _reads_docstrings(source: bytes, path: Path) -> bool:
-    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(parsed(source, path))}
-    return bool(names & {"__doc__", "getdoc"})
+    if source.isascii() and not any(name.encode() in source for name in READ_DOCSTRINGS):
+        return False  # told without a walk; other letters may be another spelling of these names
+    return any(getattr(node, "attr", getattr(node, "id", "")) in READ_DOCSTRINGS for node in ast.walk(parsed(source, path)))
 
 
-def _plain(node: Any) -> Any:
+def _plain(node: Any, documented: bool) -> Any:
     """Return a syntax tree as plain JSON, the same on every Python: what is empty or None is left out, as newer ones add fields."""
     if isinstance(node, ast.Constant):
         return ["Constant", ascii(node.value)]  # 1, 1.0, True and "1" differ
     if isinstance(node, ast.JoinedStr):  # Python 3.12 puts empty texts between the parts of an f-string
-        return [
-            "JoinedStr",
-            [_plain(part) for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")],
-        ]
-    if isinstance(node, ast.AST):
-        given = {name: getattr(node, name, None) for name in node._fields}
-        return [
-            type(node).__name__,
-            {name: _plain(value) for name, value in given.items() if value is not None and value != []},
-        ]
-    return [_plain(item) for item in node] if isinstance(node, list) else node
+        parts = [part for part in node.values if not (isinstance(part, ast.Constant) and part.value == "")]
+        return ["JoinedStr", [_plain(part, documented) for part in parts]]
+    if isinstance(node, list):
+        return [_plain(item, documented) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    given = {name: value for name in node._fields if (value := getattr(node, name, None)) is not None and value != []}
+    if not documented and isinstance(body := given.get("body"), list) and _is_text(body[0]):
+        given["body"] = body[1:] or [ast.Pass()]
+    return [type(node).__name__, {name: _plain(value, documented) for name, value in given.items()}]
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
-    return tree
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

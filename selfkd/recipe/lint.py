@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -52,9 +52,6 @@ class Report:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     columns: list[tuple[str, dict[str, list[str]]]] = field(default_factory=list)
-    environment: tuple[str, ...] = field(default=(), repr=False)
-    tested: dict[Path, Future[list[str]]] = field(default_factory=dict, repr=False)  # failures of the doctests of each file
-    told: set[Path] = field(default_factory=set, repr=False)  # files whose failures were said
 
     def __add__(self, more: Report) -> Report:
         return Report([*self.problems, *more.problems], [*self.notes, *more.notes], [*self.columns, *more.columns])
@@ -78,8 +75,9 @@ def lint(recipe: Recipe | str | Path, hub: bool = False, environment: Sequence[s
     names variables that rewards may see although they look like secrets.
     """
     recipe = recipe if isinstance(recipe, Recipe) else read(str(recipe))
+    doctests = Doctests(recipe, environment)
     found, frames = look(recipe, hub)
-    return found + try_rewards(recipe, frames, environment=environment)
+    return found + try_rewards(recipe, frames, doctests)
 
 
 def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
@@ -92,36 +90,45 @@ def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
     return report, frames
 
 
-def try_rewards(recipe: Recipe, frames: Frames, tell: Tell = lambda _: None, environment: Sequence[str] = ()) -> Report:
+class Doctests:
+    """The examples of all rewards and mapping functions, run side by side from now on.
+
+    Each file has a worker that mostly waits for its imports: begin before `look`, which then costs no time of its own.
+    """
+
+    def __init__(self, recipe: Recipe, environment: Sequence[str] = ()) -> None:
+        self.environment = tuple(environment)
+        functions: dict[Path, Function] = {}
+        rewards = [name for line in all_lines(recipe) for name in line.at(1).functions()]
+        for reference, in_place in (*((name, True) for _, name in _maps(recipe)), *((name, False) for name in rewards)):
+            with suppress(SelfkdError):  # `look` says what is wrong with it
+                found = find_function(reference, recipe.folders)
+                functions.setdefault(found.path, replace(found, in_place=in_place, environment=self.environment))
+        threads = ThreadPoolExecutor(usable_cores())
+        self._failures = {
+            path: threads.submit(run_doctests, one) for path, one in reversed(functions.items())
+        }  # rewards import most
+        threads.shutdown(wait=False)
+
+    def failures(self, file: Path) -> list[str]:
+        return self._failures[file].result()
+
+
+def try_rewards(recipe: Recipe, frames: Frames, doctests: Doctests, tell: Tell = lambda _: None) -> Report:
     """Return what the doctests of rewards and mapping functions say, and whether the rewards accept the gold answers."""
-    report, tried = Report(environment=tuple(environment)), []
-    report.tested.update(_doctests(recipe, report.environment))
+    trial, tried = _Trial(recipe, frames, doctests), []
     for split, reference in _maps(recipe):
         tell(f"trying {reference}")
-        _mapping(reference, recipe, split, report)
+        trial.mapping(reference, split)
     for line in all_lines(recipe):
         step = line.at(1)
         for reference in step.functions():
             what = (reference, getattr(step, "params", {}), step.scored_split())
             if what not in tried:
                 tell(f"trying {reference}")
-                _reward(reference, step, line, recipe, frames, report)
+                trial.reward(reference, step, line)
             tried.append(what)
-    return report
-
-
-def _doctests(recipe: Recipe, environment: tuple[str, ...]) -> dict[Path, Future[list[str]]]:
-    """Return {file: failures of its doctests}, run side by side: each has a worker that mostly waits for its imports."""
-    threads = ThreadPoolExecutor(usable_cores())
-    found: dict[Path, Future[list[str]]] = {}
-    rewards = [name for line in all_lines(recipe) for name in line.at(1).functions()]
-    for reference, in_place in (*((name, True) for _, name in _maps(recipe)), *((name, False) for name in rewards)):
-        with suppress(SelfkdError):  # `look` has said what is wrong with it
-            function = replace(find_function(reference, recipe.folders), in_place=in_place, environment=environment)
-            if function.path not in found:
-                found[function.path] = threads.submit(run_doctests, function)
-    threads.shutdown(wait=False)
-    return found
+    return trial.report
 
 
 def _maps(recipe: Recipe) -> Iterator[tuple[str, str]]:
@@ -159,14 +166,6 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
     return frames
 
 
-def _mapping(reference: str, recipe: Recipe, split: str, report: Report) -> None:
-    """Can a mapping function of a hub's data set be found, and do its doctests hold? No row is read for that."""
-    try:
-        _sound(find_function(reference, recipe.folders), report, f"prompts.{split}")
-    except SelfkdError as error:
-        report.problems.append(f"prompts.{split}: {error}")
-
-
 def _overlap(recipe: Recipe, frames: Frames, report: Report) -> None:
     """Prompts that another split holds out too: refused, or said, as the recipe wants; shared passages are only said."""
     shared = {(split, held_out): same for split, held_out, same in leaks(frames)}
@@ -194,38 +193,54 @@ def _passages(recipe: Recipe, frames: Frames, split: str, same: set[str], report
 # ---- rewards ----
 
 
-def _reward(reference: str, step: Step, line: Line, recipe: Recipe, frames: Frames, report: Report) -> None:
-    """Does it do what its doctests say, and does it accept the gold answers? Whether it is there, and fits, `look` has said."""
-    at = f"{line.where}  {line.label}"
-    try:
-        found = find_function(reference, recipe.folders)
-    except SelfkdError:
-        return
-    function = replace(found, params=getattr(step, "params", {}), environment=report.environment)
-    split = step.scored_split()
-    frame = frames.get(split or "train")
-    try:
-        problems = check_parameters(function, None if frame is None else meta_columns(frame))
-        if problems and not definition(function):  # a worker had to load it, which `look` does not
-            report.problems += [f"{at}: {problem}" for problem in problems]
-        if not problems and _sound(function, report, at) and split and frame is not None:
-            _gold(function, reference, frame, at, split, report, _Bound.of(step, recipe))
-    except SelfkdError as error:
-        report.problems.append(f"{at}: {error}")
+@dataclass
+class _Trial:
+    """What is said of one recipe's rewards; the failures of a file's doctests are said once."""
 
+    recipe: Recipe
+    frames: Frames
+    doctests: Doctests
+    report: Report = field(default_factory=Report)
+    told: set[Path] = field(default_factory=set)
 
-def _sound(function: Function, report: Report, at: str) -> bool:
-    """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""
-    first = function.path not in report.told
-    report.told.add(function.path)
-    failures = report.tested[function.path].result()
-    missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
-    if first and missing:
-        said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
-        report.notes.append(f"{said}: pip install 'selfkd[rewards]', or that package")
-    elif first:
-        report.problems += [f"{at}: {failure}" for failure in failures]
-    return not failures
+    def mapping(self, reference: str, split: str) -> None:
+        """Can a mapping function of a hub's data set be found, and do its doctests hold? No row is read for that."""
+        try:
+            self.sound(find_function(reference, self.recipe.folders), f"prompts.{split}")
+        except SelfkdError as error:
+            self.report.problems.append(f"prompts.{split}: {error}")
+
+    def reward(self, reference: str, step: Step, line: Line) -> None:
+        """Does it do what its doctests say, and does it accept the gold answers? Whether it is there, and fits, `look` has said."""
+        at = f"{line.where}  {line.label}"
+        try:
+            found = find_function(reference, self.recipe.folders)
+        except SelfkdError:
+            return
+        function = replace(found, params=getattr(step, "params", {}), environment=self.doctests.environment)
+        split = step.scored_split()
+        frame = self.frames.get(split or "train")
+        try:
+            problems = check_parameters(function, None if frame is None else meta_columns(frame))
+            if problems and not definition(function):  # a worker had to load it, which `look` does not
+                self.report.problems += [f"{at}: {problem}" for problem in problems]
+            if not problems and self.sound(function, at) and split and frame is not None:
+                _gold(function, reference, frame, at, split, self.report, _Bound.of(step, self.recipe))
+        except SelfkdError as error:
+            self.report.problems.append(f"{at}: {error}")
+
+    def sound(self, function: Function, at: str) -> bool:
+        """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""
+        first = function.path not in self.told
+        self.told.add(function.path)
+        failures = self.doctests.failures(function.path)
+        missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
+        if first and missing:
+            said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
+            self.report.notes.append(f"{said}: pip install 'selfkd[rewards]', or that package")
+        elif first:
+            self.report.problems += [f"{at}: {failure}" for failure in failures]
+        return not failures
 
 
 def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, split: str, report: Report, bound: _Bound) -> None:

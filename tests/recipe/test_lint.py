@@ -13,7 +13,7 @@ from selfkd.backend.machine import Machine
 from selfkd.chain.dry_run import dry_run, lint_and_walk
 from selfkd.core.files import builtin_folder
 from selfkd.recipe import plan, reference
-from selfkd.recipe.lint import Report, lint, look, try_rewards
+from selfkd.recipe.lint import Doctests, Report, lint, look, try_rewards
 from selfkd.recipe.load import load, read
 from selfkd.steps import VERBS
 
@@ -181,7 +181,7 @@ def test_the_walk_runs_nothing_of_a_reward_and_its_examples_come_after_it(tmp_pa
     recipe, told = load("r.yaml"), []
     report, frames = look(recipe)
     assert report.problems == [] and report.notes == [] and not Path("loaded").exists()
-    assert try_rewards(recipe, frames, told.append).notes == linted().notes
+    assert try_rewards(recipe, frames, Doctests(recipe), told.append).notes == linted().notes
     assert told == ["trying my.py:right", "trying my.py:right"]  # on train, and on dev
     assert Path("loaded").exists()
 
