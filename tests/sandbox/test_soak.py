@@ -40,7 +40,7 @@ UNUSUAL = (
 
 def soak(count: int) -> None:
     """Run many programs and count what is left, in a process that has done nothing else and so has nothing else to lose."""
-    program = f"import sys; sys.path[:] = {sys.path}; import test_soak; test_soak.run_programs({count})"
+    program = f"import sys; sys.path[:] = {[str(Path(__file__).parent), *sys.path]}; import test_soak; test_soak.run_programs({count})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
