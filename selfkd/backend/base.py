@@ -152,6 +152,7 @@ class TrainSpec:
 
     `loss` names a row of trainer.loss_kinds.LOSSES. For a loss on pairs, `beta` is the strength of the tie to the reference
     model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
+    `precision` 'auto' is that of the run's numerics.
     """
 
     loss: str

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.bf16 import format_here
 from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
 from selfkd.core import digest, yamlfile
 from selfkd.core.hardware import free_cores, installed_version
+from selfkd.core.number_format import NumberFormat, resolve
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import RecipeError, UsageError
@@ -76,9 +78,9 @@ class Machine:
         choices=("share", "split"),
     )
     dtype: str = _setting(
-        "Number format of the engine: bfloat16, float16 or float32; a CPU without bf16 is faster in float32.",
-        "bfloat16",
-        choices=("bfloat16", "float16", "float32"),
+        "Number format of the engine: bfloat16, float16 or float32; auto, decided when a run is created: bfloat16 where the hardware has it, else float32.",
+        "auto",
+        choices=("auto", "bfloat16", "float16", "float32"),
     )
     max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128, 1)
     kv_cache_gb: float = _setting(
@@ -124,12 +126,22 @@ NUMERIC = (
 )
 
 
-def fixed_numerics(machine: Machine) -> dict[str, Any]:
-    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES. Threads 0 become the free cores."""
-    machine = replace(machine, threads=machine.threads or (1 if machine.backend == "fake" else free_cores()))
-    chosen = {name: value for name, value in machine.words().items() if name in NUMERIC}
+STAND_IN = NumberFormat("bfloat16", "bf16", "")  # of the fake, which computes nothing: the same on every machine
+
+
+def fixed_numerics(machine: Machine, here: Callable[[int], NumberFormat] = format_here) -> dict[str, Any]:
+    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES: nothing is 'auto' any more.
+
+    Threads 0 become the free cores, and dtype 'auto' what `here` says of a machine with so many threads. `precision` is what a train
+    step computes in that does not say itself; `number_format` says why.
+    """
+    fake = machine.backend == "fake"
+    threads = machine.threads or (1 if fake else free_cores())
+    found = resolve(machine.dtype, lambda: STAND_IN if fake else here(threads))
+    machine = replace(machine, threads=threads, dtype=found.dtype)
+    chosen = {name: value for name, value in machine.words().items() if name in NUMERIC} | {"precision": found.precision}
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
-    return {**chosen, "packages": packages, "digest": digest.of(chosen)}
+    return {**chosen, "number_format": found.why, "packages": packages, "digest": digest.of(chosen)}
 
 
 # ---- the file ----

@@ -7,7 +7,7 @@ the run is exactly as it was. So every changed word works from the next step on 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ from selfkd.recipe.schema import Recipe
 from selfkd.steps.replay import ReplayStep
 from selfkd.steps.score import ScoreStep
 from selfkd.steps.step import several
+from selfkd.steps.train import TrainStep
 
 SHOWN_CHANGES = 6
 FIXED = ("model", "seed", "prompts", "overlap", "context", "chunk", "exact", "dither")  # all that the first step rests on
@@ -54,7 +55,7 @@ def accept(recipe: Recipe, paths: Paths, info: Info, environment: Iterable[str],
     have to be amended. `environment` names what rewards may see of it: new ones are tried before they are recorded.
     """
     here = _Standing(paths, info)
-    recipe = here.with_rounds(recipe)
+    recipe = here.with_rounds(as_it_was(recipe, info))
     change = here.change(recipe)
     if (change.words or change.edited) and not amended:
         raise _refusal(paths, change, here.objection(recipe, change))
@@ -62,6 +63,19 @@ def accept(recipe: Recipe, paths: Paths, info: Info, environment: Iterable[str],
         with Lease(paths.leases, paths.tmp):
             _record(recipe, _Standing(paths, info), environment)  # read anew: another driver may have been here
     return recipe
+
+
+def as_it_was(recipe: Recipe, info: Info) -> Recipe:
+    """Return the recipe with `precision: auto` as what it was when a run was created whose numerics do not know the word: bf16."""
+    if "precision" in info.numerics:
+        return recipe
+    return recipe.model_copy(update={part: tuple(map(_in_bf16, _part(recipe, part))) for part in LISTS})
+
+
+def _in_bf16(line: Line) -> Line:
+    if line.verb != TrainStep.verb or line.words.get("precision", "auto") != "auto":
+        return line
+    return replace(line, words={**line.words, "precision": "bf16"})
 
 
 def _record(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> None:
@@ -298,7 +312,7 @@ def _to_come(recipe: Recipe, code: Mapping[str, CodeEntry], first: int, last: in
     for line in (line for part in LISTS for line in _part(recipe, part)):
         made_in = [0] if line in recipe.before else rounds
         steps = [(index, line.at(index)) for index in made_in if index >= first]
-        found[line.name] = [(index, step.identity(), commit.code_of(step, code)) for index, step in steps]
+        found[line.name] = [(index, step.words(), commit.code_of(step, code)) for index, step in steps]
     return {name: steps for name, steps in found.items() if steps}
 
 

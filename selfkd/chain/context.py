@@ -27,6 +27,7 @@ from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import LOOSE_FACTOR, Tally
 from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
+from selfkd.chain.numerics import engine_casts
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage, views
 from selfkd.core.hardware import usable_cores
@@ -70,6 +71,10 @@ class StepContext:
     @property
     def max_length(self) -> int:
         return self.run.recipe.context
+
+    @property
+    def engine_casts(self) -> bool:
+        return engine_casts(self.run.numerics)
 
     def seed(self, *names: Any) -> int:
         return digest.seed(self.run.recipe.seed, self.index, self.place.step.name, *names)

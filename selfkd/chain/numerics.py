@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ from selfkd.backend.machine import NUMERIC, Machine, fixed_numerics
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Numerics
-from selfkd.core import digest
+from selfkd.core import digest, number_format
 from selfkd.core.hardware import has_gpu
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.train import TrainStep
 
+OPEN = {"threads": 0, "dtype": "auto"}  # values that ask for nothing in particular
 COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
@@ -73,12 +75,51 @@ def computed(commit: Commit) -> bool:
 def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
     """Return the fields of a machine that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'.
 
-    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free.
+    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free, and
+    dtype auto is whatever the machine has.
     """
     usual = Machine()
     named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]
-    asked = {name: getattr(machine, name) for name in named if name in NUMERIC and (name != "threads" or machine.threads)}
+    asked = {name: getattr(machine, name) for name in named if name in NUMERIC and getattr(machine, name) != OPEN.get(name)}
     return [f"{name} {numerics.get(name)} ({value} asked)" for name, value in asked.items() if value != numerics.get(name)]
+
+
+# ---- number formats ----
+
+
+def engine_casts(numerics: Mapping[str, Any]) -> bool:
+    """Whether the engine rounds the fp32 weights to 16 bits. Numerics of an older run count as if it did: it dithers as it did."""
+    return numerics["dtype"] != "float32" or "precision" not in numerics
+
+
+def formats(numerics: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
+    """Return {engine, training: dtype} of a run; of steps that train in several formats, bfloat16."""
+    lines = [*recipe.before, *recipe.steps, *recipe.after]
+    steps = [step for line in lines if isinstance(step := line.at(1), TrainStep)]
+    words = {number_format.of_training(step.precision, numerics) for step in steps}
+    training = {"training": "bfloat16" if "bf16" in words else "float32"} if words else {}
+    return {"engine": str(numerics["dtype"]), **training}
+
+
+def told(numerics: Mapping[str, Any], recipe: Recipe) -> str:
+    """Return the line on number formats at the head of a run; '' for the fake, which computes nothing."""
+    if numerics.get("backend") == "fake":
+        return ""
+    found, why = formats(numerics, recipe), numerics.get("number_format")
+    several = ", ".join(f"{dtype} ({part})" for part, dtype in found.items())
+    said = found["engine"] if len(set(found.values())) == 1 else several
+    return f"Computes in {said}{f': {why}' if why else ''}"
+
+
+def emulation(numerics: Mapping[str, Any], recipe: Recipe, flags: Collection[str], gpu: bool) -> str:
+    """Return the warning that the CPU of this machine, which computes where there is no GPU, only emulates a format of the run; or ''."""
+    slow = [part for part, dtype in formats(numerics, recipe).items() if dtype == "bfloat16"]
+    if not slow or numerics.get("backend") == "fake" or gpu or number_format.in_hardware(flags):
+        return ""
+    return (
+        f"This run computes in bfloat16 ({' and '.join(slow)}), which this CPU emulates: 3 to 10 times slower than float32. "
+        "A new run would choose float32 (dtype: auto, precision: auto): --name X"
+    )
 
 
 def _was_used(paths: Paths) -> bool:

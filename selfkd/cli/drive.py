@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
+from selfkd.chain import numerics
 from selfkd.chain.attempt import WATCHER, Attempt
 from selfkd.chain.drive import catch_up, is_finished, refuse_second_driver
 from selfkd.chain.drive import drive as walk_to_the_end
@@ -108,9 +109,11 @@ def print_end(state: status.Status, following: Mapping[str, str]) -> None:
 
 
 def _announce(run: Run, attempt: Attempt, display: RunDisplay) -> None:
-    """Print the head line, the rounds sealed by earlier attempts, and how to stop."""
+    """Print the head line, the number formats, the rounds sealed by earlier attempts, and how to stop."""
     state = status.read(run.folder)
     display.print(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
+    if line := numerics.told(run.numerics, run.recipe):
+        display.print(line, "dim")
     for summary in state.rounds:
         display.console.print(round_line(summary, state.split))
     display.print(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(attempt.logs)}", "dim")

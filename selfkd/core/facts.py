@@ -60,6 +60,11 @@ def _said(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def instructions() -> list[str]:
+    """Return those instruction sets of this processor that mathematics is done with."""
+    return list(_processor()["instructions"])
+
+
 @lru_cache(1)
 def _processor() -> Facts:
     """Return the model of the processor, and those of its instruction sets that mathematics is done with."""

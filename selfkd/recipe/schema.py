@@ -104,7 +104,8 @@ class Recipe(_Words):
         "auto", description="Answers that do not depend on restarts or on the number of engines; auto: where it is cheap."
     )
     dither: Switch = Field(
-        "auto", description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: yes."
+        "auto",
+        description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: where it computes in 16 bits.",
     )
     before: tuple[Line, ...] = Field(
         (), description="Steps that run once, in round 0, after the base was measured (a warm-up)."
@@ -158,7 +159,7 @@ class Recipe(_Words):
         first = LoadStep(
             name="load",
             source=self.model_source(),
-            dither=self.dither is not False,
+            dither=self.dither,
             questions=tuple(self._questions()),
             long=self.long,
         )

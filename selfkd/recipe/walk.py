@@ -150,6 +150,7 @@ class LintContext:
     line: Line
     step: Step
     max_length: int = field(init=False)
+    engine_casts: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
         self.max_length = self.round.recipe.context

@@ -30,6 +30,7 @@ class Context(Protocol):
     """A step's view of its round. It never learns a path of the run, nor which machine answers.
 
     `index` is the number of the round, `where` the place that error messages name, `max_length` the recipe's `context` in tokens.
+    `engine_casts`: whether the engine rounds fp32 weights to 16 bits, so that small updates of undithered ones vanish.
     """
 
     @property
@@ -40,6 +41,9 @@ class Context(Protocol):
 
     @property
     def max_length(self) -> int: ...
+
+    @property
+    def engine_casts(self) -> bool: ...
 
     def seed(self, *names: Any) -> int:
         """Return 63 bits hashed from the run's seed, the round, the step and `names`."""

@@ -22,7 +22,9 @@ TOO_LONG = "longer than the context allows"
 
 
 class LoadStep(Step):
-    """Bring the model in as fp32 masters, dithered once so that later small updates survive the engine's bf16 cast.
+    """Bring the model in as fp32 masters, dithered once so that later small updates survive the engine's cast to 16 bits.
+
+    `dither` 'auto' is yes where the engine casts. Its notes say what was done.
 
     With the model comes its tokenizer: every prompt that the run will ask is measured, before anything is generated.
     """
@@ -30,12 +32,13 @@ class LoadStep(Step):
     verb: ClassVar[str] = "load"
     role: str = "policy"
     source: dict[str, Any]
-    dither: bool = True
+    dither: Literal["auto"] | bool = "auto"
     questions: tuple[Question, ...] = ()
     long: Literal["refuse", "drop"] = "refuse"
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        seed = context.seed("dither") if self.dither else None
+        wanted = context.engine_casts if self.dither == "auto" else self.dither
+        seed = context.seed("dither") if wanted else None
         folder, notes = context.load(self.source, seed, self._asked(context))
         found: Sequence[LongPrompt] = notes.pop("long", ())
         if not found:
@@ -66,8 +69,8 @@ class LoadStep(Step):
                 )
 
     def identity(self) -> dict[str, Any]:
-        """Without the place the model came from: its weights digest, which the commit holds, says what it is."""
-        return {"verb": self.verb, "name": self.name, "role": self.role, "dither": self.dither}
+        """Without the place the model came from and what `auto` came to: the weights digest in the commit says what it is."""
+        return {"verb": self.verb, "name": self.name, "role": self.role, "dither": self.dither is not False}
 
 
 def _counts(found: Sequence[LongPrompt]) -> dict[str, int]:

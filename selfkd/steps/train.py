@@ -54,8 +54,9 @@ class TrainStep(Step):
     nll: float = Field(
         0.0, ge=0, description="Add this multiple of the chosen answers' negative log-likelihood per token (dpo; IRPO uses 1)."
     )
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Compute: bf16 autocast over fp32 masters, or fp32 throughout."
+    precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Compute: bf16 autocast over fp32 masters, or fp32 throughout; auto: bf16 where the hardware has it and the engine is not in float32.",
     )
     min_rows: int = Field(1, ge=1, description="Stop before the trainer loads when there are fewer rows.")
     trl: dict[str, Any] = Field({}, description="Options of TRL's SFTConfig or DPOConfig, checked and passed through.")
@@ -68,6 +69,11 @@ class TrainStep(Step):
             if any(getattr(self, field) != type(self).model_fields[field].default for field in foreign):
                 raise ValueError(f"{listed(foreign)} belong to loss: {name}")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """`auto` stands as bf16, the default it took the place of: a chain keeps its keys, and the numerics say what it came to."""
+        words = super().identity()
+        return {**words, "precision": "bf16"} if self.precision == "auto" else words
 
     @property
     def kind(self) -> LossKind:

@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.engine import kernels
 from selfkd.backend.engine.sampling_params import refusals, request_params
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
@@ -263,6 +264,7 @@ class Reload:
         groups = [group for groups in getattr(runner, "attn_groups", None) or () for group in groups]
         return {
             **of_engine(),
+            "vllm_kernels": kernels.loaded(),
             "runner": f"{type(runner).__module__}.{type(runner).__qualname__}",
             "attention": sorted({group.backend.get_name() for group in groups}),
             "sampler": f"{type(sampler).__qualname__}.{getattr(chosen, '__name__', 'forward')}",
@@ -317,6 +319,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
         cpu = not torch.cuda.is_available()
         if cpu and numerics["engine"].get("enforce_eager", True):
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first log-probability waits 14 s for a compiler, to count ranks
+        kernels.follow_torch()
         from vllm import LLM
     except ImportError as error:
         fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA); then `selfkd doctor`."

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_lis
 from selfkd.backend.trainer import batches, checkpoint, losses
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.trl_options import check_trl
+from selfkd.core import number_format
 from selfkd.core.pool import Model
 from selfkd.errors import GuardError, SelfkdError, UsageError
 
@@ -76,6 +77,7 @@ def train_rank(
     All ranks return or raise together. `reference` None under a loss on pairs means no reference model: every answer counts as
     equally likely before. `on_progress` is called after each optimiser step. Whatever goes wrong, `out` is gone afterwards.
     """
+    spec = replace(spec, precision=number_format.of_training(spec.precision, numerics))
     rank, _ = _place()
     if rank == 0:
         _clear(out)
@@ -239,7 +241,7 @@ class _Update:
         first, last = history[0], history[-1]
         values = [entry["loss"] for entry in history]
         metrics: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
-        metrics |= {"rows": len(self.plan.rows)}
+        metrics |= {"rows": len(self.plan.rows), "precision": self.plan.spec.precision}
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
         for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
