@@ -117,8 +117,8 @@ def emulation(numerics: Mapping[str, Any], recipe: Recipe, flags: Collection[str
     if not slow or numerics.get("backend") == "fake" or gpu or number_format.in_hardware(flags):
         return ""
     return (
-        f"This run computes in bfloat16 ({' and '.join(slow)}), which this CPU emulates: 3 to 10 times slower than float32. "
-        "A new run would choose float32 (dtype: auto, precision: auto): --name X"
+        f"This run computes in bfloat16 ({' and '.join(slow)}), which this CPU emulates: 3 to 10 times slower than float32; "
+        "a new run would choose float32 (dtype: auto, precision: auto): --name X"
     )
 
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from selfkd.backend import probe
 from selfkd.backend.choose import open_backend
 from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine, settings
+from selfkd.core.number_format import NumberFormat
 from selfkd.errors import UsageError
+
+QUICK, SLOW = NumberFormat("bfloat16", "bf16", "it is quick"), NumberFormat("float32", "fp32", "it is slow")
 
 
 def test_every_field_is_explained_in_one_sentence_that_help_prints() -> None:
@@ -60,14 +64,39 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, words: 
 
 
 def test_the_digest_of_the_numerics_follows_what_fixes_numbers_and_nothing_else() -> None:
-    base = fixed_numerics(Machine(threads=1))
+    base = fixed_numerics(Machine(threads=1), lambda threads: QUICK)
     assert base["threads"] == 1 and set(NUMERIC) <= set(base) and base["packages"]["polars"]
-    assert fixed_numerics(Machine(threads=1, generators=4, chunk_timeout=1.0))["digest"] == base["digest"]
+    again = fixed_numerics(Machine(threads=1, generators=4, chunk_timeout=1.0), lambda threads: QUICK)
+    assert again["digest"] == base["digest"]
     assert fixed_numerics(Machine(threads=1, dtype="float32"))["digest"] != base["digest"]
 
 
 def test_without_a_number_of_threads_the_free_cores_are_taken() -> None:
-    assert fixed_numerics(Machine())["threads"] >= 1
+    asked: list[int] = []
+    numerics = fixed_numerics(Machine(), lambda threads: asked.append(threads) or QUICK)  # type: ignore[func-returns-value]
+    assert numerics["threads"] >= 1 and asked == [numerics["threads"]]
+
+
+@pytest.mark.parametrize("here", [QUICK, SLOW])
+def test_no_number_format_of_a_run_is_auto(here: NumberFormat) -> None:
+    numerics = fixed_numerics(Machine(threads=1), lambda threads: here)
+    assert [numerics[name] for name in ("dtype", "precision", "number_format")] == [here.dtype, here.precision, here.why]
+    assert numerics["dtype"] in probe.TOLERANCE  # which is keyed by them
+
+
+def test_a_machine_file_that_names_a_number_format_wins() -> None:
+    for dtype, here, precision in (("float32", QUICK, "fp32"), ("bfloat16", SLOW, "fp32"), ("float16", QUICK, "bf16")):
+        numerics = fixed_numerics(Machine(threads=1, dtype=dtype), lambda threads, here=here: here)  # type: ignore[misc]
+        assert (numerics["dtype"], numerics["precision"]) == (dtype, precision)
+        assert numerics["number_format"] == "the machine file says so"
+
+
+def test_the_fake_is_the_same_on_every_machine_and_times_nothing() -> None:
+    def nothing(threads: int) -> NumberFormat:
+        raise AssertionError("the fake computes nothing")
+
+    numerics = fixed_numerics(Machine(backend="fake"), nothing)
+    assert (numerics["dtype"], numerics["precision"], numerics["number_format"]) == ("bfloat16", "bf16", "")
 
 
 def test_an_unknown_backend_is_refused_with_those_that_exist(tmp_path: Path) -> None:

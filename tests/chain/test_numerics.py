@@ -13,7 +13,7 @@ from rich.console import Console
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine, read_machine
-from selfkd.chain import drive, records
+from selfkd.chain import drive, numerics, records
 from selfkd.chain.loop import walk
 from selfkd.chain.records import Numerics
 from selfkd.chain.run import Run
@@ -224,11 +224,148 @@ def test_an_older_run_is_fixed_to_the_numerics_of_its_creation(tmp_path):
     assert "torch 2.11.0 → 2.13.0 (engine, trainer)" in levels(again)[2]
 
 
+# ---- number formats ----
+
+
+class Recording(Fake):
+    """Notes which dither and which precision it is asked for."""
+
+    def __init__(self, numerics: Any) -> None:
+        super().__init__(numerics)
+        self.dithers: list[int | None] = []
+        self.precisions: list[str] = []
+
+    def load(self, source, out, dither, asked=None):
+        self.dithers.append(dither)
+        return super().load(source, out, dither, asked)
+
+    def train(self, start, reference, rows, spec, out, on_progress=None):
+        self.precisions.append(spec.precision)
+        return super().train(start, reference, rows, spec, out)
+
+
+def recorded(folder: Path, dtype: str, *overrides: str) -> tuple[Run, Recording]:
+    recipe = recipe_in(folder, RECIPE, "rounds=1", *overrides)
+    run = Run.open(recipe, folder / "run", Machine(backend="fake", dtype=dtype))
+    backend = Recording(run.numerics)
+    walk(run, backend, run.begin())
+    return run, backend
+
+
+@pytest.mark.parametrize(
+    ("dtype", "override", "dithered"),
+    [
+        ("bfloat16", "dither=auto", True),
+        ("float16", "dither=auto", True),
+        ("float32", "dither=auto", False),
+        ("float32", "dither=true", True),
+        ("bfloat16", "dither=false", False),
+    ],
+)
+def test_the_first_weights_are_dithered_where_the_engine_casts_or_the_recipe_says_so(tmp_path, dtype, override, dithered):
+    run, backend = recorded(tmp_path, dtype, override)
+    assert [seed is not None for seed in backend.dithers] == [dithered]
+    assert run.made(0)["load"].identity["dither"] is (override != "dither=false")
+
+
+def test_a_train_step_says_auto_and_its_key_is_that_of_every_machine(tmp_path):
+    made = {dtype: recorded(tmp_path / dtype, dtype) for dtype in ("bfloat16", "float32")}
+    for run, backend in made.values():
+        assert backend.precisions == ["auto"] and run.made(1)["train"].identity["precision"] == "bf16"
+        assert {"precision": "auto"}.items() <= run.info.recipe["steps"][3]["train"].items()
+    assert [run.numerics["precision"] for run, _ in made.values()] == ["bf16", "fp32"]
+    _, explicit = recorded(tmp_path / "explicit", "float32", "train.precision=bf16")
+    assert explicit.precisions == ["bf16"]
+
+
+def of_an_older_version(run: Run) -> None:
+    """Take out of a run's records what was not there before a number format was chosen; the recipe spelled out its default."""
+    for path in (run.paths.info, run.paths.numerics):
+        content = json.loads(path.read_text())
+        del content["self"], content["numerics"]["precision"], content["numerics"]["number_format"]
+        if "recipe" in content:
+            content["recipe"]["steps"][3]["train"]["precision"] = "bf16"
+            content["machine"]["dtype"] = "bfloat16"
+        path.write_text(json.dumps(digest.with_self_digest(content), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def test_an_older_run_goes_on_as_before_and_trains_in_bf16(tmp_path):
+    first, _ = recorded(tmp_path, "float32", "dither=true")
+    of_an_older_version(first)
+    run = Run.open(recipe_in(tmp_path, RECIPE, "rounds=2", "dither=true"), first.folder, Machine(backend="fake"))
+    backend = Recording(run.numerics)
+    walk(run, backend, run.begin())
+    assert (run.rounds, backend.precisions, run.numerics["dtype"]) == (2, ["bf16"], "float32")
+    assert verify(run.folder).problems == []
+    assert (
+        numerics.told({**run.numerics, "backend": "local"}, run.recipe) == "Computes in float32 (engine), bfloat16 (training)"
+    )
+    assert numerics.engine_casts(run.numerics)  # one whose model was not loaded yet dithers as it did
+
+
+def test_a_precision_that_is_named_later_is_an_amendment_of_the_rounds_to_come(tmp_path):
+    recorded(tmp_path, "float32")
+    changed = recipe_in(tmp_path, RECIPE, "rounds=2", "train.precision=bf16")
+    with pytest.raises(ChainError, match=r"steps.3.train.precision: 'auto' was changed to 'bf16'"):
+        Run.open(changed, tmp_path / "run", Machine(backend="fake"))
+    run = Run.open(changed, tmp_path / "run", Machine(backend="fake"), amended=True)
+    backend = Recording(run.numerics)
+    walk(run, backend, run.begin())
+    assert (run.rounds, backend.precisions, verify(run.folder).problems) == (2, ["bf16"], [])
+
+
+FIXED_IN = {"backend": "ray", "dtype": "bfloat16", "precision": "bf16", "number_format": "this CPU has amx_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "overrides", "said"),
+    [
+        ({}, (), "(engine and training)"),
+        ({"precision": "fp32"}, (), "(engine)"),
+        ({"dtype": "float32"}, (), "(training)"),
+        ({"dtype": "float32", "precision": "fp32"}, ("train.precision=bf16",), "(training)"),
+        ({"dtype": "float32", "precision": "fp32"}, (), ""),
+        ({"backend": "fake"}, (), ""),
+    ],
+)
+def test_a_machine_that_only_emulates_the_format_of_a_run_is_told_so(tmp_path, fixed, overrides, said):
+    recipe, kept = recipe_in(tmp_path, RECIPE, *overrides), {**FIXED_IN, **fixed}
+    warned = numerics.emulation(kept, recipe, ["avx2", "avx512f"], gpu=False)
+    assert bool(warned) == bool(said) and said in warned
+    assert not said or ("a new run would choose float32" in warned and "--name X" in warned)
+    assert numerics.emulation(kept, recipe, ["avx512_bf16"], gpu=False) == ""
+    assert numerics.emulation(kept, recipe, [], gpu=True) == ""
+
+
+def test_the_warning_comes_before_an_engine_does(tmp_path, monkeypatch):
+    """The run was created in bfloat16 elsewhere; the engine here is a fake that stands for a real one."""
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr(numerics, "emulation", lambda kept, recipe, flags, gpu: f"slow in {kept['dtype']}")
+    driven(tmp_path, "{backend: fake, dtype: float32, threads: 1}", monkeypatch, events)
+    told = [event.get("text") or event["event"] for event in events]
+    assert told.index("slow in float32") < told.index("step")
+
+
+def test_the_head_of_a_run_says_its_format_and_why(tmp_path):
+    recipe = recipe_in(tmp_path)
+    assert numerics.told(FIXED_IN, recipe) == "Computes in bfloat16: this CPU has amx_bf16"
+    named = {**FIXED_IN, "precision": "fp32", "number_format": "the machine file says so"}
+    assert numerics.told(named, recipe) == "Computes in bfloat16 (engine), float32 (training): the machine file says so"
+    assert numerics.told({**FIXED_IN, "backend": "fake"}, recipe) == ""
+
+
+def test_auto_asks_a_run_that_is_fixed_for_nothing(tmp_path, monkeypatch):
+    driven(tmp_path, "{backend: fake, dtype: float32, threads: 2}", monkeypatch)
+    events: list[dict[str, Any]] = []
+    run = driven(tmp_path, "{backend: fake, dtype: auto, threads: 0}", monkeypatch, events, rounds=2)
+    assert run.machine.dtype == "float32" and [event for event in events if event["event"] == "warning"] == []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("backend: foo", "backend: 'foo' is none of 'ray', 'local' or 'fake'"),
-        ("dtype: bfloat", "dtype: 'bfloat' is none of 'bfloat16', 'float16' or 'float32'. Did you mean 'bfloat16'?"),
+        ("dtype: bfloat", "dtype: 'bfloat' is none of 'auto', 'bfloat16', 'float16' or 'float32'. Did you mean 'bfloat16'?"),
         ("max_num_seqs: 0", "max_num_seqs: must be at least 1, not 0"),
         ("generators: 0", "generators: must be at least 1, not 0"),
         ("threads: -5", "threads: must be at least 0, not -5"),
