@@ -1,7 +1,7 @@
 """What people write by hand today: each round a fresh vLLM process and a fresh TRL process, files in between, nothing recorded.
 
 The same model, prompts, counts and training options as the quickstart recipe; plain `LLM.generate` and plain `SFTTrainer` with their
-own batching. `python loop_by_hand.py FOLDER MODEL THREADS` prints seconds per part as JSON. FOLDER gets train.json, dev.json and the checkpoints.
+own batching. `python loop_by_hand.py FOLDER MODEL THREADS DTYPE` prints seconds per part as JSON. FOLDER gets train.json, dev.json and the checkpoints.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def generate(folder: Path, model: str, index: int) -> None:
 
     llm = LLM(
         model,
-        dtype="bfloat16",
+        dtype=os.environ["DTYPE"],
         max_model_len=512,
         max_num_seqs=128,
         enforce_eager=True,
@@ -59,7 +59,8 @@ def train(folder: Path, model: str, index: int) -> None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     rows = json.loads((folder / f"kept-{index}.json").read_text())
     args = SFTConfig(
-        output_dir=str(folder / "scratch"), learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8, bf16=True, use_cpu=True,
+        output_dir=str(folder / "scratch"), learning_rate=5e-5, num_train_epochs=2, per_device_train_batch_size=8, use_cpu=True,
+        bf16=os.environ["DTYPE"] == "bfloat16",
         gradient_checkpointing=False, save_strategy="no", report_to="none", lr_scheduler_type="constant", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -95,5 +96,5 @@ if __name__ == "__main__":
     if sys.argv[1] in ("generate", "train"):
         globals()[sys.argv[1]](Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
     else:
-        os.environ["OMP_NUM_THREADS"] = sys.argv[3]
+        os.environ.update(OMP_NUM_THREADS=sys.argv[3], DTYPE=sys.argv[4])
         print(json.dumps(main(Path(sys.argv[1]), sys.argv[2])))

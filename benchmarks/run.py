@@ -50,7 +50,8 @@ def by_hand(run: Run) -> dict[str, Any]:
         folder = Path(name)
         for split in ("train", "dev"):
             (folder / f"{split}.json").write_text(json.dumps(_rows(run, split)))
-        found: dict[str, Any] = program("loop_by_hand.py", str(folder), model, str(run.numerics["threads"]))
+        same = (str(run.numerics["threads"]), run.numerics["dtype"])
+        found: dict[str, Any] = program("loop_by_hand.py", str(folder), model, *same)
     return found
 
 

@@ -52,9 +52,9 @@ def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
 def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
     from selfkd.backend.trainer.update import train_rank
 
-    on_progress = more.pop("on_progress", nobody_listens)
+    on_progress, numerics = more.pop("on_progress", nobody_listens), more.pop("numerics", {})
     spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
-    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1}, on_progress)
+    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1, **numerics}, on_progress)
 
 
 # What is learned
@@ -109,6 +109,19 @@ def taught(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     found = update(start, write_rows(folder, 4), folder / "out", trl=trl, precision="bf16", on_progress=reported.append)
     (folder / "reported.json").write_text(json.dumps(reported))
     return found
+
+
+def test_auto_computes_in_what_the_run_chose_and_says_so(start, tmp_path):
+    rows = write_rows(tmp_path, 4)
+    found = {
+        (word, chosen): update(
+            start, rows, tmp_path / f"{word}-{chosen}", precision=word, numerics={"precision": chosen} if chosen else {}
+        )
+        for word, chosen in (("auto", "fp32"), ("auto", "bf16"), ("auto", ""), ("fp32", "bf16"))
+    }
+    assert [one.metrics["precision"] for one in found.values()] == ["fp32", "bf16", "bf16", "fp32"]
+    digests = [digest.weights(one.folder) for one in found.values()]
+    assert digests[0] == digests[3] != digests[1] == digests[2]
 
 
 def test_answers_and_their_end_are_learned(start, taught):

@@ -55,6 +55,12 @@ def command(*words: str) -> list[str]:
 # ---- run ----
 
 
+def test_run_says_at_its_head_in_which_number_format_it_computes(said, monkeypatch):
+    monkeypatch.setattr("selfkd.chain.numerics.told", lambda numerics, recipe: f"Computes in {numerics['dtype']}: so it is")
+    text = said("run", "sums.yaml", "--on", "fake.yaml", "--name", "formats", "rounds=1")
+    assert text.startswith("formats · fake · 1 round · fake\nComputes in bfloat16: so it is\n")
+
+
 def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed(said):
     text = said("run", "sums.yaml", "--on", "fake.yaml", "--name", "printed", "rounds=1")
     assert text.startswith("printed · fake · 1 round · fake\n")

@@ -11,12 +11,15 @@ import pytest
 
 from selfkd.cli import doctor
 from selfkd.cli.main import main
+from selfkd.core.number_format import NumberFormat
 
 
 def test_doctor_reports_versions_cores_disk_and_a_run_folder_that_keeps_promises(capsys, monkeypatch):
     monkeypatch.setattr("selfkd.cli.doctor.IMPORTS", ())  # importing vLLM takes a quarter of a minute
+    monkeypatch.setattr(doctor, "format_here", lambda threads: NumberFormat("float32", "fp32", f"slow on {threads}"))
     main(["doctor"])
     text = capsys.readouterr().out
+    assert re.search(r"^ok +number format +float32: slow on \d+$", text, re.M)
     for name in ("Python", "polars", "cores", "memory", "disk", "run folder", "GPU"):
         assert re.search(rf"^(ok|warn|fail) +{name} ", text, re.M), name
     assert re.search(r"^ok +run folder +runs: writable, hard links, fsync", text, re.M)
