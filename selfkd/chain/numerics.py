@@ -33,7 +33,8 @@ def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapp
     """
     if paths.numerics.exists():
         return records.read(paths.numerics, Numerics).numerics
-    if machine.words() == info.machine or (info.numerics_fixed and _was_used(paths)):
+    same = machine.words() == {**Machine().words(), **info.machine}  # older runs did not record every field
+    if same or (info.numerics_fixed and _was_used(paths)):
         return info.numerics
     return asked(recipe, machine)
 

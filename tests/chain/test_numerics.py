@@ -303,6 +303,16 @@ def test_an_older_run_goes_on_as_before_and_trains_in_bf16(tmp_path):
     assert numerics.engine_casts(run.numerics)  # one whose model was not loaded yet dithers as it did
 
 
+def test_reading_a_run_that_no_engine_came_up_for_decides_nothing_anew(tmp_path, monkeypatch):
+    run = Run.open(recipe_in(tmp_path), tmp_path / "run", Machine(backend="fake", dtype="float16"))
+    content = json.loads(run.paths.info.read_text())
+    del content["self"], content["machine"]["chunk_timeout"], content["numerics"]["precision"]  # as of an older version
+    run.paths.info.write_text(json.dumps(digest.with_self_digest(content), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    monkeypatch.setattr(numerics, "asked", lambda recipe, machine: {"dtype": "asked anew"})
+    assert Run.at(run.folder).numerics == content["numerics"]
+    assert Run.at(run.folder, Machine(backend="fake")).numerics == {"dtype": "asked anew"}
+
+
 def test_a_precision_that_is_named_later_is_an_amendment_of_the_rounds_to_come(tmp_path):
     recorded(tmp_path, "float32")
     changed = recipe_in(tmp_path, RECIPE, "rounds=2", "train.precision=bf16")
