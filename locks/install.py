@@ -61,13 +61,14 @@ def main(words: Sequence[str]) -> None:
     lock, itself = words[0], len(words) > 1
     if itself:
         say(f"Setting up .venv, only once: {SIZES}." if LOCKED else ELSEWHERE)
-    if not PYTHON.exists() and not watched([sys.executable, "-m", "venv", str(VENV)]):
+    if not PYTHON.exists() and not watched([sys.executable, "-m", "venv", str(VENV)], f"making {VENV}"):
         sys.exit(f"{VENV} could not be made; on Debian and Ubuntu: apt install python3-venv")
     count = len(packages_in(lock))
     for wanted in [["--no-deps", "-r", lock]] if LOCKED or not itself else elsewhere(lock):
-        if not with_uv(wanted, count) and not watched([*PIP, "install", *wanted], count=count):
+        if not with_uv(wanted, count) and not watched([*PIP, "install", *wanted], "installing by pip", count=count):
             sys.exit(NOT_FOUND)
-    if itself and LOCKED and not watched([*PIP, "install", "-q", "--no-deps", "--no-build-isolation", "-e", "."]):
+    itself_only = [*PIP, "install", "-q", "--no-deps", "--no-build-isolation", "-e", "."]
+    if itself and LOCKED and not watched(itself_only, "installing selfkd"):
         sys.exit("selfkd itself could not be installed.")
 
 
@@ -101,7 +102,10 @@ def with_uv(wanted: Sequence[str], count: int) -> bool:
             return False
         # pip takes the best version of all indexes, uv by default that of the first index which knows the name.
         command = [uv, "pip", "install", "--python", str(PYTHON), "--index-strategy", "unsafe-best-match", *wanted]
-        done = watched(command, {**handed, **own, **os.environ}, count)
+        # pip compiles all that it installs, and uv leaves that to the first import. A Python that may not keep what it compiles
+        # would do it at every import: 10 s of each engine's start.
+        command += ["--compile-bytecode"] if sys.dont_write_bytecode else []
+        done = watched(command, "installing by uv", {**handed, **own, **os.environ}, count)
     if not done:
         say("uv could not do it; pip goes on, more slowly.")
     return done
@@ -117,7 +121,8 @@ def found_uv() -> Iterator[tuple[str, dict[str, str]]]:
         yield known, {}
         return
     own, cache = VENV / "bin/uv", VENV / ".uv-cache"
-    if not own.exists() and not watched([*PIP, "install", "-q", "--no-deps", "--only-binary", ":all:", "uv"]):
+    fetch = [*PIP, "install", "-q", "--no-deps", "--only-binary", ":all:", "uv"]
+    if not own.exists() and not watched(fetch, "fetching uv, which installs side by side"):
         yield "", {}
         return
     try:
@@ -151,11 +156,12 @@ def for_uv(settings: Mapping[str, str] | None) -> dict[str, str] | None:
 # ---- a command that is watched ----
 
 
-def watched(command: Sequence[str], variables: Mapping[str, str] | None = None, count: int = 0) -> bool:
-    """Run a command and pass on what it says, as it says it; whoever waits hears of it at least every ten seconds.
+def watched(command: Sequence[str], doing: str, variables: Mapping[str, str] | None = None, count: int = 0) -> bool:
+    """Say what is done, run a command and pass on what it says; whoever waits hears of it at least every ten seconds.
 
     Return whether it ended well. `count` is how many packages will be in place at its end, where that is known.
     """
+    say(f"{doing} …")
     ours, theirs = _channel()
     began = time.monotonic()
     try:

@@ -53,7 +53,7 @@ def set_up(tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
         found = subprocess.run(
             [sys.executable, str(SCRIPT), *words],
             cwd=tmp_path,
-            env={"PATH": f"{tmp_path}/path:/usr/bin:/bin", "UV_ENDS": "0", **variables},
+            env={"PATH": f"{tmp_path}/path:/usr/bin:/bin", "UV_ENDS": "0", "PYTHONDONTWRITEBYTECODE": "", **variables},
             capture_output=True,
             text=True,
             timeout=60,
@@ -78,7 +78,7 @@ def test_uv_installs_the_lock_and_pip_selfkd_itself(set_up):
 
 
 def test_a_second_lock_is_added_without_selfkd_and_without_a_word_about_sizes(set_up):
-    assert set_up("cpu.txt") == (0, "", ["uv pip install --python .venv/bin/python --index-strategy unsafe-best-match --no-deps -r cpu.txt", "uv sees |||"])  # fmt: skip
+    assert set_up("cpu.txt") == (0, "installing by uv …\n", ["uv pip install --python .venv/bin/python --index-strategy unsafe-best-match --no-deps -r cpu.txt", "uv sees |||"])  # fmt: skip
 
 
 def test_where_uv_fails_pip_installs_the_same(set_up):
@@ -109,6 +109,10 @@ global.no-color='true'
 def test_what_a_person_set_for_uv_stays(set_up):
     notes = set_up("cpu.txt", settings="global.index-url='https://one'\n", UV_DEFAULT_INDEX="https://mine")[2]
     assert notes[1].startswith("uv sees https://mine|")
+
+
+def test_uv_compiles_where_python_may_not_keep_what_it_compiles(set_up):
+    assert "--compile-bytecode" in set_up("cpu.txt", PYTHONDONTWRITEBYTECODE="1")[2][0]
 
 
 @pytest.mark.parametrize("setting", ["global.no-index='true'", "global.require-hashes='true'", "install.no-binary='torch'"])
@@ -155,15 +159,15 @@ def impatient(install, monkeypatch, tmp_path) -> Any:
 
 
 def test_a_silent_command_is_heard_of_with_the_packages_in_place(impatient, capfd):
-    assert impatient.watched(QUIET, count=190) is True
+    assert impatient.watched(QUIET, "waiting", count=190) is True
     lines = capfd.readouterr().out.splitlines()
-    assert (lines[0], lines[-1]) == ("begin", "end")
-    assert len(lines) >= 4 and set(lines[1:-1]) <= {f"  … {n} s, 1 of 190 packages are in place" for n in (0, 1)}
+    assert (*lines[:2], lines[-1]) == ("waiting …", "begin", "end")
+    assert len(lines) >= 5 and set(lines[2:-1]) <= {f"  … {n} s, 1 of 190 packages are in place" for n in (0, 1)}
 
 
 def test_a_command_that_fails_or_is_not_there_is_no_success(impatient, capfd):
-    assert impatient.watched([sys.executable, "-c", "raise SystemExit(3)"]) is False
-    assert impatient.watched(["./no-such-program"]) is False
+    assert impatient.watched([sys.executable, "-c", "raise SystemExit(3)"], "trying") is False
+    assert impatient.watched(["./no-such-program"], "trying") is False
     assert "no-such-program: No such file" in capfd.readouterr().out
 
 
@@ -174,9 +178,9 @@ def test_on_a_terminal_a_command_sees_a_terminal_of_the_same_width():
         spec = importlib.util.spec_from_file_location("install", {str(SCRIPT)!r})
         install = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(install)
-        install.watched([sys.executable, "-c", "import os; print(os.get_terminal_size(2).columns, os.isatty(1))"])"""
+        install.watched([sys.executable, "-c", "import os; print(os.get_terminal_size(2).columns, os.isatty(1))"], "trying")"""
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     subprocess.run(["stty", "cols", "93"], stdin=theirs, check=True)
     subprocess.run([sys.executable, "-c", code], stdout=theirs, check=True, timeout=30)
-    assert os.read(ours, 1000).decode().split() == ["93", "True"]
+    assert os.read(ours, 1000).decode().split() == ["trying", "…", "93", "True"]
