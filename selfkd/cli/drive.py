@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
+from selfkd.backend.machine import SLOW
 from selfkd.chain import numerics
 from selfkd.chain.attempt import WATCHER, Attempt
 from selfkd.chain.drive import catch_up, is_finished, refuse_second_driver
@@ -28,6 +29,7 @@ from selfkd.report.tables import console, print_rounds, round_line, rounds_of
 
 REPEAT_SECONDS = 1.0  # `timeout` and schedulers signal a process and its group: a SIGTERM this soon is the same wish again
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STARTED = {"ray": "Ray", "local": "in this process", "fake": "the fake model"}  # what is waited for before the first step
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
@@ -80,7 +82,8 @@ def drive(run: Run) -> None:
         catch_up(run)
         return  # no engine and no attempt
     refuse_second_driver(run)
-    display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)))
+    begins = f"starting {STARTED.get(run.machine.backend, run.machine.backend)}"
+    display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)), begins=begins)
     with Interrupts() as interrupts, display:
         attempt = run.begin(_observer(interrupts, display))
         with attempt.shielded(WATCHER):
@@ -114,6 +117,8 @@ def _announce(run: Run, attempt: Attempt, display: RunDisplay) -> None:
     display.print(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
     if line := numerics.told(run.numerics, run.recipe):
         display.print(line, "dim")
+    if run.machine.generator == "transformers":
+        display.print(f"generator: {SLOW}", "yellow")
     for summary in state.rounds:
         display.console.print(round_line(summary, state.split))
     display.print(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(attempt.logs)}", "dim")

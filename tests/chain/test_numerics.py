@@ -371,9 +371,22 @@ def test_auto_asks_a_run_that_is_fixed_for_nothing(tmp_path, monkeypatch):
     assert run.machine.dtype == "float32" and [event for event in events if event["event"] == "warning"] == []
 
 
+def test_a_run_made_before_there_was_a_choice_of_generators_goes_on_with_vllm(tmp_path):
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    record = json.loads(run.paths.numerics.read_text())
+    del record["self"], record["numerics"]["generator"]
+    run.paths.numerics.write_text(json.dumps(digest.with_self_digest(record), indent=1, sort_keys=True) + "\n")
+    asked = Run.at(run.folder, Machine(backend="fake", generator="transformers"))
+    assert (asked.numerics["generator"], asked.machine.generator) == ("vllm", "vllm")
+    assert asked.ignored == ["generator vllm (transformers asked)"]
+    assert Run.at(run.folder, Machine(backend="fake", generator="auto", threads=0)).ignored == []
+    assert levels(go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run")) == ["exact"] * 3
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("generator: vlm", "generator: 'vlm' is none of 'auto', 'vllm' or 'transformers'. Did you mean 'vllm'?"),
         ("backend: foo", "backend: 'foo' is none of 'ray', 'local' or 'fake'"),
         ("dtype: bfloat", "dtype: 'bfloat' is none of 'auto', 'bfloat16', 'float16' or 'float32'. Did you mean 'bfloat16'?"),
         ("max_num_seqs: 0", "max_num_seqs: must be at least 1, not 0"),

@@ -60,18 +60,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         RECIPE.format(model=folder / "tiny").replace("kind: pair,", "kind: pair, as: pairs,").replace("of: rows", "of: pairs")
     )
     (folder / "one.yaml").write_text("threads: 1\n")
+    (folder / "slow.yaml").write_text("threads: 1\ngenerator: transformers\n")
     return folder
 
 
-def start(home: Path, name: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "selfkd", "run", "chain.yaml", "--name", name, "--on", "one.yaml"]
+def start(home: Path, name: str, on: str = "one.yaml") -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "selfkd", "run", "chain.yaml", "--name", name, "--on", on]
     return subprocess.Popen(
         command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
-def finish(home: Path, name: str) -> Run:
-    process = start(home, name)
+def finish(home: Path, name: str, on: str = "one.yaml") -> Run:
+    process = start(home, name, on)
     said, _ = process.communicate(timeout=WAIT)
     assert process.returncode == 0, said
     return Run.at(home / "runs" / name)
@@ -142,6 +143,20 @@ def test_two_engines_and_a_stop_in_the_middle_end_on_the_same_digest(home: Path,
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 75, said
     assert finish(home, "stopped").sealed()[-1].digest == undisturbed.sealed()[-1].digest
+
+
+def test_a_chain_by_transformers_killed_with_its_engine_ends_on_its_own_digest(home: Path) -> None:
+    whole, run = finish(home, "slow", "slow.yaml"), home / "runs" / "slow-killed"
+    process = start(home, "slow-killed", "slow.yaml")
+    until(run, begins(1, "sample"), process)
+    os.kill(pid_in(run, "engine-0.log", "generator"), signal.SIGKILL)  # the driver replaces it, and goes on
+    until(run, begins(2, "sample"), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    ended = finish(home, "slow-killed", "slow.yaml")
+    assert ended.sealed()[-1].digest == whole.sealed()[-1].digest
+    assert [seal.notes["level"] for seal in ended.sealed()] == ["exact"] * 3
+    assert all(ended.made(index)["measure"].notes["swap"]["proved"] is True for index in (1, 2))
+    assert verify(run).problems == []
 
 
 @pytest.mark.gpu

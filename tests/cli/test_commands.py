@@ -107,6 +107,12 @@ def test_options_may_stand_between_the_overrides(said):
     assert re.search(r"kept \d+ of 12\b", text)
 
 
+def test_the_head_of_a_run_says_that_its_generator_is_slow(said, tmp_path):
+    (tmp_path / "machine.yaml").write_text("backend: fake\ngenerator: transformers\n")
+    lines = said("run", "sums.yaml", "--on", str(tmp_path / "machine.yaml"), "--name", "slowly", "rounds=1").splitlines()
+    assert lines[1].startswith("generator: transformers (slow: vLLM, where it can be installed, is")
+
+
 def test_plan_estimates_and_starts_nothing(said):
     text = said("run", "sums.yaml", "--name", "planned", "--plan")
     assert "36 answers" in text

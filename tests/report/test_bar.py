@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from selfkd.report import bar
 from selfkd.report.bar import RunDisplay
 
 
@@ -35,7 +37,7 @@ def test_a_pipe_gets_a_line_at_once_and_then_at_most_every_ten_seconds(done):
     lines = watched(done, [step, *(answered(count) for count in (0, 10, 20, 60, 70))], [0, 1, 5, 8, 20, 21]).splitlines()
     assert lines[0].startswith("round 2  1/7 sample  starting engine")
     assert len(lines) == 2
-    assert "60/100 answers  2310 tok/s  left 13 s" in lines[1]
+    assert lines[1].endswith("60/100 answers  2310 tok/s  left 13 s  after 19 s")
 
 
 def test_answers_found_from_an_earlier_attempt_do_not_make_the_time_left_look_short(done):
@@ -55,6 +57,86 @@ def test_a_pipe_is_told_that_the_engine_starts_even_right_after_another_line(don
     measure = {"event": "step", "round": 0, "step": "measure", "verb": "measure", "stage": "measure", "number": 2}
     lines = watched(done, [load, measure], [0, 1]).splitlines()
     assert lines[1].startswith("base     2/7 measure  starting engine")
+
+
+# ---- nothing is reported for long ----
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """A second of the clock is a hundredth of one."""
+    monkeypatch.setattr(bar, "BEAT_SECONDS", 0.01)
+
+
+def sped_up() -> float:
+    return time.monotonic() * 100
+
+
+def lines_after(to: Console, count: int) -> list[str]:
+    ends = time.monotonic() + 10
+    while to.file.getvalue().count("\n") < count and time.monotonic() < ends:
+        time.sleep(0.01)
+    return to.file.getvalue().splitlines()
+
+
+def pipe() -> Console:
+    return Console(width=120, file=io.StringIO(), force_terminal=False)
+
+
+def test_a_pipe_hears_of_a_silent_step_and_of_what_comes_before_the_first_one(done, quick):
+    to = pipe()
+    with RunDisplay(done, lambda index: 7, to, sped_up, begins="starting Ray") as display:
+        assert int(re.fullmatch(r"starting Ray …  (\d+) s", lines_after(to, 1)[0])[1]) >= 15
+        display.show({"event": "step", "round": 1, "step": "train", "verb": "train", "stage": "train", "number": 5})
+        lines = lines_after(to, 4)
+    assert re.fullmatch(r"round 1  5/7 train  \d+ s", lines[1])  # at once
+    seconds = [int(re.fullmatch(r"round 1  5/7 train  (\d+) s", line)[1]) for line in lines[2:4]]
+    assert seconds[0] >= 15 and seconds[1] - seconds[0] >= 15
+
+
+def test_a_pipe_is_not_told_twice_of_what_was_just_reported(done):
+    to = pipe()
+    now = [0.0]
+    with RunDisplay(done, lambda index: 7, to, lambda: now[0], begins="starting Ray") as display:
+        display.print("Ctrl-C is safe")
+        now[0] = 14.0
+        display._beat()
+        assert to.file.getvalue() == "Ctrl-C is safe\n"
+        now[0] = 15.0
+        display._beat()
+        assert to.file.getvalue() == "Ctrl-C is safe\nstarting Ray …  15 s\n"
+
+
+def test_a_file_whose_disk_fills_while_nothing_is_reported_is_told_by_the_next_event(done, quick):
+    def broken(text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    to = pipe()
+    with RunDisplay(done, lambda index: 7, to, sped_up, begins="starting Ray") as display:
+        to.file.write = broken
+        ends = time.monotonic() + 10
+        while not display._pulse.error and time.monotonic() < ends:
+            time.sleep(0.01)
+        with pytest.raises(OSError, match="No space left"):
+            display.show(answered(1))
+        display.show(answered(2))  # the file is of no use any more: nothing is written, nothing raised
+
+
+def test_whoever_waits_for_a_run_to_be_made_hears_of_it(quick):
+    to = pipe()
+    with bar.waiting("reading prompts and rewards", to, sped_up):
+        lines = lines_after(to, 2)
+    assert [re.sub(r"\d+ s", "n s", line) for line in lines[:2]] == ["reading prompts and rewards …  n s"] * 2
+    with bar.waiting("nothing that takes long", to):
+        pass
+    assert len(to.file.getvalue().splitlines()) == len(lines)
+
+
+def test_waiting_at_a_terminal_that_is_gone_stops_nothing():
+    screen = Screen()
+    screen.error = OSError(5, "Input/output error")
+    with bar.waiting("reading prompts and rewards", Console(width=120, file=screen, force_terminal=True)):
+        time.sleep(0.6)
 
 
 class Screen(io.StringIO):

@@ -24,10 +24,14 @@ from selfkd.errors import WeightsError
 
 Importable = str | Callable[..., Any]  # `module:name`, imported where it is used, or the thing itself
 ENGINE = "selfkd.backend.engine.vllm:Engine"
+ENGINES = {"vllm": ENGINE, "transformers": "selfkd.backend.engine.transformers_engine:Engine"}  # by `generator` of the numerics
 TRAINER = "selfkd.backend.trainer.update:train_rank"
 LOADER = "selfkd.backend.engine.root_model:load_model"
 REPORT_IT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
-EARLY_IMPORTS = {ENGINE: ("vllm",)}  # what a target imports later by itself, and which takes seconds
+EARLY_IMPORTS = {
+    ENGINE: ("vllm",),
+    ENGINES["transformers"]: ("torch", "transformers"),
+}  # what a target imports later by itself, and which takes seconds
 
 
 def resolve(target: Importable) -> Callable[..., Any]:

@@ -50,11 +50,11 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None, asked: 
     `dither` is a seed: values that lie on the bf16 grid move to a place drawn evenly from those that round to the same bf16
     value, so an engine in bf16 sees the published model unchanged, and small updates no longer vanish in its cast.
     """
-    with _quietly():
+    with quietly():
         folder, origin = _find(str(source["path"]), source.get("revision"))
         model, tok = _open(folder)
     notes = {**origin, "tensors": 0, "parameters": 0, "on_grid": 0.0, "dithered": 0.0, **_dither(model, dither)}
-    with _quietly():
+    with quietly():
         _save(model, tok, out)
     sequences = candidate_sequences(tok, [encode_prompt(tok, [{"role": "user", "content": text}]) for text in QUESTIONS])
     write_probe(out, sequences, token_logprobs(model, sequences), None, None)
@@ -74,7 +74,7 @@ def long_prompts(tok: Any, asked: Questions, context: int) -> list[LongPrompt]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Keep the progress bars of transformers off the screen (its GGUF reader has its own): what matters arrives as an exception."""
     from transformers.utils import logging
 

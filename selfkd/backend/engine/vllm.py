@@ -322,7 +322,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
         kernels.follow_torch()
         from vllm import LLM
     except ImportError as error:
-        fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA); then `selfkd doctor`."
+        fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA), or `generator: transformers`."
         raise BackendError(f"vLLM cannot be imported: {error}", "engine", fix) from error
     set_threads = torch.set_num_threads
     if cpu and numerics["threads"]:

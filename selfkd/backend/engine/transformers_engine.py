@@ -1,0 +1,389 @@
+"""An engine for machines that vLLM has no build for: the same work by transformers, in whole batches, several times slower.
+
+What vLLM's engine promises holds here too: weights are proved at every swap, a chunk is answered alone, and an answer is drawn by
+its own seed. torch and transformers are imported when an engine is made, never before.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.engine.held_engine import REPORT_IT
+from selfkd.backend.engine.root_model import quietly
+from selfkd.backend.facts import of_engine
+from selfkd.backend.model_files import context_of
+from selfkd.backend.probe import Probe, Scored, Scores, judge, read_probe, token_logprobs
+from selfkd.backend.tokens import (
+    BEFORE,
+    encode_completion,
+    encode_prompt,
+    encode_prompts,
+    end_ids,
+    ids_of_text,
+    opening,
+    tokenizer,
+)
+from selfkd.core.pool import Model
+from selfkd.errors import BackendError, UsageError, WeightsError
+
+REPORT_SECONDS = 1.0
+SCORED_TOKENS = 2048  # of one forward pass that scores: its logits, for a vocabulary of 150,000 in fp32, take 1.2 GB
+SAMPLER = "inverse distribution function"  # as the facts of an engine name it
+GREEDY_BELOW = 1e-5  # a temperature under it is none, as in vLLM
+UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+KNOWN_WORDS = ("logprobs",)  # of a `vllm:` block; any other one would change which answers are drawn, and nobody would obey it
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+class Engine:
+    """Holds the weights `weights` (a digest; "" means unknown, and then it refuses to answer)."""
+
+    def __init__(self, numerics: Mapping[str, Any], model: Model) -> None:
+        self.numerics, self.weights, self.model = dict(numerics), "", model
+        self.context = context_of(Path(model.path), numerics["max_model_len"])
+        self._torch, self.device = _start(numerics)
+        self._net: Any = None
+        self.facts: dict[str, Any] = {}  # known once a model is loaded
+        self._tok = tokenizer(model.path)
+        self._notes: dict[str, Any] = {}
+
+    def swap(self, model: Model, fresh: bool = False) -> dict[str, Any]:
+        """Load `model` and prove it; WeightsError if the engine then does not hold it. Free if it holds it already.
+
+        Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
+        distance (from the trainer's log-probabilities).
+        """
+        if model.digest == self.weights and not fresh:
+            return {**self._notes, "seconds": 0.0}
+        started = time.perf_counter()
+        probe = read_probe(Path(model.path))
+        held, self.weights = self.weights, ""
+        before = self._score(probe) if held and held != model.digest else None
+        self._load(model)
+        scored = Scored(self._score(probe), before, bool(held) and held == probe.parent)
+        verdict = judge(probe, scored, self.numerics["dtype"])
+        if verdict.wrong:
+            what = f"after the swap the engine does not hold {model}: {verdict.wrong}"
+            raise WeightsError(what, model.path, REPORT_IT)
+        self.weights, self.model, self._tok = model.digest, model, tokenizer(model.path)
+        self._notes = {**verdict.notes(), "seconds": round(time.perf_counter() - started, 3)}
+        return self._notes
+
+    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Any = None) -> Reply:
+        """Answer a chunk alone and write it; `on_tokens(requests done, tokens)` about once a second.
+
+        The batches are cut from the chunk's order, so they are the same in every engine with the same numerics.
+        """
+        self._must_know_its_weights()
+        refuse_unknown(sampling.extra)
+        started = time.perf_counter()
+        answers = self._asked(chunk, sampling)
+        tell = Teller(answers, on_tokens)
+        for batch in self._batches(answers, sampling.max_tokens):
+            self._answer(batch, sampling, tell)
+        completions = [answer.completion(self._tok, "logprobs" in sampling.extra) for answer in answers]
+        path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
+
+    def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
+        """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
+        self._must_know_its_weights()
+        sequences, starts = [], []
+        for row in rows.iter_rows(named=True):
+            place = f"sample {row['id']} of the prompt {opening(row['messages'])}"
+            prompt = encode_prompt(self._tok, row["messages"], place)
+            ended = row["finish_reason"] == "stop"
+            completion = encode_completion(self._tok, row["text"] or "", row["token_ids"], ended, place)
+            self._must_fit(place, len(prompt) + len(completion), 0)
+            sequences.append(prompt + completion)
+            starts.append(len(prompt))
+        values = [one for part in _parts(sequences) for one in token_logprobs(self._net, part)]
+        kept = [row[start - 1 :] for row, start in zip(values, starts, strict=True)]
+        return [(name, sum(row), len(row)) for name, row in zip(rows["id"], kept, strict=True)]
+
+    def sleep(self) -> None:
+        """Give a card's memory back. On CPU nothing happens."""
+        if self.device != "cpu":
+            self._forget()
+
+    def wake(self, model: Model) -> dict[str, Any]:
+        """Load `model` again and prove it; the notes of `swap`."""
+        return self.swap(model)
+
+    def close(self) -> None:
+        self._forget()
+
+    # ---- weights ----
+
+    def _load(self, model: Model) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._forget()  # first: two models would need twice the memory
+        dtype = getattr(self._torch, self.numerics["dtype"])
+        with quietly():
+            net = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
+        self._net = net.to(self.device).eval()
+        runner, attention = f"transformers.{type(net).__name__}", getattr(net.config, "_attn_implementation", None)
+        self.facts = {**of_engine(), "runner": runner, "attention": attention, "sampler": SAMPLER, "device": self.device}
+
+    def _forget(self) -> None:
+        self.weights, self._net = "", None
+        gc.collect()
+        if self.device != "cpu":
+            getattr(self._torch, self.device).empty_cache()
+
+    def _score(self, probe: Probe) -> Scores:
+        values = token_logprobs(self._net, probe.ids)
+        return np.array([value for row, start in zip(values, probe.starts, strict=True) for value in row[start - 1 :]])
+
+    def _must_know_its_weights(self) -> None:
+        if not self.weights:
+            raise WeightsError("the engine holds no proved weights", self.model.path, "Swap to a model first.")
+
+    # ---- requests ----
+
+    def _asked(self, chunk: Chunk, sampling: Sampling) -> list[Answer]:
+        conversations = chunk.requests["teacher_messages"].to_list()
+        places = [f"the prompt {opening(messages)}" for messages in conversations]
+        prompts = encode_prompts(self._tok, conversations, places)
+        for place, ids in zip(places, prompts, strict=True):
+            self._must_fit(place, len(ids), sampling.max_tokens)
+        seeds = chunk.requests["seed"].to_list()
+        return [Answer(ids, self._torch.Generator().manual_seed(seed)) for ids, seed in zip(prompts, seeds, strict=True)]
+
+    def _must_fit(self, place: str, length: int, room: int) -> None:
+        if length + room > self.context:
+            what = f"has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
+            raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")
+
+    def _batches(self, answers: Sequence[Answer], room: int) -> Iterator[list[Answer]]:
+        """Yield as many answers at a time as `max_num_seqs` and the memory for keys and values allow, in the chunk's order."""
+        memory = self.numerics["kv_cache_gb"] * 2**30
+        longest = max((len(answer.prompt) for answer in answers), default=0) + room
+        one = longest * bytes_per_token(self._net.config, BYTES[self.numerics["dtype"]])
+        size = max(1, min(self.numerics["max_num_seqs"], int(memory / one)))
+        for start in range(0, len(answers), size):
+            yield list(answers[start : start + size])
+
+    # ---- a batch ----
+
+    def _answer(self, batch: list[Answer], sampling: Sampling, tell: Teller) -> None:
+        """Draw token after token for a batch, padded on the left; those that ended leave it."""
+        from transformers import DynamicCache
+
+        torch = self._torch
+        width = max(len(answer.prompt) for answer in batch)
+        ids = [[0] * (width - len(answer.prompt)) + answer.prompt for answer in batch]
+        mask = [[0] * (width - len(answer.prompt)) + [1] * len(answer.prompt) for answer in batch]
+        step = torch.tensor(ids, device=self.device)
+        seen = torch.tensor(mask, device=self.device)
+        cache = DynamicCache(config=self._net.config)
+        ends = Ends(self._tok, sampling)
+        while True:
+            logits = self._forward(step, seen, cache)
+            drawn = draw_or_take(logits, [answer.generator for answer in batch], sampling)
+            chances = torch.log_softmax(logits, -1).gather(-1, drawn[:, None])[:, 0].tolist()
+            for answer, token, chance in zip(batch, drawn.tolist(), chances, strict=True):
+                answer.add(token, chance, ends)
+            tell.now_and_then()
+            going = [place for place, answer in enumerate(batch) if not answer.finish]
+            if not going:
+                return
+            kept = torch.tensor(going, device=self.device)
+            if len(going) < len(batch):
+                cache.batch_select_indices(kept)
+                seen = seen[kept]
+            batch = [batch[place] for place in going]
+            step = drawn.to(self.device)[kept][:, None]
+            seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)
+
+    def _forward(self, step: Any, seen: Any, cache: Any) -> Any:
+        """Return the logits of the next token of each row, in fp32."""
+        places = (seen.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
+        words = {"position_ids": places, "logits_to_keep": 1}
+        taken = inspect.signature(self._net.forward).parameters
+        with self._torch.inference_mode():
+            out = self._net(
+                input_ids=step,
+                attention_mask=seen,
+                past_key_values=cache,
+                use_cache=True,
+                **{name: value for name, value in words.items() if name in taken},
+            )
+            return out.logits[:, -1].float()
+
+
+@dataclass
+class Answer:
+    """One answer while it is drawn. `finish` is 'stop' or 'length' once it is over; `text` is set where a stop string cut it."""
+
+    prompt: list[int]
+    generator: Any
+    ids: list[int] = field(default_factory=list)
+    chances: list[float] = field(default_factory=list)
+    finish: str = ""
+    text: str | None = None
+
+    def add(self, token: int, chance: float, ends: Ends) -> None:
+        self.ids.append(token)
+        self.chances.append(chance)
+        if token in ends.tokens:
+            self.finish = "stop"
+        elif (cut := ends.cut(self.prompt, self.ids)) is not None:
+            self.finish, self.text = "stop", cut
+        elif len(self.ids) >= ends.most:
+            self.finish = "length"
+
+    def completion(self, tok: Any, with_chances: bool) -> Completion:
+        """Return the answer with ids that say its text; its log-probability where it was asked for and all ids were drawn."""
+        if self.text is None:
+            ended = self.finish == "stop"
+            text = said(tok, self.prompt, self.ids[:-1] if ended else self.ids)
+            ids, kept = self.ids, len(self.ids)
+        else:
+            text = self.text
+            ids, kept = ids_of_text(tok, self.prompt, self.ids, text)
+        known = with_chances and kept == len(ids)
+        return Completion(text, ids, self.finish, sum(self.chances[:kept]) if known else None)
+
+
+class Ends:
+    """What ends an answer: the model's end tokens, the stop strings of a step, its `max_tokens`."""
+
+    def __init__(self, tok: Any, sampling: Sampling) -> None:
+        self.tokens, self.most, self._tok, self._stop = end_ids(tok), sampling.max_tokens, tok, sampling.stop
+        # A stop string has at most four bytes a character and a token at least one byte; a few tokens more for what a
+        # tokenizer changes at the beginning of a text.
+        self._window = max((4 * len(one) for one in sampling.stop), default=0) + BEFORE
+
+    def cut(self, prompt: Sequence[int], ids: Sequence[int]) -> str | None:
+        """Return the text up to the first stop string; None while there is none. Only the newest tokens are read for it."""
+        if not self._stop or not self._found(self._tok.decode(ids[-self._window :], skip_special_tokens=True)):
+            return None
+        text = said(self._tok, prompt, ids)
+        places = self._found(text)
+        return text[: min(places)] if places else None
+
+    def _found(self, text: str) -> list[int]:
+        return [place for one in self._stop if (place := text.find(one)) >= 0]
+
+
+class Teller:
+    """Reports how far a chunk is, about once a second."""
+
+    def __init__(self, answers: Sequence[Answer], on_tokens: Any) -> None:
+        self._answers, self._on_tokens, self._told = answers, on_tokens, time.monotonic()
+
+    def now_and_then(self) -> None:
+        if self._on_tokens and time.monotonic() - self._told >= REPORT_SECONDS:
+            self._told = time.monotonic()
+            done = sum(bool(answer.finish) for answer in self._answers)
+            self._on_tokens(done, sum(len(answer.ids) for answer in self._answers))
+
+
+def said(tok: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """Return what ids say behind a prompt. The first bytes of a character that was cut off are no text."""
+    lead, whole = (
+        tok.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        for part in (list(prompt[-BEFORE:]), [*prompt[-BEFORE:], *ids])
+    )
+    text = whole[len(lead) :] if whole.startswith(lead) else tok.decode(list(ids), skip_special_tokens=True)
+    return str(text).rstrip(UNFINISHED)
+
+
+def refuse_unknown(extra: Mapping[str, Any]) -> None:
+    """Raise UsageError where a step's `vllm:` block asks for what only vLLM can do."""
+    if unknown := [name for name in extra if name not in KNOWN_WORDS]:
+        what = f"the generator transformers does not know {', '.join(unknown)}: only vLLM does"
+        raise UsageError(what, "sample.vllm", "Leave it out, or use a machine with vLLM (`generator: vllm`).")
+
+
+# ---- drawing ----
+
+
+def draw_or_take(logits: Any, generators: Sequence[Any], sampling: Sampling) -> Any:
+    """Return the next token of each row: the likeliest at temperature 0, else a drawn one."""
+    if sampling.temperature < GREEDY_BELOW:
+        return logits.argmax(-1)
+    return draw(logits / sampling.temperature, generators, sampling.top_k, sampling.top_p).to(logits.device)
+
+
+def draw(logits: Any, generators: Sequence[Any], top_k: int, top_p: float) -> Any:
+    """Draw one token for each row of `logits` by inverting its distribution function, at a point from the row's own generator.
+
+    A token of probability zero is never drawn. On the CPU where the device has no float64.
+    """
+    import torch
+
+    device = "cpu" if logits.device.type == "mps" else logits.device
+    weights = _within(torch.softmax(logits.float().to(device), -1), top_k, top_p)
+    heaps = weights.double().cumsum(-1)
+    points = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators]).to(device)
+    whole = heaps[:, -1:].contiguous()
+    drawn = torch.searchsorted(heaps, points[:, None] * whole, right=True)
+    last = torch.searchsorted(heaps, whole)  # the point may be rounded up to the whole
+    return torch.minimum(drawn, last)[:, 0]
+
+
+def _within(weights: Any, top_k: int, top_p: float) -> Any:
+    """Return `weights` with zeros outside the `top_k` likeliest, and then outside the fewest that hold `top_p` of what is left."""
+    if 0 < top_k < weights.shape[-1]:
+        least = weights.topk(top_k).values[:, -1:]
+        weights = weights.masked_fill(weights < least, 0.0)
+    if top_p < 1.0:
+        ordered, places = weights.sort(dim=-1, descending=True, stable=True)
+        heaps = ordered.double().cumsum(-1)
+        beyond = heaps - ordered >= top_p * heaps[:, -1:]
+        weights = weights.scatter(-1, places, ordered.masked_fill(beyond, 0.0))
+    return weights
+
+
+# ---- the machine ----
+
+
+def _start(numerics: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return (torch, the device): CUDA, Apple's, or the CPU with the run's threads."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        fix = "Install the engine: pip install 'selfkd[engine]'; then `selfkd doctor`."
+        raise BackendError(f"transformers cannot be imported: {error}", "engine", fix) from error
+    if torch.cuda.is_available():
+        return torch, "cuda"
+    if torch.backends.mps.is_available():
+        return torch, "mps"
+    if numerics["threads"]:
+        torch.set_num_threads(numerics["threads"])
+    return torch, "cpu"
+
+
+def bytes_per_token(config: Any, width: int) -> int:
+    """Return the bytes that the keys and values of one token take in all layers, `width` bytes a number."""
+    config = config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * width)
+
+
+def _parts(sequences: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Cut sequences into parts of at most SCORED_TOKENS padded tokens, at least one sequence each, in their order."""
+    part: list[list[int]] = []
+    for sequence in sequences:
+        if part and (len(part) + 1) * max(len(sequence), *map(len, part)) > SCORED_TOKENS:
+            yield part
+            part = []
+        part.append(sequence)
+    if part:
+        yield part
