@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -82,6 +83,48 @@ def test_a_chunk_generated_twice_is_the_same_file(engine: vllm.Engine, tmp_path:
     answers = pl.read_parquet(replies[0].path)
     assert answers.height == len(WORDS) and answers["text"].n_unique() > 4
     assert replies[0].tokens == answers["tokens"].sum() > 0
+
+
+def test_a_chunk_that_follows_is_begun_before_it_is_asked_and_each_request_enters_once(
+    engine: vllm.Engine, tmp_path: Path
+) -> None:
+    entered: list[int] = []
+    enter = engine._lots.enter
+    engine._lots.enter = lambda prompts, *more: entered.append(len(prompts)) or enter(prompts, *more)  # type: ignore[method-assign]
+    first, second = chunk(tmp_path, WORDS), chunk(tmp_path, WORDS[:3], "other")
+    sampling = Sampling(max_tokens=64)
+    try:
+        alone = [pl.read_parquet(engine.generate(one, sampling).path)["text"].to_list() for one in (first, second)]
+        engine._encoder = Immediately()  # type: ignore[assignment]
+        replies = [engine.generate(first, sampling, following=second)]
+        assert engine._ahead is not None and entered == [len(WORDS), 3, len(WORDS), 3]
+        replies.append(engine.generate(second, sampling))
+    finally:
+        del engine._lots.enter
+    assert entered == [len(WORDS), 3, len(WORDS), 3] and engine._ahead is None
+    assert [pl.read_parquet(reply.path)["text"].to_list() for reply in replies] == alone  # in fp32 on this model
+
+
+def test_a_chunk_that_was_begun_leaves_nothing_behind_where_something_else_is_asked(
+    engine: vllm.Engine, family: tuple[Model, Model], tmp_path: Path
+) -> None:
+    first, second = chunk(tmp_path, WORDS), chunk(tmp_path, WORDS[:3], "other")
+    engine._encoder = Immediately()  # type: ignore[assignment]
+    engine.generate(first, Sampling(max_tokens=8), following=second)
+    assert engine.llm.llm_engine.has_unfinished_requests() or engine._ahead
+    engine.swap(family[1])
+    assert not engine.llm.llm_engine.has_unfinished_requests() and engine._ahead is None
+
+
+class Immediately:
+    """An executor whose work is done when it was handed in."""
+
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, cancel_futures: bool) -> None: ...
 
 
 def test_the_end_token_is_among_the_ids_where_the_model_stopped_itself(engine: vllm.Engine, tmp_path: Path) -> None:

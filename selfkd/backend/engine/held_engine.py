@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
@@ -69,42 +69,28 @@ def traced() -> Iterator[None]:
         raise
 
 
-class Pulse(NamedTuple):
-    """How far the call in flight is: requests finished, tokens, and how often the engine said so, each time after a step."""
-
-    requests: int = 0
-    tokens: int = 0
-    steps: int = 0
-
-
 class Beat:
-    """The pulse in a small file: written while this process is busy, read by the driver."""
+    """Three numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy.
+
+    Steps say that the engine works, also where it makes few tokens or tells of none until an answer is whole.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-        self.begin()
+        self.put(0, 0)
 
-    def begin(self) -> None:
-        """Count from nothing: another call begins."""
-        self._steps = 0
-        self._write(Pulse())
-
-    def put(self, requests: int, tokens: int) -> None:
-        self._steps += 1
-        self._write(Pulse(requests, tokens, self._steps))
-
-    def _write(self, pulse: Pulse) -> None:
-        os.pwrite(self._handle, f"{pulse.requests:010d} {pulse.tokens:015d} {pulse.steps:010d}\n".encode(), 0)
+    def put(self, requests: int, tokens: int, steps: int = 0) -> None:
+        os.pwrite(self._handle, f"{requests:010d} {tokens:015d} {steps:015d}\n".encode(), 0)
 
     @staticmethod
-    def read(path: Path) -> Pulse:
-        """Return the pulse of the call in flight; zeros where nothing was written yet."""
+    def read(path: Path) -> tuple[int, int, int]:
+        """Return (requests finished, tokens, steps of the engine) of the chunk in flight; zeros where nothing was written yet."""
         try:
             requests, tokens, steps = path.read_text().split()
         except (OSError, ValueError):
-            return Pulse()
-        return Pulse(int(requests), int(tokens), int(steps))
+            return 0, 0, 0
+        return int(requests), int(tokens), int(steps)
 
 
 class HeldEngine:
@@ -141,7 +127,7 @@ class HeldEngine:
         """Answer a chunk. The engine may begin with the chunk `following`, which it is then asked next, with the same sampling."""
         with traced():
             self._must_hold(model)
-            self._beat.begin()
+            self._beat.put(0, 0)
             ahead = {"following": following} if following else {}
             reply: Reply = self._engine.generate(chunk, sampling, self._beat.put, **ahead)
             must_match(reply, model)
@@ -150,7 +136,7 @@ class HeldEngine:
     def logprobs(self, model: Model, rows: pl.DataFrame) -> list[Logprob]:
         with traced():
             self._must_hold(model)
-            self._beat.begin()  # else the driver would count the last chunk's answers again
+            self._beat.put(0, 0)  # else the driver would count the last chunk's answers again
             scores: list[Logprob] = self._engine.logprobs(rows)
             return scores
 

@@ -11,10 +11,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from selfkd.backend.base import AnswerProgress
-from selfkd.backend.engine.held_engine import Pulse
 from selfkd.errors import BackendError, SelfkdError
 
 START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpoint before it first answers
@@ -23,6 +22,16 @@ REPORT_SECONDS = 1.0  # between two reports of progress
 MOST_LOST_ENGINES = 2  # this many engines lost to one chunk stop the run: it is the chunk
 MOST_FAILED_STARTS = 2  # this many engines lost while starting or swapping stop the run: it is the machine
 USUAL_TOKENS = 256 * 256  # that a call may ask for within `chunk_timeout`: 256 answers of 256 tokens
+
+
+class Pulse(NamedTuple):
+    """How far a call in flight is: requests finished, tokens, and steps of the engine."""
+
+    requests: int = 0
+    tokens: int = 0
+    steps: int = 0
+
+
 NO_PULSE = Pulse()
 
 
@@ -66,7 +75,7 @@ class Work:
 
 
 @dataclass(eq=False)
-class Seat:
+class EngineState:
     """An engine as the dispatcher sees it: the weights it proved to hold, the kind it came up with, and what it is doing.
 
     `promised` is the call that it is sent next: it was told of it, and may be at work on it already.
@@ -104,20 +113,20 @@ class Limits:
 class Started:
     """The engine that was asked for is there; its imports may still run."""
 
-    seat: Seat
+    engine: EngineState
 
 
 @dataclass(frozen=True)
 class Ensured:
     """An engine proved that it holds these weights."""
 
-    seat: Seat
+    engine: EngineState
     weights: str
 
 
 @dataclass(frozen=True)
 class Answered:
-    seat: Seat
+    engine: EngineState
     result: Any
 
 
@@ -125,7 +134,7 @@ class Answered:
 class Failed:
     """An engine died, or its call raised. `error` is there where it is one for the user."""
 
-    seat: Seat
+    engine: EngineState
     reason: str
     error: SelfkdError | None = None
 
@@ -151,14 +160,14 @@ class Start:
 class Ensure:
     """Have an engine start or swap its weights, so that it holds those that are wanted."""
 
-    seat: Seat
+    engine: EngineState
 
 
 @dataclass(frozen=True)
 class Send:
     """Give an engine a call; it may begin with `following`, which it is sent next."""
 
-    seat: Seat
+    engine: EngineState
     call: Call
     following: Call | None
 
@@ -167,7 +176,7 @@ class Send:
 class End:
     """End an engine whatever it is doing. `reason` is why it counts as lost; '' where it is only in the way."""
 
-    seat: Seat
+    engine: EngineState
     during: str = ""
     reason: str = ""
 
@@ -197,8 +206,8 @@ Action = Start | Ensure | Send | End | Deliver | Report | Stop
 class Dispatch:
     """One call of `generate` or `logprobs`: which calls wait, and which engines were lost. Only the engines outlive it."""
 
-    def __init__(self, seats: Iterable[Seat], wanted: Wanted, calls: Iterable[Call], limits: Limits) -> None:
-        self.seats, self._wanted, self._limits = list(seats), wanted, limits
+    def __init__(self, engines: Iterable[EngineState], wanted: Wanted, calls: Iterable[Call], limits: Limits) -> None:
+        self.engines, self._wanted, self._limits = list(engines), wanted, limits
         self._waiting = deque(calls)
         self._most_engines = min(limits.engines, len(self._waiting))
         self._starting = 0
@@ -209,135 +218,135 @@ class Dispatch:
 
     @property
     def done(self) -> bool:
-        return not self._waiting and not any(seat.promised for seat in self.seats) and not self._answering()
+        return not self._waiting and not any(engine.promised for engine in self.engines) and not self._answering()
 
     def begin(self, now: float) -> list[Action]:
         return list(self._assign(now))
 
     def warm(self, now: float) -> list[Action]:
         """Have all engines there may be start with the weights, before there is anything to answer."""
-        missing = self._limits.engines - len(self.seats) - self._starting
+        missing = self._limits.engines - len(self.engines) - self._starting
         self._starting += max(0, missing)
         return [*(Start() for _ in range(missing)), *self._ensure_idle(now)]
 
     def on(self, event: Event, now: float) -> list[Action]:
         """Return what is to be done now that this has happened."""
         match event:
-            case Started(seat):
+            case Started(engine):
                 self._starting -= 1
-                self.seats.append(seat)
+                self.engines.append(engine)
                 return list(self._ensure_idle(now))
-            case Ensured(seat, weights):
-                seat.weights, seat.work = weights, None
+            case Ensured(engine, weights):
+                engine.weights, engine.work = weights, None
                 return list(self._assign(now))
-            case Answered(seat, result):
-                seat.work = None
+            case Answered(engine, result):
+                engine.work = None
                 self._delivered, self._quiet = self._delivered + 1, False
                 return [*self._assign(now), Deliver(result)]
-            case Failed(seat, reason, error):
-                return list(self._lose(seat, reason, error, now))
+            case Failed(engine, reason, error):
+                return list(self._lose(engine, reason, error, now))
             case Tick(pulses):
                 return [*self._overdue(pulses, now), *self._report(now)]
 
     def abandon(self) -> list[Action]:
         """End the engines that answer: a busy one takes no other call, and a process can be replaced."""
         ended = self._answering()
-        for seat in ended:
-            self._leave(seat)
-        for seat in self.seats:
-            seat.promised = None  # those of an engine that is not at work
-        return [End(seat) for seat in ended]
+        for engine in ended:
+            self._leave(engine)
+        for engine in self.engines:
+            engine.promised = None  # those of an engine that is not at work
+        return [End(engine) for engine in ended]
 
     # ---- engines ----
 
-    def _fits(self, seat: Seat) -> bool:
-        return seat.kind in ("", self._wanted.kind)
+    def _fits(self, engine: EngineState) -> bool:
+        return engine.kind in ("", self._wanted.kind)
 
-    def _idle(self) -> list[Seat]:
-        return [seat for seat in self.seats if seat.work is None and self._fits(seat)]
+    def _idle(self) -> list[EngineState]:
+        return [engine for engine in self.engines if engine.work is None and self._fits(engine)]
 
-    def _answering(self) -> list[Seat]:
-        return [seat for seat in self.seats if seat.work and seat.work.call]
+    def _answering(self) -> list[EngineState]:
+        return [engine for engine in self.engines if engine.work and engine.work.call]
 
     def _assign(self, now: float) -> Iterator[Action]:
         """Start engines that are missing, and give each idle one the weights, or its next call."""
         yield from self._hire()
-        for seat in self._idle():
-            if seat.weights == self._wanted.weights and (seat.promised or self._waiting):
-                yield self._send(seat, seat.promised or self._waiting.popleft(), now)
+        for engine in self._idle():
+            if engine.weights == self._wanted.weights and (engine.promised or self._waiting):
+                yield self._send(engine, engine.promised or self._waiting.popleft(), now)
         if self._waiting:
             yield from self._ensure_idle(now)
 
     def _hire(self) -> Iterator[Action]:
         """Start engines while fewer fit than are wanted; an idle one of another kind makes room."""
-        fitting = sum(self._fits(seat) for seat in self.seats) + self._starting
+        fitting = sum(self._fits(engine) for engine in self.engines) + self._starting
         for _ in range(self._most_engines - fitting if self._waiting else 0):
-            if len(self.seats) + self._starting >= self._limits.engines:
-                other = next((seat for seat in self.seats if seat.work is None and not self._fits(seat)), None)
+            if len(self.engines) + self._starting >= self._limits.engines:
+                other = next((engine for engine in self.engines if engine.work is None and not self._fits(engine)), None)
                 if other is None:
                     return  # they are busy with a swap that nobody wants any more
-                self.seats.remove(other)
+                self.engines.remove(other)
                 yield End(other)
             self._starting += 1
             yield Start()
 
     def _ensure_idle(self, now: float) -> Iterator[Action]:
-        for seat in self._idle():
-            if seat.weights != self._wanted.weights:
-                seat.kind, seat.work = self._wanted.kind, Work(None, now + START_SECONDS)
-                yield Ensure(seat)
+        for engine in self._idle():
+            if engine.weights != self._wanted.weights:
+                engine.kind, engine.work = self._wanted.kind, Work(None, now + START_SECONDS)
+                yield Ensure(engine)
 
     # ---- calls ----
 
-    def _send(self, seat: Seat, call: Call, now: float) -> Send:
-        seat.work = Work(call, now + call.seconds(self._limits.timeout), moved=now)
-        seat.promised = self._waiting.popleft() if self._may_know_two(seat) else None
-        return Send(seat, call, seat.promised)
+    def _send(self, engine: EngineState, call: Call, now: float) -> Send:
+        engine.work = Work(call, now + call.seconds(self._limits.timeout), moved=now)
+        engine.promised = self._waiting.popleft() if self._may_know_two(engine) else None
+        return Send(engine, call, engine.promised)
 
-    def _may_know_two(self, seat: Seat) -> bool:
+    def _may_know_two(self, engine: EngineState) -> bool:
         """Whether a second call would still be within the engine's share of what is left: the last ones go to who is free first."""
-        held = sum(bool(one.work and one.work.call) + bool(one.promised) for one in self.seats if one is not seat)
+        held = sum(bool(one.work and one.work.call) + bool(one.promised) for one in self.engines if one is not engine)
         left = len(self._waiting) + held + 1
         return self._limits.depth > 1 and bool(self._waiting) and math.ceil(left / self._most_engines) > 1
 
-    def _lose(self, seat: Seat, reason: str, error: SelfkdError | None, now: float) -> Iterator[Action]:
+    def _lose(self, engine: EngineState, reason: str, error: SelfkdError | None, now: float) -> Iterator[Action]:
         """Give up an engine and ask again, unless the error is one for the user or one loss too many."""
-        call = seat.work.call if seat.work else None
+        call = engine.work.call if engine.work else None
         if error is not None:
-            seat.work = None
+            engine.work = None
             yield Stop(error)
             return
-        self._leave(seat)
-        yield End(seat, call.name if call else "its start", reason)
+        self._leave(engine)
+        yield End(engine, call.name if call else "its start", reason)
         losses, most = (call.losses, MOST_LOST_ENGINES) if call else (self._failed_starts, MOST_FAILED_STARTS)
         losses.append(reason)
         if len(losses) >= most:
-            yield Stop(_too_many_lost(call, seat.log) if call else _too_many_failed_starts(losses, seat.log))
+            yield Stop(_too_many_lost(call, engine.log) if call else _too_many_failed_starts(losses, engine.log))
             return
         if call:
             self._waiting.appendleft(call)  # the next one to be sent
         yield from self._assign(now)
 
-    def _leave(self, seat: Seat) -> None:
+    def _leave(self, engine: EngineState) -> None:
         """Forget an engine that ends; what it was promised waits again."""
-        self.seats.remove(seat)
-        if seat.promised:
-            self._waiting.appendleft(seat.promised)
-        seat.work = seat.promised = None
+        self.engines.remove(engine)
+        if engine.promised:
+            self._waiting.appendleft(engine.promised)
+        engine.work = engine.promised = None
 
     # ---- time ----
 
     def _overdue(self, pulses: Mapping[str, Pulse], now: float) -> Iterator[Action]:
-        for seat in [seat for seat in self.seats if seat.work]:
-            if seat.work and (reason := seat.work.overdue(pulses.get(seat.name, NO_PULSE), now)):
-                yield from self._lose(seat, f"TimeoutError: {reason}", None, now)
+        for engine in [engine for engine in self.engines if engine.work]:
+            if engine.work and (reason := engine.work.overdue(pulses.get(engine.name, NO_PULSE), now)):
+                yield from self._lose(engine, f"TimeoutError: {reason}", None, now)
 
     def _report(self, now: float) -> Iterator[Action]:
         """Tell how far unfinished calls are, where no result has told it."""
-        answering = [seat.work for seat in self._answering() if seat.work]
+        answering = [engine.work for engine in self._answering() if engine.work]
         if self._quiet and answering and now - self._reported >= REPORT_SECONDS:
             self._reported = now
-            waiting = len(self._waiting) + len(answering) + sum(bool(seat.promised) for seat in self.seats)
+            waiting = len(self._waiting) + len(answering) + sum(bool(engine.promised) for engine in self.engines)
             requests, tokens = sum(work.pulse.requests for work in answering), sum(work.pulse.tokens for work in answering)
             yield Report(AnswerProgress(requests=requests, tokens=tokens, chunks=self._delivered, waiting=waiting))
         self._quiet = True

@@ -14,13 +14,13 @@ from typing import Any
 
 from selfkd.backend.engine.held_engine import HeldEngine, Importable
 from selfkd.backend.ray.cluster import actor_class
-from selfkd.backend.ray.dispatch import Call, Seat
+from selfkd.backend.ray.dispatch import Call, EngineState
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 
 
 @dataclass(eq=False, kw_only=True)
-class EngineHandle(Seat):
+class EngineHandle(EngineState):
     """An engine as the driver sees it: its actor, and where its beat can be read."""
 
     actor: Any

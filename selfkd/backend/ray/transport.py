@@ -6,9 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from selfkd.backend.base import OnAnswers
-from selfkd.backend.engine.held_engine import Beat, Pulse
+from selfkd.backend.engine.held_engine import Beat
 from selfkd.backend.ray.cluster import FETCH_SECONDS, POLL_SECONDS, in_one_line, unwrapped
-from selfkd.backend.ray.dispatch import Action, Answered, End, Ensure, Ensured, Event, Failed, Report, Send, Start, Started
+from selfkd.backend.ray.dispatch import (
+    Action,
+    Answered,
+    End,
+    Ensure,
+    Ensured,
+    Event,
+    Failed,
+    Pulse,
+    Report,
+    Send,
+    Start,
+    Started,
+)
 from selfkd.backend.ray.engine_pool import EngineHandle, EnginePool
 from selfkd.core.pool import Model
 from selfkd.errors import SelfkdError
@@ -43,7 +56,7 @@ class RayTransport:
 
     def pulses(self) -> Mapping[str, Pulse]:
         busy = [engine for engine in self._pool.engines if engine.work and engine.work.call]
-        return {engine.name: Beat.read(engine.beat) for engine in busy}
+        return {engine.name: Pulse(*Beat.read(engine.beat)) for engine in busy}
 
     def perform(self, action: Action) -> Sequence[Event]:
         match action:
