@@ -24,7 +24,7 @@ from selfkd.backend.base import (
 )
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
-from selfkd.chain.chunks import LOOSE_FACTOR, Tally
+from selfkd.chain.chunks import Asked, Tally
 from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
 from selfkd.chain.run import Run
@@ -94,10 +94,10 @@ class StepContext:
         return out, self.backend.load(source, out, dither, Questions(files, self.max_length))
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
-        size = self.run.recipe.chunk * (1 if self.run.numerics["exact"] else LOOSE_FACTOR)
-        place, tmp = self.place, self.run.paths.tmp
         self._refuse_repeats(requests)
-        wanted = chunks.cut(requests, size, place.generation_key, model, sampling, stream, place.data, tmp)
+        place, tmp = self.place, self.run.paths.tmp
+        asked = Asked(requests, place.generation_key, model, sampling, stream, place.data, tmp)
+        wanted = asked.cut(self._chunk_size(asked))
         done = chunks.finished(wanted, model)
         todo = [chunk for chunk in wanted if chunk.key not in done]
         tally = Tally(self.progress, requests.height, requests.height - sum(chunk.requests.height for chunk in todo))
@@ -111,6 +111,12 @@ class StepContext:
         files = [done[chunk.key] for chunk in wanted]
         self.makers["engine"] |= {made_by(path).facts for path in files}
         return files
+
+    def _chunk_size(self, asked: Asked) -> int:
+        usual = self.run.recipe.chunk
+        if self.run.numerics["exact"]:
+            return usual
+        return chunks.recorded_size(asked, self.run.machine.generators, usual, self.place.cut)
 
     def _answered(self, model: Model, todo: list[Chunk], sampling: Sampling, tally: Tally) -> dict[str, Path]:
         """Return {key: file} of chunks that the backend answers now, each with the weights that were asked for."""

@@ -150,7 +150,7 @@ class HeldEngine:
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
-            self._engine = None
+            self._engine, self._asleep = None, False
 
     def holds(self, model: Model) -> bool:
         return self._weights() == model.digest
