@@ -6,6 +6,7 @@ Knows neither Ray nor vLLM: the engine is named (`module:Class`) and imported wh
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import time
@@ -124,11 +125,12 @@ class HeldEngine:
         return self._engine.weights, notes, self._engine.facts
 
     def generate(self, model: Model, chunk: Chunk, sampling: Sampling, following: Chunk | None = None) -> Reply:
-        """Answer a chunk. The engine may begin with the chunk `following`, which it is then asked next, with the same sampling."""
+        """Answer a chunk. An engine that can may begin with the chunk `following`, which it is then asked next, with the same sampling."""
         with traced():
             self._must_hold(model)
             self._beat.put(0, 0)
-            ahead = {"following": following} if following else {}
+            may_begin = "following" in inspect.signature(self._engine.generate).parameters
+            ahead = {"following": following} if following and may_begin else {}
             reply: Reply = self._engine.generate(chunk, sampling, self._beat.put, **ahead)
             must_match(reply, model)
             return reply
