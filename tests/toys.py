@@ -35,7 +35,15 @@ class Toy:
         before, self.model, self.weights = self.weights, model, model.digest
         return {"seconds": 0.1, "proved": True, "survived": 0.9 if before else None}
 
-    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Callable[[int, int], None] | None = None) -> Reply:
+    def generate(
+        self,
+        chunk: Chunk,
+        sampling: Sampling,
+        on_tokens: Callable[[int, int], None] | None = None,
+        following: Chunk | None = None,
+    ) -> Reply:
+        if following:
+            (chunk.tmp / f"told-{following.key}").touch()
         for row in chunk.requests.iter_rows(named=True):
             self._obey(row["teacher_messages"][0]["content"], chunk.tmp)
             if on_tokens:

@@ -33,6 +33,7 @@ from selfkd.backend.base import (
 from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.backend.model_files import engine_kind
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
@@ -59,6 +60,7 @@ class LocalBackend:
             raise UsageError(what, "machine.trainers", "Use `backend: ray`, or `trainers: 1`.")
         self._numerics, self._log, self._trainer, self._loader = dict(numerics), log, trainer, loader
         self._engine = HeldEngine(engine, numerics, log / "engine.beat")
+        self._kind = ""  # of the engine that came up last
         self._notes: dict[str, Any] = {}
         self._facts: dict[str, Facts] = {}
 
@@ -111,6 +113,11 @@ class LocalBackend:
         self._engine.close()
 
     def _ensure(self, model: Model) -> None:
+        """Have the engine hold `model`; one of another kind ends first. On a card, this process keeps a part of that one's memory."""
+        kind = engine_kind(Path(model.path), model.digest, self._numerics.get("dtype", ""))
+        if self._kind != kind:
+            self._engine.close()
+            self._kind = kind
         if not self._engine.holds(model):
             _, self._notes, self._facts["engine-0"] = self._engine.ensure(model)
 

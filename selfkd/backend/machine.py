@@ -102,7 +102,11 @@ class Machine:
     max_model_len: int = _setting(
         "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
     )
-    chunk_timeout: float = _setting("Seconds after which an engine that has not answered a chunk counts as hanging.", 3600.0, 1)
+    chunk_timeout: float = _setting(
+        "Seconds after which an engine that has not answered a chunk counts as hanging; in proportion more for a chunk that may have more than 65,536 tokens.",
+        3600.0,
+        1,
+    )
     environment: Sequence[str] = _setting(
         "Variables of the environment that rewards may see although their names look like secrets.", list
     )

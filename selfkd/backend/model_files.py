@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from functools import lru_cache
 from pathlib import Path
+
+from selfkd.core import digest
 
 PACKAGE = "package:"  # in front of the name of an installed package that carries one GGUF file
 SHARD_SIZE = "2GB"  # of the safetensors files that selfkd writes
@@ -34,3 +37,14 @@ def context_of(folder: Path, wanted: int) -> int:
     """Return how many tokens a prompt and its answer may have together: as many as are wanted, or the model's limit if that is less."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     return min(wanted, config.get("max_position_embeddings") or wanted)
+
+
+@lru_cache(maxsize=256)
+def engine_kind(folder: Path, weights: str, dtype: str) -> str:
+    """Return which engines can hold a model: those that came up with this architecture, these sizes, this tokenizer and this `dtype`.
+
+    `weights` is the digest of the folder's contents, which is why the files are read once. A folder without config.json is no
+    model of an engine's; all of them are one kind.
+    """
+    described = ("config.json", *digest.TOKENIZER_FILES) if (folder / "config.json").is_file() else ()
+    return digest.of("engine", digest.descriptions(folder, described), dtype)

@@ -1,10 +1,12 @@
-"""Answers in canonical chunks: cut from the sorted request list, named by content, used again if finished, asked again whole if not.
+"""Answers in chunks: cut from the sorted request list, named by content, used again if finished, asked again whole if not.
 
-Replies depend on what else is in a batch, so a chunk is the unit of generation, of durability and of redoing.
+Replies depend on what else is in a batch, so a chunk is the unit of generation, of durability and of redoing. Where a run is exact
+its size is the recipe's. Else it follows the number of engines when the step began, and is recorded: whoever goes on cuts alike.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,29 +15,59 @@ from pathlib import Path
 import polars as pl
 
 from selfkd.backend.base import AnswerProgress, Chunk, Reply, Sampling, made_by
+from selfkd.chain import records
+from selfkd.chain.records import Cut
 from selfkd.core import digest, storage
 from selfkd.core.pool import Model
 from selfkd.errors import WeightsError
 
-LOOSE_FACTOR = 16  # without `exact` a chunk is only the unit of redoing: larger ones keep a GPU's batch full
+SHARES = 4  # chunks per engine without `exact`: engines of different speed end together, and a kill costs a fraction
+FEWEST = 64  # requests of such a chunk where each engine has one: smaller ones are all tail
+LOOSE_FACTOR = 16  # times the recipe's `chunk`: the largest ones, and the only size before cuts were recorded
 
 
-def cut(
-    requests: pl.DataFrame, size: int, key: str, model: Model, sampling: Sampling, stream: str, folder: Path, tmp: Path
-) -> list[Chunk]:
-    """Return the chunks of `requests`, `size` each; a chunk's key names `key` (of what the step generates), the weights, the sampling and the requests."""
-    words = [
-        sampling.temperature,
-        sampling.top_p,
-        sampling.top_k,
-        sampling.max_tokens,
-        list(sampling.stop),
-        dict(sampling.extra),
-    ]
-    return [
-        Chunk(digest.of("chunk", key, model.digest, words, stream, digest.table(part, ("id",))), stream, part, folder, tmp)
-        for part in requests.iter_slices(size)
-    ]
+@dataclass(frozen=True)
+class Asked:
+    """All that is asked at one place of a run. `key` is of what the step generates; answers lie in `folder`."""
+
+    requests: pl.DataFrame
+    key: str
+    model: Model
+    sampling: Sampling
+    stream: str
+    folder: Path
+    tmp: Path
+
+    def name(self, part: pl.DataFrame) -> str:
+        """Return the key of a part of the requests: it names `key`, the weights, the sampling and the requests themselves."""
+        drawn = self.sampling
+        words = [drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_tokens, list(drawn.stop), dict(drawn.extra)]
+        return digest.of("chunk", self.key, self.model.digest, words, self.stream, digest.table(part, ("id",)))
+
+    def cut(self, size: int) -> list[Chunk]:
+        """Return the requests in chunks of `size`."""
+        parts = self.requests.iter_slices(size)
+        return [Chunk(self.name(part), self.stream, part, self.folder, self.tmp) for part in parts]
+
+
+def recorded_size(asked: Asked, engines: int, usual: int, path: Callable[[str], Path]) -> int:
+    """Return the size of chunks that was recorded when this was first asked, at `path(key)`; record it where nobody did.
+
+    A run that was begun before sizes were recorded goes on with the size it had.
+    """
+    key, most = asked.name(asked.requests), LOOSE_FACTOR * usual
+    record = path(key)
+    if not record.exists():
+        begun = asked.folder.is_dir() and finished(asked.cut(most), asked.model)
+        size = most if begun else loose_size(asked.requests.height, engines, most)
+        records.write(record, Cut(key=key, requests=asked.requests.height, engines=engines, size=size), asked.tmp)
+    return records.read(record, Cut).size
+
+
+def loose_size(requests: int, engines: int, most: int) -> int:
+    """Return how many requests make a chunk so that `engines` have SHARES of them each, none of them idle."""
+    share, whole = math.ceil(requests / (SHARES * engines)), math.ceil(requests / engines)
+    return max(1, min(most, max(share, min(FEWEST, whole))))
 
 
 def finished(chunks: Iterable[Chunk], model: Model) -> dict[str, Path]:

@@ -46,6 +46,10 @@ class Place:
     def data(self) -> Path:
         return self.round.data(self.number, self.step.name)
 
+    def cut(self, key: str) -> Path:
+        """Return the record of how the requests of this key are cut."""
+        return self.round.cut(self.number, self.step.name, key)
+
     @cached_property
     def key(self) -> str:
         return records.key(self.parent, self.step.identity(), self.code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from selfkd.backend.base import (
 )
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
-from selfkd.chain.chunks import LOOSE_FACTOR, Tally
+from selfkd.chain.chunks import Asked, Tally
 from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
+from selfkd.chain.head_start import HeadStart, completed
 from selfkd.chain.numerics import engine_casts
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage, views
@@ -47,7 +49,7 @@ Earlier = Callable[[int | None], Iterator[tuple[int, Pool]]]
 class StepContext:
     """One step's view of its round. `notes` collects what this run of the step cost; it stays outside every digest.
 
-    `makers` collects who computed: {kind of process: digests of their facts}.
+    `makers` collects who computed: {kind of process: digests of their facts}. `head_start` is told of each finished chunk.
     """
 
     run: Run
@@ -57,6 +59,7 @@ class StepContext:
     backend: Backend
     attempt: Attempt
     rounds_before: Earlier
+    head_start: HeadStart = field(default_factory=lambda: HeadStart(0))
     notes: dict[str, Any] = field(default_factory=dict)
     makers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
@@ -99,11 +102,13 @@ class StepContext:
         return out, self.backend.load(source, out, dither, Questions(files, self.max_length))
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
-        size = self.run.recipe.chunk * (1 if self.run.numerics["exact"] else LOOSE_FACTOR)
-        place, tmp = self.place, self.run.paths.tmp
         self._refuse_repeats(requests)
-        wanted = chunks.cut(requests, size, place.generation_key, model, sampling, stream, place.data, tmp)
+        place, tmp = self.place, self.run.paths.tmp
+        asked = Asked(requests, place.generation_key, model, sampling, stream, place.data, tmp)
+        wanted = asked.cut(self._chunk_size(asked))
         done = chunks.finished(wanted, model)
+        for path in done.values():
+            self.head_start.add(path)
         todo = [chunk for chunk in wanted if chunk.key not in done]
         tally = Tally(self.progress, requests.height, requests.height - sum(chunk.requests.height for chunk in todo))
         self.progress(tally.answered, tally.total, "answers")
@@ -117,6 +122,12 @@ class StepContext:
         self.makers["engine"] |= {made_by(path).facts for path in files}
         return files
 
+    def _chunk_size(self, asked: Asked) -> int:
+        usual = self.run.recipe.chunk
+        if self.run.numerics["exact"]:
+            return usual
+        return chunks.recorded_size(asked, self.run.machine.generators, usual, self.place.cut)
+
     def _answered(self, model: Model, todo: list[Chunk], sampling: Sampling, tally: Tally) -> dict[str, Path]:
         """Return {key: file} of chunks that the backend answers now, each with the weights that were asked for."""
         asked = {chunk.key: chunk for chunk in todo}
@@ -125,6 +136,7 @@ class StepContext:
             self._met()  # before the answers count: which numerics and which facts they are of is then on disk
             chunk = asked[reply.key]
             done[reply.key] = chunks.named(chunk, reply, model, self.where)
+            self.head_start.add(done[reply.key])
             tally.add(chunk.requests.height, reply.tokens)
         if swap := self.backend.swap_notes():
             self.notes["swap"] = swap
@@ -166,8 +178,11 @@ class StepContext:
         return trained
 
     def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
-        worked = False
-        for results in spread(function, batches, workers=usable_cores(), timeout=timeout):
+        worked, known = False, self.head_start.known(function)
+        if known:
+            self.notes["scored_ahead"] = self.notes.get("scored_ahead", 0) + len(known)
+        compute = partial(spread, function, workers=usable_cores(), timeout=timeout)
+        for results in completed(batches, known, compute):
             worked = True
             yield results
         if worked:

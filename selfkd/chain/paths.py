@@ -3,6 +3,7 @@
 run.json  recipe.yaml  recipe.resolved.yaml  prompts/  code/   frozen when the run is created
 round-001/01-sample.json          the commit of a step
 round-001/01-sample/              its data, each file named by its content
+round-001/cut-01-sample-KEY.json  into chunks of what size its answers are cut, where a run is not exact
 round-001/sealed.json             the commit of the round
 round-001/pruned-001.json         which checkpoints retention took away, and the next time -002
 numerics.json                     what fixes the numbers, from the first engine or trainer on
@@ -47,6 +48,13 @@ class RoundPaths:
     def data(self, number: int, step: str) -> Path:
         """Return the folder of what step `number` makes."""
         return self.folder / f"{number:02d}-{step}"
+
+    def cut(self, number: int, step: str, key: str) -> Path:
+        return self.folder / f"cut-{number:02d}-{step}-{key[:12]}.json"
+
+    def cuts(self) -> list[Path]:
+        """Return the records of how answers were cut."""
+        return sorted(self.folder.glob("cut-*.json"))
 
     def commits(self) -> list[Path]:
         """Return the commits on disk, in the order of the steps: step 100 comes after step 11."""

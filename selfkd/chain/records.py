@@ -162,6 +162,19 @@ class Computer(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut(Record):
+    """cut-01-sample-KEY.json: into chunks of what `size` these requests are cut, and for how many `engines` that was decided.
+
+    It is the unit of redoing and stays outside every digest.
+    """
+
+    key: str
+    requests: int
+    engines: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Amendment(Record):
     """A recipe that replaces the one in force from the steps on that are not made yet.
 

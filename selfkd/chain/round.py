@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -14,6 +14,7 @@ from selfkd.chain import commit, measured, records, steering
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
+from selfkd.chain.head_start import HeadStart, spare_workers
 from selfkd.chain.models import known_models
 from selfkd.chain.records import Commit, ModelEntry, Seal
 from selfkd.chain.retention import prune
@@ -24,6 +25,7 @@ from selfkd.core.pool import Pool
 from selfkd.errors import Stopped
 from selfkd.recipe.walk import outlook
 from selfkd.steps import VERBS, Step
+from selfkd.steps.score import ScoreStep
 
 
 def open_round(run: Run, index: int, backend: Backend, attempt: Attempt) -> Round:
@@ -44,6 +46,7 @@ class Round:
         self.parent = self.follows  # of the next step
         self.made: list[Commit] = []
         self.models = known_models(index, self.start, self.before, self.recipe.best, run.loaded)
+        self.head_start = HeadStart(spare_workers(run.machine.generators, run.numerics["threads"]))
         self.seen = outlook(run.recipe)  # names the scores that expressions may use, whether or not a sample has one yet
 
     # ---- the walk ----
@@ -74,7 +77,11 @@ class Round:
         commit.refuse_another(place)
         fresh = not place.commit.exists()
         if fresh:
-            self._make(place, pool)
+            try:
+                self._make(place, pool)
+            except BaseException:
+                self.head_start.stop()
+                raise
         made = commit.read(place)
         for role, entry in made.models.items() if fresh else ():
             self.run.trust.know(entry.model(role))
@@ -90,13 +97,30 @@ class Round:
     def _make(self, place: Place, pool: Pool) -> None:
         step = place.step
         self.attempt.event("step", round=self.index, step=step.name, verb=step.verb, stage=step.stage, number=place.number)
-        context = StepContext(self.run, place, pool, self.models, self.backend, self.attempt, self._earlier)
+        self._expect(step, pool)
+        context = StepContext(self.run, place, pool, self.models, self.backend, self.attempt, self._earlier, self.head_start)
         began = time.monotonic()
         added = step.run(pool, context)
         spent = {"seconds": round(time.monotonic() - began, 3), "attempt": self.attempt.number, "host": platform.node()}
         context.makers["driver"].add(self.run.computers.driver(self.attempt))
         makers = {kind: sorted(made - {""}) for kind, made in sorted(context.makers.items())}
         commit.write(place, added, pool, self.start, {**context.notes, **added.notes, **spent, "makers": makers})
+
+    def _expect(self, step: Step, pool: Pool) -> None:
+        """Let the rewards of the score step behind a `sample` step begin with what that one finishes."""
+        if step.stage == "score":
+            return  # it takes what was scored ahead
+        self.head_start.stop()
+        following = next_step(self.recipe.steps_of(self.index), step) if step.stage == "generate" else None
+        if not isinstance(following, ScoreStep):
+            return
+        try:
+            functions = [self.run.function(reference, following.params) for reference in following.functions()]
+            self.head_start.expect(following, functions, pool)
+        except Stopped:
+            raise
+        except Exception:
+            self.head_start.stop()  # whatever is wrong with a reward stops the step that it belongs to
 
     def _earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         """Yield (round, what it made) of the accepted rounds before this one, newest first, `window` rounds back at most."""
@@ -187,3 +211,10 @@ class Round:
         if moved := self.run.computers.moved([made.notes.get("makers", {}) for made in self.made]):
             return "data: " + "; ".join(moved)
         return "exact" if self.run.numerics["exact"] else "data"
+
+
+def next_step(steps: Sequence[Step], step: Step) -> Step | None:
+    """Return the step behind the one of this name."""
+    names = [one.name for one in steps]
+    behind = steps[names.index(step.name) + 1 :] if step.name in names else []
+    return behind[0] if behind else None

@@ -19,11 +19,14 @@ import polars as pl
 
 READ_BYTES = 1 << 22  # of a tensor in memory at once
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
+)
 # What a model folder says beside its tensors: all that decides how text becomes ids, ids become text, and where an answer ends.
 DESCRIPTIONS = (
     *("config.json", "adapter_config.json", "generation_config.json"),
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
+    *TOKENIZER_FILES,
     *("chat_template.jinja", "chat_template.json", "chat_templates/*"),
 )
 FIRST_DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "adapter_config.json")
@@ -137,8 +140,13 @@ def _readings(folder: Path) -> Iterator[str]:
     with ThreadPoolExecutor(4) as threads:  # hashlib releases the interpreter lock
         tensors = dict(entry for entries in threads.map(_tensors, shards) for entry in entries)
     for patterns in (DESCRIPTIONS, FIRST_DESCRIPTIONS):
-        texts = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
-        yield of("weights", tensors, {path.relative_to(folder).as_posix(): _description(path) for path in texts})
+        yield of("weights", tensors, descriptions(folder, patterns))
+
+
+def descriptions(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """Return {name: digest} of the files of a model folder that match, without the fields that name their writer."""
+    texts = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): _description(path) for path in texts}
 
 
 def _description(path: Path) -> str:

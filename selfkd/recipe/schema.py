@@ -98,7 +98,9 @@ class Recipe(_Words):
         description="Most tokens of a prompt and its answer together, for engine and trainer; nothing is cut silently.",
     )
     chunk: int = Field(
-        256, ge=1, description="Requests generated together; the unit of redoing, part of what makes a chain reproducible."
+        256,
+        ge=1,
+        description="Requests generated together; the unit of redoing, part of what makes a chain reproducible. Where not `exact`, the unit of redoing follows the number of engines, up to 16 times this.",
     )
     exact: Switch = Field(
         "auto", description="Answers that do not depend on restarts or on the number of engines; auto: where it is cheap."

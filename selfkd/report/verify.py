@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from selfkd.chain import records
 from selfkd.chain.numerics import computed
 from selfkd.chain.paths import Paths, RoundPaths
-from selfkd.chain.records import Amendment, Commit, Computer, Info, ModelEntry, Numerics, Record, Seal, Tombstone
+from selfkd.chain.records import Amendment, Commit, Computer, Cut, Info, ModelEntry, Numerics, Record, Seal, Tombstone
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
@@ -73,6 +73,8 @@ class _Walk:
         if self.paths.numerics.exists():
             self.record(self.paths.numerics, Numerics)
         facts = {path: self.record(path, Computer) for path in self.paths.facts()}
+        for path in (path for names in self.paths.rounds() for path in names.cuts()):
+            self.record(path, Cut)
         gone = {path: self.tombstone(path) for names in self.paths.rounds() for path in names.tombstones()}
         taken = [path for paths in gone.values() for path in paths]
         self.found.pruned = [path for path in taken if not (self.paths.folder / path).exists()]

@@ -143,6 +143,12 @@ class ScoreStep(Step):
                 context.progress(done, todo.height, "samples")
             yield _score_rows(part.filter(new)["id"].to_list(), name, outcomes)
 
+    def rows_ahead(self, pool: Pool, function: Function, name: str) -> list[dict[str, Any]]:
+        """Return the rows that `run` will give the function for these samples; none where it sees a prompt's whole group."""
+        if signature(function).grouped:
+            return []
+        return rows_for_reward(self._unscored(pool, name), pool, wants(function))
+
     def _whole_prompts(self, pool: Pool, todo: pl.DataFrame) -> pl.DataFrame:
         """Return all samples of the prompts that have one to score: a vote counts those, too, that have their score already.
 

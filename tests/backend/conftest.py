@@ -37,9 +37,9 @@ def backend(cluster: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     opened: list[Any] = []
 
-    def open_one(**machine: Any) -> Any:
-        log = tmp_path / f"log{len(opened)}"
-        opened.append(RayBackend(Machine(**machine), NUMERICS, log, engine=Toy, trainer=learn, loader=fetch, ahead=False))
+    def open_one(exact: bool = True, **machine: Any) -> Any:
+        log, numerics = tmp_path / f"log{len(opened)}", {**NUMERICS, "exact": exact}
+        opened.append(RayBackend(Machine(**machine), numerics, log, engine=Toy, trainer=learn, loader=fetch, ahead=False))
         return opened[-1]
 
     yield open_one

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -129,6 +130,27 @@ def test_answers_of_an_earlier_chunk_are_not_reported_while_rows_are_scored(back
     rows = pl.DataFrame({"id": ["r"], "messages": [[{"role": "user", "content": "sleep 1.5"}]]})
     list(ray.logprobs(OLD, rows, reports.append))
     assert reports[-1] == {"requests": 0, "tokens": 0, "chunks": 0, "waiting": 1}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_engine_is_told_which_chunk_follows_unless_answers_must_be_exact(backend: Any, tmp_path: Path, exact: bool) -> None:
+    chunks = chunks_of(tmp_path, "answer", "answer", "answer")
+    replies = list(backend(exact=exact).generate(OLD, chunks, Sampling()))
+    assert [reply.key for reply in replies] == [chunk.key for chunk in chunks]
+    told = sorted(path.name for path in (tmp_path / "tmp").glob("told-*"))
+    assert told == ([] if exact else sorted(f"told-{chunk.key}" for chunk in chunks[1:]))
+
+
+def test_an_engine_of_another_kind_makes_room(backend: Any, tmp_path: Path) -> None:
+    ray = backend()
+    for name, size in (("small", 8), ("tall", 9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"hidden_size": size}))
+        model = Model("policy", str(tmp_path / name), digest.of(name))
+        [reply] = ray.generate(model, chunks_of(tmp_path, "answer"), Sampling())
+        assert reply.weights == model.digest
+    assert len(list(ray.log.glob("engine-*.log"))) == 2
+    assert ray.swap_notes()["engines"] == 1
 
 
 def test_a_warmed_engine_is_the_one_that_answers(backend: Any, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toys import NEW, NUMERICS, Toy, chunks_of, fetch, learn
@@ -10,6 +12,7 @@ from toys import NEW, NUMERICS, Toy, chunks_of, fetch, learn
 from selfkd.backend.base import Sampling
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine
+from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 
 
@@ -17,6 +20,25 @@ def test_the_local_backend_answers_and_trains_in_this_process(tmp_path: Path) ->
     local = LocalBackend(Machine(backend="local"), NUMERICS, tmp_path, engine=Toy, trainer=learn, loader=fetch)
     replies = list(local.generate(NEW, chunks_of(tmp_path, "answer"), Sampling()))
     assert [reply.weights for reply in replies] == [NEW.digest]
+    local.close()
+
+
+def test_weights_of_another_kind_get_an_engine_of_their_own(tmp_path: Path) -> None:
+    started: list[str] = []
+
+    def engine(numerics: dict[str, Any], model: Model) -> Toy:
+        started.append(model.path)
+        return Toy(numerics, model)
+
+    models = [Model("policy", str(tmp_path / name), name[0] * 64) for name in ("small-1", "tall-1", "long-1")]
+    for model, size in zip(models, (8, 9, 9), strict=True):
+        Path(model.path).mkdir()
+        (Path(model.path) / "config.json").write_text(json.dumps({"hidden_size": size}))
+    local = LocalBackend(Machine(backend="local"), NUMERICS, tmp_path, engine=engine, trainer=learn, loader=fetch)
+    for model in models:
+        [reply] = local.generate(model, chunks_of(tmp_path, "answer"), Sampling())
+        assert reply.weights == model.digest
+    assert started == [models[0].path, models[1].path]
     local.close()
 
 

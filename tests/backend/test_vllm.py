@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from tiny import WORDS, as_model, on_the_grid, opened, save_child, say, tiny_mod
 
 from selfkd.backend import probe, tokens
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
-from selfkd.backend.engine import root_model, vllm
+from selfkd.backend.engine import lots, root_model, vllm
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.core import digest
 from selfkd.core.pool import Model
@@ -82,6 +83,43 @@ def test_a_chunk_generated_twice_is_the_same_file(engine: vllm.Engine, tmp_path:
     answers = pl.read_parquet(replies[0].path)
     assert answers.height == len(WORDS) and answers["text"].n_unique() > 4
     assert replies[0].tokens == answers["tokens"].sum() > 0
+
+
+def test_a_chunk_that_follows_is_begun_before_it_is_asked_and_each_request_enters_once(
+    engine: vllm.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[int] = []
+    enter = engine._lots.enter
+    monkeypatch.setattr(engine._lots, "enter", lambda prompts, *more: entered.append(len(prompts)) or enter(prompts, *more))
+    first, second = chunk(tmp_path, WORDS), chunk(tmp_path, WORDS[:3], "other")
+    sampling = Sampling(max_tokens=64)
+    alone = [pl.read_parquet(engine.generate(one, sampling).path)["text"].to_list() for one in (first, second)]
+    monkeypatch.setattr(engine, "_encoder", Immediately())
+    replies = [engine.generate(first, sampling, following=second)]
+    assert engine._ahead is not None and entered == [len(WORDS), 3, len(WORDS), 3]
+    replies.append(engine.generate(second, sampling))
+    assert entered == [len(WORDS), 3, len(WORDS), 3] and engine._ahead is None
+    assert [pl.read_parquet(reply.path)["text"].to_list() for reply in replies] == alone  # in fp32 on this model
+
+
+def test_a_chunk_that_was_begun_leaves_nothing_behind_where_something_else_is_asked(
+    engine: vllm.Engine, family: tuple[Model, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = chunk(tmp_path, WORDS), chunk(tmp_path, WORDS[:3], "other")
+    monkeypatch.setattr(engine, "_encoder", Immediately())
+    engine.generate(first, Sampling(max_tokens=8), following=second)
+    assert engine.llm.llm_engine.has_unfinished_requests() or engine._ahead
+    engine.swap(family[1])
+    assert not engine.llm.llm_engine.has_unfinished_requests() and engine._ahead is None
+
+
+class Immediately:
+    """An executor whose work is done when it was handed in."""
+
+    def submit(self, function: Any, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
 
 
 def test_the_end_token_is_among_the_ids_where_the_model_stopped_itself(engine: vllm.Engine, tmp_path: Path) -> None:
@@ -190,12 +228,12 @@ def test_what_a_chunk_says_does_not_depend_on_the_order_of_chunks(engine: vllm.E
 def test_an_interrupted_chunk_leaves_nothing_in_the_engine(
     engine: vllm.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm, "REPORT_SECONDS", 0.0)
-    seen: list[tuple[int, int]] = []
-    whole = engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24), lambda done, count: seen.append((done, count)))
-    assert [count for _, count in seen] == sorted(count for _, count in seen) and seen[-1] == (len(WORDS), whole.tokens)
+    monkeypatch.setattr(lots, "REPORT_SECONDS", 0.0)
+    seen: list[tuple[int, ...]] = []
+    whole = engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24), lambda *numbers: seen.append(numbers))
+    assert seen == sorted(seen) and seen[-1] == (len(WORDS), whole.tokens, len(seen))
 
-    def interrupt(done: int, count: int) -> None:
+    def interrupt(done: int, count: int, steps: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

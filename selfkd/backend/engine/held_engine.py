@@ -6,6 +6,7 @@ Knows neither Ray nor vLLM: the engine is named (`module:Class`) and imported wh
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import time
@@ -74,24 +75,27 @@ def traced() -> Iterator[None]:
 
 
 class Beat:
-    """Two numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy."""
+    """Three numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy.
+
+    Steps say that the engine works, also where it makes few tokens or tells of none until an answer is whole.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         self.put(0, 0)
 
-    def put(self, requests: int, tokens: int) -> None:
-        os.pwrite(self._handle, f"{requests:010d} {tokens:015d}\n".encode(), 0)
+    def put(self, requests: int, tokens: int, steps: int = 0) -> None:
+        os.pwrite(self._handle, f"{requests:010d} {tokens:015d} {steps:015d}\n".encode(), 0)
 
     @staticmethod
-    def read(path: Path) -> tuple[int, int]:
-        """Return (requests finished, tokens) of the chunk in flight; zeros where nothing was written yet."""
+    def read(path: Path) -> tuple[int, int, int]:
+        """Return (requests finished, tokens, steps of the engine) of the chunk in flight; zeros where nothing was written yet."""
         try:
-            requests, tokens = path.read_text().split()
+            requests, tokens, steps = path.read_text().split()
         except (OSError, ValueError):
-            return 0, 0
-        return int(requests), int(tokens)
+            return 0, 0, 0
+        return int(requests), int(tokens), int(steps)
 
 
 class HeldEngine:
@@ -124,11 +128,14 @@ class HeldEngine:
         notes = {**notes, "kind": kind, "total_seconds": round(time.perf_counter() - started, 3)}
         return self._engine.weights, notes, self._engine.facts
 
-    def generate(self, model: Model, chunk: Chunk, sampling: Sampling) -> Reply:
+    def generate(self, model: Model, chunk: Chunk, sampling: Sampling, following: Chunk | None = None) -> Reply:
+        """Answer a chunk. An engine that can may begin with the chunk `following`, which it is then asked next, with the same sampling."""
         with traced():
             self._must_hold(model)
             self._beat.put(0, 0)
-            reply: Reply = self._engine.generate(chunk, sampling, self._beat.put)
+            may_begin = "following" in inspect.signature(self._engine.generate).parameters
+            ahead = {"following": following} if following and may_begin else {}
+            reply: Reply = self._engine.generate(chunk, sampling, self._beat.put, **ahead)
             must_match(reply, model)
             return reply
 
@@ -149,7 +156,7 @@ class HeldEngine:
     def close(self) -> None:
         if self._engine is not None:
             self._engine.close()
-            self._engine = None
+            self._engine, self._asleep = None, False
 
     def holds(self, model: Model) -> bool:
         return self._weights() == model.digest

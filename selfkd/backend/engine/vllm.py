@@ -12,7 +12,11 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,8 @@ import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import kernels
-from selfkd.backend.engine.sampling_params import refusals, request_params
+from selfkd.backend.engine.lots import Lot, Lots, OnTokens
+from selfkd.backend.engine.sampling_params import request_params
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
@@ -40,8 +45,6 @@ from selfkd.core.hardware import has_gpu
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
-OnTokens = Callable[[int, int], None]  # (requests done, tokens so far)
-REPORT_SECONDS = 1.0
 BLOCK_TOKENS = (
     32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
 )
@@ -54,6 +57,18 @@ QUIET_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
 }
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+
+
+Encoded = tuple[list[list[int]], list[Any]]  # prompts, and how each request draws
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A chunk inside vLLM: its key, how each request draws, and the requests."""
+
+    key: str
+    params: list[Any]
+    lot: Lot
 
 
 class Engine:
@@ -72,6 +87,10 @@ class Engine:
         self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
         self._tok = tokenizer(model.path)
         self.facts = _facts(self.llm)
+        self._lots = Lots(self.llm)
+        self._encoder = ThreadPoolExecutor(1, "encoder")
+        self._encoding: dict[str, Future[Encoded]] = {}  # by the key of a chunk that is asked next
+        self._ahead: Asked | None = None  # the chunk that was begun before it was asked
         self._notes: dict[str, Any] = {}
         self._asleep = False
 
@@ -97,21 +116,55 @@ class Engine:
         self._notes = {**verdict.notes(), "cached_tokens": cached, "seconds": round(time.perf_counter() - started, 3)}
         return self._notes
 
-    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: OnTokens | None = None) -> Reply:
-        """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens(requests done, tokens)` about once a second.
+    def generate(
+        self, chunk: Chunk, sampling: Sampling, on_tokens: OnTokens | None = None, following: Chunk | None = None
+    ) -> Reply:
+        """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens` hears about once a second how far it is.
 
-        All requests enter before the first step, so the batches are the same in every engine with the same numerics.
+        All requests enter before the first step, so the batches are the same in every engine with the same numerics. Where a chunk
+        `following` is named, nothing of that holds: its prompts are encoded beside the steps, and its requests enter behind.
         """
         self._must_know_its_weights()
         started = time.perf_counter()
-        self._forget()
-        prompts = self._prompts(chunk.requests["teacher_messages"].to_list(), sampling.max_tokens)
-        params = request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
-        outputs = self._run(prompts, params, on_tokens, sampling.extra)
-        completions = [_completion(self._tok, output, param) for output, param in zip(outputs, params, strict=True)]
+        asked = self._taken(chunk) or self._ask(chunk, sampling)
+        if following:
+            self._encoding[following.key] = self._encoder.submit(self._encoded, following, sampling)
+        outputs = self._lots.finish(asked.lot, on_tokens, partial(self._begin, following, sampling.extra))
+        completions = [_completion(self._tok, output, param) for output, param in zip(outputs, asked.params, strict=True)]
         path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
+
+    def _taken(self, chunk: Chunk) -> Asked | None:
+        """Return the chunk where it was begun already, and nothing took it out since."""
+        if self._ahead is None or self._ahead.key != chunk.key or not self._lots.hold(self._ahead.lot):
+            return None
+        asked, self._ahead = self._ahead, None
+        return asked
+
+    def _ask(self, chunk: Chunk, sampling: Sampling) -> Asked:
+        begun = self._encoding.pop(chunk.key, None)
+        self._forget()
+        prompts, params = begun.result() if begun else self._encoded(chunk, sampling)
+        return Asked(chunk.key, params, self._lots.enter(prompts, params, sampling.extra))
+
+    def _encoded(self, chunk: Chunk, sampling: Sampling) -> Encoded:
+        prompts = self._prompts(chunk.requests["teacher_messages"].to_list(), sampling.max_tokens)
+        return prompts, request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
+
+    def _begin(self, following: Chunk | None, extra: Mapping[str, Any]) -> None:
+        """Have the requests of the next chunk enter once they are encoded. What is wrong with them is said when it is asked."""
+        if following and following.key in self._encoding and self._encoding[following.key].done():
+            with suppress(UsageError):
+                prompts, params = self._encoding.pop(following.key).result()
+                self._ahead = Asked(following.key, params, self._lots.enter(prompts, params, extra))
+
+    def _drop_ahead(self) -> None:
+        """Take out the chunk that was begun: something else is asked instead."""
+        if self._ahead is not None and self._lots.hold(self._ahead.lot):
+            self._lots.drop(self._ahead.lot)
+        self._ahead = None
+        self._encoding.clear()
 
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
         """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
@@ -143,6 +196,7 @@ class Engine:
     def close(self) -> None:
         """End the engine. vLLM in one process gives all of a GPU's memory back only when the process ends."""
         self.weights = ""
+        self._encoder.shutdown(cancel_futures=True)
         self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
@@ -179,6 +233,7 @@ class Engine:
 
     def _forget(self) -> None:
         """Drop the prefix cache: a reload leaves it there, and answers would start from the old weights' keys and values."""
+        self._drop_ahead()
         if not self.llm.reset_prefix_cache():
             raise BackendError(
                 "vLLM did not drop its prefix cache: requests are still running", "engine", "Restart the engine."
@@ -196,41 +251,10 @@ class Engine:
         scores = [_scores(output, start) for output, start in zip(outputs, probe.starts, strict=False)]
         return np.array([value for values in scores for value in values]), outputs[-1].num_cached_tokens
 
-    def _run(
-        self,
-        prompts: Sequence[list[int]],
-        params: Sequence[Any],
-        on_tokens: OnTokens | None = None,
-        extra: Mapping[str, Any] | None = None,
-    ) -> list[Any]:
-        """Return outputs in the order of `prompts`. Whatever interrupts it, no request stays behind in the engine.
-
-        A request that vLLM does not take because of the recipe's words `extra` is a UsageError, and the engine lives on.
-        """
-        inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        with refusals(extra or {}):
-            names = self.llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else []
-        try:
-            outputs = list(self._finish(on_tokens))
-        except BaseException:  # Ctrl-C too: a request left here would join the next chunk's batch
-            self.llm.llm_engine.abort_request(names, internal=True)
-            raise
-        return sorted(outputs, key=lambda output: int(output.request_id))
-
-    def _finish(self, on_tokens: OnTokens | None) -> Iterator[Any]:
-        done, tokens, reported = 0, 0, time.monotonic()
-        while self.llm.llm_engine.has_unfinished_requests():
-            for output in self.llm.llm_engine.step():
-                done, tokens = done + 1, tokens + len(output.outputs[0].token_ids)
-                yield output
-            if on_tokens and time.monotonic() - reported >= REPORT_SECONDS:
-                reported = time.monotonic()
-                on_tokens(done, tokens + self._tokens_in_flight())
-
-    def _tokens_in_flight(self) -> int:
-        """Count those of unfinished requests, where the scheduler lives in this process (tensor_parallel 1); else 0."""
-        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
-        return sum(request.num_output_tokens for request in core.scheduler.running) if core else 0
+    def _run(self, prompts: Sequence[list[int]], params: Sequence[Any]) -> list[Any]:
+        """Return outputs in the order of `prompts`."""
+        self._drop_ahead()
+        return self._lots.finish(self._lots.enter(prompts, params, {}))
 
 
 class Reload:

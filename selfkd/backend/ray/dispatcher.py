@@ -1,4 +1,4 @@
-"""The Ray backend: which engine answers which chunk, what happens when one is lost, and a trainer group beside the engines.
+"""The Ray backend: engines that answer chunks, as `dispatch.py` says, and a trainer group beside them.
 
 Ray is imported when a backend is opened; torch, vLLM and TRL only in the actors.
 """
@@ -6,8 +6,7 @@ Ray is imported when a backend is opened; torch, vLLM and TRL only in the actors
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import (
-    AnswerProgress,
     Chunk,
     Logprob,
     OnAnswers,
@@ -29,16 +27,15 @@ from selfkd.backend.base import (
 )
 from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, Importable, must_match, redirect, resolve, traced
 from selfkd.backend.machine import Machine, fixed_numerics
-from selfkd.backend.ray.cluster import POLL_SECONDS, Cluster, actor_class, in_one_line, result_of, unwrapped
-from selfkd.backend.ray.engine_pool import START_SECONDS, Call, EnginePool, InFlight
+from selfkd.backend.model_files import engine_kind
+from selfkd.backend.ray.cluster import Cluster, actor_class, result_of
+from selfkd.backend.ray.dispatch import Call, Dispatch, Limits, Wanted, carry_out, results
+from selfkd.backend.ray.engine_pool import EnginePool
 from selfkd.backend.ray.trainer_group import GroupSpec, TrainerGroup
+from selfkd.backend.ray.transport import RayTransport
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
-from selfkd.errors import BackendError, SelfkdError
 
-REPORT_SECONDS = 1.0  # between two reports of progress
-MOST_LOST_ENGINES = 2  # this many engines lost to one chunk stop the run: it is the chunk
-MOST_FAILED_STARTS = 2  # this many engines lost while starting or swapping stop the run: it is the machine
 SCORED_ROWS = 256  # rows per call of logprobs
 CARD_SHARE = {"engine": 0.6, "trainer": 0.4}  # of a GPU: Ray then never puts two engines, nor two ranks, on the same one
 
@@ -96,16 +93,14 @@ class RayBackend:
 
     def warm(self, model: Model) -> None:
         """Start every engine with `model` now, beside whatever the caller does next."""
-        while len(self._engines.engines) < self.machine.generators:
-            self._engines.start_engine()
-        for engine in self._engines.idle():
-            self._engines.ensure(engine, model)
+        dispatch, transport = self._dispatch(model, []), self._transport(model)
+        carry_out(dispatch.warm(time.monotonic()), dispatch, transport, time.monotonic)
 
     def generate(
         self, model: Model, chunks: Sequence[Chunk], sampling: Sampling, on_progress: OnAnswers = nobody_listens
     ) -> Iterator[Reply]:
-        calls = [Call(f"chunk {chunk.key[:12]}", "generate", (model, chunk, sampling)) for chunk in chunks]
-        with closing(self._dispatch(model, calls, on_progress)) as replies:
+        calls = [_generate_call(model, chunk, sampling) for chunk in chunks]
+        with closing(self._results(model, calls, on_progress)) as replies:
             for reply in replies:
                 must_match(reply, model)
                 yield reply
@@ -113,14 +108,23 @@ class RayBackend:
     def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
         slices = [rows.slice(start, SCORED_ROWS) for start in range(0, rows.height, SCORED_ROWS)]
         calls = [Call(f"rows from {part.item(0, 'id')}", "logprobs", (model, part)) for part in slices]
-        with closing(self._dispatch(model, calls, on_progress)) as results:
-            for scores in results:
+        with closing(self._results(model, calls, on_progress)) as parts:
+            for scores in parts:
                 yield from scores
 
-    def _dispatch(self, model: Model, calls: Sequence[Call], on_progress: OnAnswers) -> Generator[Any, None, None]:
+    def _results(self, model: Model, calls: Sequence[Call], on_progress: OnAnswers) -> Generator[Any, None, None]:
         self._weights = model.digest
-        dispatch = Dispatch(self._engines, model, calls, self.machine, on_progress, self._start_trainers_early)
-        return dispatch.results()
+        return results(self._dispatch(model, calls), self._transport(model, on_progress), time.monotonic)
+
+    def _dispatch(self, model: Model, calls: Sequence[Call]) -> Dispatch:
+        """Answers that depend on nothing but the chunk need it alone in an engine; else the next chunk fills what its tail leaves free."""
+        depth = 1 if self._numerics.get("exact", True) else 2
+        kind = engine_kind(Path(model.path), model.digest, self._numerics.get("dtype", ""))
+        limits = Limits(self.machine.generators, self.machine.chunk_timeout, depth)
+        return Dispatch(self._engines.engines, Wanted(model.digest, kind), calls, limits)
+
+    def _transport(self, model: Model, on_progress: OnAnswers = nobody_listens) -> RayTransport:
+        return RayTransport(self._engines, model, on_progress, self._start_trainers_early)
 
     def train(
         self,
@@ -178,99 +182,6 @@ class RayBackend:
             self._trainers.start()
 
 
-class Dispatch:
-    """One call of `generate` or `logprobs`: which calls wait, and which engines were lost. Only the engines outlive it."""
-
-    def __init__(
-        self,
-        engines: EnginePool,
-        model: Model,
-        calls: Iterable[Call],
-        machine: Machine,
-        on_progress: OnAnswers,
-        on_sent: Callable[[], None],
-    ) -> None:
-        self._engines, self._model, self._waiting = engines, model, deque(calls)
-        self._most_engines = min(machine.generators, len(self._waiting))
-        self._timeout, self._on_progress, self._on_sent = machine.chunk_timeout, on_progress, on_sent
-        self._failed_starts: list[str] = []
-        self._done = 0
-        self._reported = 0.0
-
-    def results(self) -> Generator[Any, None, None]:
-        """Yield the results of all calls in the order in which they finish; closing it abandons what is in flight."""
-        try:
-            while self._waiting or self._engines.answering():
-                self._assign()
-                results = self._collect()
-                self._assign()  # before yielding: the caller may take its time, the engines need not wait
-                self._done += len(results)
-                if not results:  # else the caller learns it from the results
-                    self._report()
-                yield from results
-        finally:
-            self._engines.abandon()
-
-    def _assign(self) -> None:
-        """Start engines that are missing, and give each idle one the weights, or its next call."""
-        while self._waiting and len(self._engines.engines) < self._most_engines:
-            self._engines.start_engine()
-        for engine in self._engines.idle() if self._waiting else []:
-            if engine.weights != self._model.digest:
-                self._engines.ensure(engine, self._model)
-            elif self._waiting:
-                self._engines.send(engine, self._waiting.popleft(), self._timeout)
-                self._on_sent()
-
-    def _collect(self) -> list[Any]:
-        """Wait a moment; return what finished. A call whose engine was lost is the next to be sent again."""
-        import ray
-
-        in_flight = self._engines.in_flight
-        ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=POLL_SECONDS)
-        results = []
-        for reference in ready:
-            work = in_flight.pop(reference)
-            try:
-                result = ray.get(reference, timeout=START_SECONDS)
-            except Exception as error:
-                self._lose(work, unwrapped(error))
-                continue
-            if work.call:
-                results.append(result)
-            else:
-                self._engines.ensured(work.engine, *result)
-        for reference, work in list(in_flight.items()):
-            if reason := work.overdue():
-                del in_flight[reference]
-                self._lose(work, TimeoutError(reason))
-        return results
-
-    def _lose(self, work: InFlight, error: BaseException) -> None:
-        """Give up an engine and ask again, unless the error is one for the user or one loss too many."""
-        if isinstance(error, SelfkdError):
-            raise error
-        reason = in_one_line(error)
-        self._engines.lost(work, reason)
-        if work.call:
-            work.call.losses.append(reason)
-            if len(work.call.losses) >= MOST_LOST_ENGINES:
-                raise _too_many_lost(work.call, work.engine.log)
-            self._waiting.appendleft(work.call)
-        else:
-            self._failed_starts.append(reason)
-            if len(self._failed_starts) >= MOST_FAILED_STARTS:
-                raise _too_many_failed_starts(self._failed_starts, work.engine.log)
-
-    def _report(self) -> None:
-        answering, now = self._engines.answering(), time.monotonic()
-        if answering and now - self._reported >= REPORT_SECONDS:
-            self._reported = now
-            requests, tokens = sum(work.requests for work in answering), sum(work.tokens for work in answering)
-            waiting = len(self._waiting) + len(answering)
-            self._on_progress(AnswerProgress(requests=requests, tokens=tokens, chunks=self._done, waiting=waiting))
-
-
 class OneCall:
     """An actor for one call of a function."""
 
@@ -282,18 +193,6 @@ class OneCall:
             return resolve(target)(*arguments)
 
 
-def _too_many_lost(call: Call, log: Path) -> BackendError:
-    advice = (
-        "Repeat the command: finished chunks are kept and only the rest is asked again. If this one fails again:\n"
-        "more memory (lower kv_cache_gb), more time (chunk_timeout of the machine), or find the prompt in the log."
-    )
-    return BackendError(f"{call.name} ended {len(call.losses)} engines", str(log), f"{_reasons(call.losses)}\n{advice}")
-
-
-def _too_many_failed_starts(failed: list[str], log: Path) -> BackendError:
-    advice = "`selfkd doctor` checks versions and memory. Repeat the command when the cause is gone: nothing is lost."
-    return BackendError(f"{len(failed)} engines in a row did not start", str(log), f"{_reasons(failed)}\n{advice}")
-
-
-def _reasons(losses: list[str]) -> str:
-    return "\n".join(f"engine lost: {reason}" for reason in losses)
+def _generate_call(model: Model, chunk: Chunk, sampling: Sampling) -> Call:
+    tokens = chunk.requests.height * sampling.max_tokens
+    return Call(f"chunk {chunk.key[:12]}", "generate", (model, chunk, sampling), tokens, ahead=chunk)
