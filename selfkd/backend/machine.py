@@ -7,10 +7,11 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
 from selfkd.core import digest, yamlfile
-from selfkd.core.hardware import free_cores, installed_version
+from selfkd.core.hardware import free_cores, has_gpu, installed_version
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import RecipeError, UsageError
@@ -80,9 +81,16 @@ class Machine:
         "bfloat16",
         choices=("bfloat16", "float16", "float32"),
     )
-    max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128, 1)
+    max_num_seqs: int = _setting(
+        "Requests that one engine works on at the same time; 0 is 128 on a CPU, and vLLM's own choice for the card on a GPU.",
+        0,
+        0,
+    )
     kv_cache_gb: float = _setting(
-        "GiB of memory for the keys and values of one engine on a CPU; a GPU's share is vLLM's to set.", 1.0, 0.001
+        "GiB of memory for the keys and values of one engine on a CPU; a GPU gives what its share of the memory leaves beside the "
+        "weights, and `engine: {gpu_memory_utilization: 0.8}` sets that share, else 0.92 or what is free.",
+        1.0,
+        0.001,
     )
     max_model_len: int = _setting(
         "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
@@ -123,11 +131,19 @@ NUMERIC = (
     "trainer",
 )
 
+CPU_SEQUENCES = 128
+
 
 def fixed_numerics(machine: Machine) -> dict[str, Any]:
-    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES. Threads 0 become the free cores."""
+    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES.
+
+    Threads 0 become the free cores, sequences 0 those of a CPU; on a card they stay 0, for vLLM to choose.
+    """
+    card = has_gpu()
     machine = replace(machine, threads=machine.threads or (1 if machine.backend == "fake" else free_cores()))
+    machine = replace(machine, max_num_seqs=machine.max_num_seqs or (0 if card else CPU_SEQUENCES))
     chosen = {name: value for name, value in machine.words().items() if name in NUMERIC}
+    chosen |= {} if card else {"sampler": inverse_cdf.NAME}  # a run without the word has vLLM's own
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "packages": packages, "digest": digest.of(chosen)}
 

@@ -15,6 +15,7 @@ from selfkd.core.hardware import has_gpu
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 
+LEFT_OPEN = ("threads", "max_num_seqs")  # where they are 0, whoever creates a run decides
 COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
@@ -73,11 +74,13 @@ def computed(commit: Commit) -> bool:
 def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
     """Return the fields of a machine that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'.
 
-    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free.
+    A file asks for what it names, a Machine made in Python for what is not the default; threads and sequences of 0 ask for nothing.
     """
     usual = Machine()
     named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]
-    asked = {name: getattr(machine, name) for name in named if name in NUMERIC and (name != "threads" or machine.threads)}
+    asked = {
+        name: getattr(machine, name) for name in named if name in NUMERIC and (getattr(machine, name) or name not in LEFT_OPEN)
+    }
     return [f"{name} {numerics.get(name)} ({value} asked)" for name, value in asked.items() if value != numerics.get(name)]
 
 

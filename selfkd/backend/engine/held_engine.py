@@ -27,6 +27,7 @@ ENGINE = "selfkd.backend.engine.vllm:Engine"
 TRAINER = "selfkd.backend.trainer.update:train_rank"
 LOADER = "selfkd.backend.engine.root_model:load_model"
 REPORT_IT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
+LOG_LEVEL = ("VLLM_LOGGING_LEVEL", "INFO")  # of an engine with a file of its own: memory, KV blocks and kernels are found there
 EARLY_IMPORTS = {ENGINE: ("vllm",)}  # what a target imports later by itself, and which takes seconds
 
 
@@ -70,32 +71,39 @@ def traced() -> Iterator[None]:
 
 
 class Beat:
-    """Two numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy."""
+    """Three numbers in a small file: how far the chunk in flight is, read by the driver while this process is busy.
+
+    Steps say that the engine works, also where it makes few tokens or tells of none until an answer is whole.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
         self.put(0, 0)
 
-    def put(self, requests: int, tokens: int) -> None:
-        os.pwrite(self._handle, f"{requests:010d} {tokens:015d}\n".encode(), 0)
+    def put(self, requests: int, tokens: int, steps: int = 0) -> None:
+        os.pwrite(self._handle, f"{requests:010d} {tokens:015d} {steps:015d}\n".encode(), 0)
 
     @staticmethod
-    def read(path: Path) -> tuple[int, int]:
-        """Return (requests finished, tokens) of the chunk in flight; zeros where nothing was written yet."""
+    def read(path: Path) -> tuple[int, int, int]:
+        """Return (requests finished, tokens, steps of the engine) of the chunk in flight; zeros where nothing was written yet."""
         try:
-            requests, tokens = path.read_text().split()
+            requests, tokens, steps = path.read_text().split()
         except (OSError, ValueError):
-            return 0, 0
-        return int(requests), int(tokens)
+            return 0, 0, 0
+        return int(requests), int(tokens), int(steps)
 
 
 class HeldEngine:
-    """An engine that answers only with the weights it was asked for: `ensure` first, and every call checks again."""
+    """An engine that answers only with the weights it was asked for: `ensure` first, and every call checks again.
+
+    A call wakes a sleeping engine with the weights it wants: a driver may take the result of an earlier `ensure` for news.
+    """
 
     def __init__(self, engine: Importable, numerics: Mapping[str, Any], beat: Path, log: Path | None = None) -> None:
         if log is not None:
             redirect(log)
+            os.environ.setdefault(*LOG_LEVEL)
             print(f"generator, process {os.getpid()}")
         self._target, self._numerics, self._beat = engine, dict(numerics), Beat(beat)
         self._engine: Any = None
@@ -154,6 +162,8 @@ class HeldEngine:
         return "" if self._engine is None or self._asleep else str(self._engine.weights)
 
     def _must_hold(self, model: Model) -> None:
+        if self._asleep:
+            self.ensure(model)
         if not self.holds(model):
             what = f"the engine holds {self._weights()[:12] or 'no weights'}, and {model} was asked for"
             raise WeightsError(what, "engine", REPORT_IT)

@@ -19,7 +19,7 @@ from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 
 START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpoint before it first answers
-STALL_SECONDS = 600.0  # an engine that produced tokens for this chunk and then none for so long is hanging
+STALL_SECONDS = 600.0  # an engine that made steps for this chunk and then none for so long is hanging
 
 
 @dataclass
@@ -51,18 +51,19 @@ class InFlight:
     deadline: float
     requests: int = 0
     tokens: int = 0
+    steps: int = 0
     moved: float = field(default_factory=time.monotonic)
 
     def overdue(self) -> str:
         """Return why the engine counts as hanging, or ''. Reads its beat on the way."""
         now = time.monotonic()
-        requests, tokens = Beat.read(self.engine.beat) if self.call else (0, 0)
-        if tokens != self.tokens:
-            self.requests, self.tokens, self.moved = requests, tokens, now
+        requests, tokens, steps = Beat.read(self.engine.beat) if self.call else (0, 0, 0)
+        if (tokens, steps) != (self.tokens, self.steps):
+            self.requests, self.tokens, self.steps, self.moved = requests, tokens, steps, now
         if now > self.deadline:
             return "it did not answer by its deadline (chunk_timeout of the machine)"
-        if self.tokens and now - self.moved > STALL_SECONDS:
-            return f"it produced no token for {STALL_SECONDS:.0f} s"
+        if (self.tokens or self.steps) and now - self.moved > STALL_SECONDS:
+            return f"it made no step for {STALL_SECONDS:.0f} s"
         return ""
 
 
