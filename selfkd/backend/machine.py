@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.bf16 import format_here
+from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
 from selfkd.core import digest, yamlfile
-from selfkd.core.hardware import free_cores, installed_version
+from selfkd.core.hardware import free_cores, has_gpu, installed_version
 from selfkd.core.number_format import NumberFormat, resolve
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.core.yamlfile import Node, Problems
@@ -93,9 +94,14 @@ class Machine:
         "auto",
         choices=("auto", "bfloat16", "float16", "float32"),
     )
-    max_num_seqs: int = _setting("Requests that one engine works on at the same time.", 128, 1)
+    max_num_seqs: int = _setting(
+        "Requests that one engine works on at the same time; 0 is 128 on a CPU, and vLLM's own choice for the card on a GPU.",
+        0,
+        0,
+    )
     kv_cache_gb: float = _setting(
-        "GiB of memory for the keys and values of one engine, on a CPU or of transformers; a GPU's share is vLLM's to set.",
+        "GiB of memory for the keys and values of one engine, on a CPU or of transformers; a GPU gives what its share of the memory "
+        "leaves beside the weights, and `engine: {gpu_memory_utilization: 0.8}` sets that share, else 0.92 or what is free.",
         1.0,
         0.001,
     )
@@ -143,21 +149,26 @@ NUMERIC = (
     "trainer",
 )
 
+CPU_SEQUENCES = 128
+
 
 STAND_IN = NumberFormat("bfloat16", "bf16", "")  # of the fake, which computes nothing: the same on every machine
 
 
 def fixed_numerics(machine: Machine, here: Callable[[int], NumberFormat] = format_here) -> dict[str, Any]:
-    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES: nothing is 'auto' any more.
+    """Return what fixes numbers, as plain JSON, with the versions of PACKAGES: nothing is left open any more.
 
-    Threads 0 become the free cores, `generator: auto` what is installed, and dtype 'auto' what `here` says of a machine with so
-    many threads. `precision` is what a train step computes in that does not say itself; `number_format` says why.
+    Threads 0 become the free cores, `generator: auto` what is installed, sequences 0 those of a CPU (on a card vLLM chooses), and
+    dtype 'auto' what `here` says of a machine with so many threads. `precision` is what a train step computes in that does not say
+    itself; `number_format` says why.
     """
-    fake = machine.backend == "fake"
+    fake, card = machine.backend == "fake", has_gpu()
     threads = machine.threads or (1 if fake else free_cores())
     found = resolve(machine.dtype, lambda: STAND_IN if fake else here(threads))
     machine = replace(machine, threads=threads, dtype=found.dtype, generator=chosen_generator(machine))
+    machine = replace(machine, max_num_seqs=machine.max_num_seqs or (0 if card else CPU_SEQUENCES))
     chosen = {name: value for name, value in machine.words().items() if name in NUMERIC} | {"precision": found.precision}
+    chosen |= {} if card else {"sampler": inverse_cdf.NAME}  # a run without the word has vLLM's own
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "number_format": found.why, "packages": packages, "digest": digest.of(chosen)}
 

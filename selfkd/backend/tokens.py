@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from selfkd.errors import UsageError
 
 Messages = Sequence[Mapping[str, str]]
+Conversation = tuple[tuple[str, str], ...]  # (role, content) of each message: all that decides the ids
+KEPT_TOKENS = 2**23  # of encoded prompts: 32 MB of ids, and about as much of text; 29 thousand prompts of a few-shot recipe
 BATCH = 1_000  # prompts per call of a tokenizer, which encodes them on all cores
 ANCHORS = ("", "\n")  # what a text may be encoded behind: some tokenizers put a blank in front of whatever comes first
 BEFORE = 8  # tokens of a prompt that decide how the text behind them begins
@@ -47,20 +50,55 @@ def encode_prompt(tok: Any, messages: Messages, name: str = "") -> list[int]:
 
 
 def encode_prompts(tok: Any, conversations: Sequence[Messages], names: Sequence[str]) -> list[list[int]]:
-    """Return the ids of many prompts: those of `encode_prompt`, in less time."""
+    """Return the ids of many prompts: those of `encode_prompt`, in less time. One that was asked before is not encoded again."""
+    known = _encoded(tok, str(tok.chat_template))
+    said = [tuple((message["role"], message["content"]) for message in messages) for messages in conversations]
+    new: dict[Conversation, int] = {}
+    for place, key in enumerate(said):
+        if key not in known.ids:
+            new.setdefault(key, place)
+    fresh = dict(
+        zip(new, _encode(tok, [conversations[i] for i in new.values()], [names[i] for i in new.values()]), strict=True)
+    )
+    found = [(fresh[key] if key in fresh else known.ids[key]).tolist() for key in said]
+    known.keep(fresh)
+    return found
+
+
+def _encode(tok: Any, conversations: Sequence[Messages], names: Sequence[str]) -> list[array[int]]:
     apart = [any(_reserved(tok).search(message["content"]) for message in messages) for messages in conversations]
     whole = [messages for messages, special in zip(conversations, apart, strict=True) if not special]
     encoded: list[list[int]] = []
     for start in range(0, len(whole), BATCH):
         texts = [_rendered(tok, messages) for messages in whole[start : start + BATCH]]
-        distinct = list(dict.fromkeys(texts))  # a prompt is asked n times
-        ids = dict(zip(distinct, tok(distinct, add_special_tokens=not tok.chat_template)["input_ids"], strict=True))
-        encoded += [ids[text] for text in texts]
+        encoded += tok(texts, add_special_tokens=not tok.chat_template)["input_ids"]
     ready = iter(encoded)
     return [
-        _one_bos(tok, _encoded_apart(tok, messages, name) if special else next(ready))
+        array("i", _one_bos(tok, _encoded_apart(tok, messages, name) if special else next(ready)))
         for messages, name, special in zip(conversations, names, apart, strict=True)
     ]
+
+
+class Encoded:
+    """The prompts that a tokenizer encoded last, {conversation: ids}; at most KEPT_TOKENS of them, the oldest go first.
+
+    Each answer of a prompt is a request, and each row that it became is encoded again by every rank.
+    """
+
+    def __init__(self) -> None:
+        self.ids: dict[Conversation, array[int]] = {}
+        self.tokens = 0
+
+    def keep(self, fresh: Mapping[Conversation, array[int]]) -> None:
+        self.ids.update(fresh)
+        self.tokens += sum(map(len, fresh.values()))
+        while self.tokens > KEPT_TOKENS:
+            self.tokens -= len(self.ids.pop(next(iter(self.ids))))
+
+
+@lru_cache(maxsize=4)
+def _encoded(tok: Any, template: str) -> Encoded:
+    return Encoded()
 
 
 def _rendered(tok: Any, messages: Messages) -> str:

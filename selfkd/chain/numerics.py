@@ -16,7 +16,7 @@ from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
-OPEN = {"threads": 0, "dtype": "auto", "generator": "auto"}  # values that ask for nothing in particular
+OPEN = {"threads": 0, "max_num_seqs": 0, "dtype": "auto", "generator": "auto"}  # values that leave it to whoever creates a run
 COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
@@ -81,8 +81,7 @@ def computed(commit: Commit) -> bool:
 def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
     """Return the fields of a machine that ask for other numerics than the run is fixed to: 'dtype float32 (bfloat16 asked)'.
 
-    A file asks for what it names, a Machine made in Python for what is not the default; threads 0 are whatever is free, and
-    dtype and generator auto whatever the machine has.
+    A file asks for what it names, a Machine made in Python for what is not the default; what is in OPEN asks for nothing.
     """
     usual = Machine()
     named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]

@@ -99,6 +99,23 @@ def test_the_fake_is_the_same_on_every_machine_and_times_nothing() -> None:
     assert (numerics["dtype"], numerics["precision"], numerics["number_format"]) == ("bfloat16", "bf16", "")
 
 
+@pytest.mark.parametrize(("card", "asked", "fixed"), [(False, 0, 128), (True, 0, 0), (False, 32, 32), (True, 32, 32)])
+def test_how_many_answers_at_once_is_decided_when_a_run_is_created(
+    card: bool, asked: int, fixed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_gpu", lambda: card)
+    assert fixed_numerics(Machine(threads=1, max_num_seqs=asked))["max_num_seqs"] == fixed
+
+
+def test_a_run_on_a_cpu_is_fixed_to_our_sampler_and_one_on_a_card_to_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for card in (False, True):
+        monkeypatch.setattr(machine, "has_gpu", lambda card=card: card)
+        found.append(fixed_numerics(Machine(threads=1)))
+    assert found[0]["sampler"] == "icdf-1" and "sampler" not in found[1]
+    assert found[0]["digest"] != found[1]["digest"]
+
+
 def test_an_unknown_backend_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no backend 'rays'") as caught:
         open_backend(Machine(backend="rays"), None, tmp_path)

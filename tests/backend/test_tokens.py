@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny import say
+from tiny import say, tiny_tokenizer
 
 from selfkd.backend import tokens
 from selfkd.backend.trainer import batches
@@ -220,3 +220,65 @@ def test_a_training_row_that_cannot_be_written_is_refused_and_the_others_are_lea
 def test_a_prompt_is_known_by_how_its_last_message_begins():
     assert tokens.opening([{"role": "system", "content": "s"}, *say("two\n  lines")]) == "'two lines'"
     assert tokens.opening(say("x" * 61)) == f"'{'x' * 60}…'"
+
+
+# ---- each prompt once ----
+
+
+class Counting:
+    """A tokenizer that counts the texts it is given."""
+
+    def __init__(self, tok: Any) -> None:
+        self.tok, self.texts = tok, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tok, name)
+
+    def __call__(self, texts: list[str], **more: Any) -> Any:
+        self.texts += texts
+        return self.tok(texts, **more)
+
+
+def test_a_prompt_is_encoded_once_however_often_and_wherever_it_is_asked() -> None:
+    tok = Counting(tiny_tokenizer())
+    talks = [say("one"), say("two"), say("one")] * 30
+    found = tokens.encode_prompts(tok, talks, [""] * 90)
+    assert len(tok.texts) == 2 and found[0] == found[2] != found[1]
+    assert tokens.encode_prompt(tok, say("two")) == found[1] and len(tok.texts) == 2
+    assert tokens.encode_prompts(tok, [say("three"), *talks], [""] * 91)[1:] == found and len(tok.texts) == 3
+
+
+def test_ids_that_a_caller_changes_change_nobody_elses() -> None:
+    tok = tiny_tokenizer()
+    first = tokens.encode_prompts(tok, [say("one"), say("one")], ["", ""])
+    first[0].append(7)
+    assert first[1] == tokens.encode_prompt(tok, say("one")) == first[0][:-1]
+
+
+def test_who_says_it_and_how_it_is_written_make_another_prompt() -> None:
+    tok = tiny_tokenizer()
+    other = [{"role": "system", "content": "one"}]
+    assert tokens.encode_prompt(tok, other) != tokens.encode_prompt(tok, say("one"))
+    with_template = tokens.encode_prompt(tok, say("one"))
+    tok.chat_template = None
+    assert tokens.encode_prompt(tok, say("one")) != with_template
+
+
+def test_the_first_place_of_a_prompt_that_cannot_be_written_is_the_one_named() -> None:
+    tok = word_marking("first")
+    talks = [say("hello"), say("so <s>old</s>"), say("hello"), say("so <s>old</s>")]
+    whole = [tokens.encode_prompts(tok, talks, list("abcd"))]
+    assert whole[0][1] == whole[0][3]
+    hidden = [say("hello"), say("\U00100000 <s>"), say("\U00100000 <s>")]
+    with pytest.raises(UsageError) as caught:
+        tokens.encode_prompts(tok, hidden, list("abc"))
+    assert caught.value.where == "b"
+
+
+def test_no_more_prompts_are_remembered_than_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "KEPT_TOKENS", 100)
+    tok = Counting(tiny_tokenizer())
+    long = [tokens.encode_prompt(tok, say(f"{number:030d}")) for number in range(10)]
+    known = tokens._encoded(tok, str(tok.chat_template))
+    assert known.tokens == sum(map(len, known.ids.values())) <= 100 and known.ids
+    assert [tokens.encode_prompt(tok, say(f"{number:030d}")) for number in range(10)] == long

@@ -229,9 +229,10 @@ def test_an_interrupted_chunk_leaves_nothing_in_the_engine(
     engine: vllm.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lots, "REPORT_SECONDS", 0.0)
-    seen: list[tuple[int, ...]] = []
-    whole = engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24), lambda *numbers: seen.append(numbers))
-    assert seen == sorted(seen) and seen[-1] == (len(WORDS), whole.tokens, len(seen))
+    seen: list[tuple[int, int, int]] = []
+    whole = engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24), lambda *counts: seen.append(counts))
+    assert seen == sorted(seen) and seen[-1] == (len(WORDS), whole.tokens, 24)
+    assert [steps for _, _, steps in seen] == list(range(1, 25))  # the first makes a token too
 
     def interrupt(done: int, count: int, steps: int) -> None:
         raise KeyboardInterrupt
@@ -239,6 +240,35 @@ def test_an_interrupted_chunk_leaves_nothing_in_the_engine(
     with pytest.raises(KeyboardInterrupt):
         engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24), interrupt)
     assert engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24)).path == whole.path
+
+
+def test_an_engine_on_a_cpu_says_that_our_sampler_drew(engine: vllm.Engine) -> None:
+    assert engine.facts["sampler"] == numerics()["sampler"] == "icdf-1"
+    assert engine.facts["sequences"] == 16 and engine.facts["batch_tokens"] == 4096 and engine.facts["kv_blocks"] > 0
+
+
+def test_answers_without_chance_are_those_of_any_sampler(
+    engine: vllm.Engine, family: tuple[Model, Model], tmp_path: Path
+) -> None:
+    greedy = pl.read_parquet(engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24, temperature=0.0)).path)
+    one = pl.read_parquet(engine.generate(chunk(tmp_path, WORDS, "k2"), Sampling(max_tokens=24, top_k=1)).path)
+    assert greedy["text"].to_list() == one["text"].to_list()
+
+
+def test_filters_leave_no_other_token_to_draw(engine: vllm.Engine, tmp_path: Path) -> None:
+    """Each answer is scored again: with top_k 3 every token is one of the three likeliest."""
+    extra = {"logprobs": 3}
+    answers = pl.read_parquet(
+        engine.generate(chunk(tmp_path, WORDS), Sampling(max_tokens=24, top_k=3, top_p=0.95, extra=extra)).path
+    )
+    weights = opened(Path(engine.model.path))
+    tok = tokens.tokenizer(engine.model.path)
+    for messages, ids in answers.select("teacher_messages", "token_ids").iter_rows():
+        prompt = tokens.encode_prompt(tok, messages)
+        with torch.no_grad():
+            logits = weights(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
+        likeliest = logits.topk(3).indices
+        assert all(one in three for one, three in zip(ids, likeliest.tolist(), strict=True))
 
 
 def test_a_prompt_longer_than_the_context_is_named_and_nothing_is_generated(engine: vllm.Engine, tmp_path: Path) -> None:
@@ -336,6 +366,20 @@ def test_a_swap_reports_how_much_of_the_update_the_engine_sees(tmp_path: Path, d
     assert engine.weights == ""
     assert notes["survived"] > 0.6 if dithered else notes["survived"] < 0.4
     assert dithered or notes["proved"] is not True
+
+
+def test_a_run_that_was_made_before_there_was_our_sampler_keeps_vllms(tmp_path: Path) -> None:
+    root_model.load_model({"path": str(tiny_model(tmp_path / "source"))}, tmp_path / "root", None)
+    root, said, texts = as_model(tmp_path / "root"), [], []
+    older = {name: value for name, value in numerics().items() if name != "sampler"}
+    for words in (older, numerics()):
+        engine = vllm.Engine(words, root)
+        engine.swap(root)
+        made = engine.generate(chunk(tmp_path / str(len(said)), WORDS), Sampling(max_tokens=24))
+        said.append(engine.facts["sampler"])
+        texts.append(pl.read_parquet(made.path)["text"].to_list())
+        engine.close()
+    assert said == ["Sampler.forward_cpu", "icdf-1"] and texts[0] != texts[1]
 
 
 @pytest.mark.gpu

@@ -181,10 +181,12 @@ def test_numerics_that_no_engine_came_up_with_may_be_corrected_and_the_same_comm
 def test_other_numerics_are_ignored_afterwards_and_one_line_names_them(tmp_path, monkeypatch):
     driven(tmp_path, "{backend: fake, dtype: float32, threads: 2}", monkeypatch)
     events: list[dict[str, Any]] = []
-    run = driven(tmp_path, "{backend: fake, dtype: bfloat16, threads: 0, generators: 3}", monkeypatch, events, rounds=2)
+    run = driven(
+        tmp_path, "{backend: fake, dtype: bfloat16, threads: 0, max_num_seqs: 0, generators: 3}", monkeypatch, events, rounds=2
+    )
     assert (run.machine.dtype, run.machine.threads, run.machine.generators, run.rounds) == ("float32", 2, 3, 2)
     warned = [event["text"] for event in events if event["event"] == "warning"]
-    assert len(warned) == 1 and "dtype float32 (bfloat16 asked)" in warned[0] and "threads" not in warned[0]
+    assert len(warned) == 1 and "dtype float32 (bfloat16 asked)" in warned[0] and warned[0].count(" asked)") == 1
     assert Run.at(run.folder).ignored == []
     assert Run.at(run.folder, Machine(backend="fake", dtype="float16")).ignored == ["dtype float32 (float16 asked)"]
     events.clear()
@@ -389,7 +391,7 @@ def test_a_run_made_before_there_was_a_choice_of_generators_goes_on_with_vllm(tm
         ("generator: vlm", "generator: 'vlm' is none of 'auto', 'vllm' or 'transformers'. Did you mean 'vllm'?"),
         ("backend: foo", "backend: 'foo' is none of 'ray', 'local' or 'fake'"),
         ("dtype: bfloat", "dtype: 'bfloat' is none of 'auto', 'bfloat16', 'float16' or 'float32'. Did you mean 'bfloat16'?"),
-        ("max_num_seqs: 0", "max_num_seqs: must be at least 1, not 0"),
+        ("max_num_seqs: -1", "max_num_seqs: must be at least 0, not -1"),
         ("generators: 0", "generators: must be at least 1, not 0"),
         ("threads: -5", "threads: must be at least 0, not -5"),
         ("tensor_parallel: 0", "tensor_parallel: must be at least 1, not 0"),

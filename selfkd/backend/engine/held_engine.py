@@ -29,6 +29,7 @@ ENGINES = {"vllm": ENGINE, "transformers": "selfkd.backend.engine.transformers_e
 TRAINER = "selfkd.backend.trainer.update:train_rank"
 LOADER = "selfkd.backend.engine.root_model:load_model"
 REPORT_IT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
+LOG_LEVEL = ("VLLM_LOGGING_LEVEL", "INFO")  # of an engine with a file of its own: memory, KV blocks and kernels are found there
 EARLY_IMPORTS = {
     ENGINE: ("vllm",),
     ENGINES["transformers"]: ("torch", "transformers"),
@@ -99,11 +100,15 @@ class Beat:
 
 
 class HeldEngine:
-    """An engine that answers only with the weights it was asked for: `ensure` first, and every call checks again."""
+    """An engine that answers only with the weights it was asked for: `ensure` first, and every call checks again.
+
+    A call wakes a sleeping engine with the weights it wants: a driver may take the result of an earlier `ensure` for news.
+    """
 
     def __init__(self, engine: Importable, numerics: Mapping[str, Any], beat: Path, log: Path | None = None) -> None:
         if log is not None:
             redirect(log)
+            os.environ.setdefault(*LOG_LEVEL)
             print(f"generator, process {os.getpid()}")
         self._target, self._numerics, self._beat = engine, dict(numerics), Beat(beat)
         self._engine: Any = None
@@ -165,6 +170,8 @@ class HeldEngine:
         return "" if self._engine is None or self._asleep else str(self._engine.weights)
 
     def _must_hold(self, model: Model) -> None:
+        if self._asleep:
+            self.ensure(model)
         if not self.holds(model):
             what = f"the engine holds {self._weights()[:12] or 'no weights'}, and {model} was asked for"
             raise WeightsError(what, "engine", REPORT_IT)

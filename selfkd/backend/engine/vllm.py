@@ -10,9 +10,11 @@ import gc
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,35 +30,23 @@ from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, wri
 from selfkd.backend.engine import kernels
 from selfkd.backend.engine.lots import Lot, Lots, OnTokens
 from selfkd.backend.engine.sampling_params import request_params
-from selfkd.backend.facts import of_engine
+from selfkd.backend.engine.vllm_options import BLOCK_TOKENS, QUIET_ENVIRONMENT, Card, environment, llm_options
+from selfkd.backend.engine.worker_extension import WorkerExtension
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
 from selfkd.backend.tokens import (
     Messages,
     encode_completion,
-    encode_prompt,
     encode_prompts,
     end_ids,
     ids_of_text,
     opening,
     tokenizer,
 )
-from selfkd.core.hardware import has_gpu
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
-BLOCK_TOKENS = (
-    32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
-)
-BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
 CANARY_TOKENS = 2 * BLOCK_TOKENS + 1  # of a prompt that a swap must make the engine forget
-QUIET_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
-EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 
 
 Encoded = tuple[list[list[int]], list[Any]]  # prompts, and how each request draws
@@ -84,7 +74,8 @@ class Engine:
             Path(model.path), numerics["max_model_len"] + 1
         )  # to score what fills the context, vLLM draws one more
         self.llm: Any = _start(numerics, model, self.room)
-        self.cpu = self.llm.llm_engine.vllm_config.device_config.device_type == "cpu"
+        config = self.llm.llm_engine.vllm_config
+        self._may_sleep = config.device_config.device_type != "cpu" and config.model_config.enable_sleep_mode
         self._tok = tokenizer(model.path)
         self.facts = _facts(self.llm)
         self._lots = Lots(self.llm)
@@ -169,10 +160,10 @@ class Engine:
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
         """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
         self._must_know_its_weights()
-        ids, starts = [], []
-        for row in rows.iter_rows(named=True):
-            place = f"sample {row['id']} of the prompt {opening(row['messages'])}"
-            prompt = encode_prompt(self._tok, row["messages"], place)
+        ids, starts, records = [], [], rows.to_dicts()
+        places = [f"sample {row['id']} of the prompt {opening(row['messages'])}" for row in records]
+        prompts = encode_prompts(self._tok, [row["messages"] for row in records], places)
+        for row, prompt, place in zip(records, prompts, places, strict=True):
             ended = row["finish_reason"] == "stop"
             completion = encode_completion(self._tok, row["text"] or "", row["token_ids"], ended, place)
             self._must_fit(place, len(prompt) + len(completion), 1, self.room)
@@ -183,8 +174,8 @@ class Engine:
         return [(name, sum(values), len(values)) for name, values in zip(rows["id"], scores, strict=True)]
 
     def sleep(self) -> None:
-        """Give the GPU's memory back: weights and KV cache are dropped, not kept. On CPU nothing happens."""
-        if not self.cpu and not self._asleep:
+        """Give the GPU's memory back: weights and KV cache are dropped, not kept. Nothing happens on a CPU, or without sleep mode."""
+        if self._may_sleep and not self._asleep:
             self._forget()
             self.llm.sleep(level=2)
             self.weights, self._asleep = "", True
@@ -257,44 +248,6 @@ class Engine:
         return self._lots.finish(self._lots.enter(prompts, params, {}))
 
 
-class Reload:
-    """What vLLM mixes into its worker: load a Hugging Face folder in place, tied or not, and say what it computes with."""
-
-    model_runner: Any
-    reload_weights: Any
-
-    def selfkd_reload(self, folder: str) -> list[str]:
-        """Load a folder; return the engine's parameters that it did not fill, about which vLLM itself only warns."""
-        model = self.model_runner.get_model()
-        wanted, filled = {name for name, _ in model.named_parameters()}, set()
-        load = model.load_weights
-
-        def loading(weights: Iterator[tuple[str, Any]]) -> Any:
-            filled.update(load(weights))
-            return filled
-
-        model.load_weights = loading
-        try:
-            self.reload_weights(weights_iterator=checkpoint_tensors(Path(folder)))
-        finally:
-            del model.load_weights
-        return sorted(wanted - filled)
-
-    def selfkd_facts(self) -> dict[str, Any]:
-        """Return what this worker computes with; the names of vLLM's parts differ between its versions, and may be missing."""
-        runner = self.model_runner
-        sampler = getattr(runner, "sampler", None)
-        chosen = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", None)
-        groups = [group for groups in getattr(runner, "attn_groups", None) or () for group in groups]
-        return {
-            **of_engine(),
-            "vllm_kernels": kernels.loaded(),
-            "runner": f"{type(runner).__module__}.{type(runner).__qualname__}",
-            "attention": sorted({group.backend.get_name() for group in groups}),
-            "sampler": f"{type(sampler).__qualname__}.{getattr(chosen, '__name__', 'forward')}",
-        }
-
-
 def _facts(llm: Any) -> dict[str, Any]:
     """Return what an engine computes with; where its workers differ, what each of them says."""
     workers = llm.collective_rpc("selfkd_facts")
@@ -304,26 +257,8 @@ def _facts(llm: Any) -> dict[str, Any]:
         **{name: ones[0] if all(one == ones[0] for one in ones) else ones for name, ones in said.items()},
         "kv_blocks": config.cache_config.num_gpu_blocks,
         "batch_tokens": config.scheduler_config.max_num_batched_tokens,
+        "sequences": config.scheduler_config.max_num_seqs,
     }
-
-
-def checkpoint_tensors(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (name, tensor) of a folder, with the output head spelled out where it is tied to the embeddings.
-
-    vLLM on CPU packs the head apart; a reload of a tied model by its own loader leaves the old head in place (0.31, 0.32).
-    """
-    from safetensors import safe_open
-
-    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings", True)
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dict
-                if tied and name == "lm_head.weight":
-                    continue
-                tensor = tensors.get_tensor(name)
-                yield name, tensor
-                if tied and name.endswith(EMBEDDING_NAMES):
-                    yield "lm_head.weight", tensor
 
 
 def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
@@ -335,77 +270,53 @@ def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
 
 
 def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
-    """Start vLLM with random weights. `numerics["engine"]` passes through to vLLM's LLM and wins over every choice made here."""
-    _set_environment(numerics)
+    """Start vLLM with random weights, and with the sampler that the run is fixed to; an older run has vLLM's own."""
+    os.environ.update(environment(numerics, card=False))  # torch reads the number of threads at its import
     try:
         import torch
 
-        cpu = not torch.cuda.is_available()
-        if cpu and numerics["engine"].get("enforce_eager", True):
-            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first log-probability waits 14 s for a compiler, to count ranks
+        card = _card(torch, numerics["tensor_parallel"])
+        _set_environment(numerics, card is not None)
         kernels.follow_torch()
         from vllm import LLM
     except ImportError as error:
         fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA), or `generator: transformers`."
         raise BackendError(f"vLLM cannot be imported: {error}", "engine", fix) from error
     set_threads = torch.set_num_threads
-    if cpu and numerics["threads"]:
-        set_threads(numerics["threads"])
-    options = _cpu_options(numerics, context) if cpu else {"enable_sleep_mode": True}
+    if threads := 1 if card else numerics["threads"]:
+        set_threads(threads)
+    extension = f"{WorkerExtension.__module__}.{WorkerExtension.__name__}"
     try:
-        return LLM(**_options(numerics, model, context), **options, **numerics["engine"])
+        llm = LLM(**llm_options(numerics, model.path, context, extension, card))
     finally:
         torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a warning, also for a trainer in this process
+    if card is None and (sampler := numerics.get("sampler")):
+        llm.collective_rpc("selfkd_sample_by", args=(sampler,))
+    return llm
 
 
-def _set_environment(numerics: Mapping[str, Any]) -> None:
-    """Set what vLLM reads at its import. It runs in this process: more are slow to start and outlive a kill.
+def _card(torch: Any, count: int) -> Card | None:
+    """Return the memory of the card that torch sees, of `count` cards that of the fullest; None on a CPU.
 
-    Only tensor parallelism needs several.
+    Several are asked in another process: vLLM gives each a process of its own, and a context here would stay on the first.
     """
-    alone = numerics["tensor_parallel"] == 1
-    wanted = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and has_gpu() else "0",
-    }
-    os.environ.update(wanted)
-    if numerics["threads"]:
-        os.environ["OMP_NUM_THREADS"] = str(numerics["threads"])
+    if not torch.cuda.is_available():
+        return None
+    if count == 1:
+        return Card(*torch.cuda.mem_get_info(0))
+    ask = f"import json, torch; print(json.dumps([torch.cuda.mem_get_info(i) for i in range({count})]))"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    return min((Card(*one) for one in json.loads(done.stdout)), key=lambda card: card.free / card.total)
+
+
+def _set_environment(numerics: Mapping[str, Any], card: bool) -> None:
+    os.environ.update(environment(numerics, card))
+    if not card and numerics["engine"].get("enforce_eager", True):
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first log-probability waits 14 s for a compiler, to count ranks
     for name, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available" on every CPU
     warnings.filterwarnings("ignore", module=r"vllm\..*")
-
-
-def _options(numerics: Mapping[str, Any], model: Model, context: int) -> dict[str, Any]:
-    given = numerics["engine"]
-    options = {
-        "model": model.path,
-        "load_format": "dummy",
-        "hf_overrides": {"tie_word_embeddings": False},
-        "worker_extension_cls": f"{__name__}.{Reload.__name__}",
-        "generation_config": "vllm",  # a folder's defaults (top_p, penalties) would change what a recipe asked for
-        "dtype": numerics["dtype"],
-        "max_model_len": context,
-        "max_num_seqs": numerics["max_num_seqs"],
-        "tensor_parallel_size": numerics["tensor_parallel"],
-        "enable_prefix_caching": True,
-        "disable_log_stats": True,
-        "seed": 0,
-    }
-    return {name: value for name, value in options.items() if name not in given}
-
-
-def _cpu_options(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
-    options = {
-        "enforce_eager": True,
-        "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * 2**30),
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(context, BATCH_TOKENS),
-        "block_size": BLOCK_TOKENS,
-    }
-    return {name: value for name, value in options.items() if name not in numerics["engine"]}
 
 
 def _scoring() -> Any:

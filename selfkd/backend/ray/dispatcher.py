@@ -67,7 +67,8 @@ class RayBackend:
         self._gpus = self._cluster.gpus()
         storage = (self._cluster.folder or self.log) / "train"
         self._trainers = TrainerGroup(GroupSpec(ranks, threads, self._cards("trainer"), storage, self.log, trainer))
-        self._engines = EnginePool(engine, self._numerics, self._cards("engine"), self.log)
+        engine_numerics = {**self._numerics, "turns": machine.turns}  # whether an engine must be able to sleep
+        self._engines = EnginePool(engine, engine_numerics, self._cards("engine"), self.log)
         self._weights = ""  # those that the last call of generate or logprobs asked for
 
     def numerics(self) -> dict[str, Any]:

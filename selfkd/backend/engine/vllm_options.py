@@ -1,0 +1,103 @@
+"""How an engine is started, on a CPU and on a card: the variables that vLLM reads, and the options of its LLM.
+
+Plain data in and out: neither vLLM nor torch is imported, so that what a card gets can be read where there is none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selfkd.errors import BackendError
+
+BLOCK_TOKENS = (
+    32  # KV block on CPU, the least its kernels take: vLLM's 128 shares no prompt of under 128 tokens (a quarter slower)
+)
+BATCH_TOKENS = 4096  # prompt tokens per step on CPU, where prompts must not be split ("CPU Generator does not use offset")
+MOST_OF_A_CARD = 0.92  # vLLM's own share
+SPARE = 0.03  # of a card, for what others that are on it take meanwhile
+RANK_BYTES = 2**30  # what a sleeping rank keeps on the card that it shares: its CUDA context
+GIB = 2**30
+QUIET_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """Bytes of memory of the card that an engine is to start on; of several, of the fullest."""
+
+    free: int
+    total: int
+
+
+def environment(numerics: Mapping[str, Any], card: bool) -> dict[str, str]:
+    """Return what vLLM reads at its import. It runs in this process: more are slow to start and outlive a kill.
+
+    Only tensor parallelism needs several. Beside a card, threads of torch do nothing but wait, and take cores from the scheduler.
+    """
+    found = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if numerics["tensor_parallel"] == 1 else "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and card else "0",
+    }
+    threads = 1 if card else numerics["threads"]
+    return {**found, "OMP_NUM_THREADS": str(threads)} if threads else found
+
+
+def llm_options(numerics: Mapping[str, Any], model: str, context: int, extension: str, card: Card | None) -> dict[str, Any]:
+    """Return the arguments of vLLM's LLM. What the machine file says under `engine` wins over every choice made here."""
+    chosen = {
+        "model": model,
+        "load_format": "dummy",
+        "worker_extension_cls": extension,
+        "generation_config": "vllm",  # a folder's defaults (top_p, penalties) would change what a recipe asked for
+        "dtype": numerics["dtype"],
+        "max_model_len": context,
+        "tensor_parallel_size": numerics["tensor_parallel"],
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if numerics["max_num_seqs"]:  # else as many as vLLM chooses for this card
+        chosen["max_num_seqs"] = numerics["max_num_seqs"]
+    place = _on_a_card(numerics, card) if card else _on_a_cpu(numerics, context)
+    return {**chosen, **place, **numerics["engine"]}
+
+
+def _on_a_cpu(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
+    return {
+        "hf_overrides": {"tie_word_embeddings": False},  # vLLM packs the head for a CPU, and a reload must reach it by a name
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * GIB),
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(context, BATCH_TOKENS),
+        "block_size": BLOCK_TOKENS,
+    }
+
+
+def _on_a_card(numerics: Mapping[str, Any], card: Card) -> dict[str, Any]:
+    shared = numerics.get("turns", "share") == "share"
+    options: dict[str, Any] = {"enable_sleep_mode": True} if shared else {}
+    if "gpu_memory_utilization" not in numerics["engine"]:
+        options["gpu_memory_utilization"] = memory_share(card, shared)
+    return options
+
+
+def memory_share(card: Card, shared: bool) -> float:
+    """Return which share of a card an engine takes: vLLM's own, or less where a desktop, other programs or the ranks need it.
+
+    BackendError where nothing is left.
+    """
+    free = card.free - (RANK_BYTES if shared else 0)
+    share = math.floor(1000 * min(MOST_OF_A_CARD, free / card.total - SPARE)) / 1000
+    if share <= 0:
+        what = f"only {card.free / GIB:.1f} of {card.total / GIB:.1f} GiB of the card are free"
+        fix = "End what else runs on it (nvidia-smi names it), or choose another card with CUDA_VISIBLE_DEVICES."
+        raise BackendError(what, "engine", fix)
+    return share

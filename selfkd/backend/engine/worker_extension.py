@@ -1,0 +1,88 @@
+"""What vLLM mixes into its worker, which holds the weights: loading a folder in place, the sampler of a run, and facts.
+
+Knows one worker, not the engine around it. Everything here is called by name, through `collective_rpc`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from selfkd.backend.engine import inverse_cdf, kernels
+from selfkd.backend.facts import of_engine
+
+EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
+HEAD = "lm_head.weight"
+
+
+class WorkerExtension:
+    """Methods of vLLM's worker beside its own. None may be named like one of those."""
+
+    model_runner: Any
+    reload_weights: Any
+
+    def selfkd_reload(self, folder: str) -> list[str]:
+        """Load a folder, tied or not; return the engine's parameters that it did not fill, about which vLLM itself only warns."""
+        model = self.model_runner.get_model()
+        wanted, filled = {name for name, _ in model.named_parameters()}, set()
+        load = model.load_weights
+
+        def loading(weights: Iterator[tuple[str, Any]]) -> Any:
+            filled.update(load(weights))
+            return filled
+
+        model.load_weights = loading
+        try:
+            head = any(name.endswith(HEAD) for name in wanted)  # some architectures never hold one, others only where untied
+            self.reload_weights(weights_iterator=checkpoint_tensors(Path(folder), head))
+        finally:
+            del model.load_weights
+        return sorted(wanted - filled)
+
+    def selfkd_sample_by(self, name: str) -> None:
+        """Draw by our own sampler from now on, on a CPU: a card draws its numbers from seed and position already."""
+        if name != inverse_cdf.NAME:
+            raise ValueError(f"no sampler is named {name!r}; there is {inverse_cdf.NAME!r}")
+        chosen = self.model_runner.sampler.topk_topp_sampler
+        chosen.forward = inverse_cdf.InverseCdf(chosen.logprobs_mode)
+
+    def selfkd_facts(self) -> dict[str, Any]:
+        """Return what this worker computes with; the names of vLLM's parts differ between its versions, and may be missing."""
+        runner = self.model_runner
+        groups = [group for groups in getattr(runner, "attn_groups", None) or () for group in groups]
+        return {
+            **of_engine(),
+            "vllm_kernels": kernels.loaded(),
+            "runner": f"{type(runner).__module__}.{type(runner).__qualname__}",
+            "attention": sorted({group.backend.get_name() for group in groups}),
+            "sampler": _sampler(getattr(runner, "sampler", None)),
+        }
+
+
+def _sampler(sampler: Any) -> str:
+    """Return the name of our sampler, or those of vLLM's class and of the way it draws."""
+    chosen = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", None)
+    if isinstance(chosen, inverse_cdf.InverseCdf):
+        return chosen.name
+    return f"{type(sampler).__qualname__}.{getattr(chosen, '__name__', 'forward')}"
+
+
+def checkpoint_tensors(folder: Path, head: bool = True) -> Iterator[tuple[str, Any]]:
+    """Yield (name, tensor) of a folder; where its head is tied to the embeddings, that head spelled out, or left out without `head`.
+
+    vLLM on CPU packs the head apart; a reload of a tied model by its own loader leaves the old head in place (0.31, 0.32).
+    """
+    from safetensors import safe_open
+
+    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings", True)
+    for shard in sorted(folder.glob("*.safetensors")):
+        with safe_open(shard, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  not a dict
+                if tied and name == HEAD:
+                    continue
+                tensor = tensors.get_tensor(name)
+                yield name, tensor
+                if tied and head and name.endswith(EMBEDDING_NAMES):
+                    yield HEAD, tensor

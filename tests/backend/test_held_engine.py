@@ -1,0 +1,86 @@
+"""The engine as the process around it holds it: what it does asleep, and what its beat says."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import polars as pl
+import pytest
+from toys import NEW, OLD, Toy, chunk_of
+
+from selfkd.backend.base import Sampling
+from selfkd.backend.engine.held_engine import Beat, HeldEngine
+from selfkd.backend.ray import engine_pool
+from selfkd.backend.ray.engine_pool import Call, EngineHandle, InFlight
+from selfkd.core.pool import Model
+from selfkd.errors import WeightsError
+
+
+class Sleeper(Toy):
+    """A toy on a card: asleep it holds nothing."""
+
+    def sleep(self) -> None:
+        self.weights = ""
+
+    def wake(self, model: Model) -> dict[str, Any]:
+        return self.swap(model)
+
+
+def held(folder: Path) -> HeldEngine:
+    return HeldEngine(Sleeper, {"threads": 1}, folder / "engine.beat")
+
+
+def test_a_call_wakes_a_sleeping_engine_with_the_weights_it_wants(tmp_path: Path) -> None:
+    """As where the driver reads the result of an `ensure` only after it has put the engine to sleep."""
+    engine = held(tmp_path)
+    engine.ensure(OLD)
+    engine.sleep()
+    assert not engine.holds(OLD)
+    assert engine.generate(OLD, chunk_of(tmp_path, ["answer"]), Sampling()).weights == OLD.digest
+    engine.sleep()
+    assert engine.logprobs(NEW, pl.DataFrame({"id": ["a"]})) == [("a", -64.0, 3)] and engine.holds(NEW)
+
+
+def test_an_engine_that_is_awake_answers_with_no_other_weights(tmp_path: Path) -> None:
+    engine = held(tmp_path)
+    engine.ensure(OLD)
+    with pytest.raises(WeightsError, match="the engine holds 000000000000, and policy@111111111111 was asked for"):
+        engine.generate(NEW, chunk_of(tmp_path, ["answer"]), Sampling())
+
+
+def test_a_beat_tells_requests_tokens_and_steps_and_an_old_one_nothing(tmp_path: Path) -> None:
+    beat = Beat(tmp_path / "beat")
+    assert Beat.read(tmp_path / "beat") == (0, 0, 0) == Beat.read(tmp_path / "none")
+    beat.put(3, 120, 45)
+    assert Beat.read(tmp_path / "beat") == (3, 120, 45)
+    beat.put(0, 0)
+    assert Beat.read(tmp_path / "beat") == (0, 0, 0)
+
+
+def test_steps_without_tokens_are_no_hang_and_no_steps_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine over several cards tells of tokens only when an answer is whole."""
+    beat, now = Beat(tmp_path / "beat"), time.monotonic()
+    work = InFlight(EngineHandle(None, tmp_path / "beat", tmp_path / "log"), Call("chunk", "generate", ()), now + 10_000)
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(engine_pool, "time", clock)
+    for minute in range(60):
+        clock.monotonic = lambda minute=minute: now + 60 * minute
+        beat.put(0, 0, 1 + minute)
+        assert work.overdue() == ""
+    clock.monotonic = lambda: now + 3540 + engine_pool.STALL_SECONDS + 1
+    assert work.overdue() == "it made no step for 600 s"
+
+
+def test_an_engine_with_a_log_of_its_own_lets_vllm_tell_what_it_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("selfkd.backend.engine.held_engine.redirect", lambda log: None)
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    held(tmp_path)
+    assert "VLLM_LOGGING_LEVEL" not in os.environ
+    HeldEngine(Sleeper, {}, tmp_path / "engine.beat", tmp_path / "engine.log")
+    assert os.environ.pop("VLLM_LOGGING_LEVEL") == "INFO"
