@@ -337,9 +337,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
 
 def test_long_rows_go_through_a_processor_a_few_at_a_time():
     split = batches.share(8, 2, 1)
-    assert batches.finer(split, plain(lengths=[10] * 4)) == split  # 8 pairs of 26 to 32 tokens are less than MICRO_TOKENS
-    assert batches.finer(split, plain(lengths=[40] * 4)) == batches.Share(16, 1, 8, 2)
-    assert batches.finer(split, plain(lengths=[400] * 4)) == batches.Share(16, 1, 16, 1)
+    assert batches.finer(split, plain(lengths=[10] * 4), 256) == split  # 8 pairs of 26 to 32 tokens are fewer than that
+    assert batches.finer(split, plain(lengths=[40] * 4), 256) == batches.Share(16, 1, 8, 2)
+    assert batches.finer(split, plain(lengths=[400] * 4), 256) == batches.Share(16, 1, 16, 1)
 
 
 def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
