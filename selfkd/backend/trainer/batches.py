@@ -48,10 +48,11 @@ def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> 
     """Return the rows to train on, and {row id: reason} of those refused. No row left is a GuardError, before any model is loaded."""
     rows: list[Row] = []
     drops: dict[str, str] = {}
+    known: dict[str, Ids] = {}
     for path in paths:
         for record in shape("rows", pl.read_parquet(path)).iter_rows(named=True):
             try:
-                row = encode(tok, record, pairs)
+                row = encode(tok, record, pairs, known)
             except UsageError as error:  # it names a special token that cannot be written as text
                 drops[record["id"]] = error.what
                 continue
@@ -64,12 +65,22 @@ def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> 
     return rows, drops
 
 
-def encode(tok: Any, record: dict[str, Any], pair: bool) -> Row:
-    """Encode one record of the `rows` table in the ids that the generator used; an empty completion stays empty."""
-    prompt = np.array(tokens.encode_prompt(tok, record["messages"]), np.int32)
+def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] | None = None) -> Row:
+    """Encode one record of the `rows` table in the ids that the generator used; an empty completion stays empty.
+
+    `known` keeps the ids of prompts: one that many rows share is encoded once.
+    """
+    prompt = _prompt(tok, record["messages"], {} if known is None else known)
     weight = 1.0 if record["weight"] is None else record["weight"]
     rejected = _completion(tok, record, "rejected") if pair else None
     return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected)
+
+
+def _prompt(tok: Any, messages: list[dict[str, Any]], known: dict[str, Ids]) -> Ids:
+    name = repr(messages)
+    if name not in known:
+        known[name] = np.array(tokens.encode_prompt(tok, messages), np.int32)
+    return known[name]
 
 
 def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:

@@ -36,6 +36,7 @@ trl.trainer.dpo_trainer.hash_module = lambda module: ""
 
 # Tokens of a forward pass without gradients: on a CPU larger ones gain nothing, a card wants them.
 REFERENCE_TOKENS = {"cpu": 2048, "cuda": 16384}
+UNKNOWN = torch.tensor(math.nan)  # entropy and accuracy, which TRL would log and nobody here reads: four passes over all logits
 UNSPLITTABLE = {"aot", "aot_unpaired"}  # loss types that sort a batch before they compare
 # {row id: log-probabilities of its chosen and its rejected answer under the reference model}; empty for SFT
 References = Mapping[str, tuple[float, float]]
@@ -100,6 +101,8 @@ class Supervised(_Stepwise, SFTTrainer):
         super().__init__(*arguments, **more)
         # TRL's loss divides by the tokens of the whole step, whatever the model's signature
         self.model_accepts_loss_kwargs = True
+        del self.model.forward
+        trl.trainer.utils.add_fused_lm_head(self.model)  # log-probabilities and nothing more: see UNKNOWN
 
     @staticmethod
     def settings(spec: TrainSpec) -> dict[str, Any]:
@@ -111,6 +114,7 @@ class Supervised(_Stepwise, SFTTrainer):
 
         def through(**arguments: Any) -> Any:
             outputs = self._outputs(model, **arguments)
+            outputs.entropy = outputs.is_top1 = UNKNOWN.to(outputs.log_probs.device)
             if scale is not None:
                 outputs.log_probs = outputs.log_probs * scale[:, None]
             return outputs
