@@ -167,6 +167,14 @@ def test_the_probe_tells_parent_from_child(start, taught):
         assert scored == pytest.approx(recorded.tolist(), abs=1e-4)
 
 
+def test_a_probe_keeps_of_the_candidates_that_an_engine_can_score_before_it_sleeps(start, taught):
+    from selfkd.backend.probe import read_probe
+
+    drawn = batches.candidates(start.path, [taught.folder.parent / "rows.parquet"], False, 1024)
+    kept = read_probe(taught.folder).ids
+    assert kept and all(ids in drawn for ids in kept)
+
+
 def test_what_the_update_did_is_measured(taught):
     import torch
     from safetensors.torch import load_file
@@ -369,6 +377,14 @@ def test_the_names_of_optimisers_and_schedules_are_those_of_transformers():
     assert {one.value for one in arguments.OptimizerNames} == set(trl_options.OF_TRANSFORMERS["optim"])
     schedules = {*trl_options.OF_TRANSFORMERS["lr_scheduler_type"], *trl_options.MEASURED_SCHEDULES}
     assert {one.value for one in utils.SchedulerType} == schedules
+
+
+def test_an_attention_that_this_machine_lacks_is_named(start, tmp_path):
+    from selfkd.backend.trainer.update import train_rank
+
+    numerics = {"threads": 1, "trainer": {"attn_implementation": "flash_attention_9"}}
+    with pytest.raises(UsageError, match="cannot compute attention by flash_attention_9"):
+        train_rank(start, None, write_rows(tmp_path, 2), TrainSpec("sft", 3), tmp_path / "out", numerics)
 
 
 def test_a_wrong_option_stops_before_anything_is_loaded(tmp_path):

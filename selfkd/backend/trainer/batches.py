@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from selfkd.backend import tokens
+from selfkd.backend import probe, tokens
 from selfkd.core import digest
 from selfkd.core.pool import shape
 from selfkd.errors import GuardError, UsageError
@@ -234,3 +234,12 @@ def collator_record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
 def sequences(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Yield every prompt with its chosen answer, for the probe."""
     return (list(chain(row.prompt.tolist(), row.chosen.tolist())) for row in rows)
+
+
+def candidates(start: str, paths: Sequence[Path], pairs: bool, max_length: int) -> list[list[int]]:
+    """Return the sequences of which an update of the model folder `start` on these rows will keep some as its probe.
+
+    For an engine that is about to sleep: what it scores on them now shows afterwards how far a swap moved it.
+    """
+    tok = tokens.tokenizer(start)
+    return probe.candidate_sequences(tok, sequences(read_rows(tok, paths, pairs, max_length)[0]))

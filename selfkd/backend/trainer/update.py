@@ -33,6 +33,7 @@ from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import prepare, repeatable
 from selfkd.backend.trainer.trl_options import check_trl, for_loss
 from selfkd.core.pool import Model
+from selfkd.core.wording import first_line
 from selfkd.errors import GuardError, SelfkdError, UsageError
 
 # Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
@@ -217,7 +218,7 @@ class _Update:
         plan, model = self.plan, _load(path)
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
         scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
-        model.set_attn_implementation(plan.attention)
+        _set_attention(model, plan.attention)
         if not scores or flat.same_as_padded(model, few, scores):
             return model, plan.is_flat
         model.set_attn_implementation(PLAIN_ATTENTION)
@@ -308,6 +309,16 @@ class _Update:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _set_attention(model: Any, name: str) -> None:
+    """Give a model the attention of this name; UsageError where this machine or the model's code cannot compute it."""
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError, KeyError) as error:
+        what = f"this machine cannot compute attention by {name}: {first_line(error)}"
+        fix = "Install what it needs, or leave the option out: torch's own attention is always there."
+        raise UsageError(what, "machine.trainer.attn_implementation", fix) from error
 
 
 def _scored(model: Any, sequences: list[list[int]]) -> list[list[float]]:
