@@ -62,6 +62,22 @@ def test_rows_give_flat_what_they_give_padded_and_so_do_gradients(kind):
             torch.testing.assert_close(part.grad, wanted[name], rtol=1e-3, atol=1e-5)
 
 
+def test_attention_is_computed_in_fp32_under_autocast_too(monkeypatch):
+    import torch
+
+    from selfkd.backend.trainer import flat
+
+    seen, inner = [], torch.nn.functional.scaled_dot_product_attention
+    told = lambda query, *given, **more: seen.append(query.dtype) or inner(query, *given, **more)  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", told)
+    query = torch.randn(1, 2, 9, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = flat.row_by_row(None, query, query, query, cu_seq_lens_q=torch.tensor([0, 4, 9]))
+        alone = inner(query[:, :, 4:].float(), query[:, :, 4:].float(), query[:, :, 4:].float(), is_causal=True)
+    assert seen == [torch.float32, torch.float32] and found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[:, 4:], alone.transpose(1, 2).bfloat16(), rtol=0.02, atol=0.02)
+
+
 def test_a_model_that_would_mix_rows_is_noticed():
     """Attention that takes no notice of borders, as that of a model whose layers carry a state would be."""
     import torch

@@ -34,11 +34,13 @@ def row_by_row(
     """Return causal attention, of each row of a flat batch on itself; transformers' interface for attention.
 
     Without borders the tensors are a batch padded on the right, where what follows a token cannot change it: no mask is needed.
+    In fp32 also under autocast: backward in bf16 takes a CPU three times as long for rows of 80 to 170 tokens, and no less for 400.
     """
+    kind, query, key, value = query.dtype, query.float(), key.float(), value.float()
     lengths = [query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     found = [_attend(*row, dropout, scaling, sliding_window).transpose(1, 2) for row in zip(queries, keys, values, strict=True)]
-    return torch.cat(found, dim=1), None
+    return torch.cat([row.transpose(1, 2) for row in found], dim=1).to(kind), None
 
 
 def _attend(
