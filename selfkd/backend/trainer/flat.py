@@ -39,7 +39,8 @@ def row_by_row(
     kind, query, key, value = query.dtype, query.float(), key.float(), value.float()
     lengths = [query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
-    found = [_attend(*row, dropout, scaling, sliding_window).transpose(1, 2) for row in zip(queries, keys, values, strict=True)]
+    with torch.autocast(query.device.type, enabled=False):
+        found = [_attend(*row, dropout, scaling, sliding_window) for row in zip(queries, keys, values, strict=True)]
     return torch.cat([row.transpose(1, 2) for row in found], dim=1).to(kind), None
 
 
