@@ -110,6 +110,11 @@ def main() -> None:
             f"{total:.0f} s ({steps}), {million['peak_gib']} GiB",
         )
     )
+    for told in program("training.py"):
+        what = (
+            f"Training step without optimiser against its matrix products, {told['precision']}, {told['kernels']} (target 0.8)"
+        )
+        rows.append((what, f"{told['bound']} / ({told['step']} - {told['optimiser']}) s = {told['ratio']}"))
     rows.append(("`selfkd lint star`, cold, median of 7 (target 1 s)", f"{lint_seconds('star')} s"))
     rows.append(("`selfkd lint quickstart`, cold, median of 7", f"{lint_seconds('quickstart')} s"))
     write(run, rows, idle, hand)

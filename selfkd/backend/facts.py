@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.trainer import repeatable
 from selfkd.core import facts
 
 COMMON = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "ray")
@@ -19,8 +20,9 @@ def of_engine() -> dict[str, Any]:
 
 
 def of_trainer() -> dict[str, Any]:
-    """Return what this process, in which a rank trains, computes with."""
-    return {**facts.of_process(TRAINER_PACKAGES), **_torch()}
+    """Return what this process, in which a rank trains, computes with; with a card also whether its updates repeat bit by bit."""
+    found = {**facts.of_process(TRAINER_PACKAGES), **_torch()}
+    return {**found, "repeats": repeatable.holds()} if found.get("gpu") else found
 
 
 def _torch() -> dict[str, Any]:

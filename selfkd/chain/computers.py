@@ -55,6 +55,14 @@ class Computers:
                     who.setdefault(said, []).append(name.split("-")[0] if kind.startswith("reward-") else name)
         return [f"{said} ({', '.join(dict.fromkeys(names))})" for said, names in who.items()]
 
+    def unrepeatable(self, makers: Iterable[Mapping[str, Iterable[str]]]) -> list[str]:
+        """Return which ranks trained on a card in ways that add up otherwise each time, as they said of themselves; one that did not say, too."""
+        met = {one for made in makers for one in made.get("trainer", ())}
+        ranks = [
+            one for one in self._of("trainer") if one.digest in met and one.facts.get("gpu") and not one.facts.get("repeats")
+        ]
+        return [f"{rank.process} trained on a card without deterministic algorithms" for rank in ranks]
+
     def _met(self, process: str, facts: Facts, attempt: Attempt) -> str:
         kind, meaning = kind_of(process), digest.of(facts)
         known = self._of(kind)

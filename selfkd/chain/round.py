@@ -207,10 +207,14 @@ class Round:
         return {"measured": {name: one.to_json() for name, one in found.items()}}
 
     def _level(self) -> str:
-        """Return `exact` (canonical chunks, made by what the run began with), or `data` and what moved."""
-        if moved := self.run.computers.moved([made.notes.get("makers", {}) for made in self.made]):
+        """Return `exact` (canonical chunks, made by what the run began with, trained so that it repeats), or `data` and what moved."""
+        makers = [made.notes.get("makers", {}) for made in self.made]
+        if moved := self.run.computers.moved(makers):
             return "data: " + "; ".join(moved)
-        return "exact" if self.run.numerics["exact"] else "data"
+        if not self.run.numerics["exact"]:
+            return "data"
+        loose = self.run.computers.unrepeatable(makers)
+        return "data: " + "; ".join(loose) if loose else "exact"
 
 
 def next_step(steps: Sequence[Step], step: Step) -> Step | None:

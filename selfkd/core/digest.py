@@ -126,19 +126,28 @@ def weights(folder: Path) -> str:
     return next(_readings(folder))
 
 
+def weights_and_files(folder: Path) -> tuple[str, dict[Path, str]]:
+    """Return the digest of a model folder, and the SHA-256 of each of its safetensors files, all from one reading of them."""
+    files: dict[Path, str] = {}
+    return next(_readings(folder, files)), files
+
+
 def holds(folder: Path, expected: str) -> bool:
     """Whether a model folder holds the weights of this digest; so does one whose digest was taken when it covered fewer texts."""
     return expected in _readings(folder)
 
 
-def _readings(folder: Path) -> Iterator[str]:
-    """Yield the digest of a model folder, then the one that it had in runs made before."""
+def _readings(folder: Path, files: dict[Path, str] | None = None) -> Iterator[str]:
+    """Yield the digest of a model folder, then the one that it had in runs made before; fill `files` with the hashes of its shards."""
     shards = sorted(folder.glob("*.safetensors"))
     if not shards:
         yield of("fake", json.loads((folder / "weights.json").read_text()))
         return
     with ThreadPoolExecutor(4) as threads:  # hashlib releases the interpreter lock
-        tensors = dict(entry for entries in threads.map(_tensors, shards) for entry in entries)
+        read = list(threads.map(lambda path: _tensors(path, files is not None), shards))
+    tensors = dict(entry for entries, _ in read for entry in entries)
+    if files is not None:
+        files.update((path, whole) for path, (_, whole) in zip(shards, read, strict=True))
     for patterns in (DESCRIPTIONS, FIRST_DESCRIPTIONS):
         yield of("weights", tensors, descriptions(folder, patterns))
 
@@ -158,30 +167,67 @@ def _description(path: Path) -> str:
     return of(path.read_text("utf-8")) if path.suffix in (".jinja", ".txt") else file(path)
 
 
-def _tensors(path: Path) -> list[tuple[str, list[Any]]]:
-    """Return [(name, [dtype, shape, sha256 of the bytes])] of one safetensors file, by the format's published layout."""
-    found = []
-    with path.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        header: Mapping[str, Any] = json.loads(handle.read(length))
+def _tensors(path: Path, with_file: bool) -> tuple[list[tuple[str, list[Any]]], str]:
+    """Return [(name, [dtype, shape, sha256 of the bytes])] of one safetensors file, by the format's published layout.
+
+    With `with_file` also the sha256 of the file: every byte is read once, in order, and both are hashed side by side.
+    """
+    found: list[tuple[str, list[Any]]] = []
+    with path.open("rb") as handle, ThreadPoolExecutor(1) as beside:
+        reader = _Reader(handle, beside if with_file else None)
+        (length,) = struct.unpack("<Q", reader.take(8))
+        header: Mapping[str, Any] = json.loads(reader.take(length))
         for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])[0]):
             if name != "__metadata__":
                 start, end = entry["data_offsets"]
-                handle.seek(8 + length + start)
-                found.append((name, [entry["dtype"], entry["shape"], _hash_of_next(handle, end - start)]))
-    return found
+                reader.skip_to(8 + length + start)
+                found.append((name, [entry["dtype"], entry["shape"], reader.hash_of_next(end - start)]))
+        return found, reader.of_file()
 
 
-def _hash_of_next(handle: BinaryIO, length: int) -> str:
-    """Return the SHA-256 of the next `length` bytes."""
-    state = hashlib.sha256()
-    while length > 0:
-        block = handle.read(min(READ_BYTES, length))
-        if not block:
+class _Reader:
+    """Reads a file from its beginning to its end, each block once; with a thread beside it, hashes the whole file as it goes."""
+
+    def __init__(self, handle: BinaryIO, beside: ThreadPoolExecutor | None) -> None:
+        self.handle, self.beside, self.at, self.whole = handle, beside, 0, hashlib.sha256()
+
+    def take(self, length: int) -> bytes:
+        block = self.handle.read(length)
+        if len(block) < length:
             raise EOFError("the file ends inside a tensor")
-        state.update(block)
-        length -= len(block)
-    return state.hexdigest()
+        self._pass(block, None)
+        return block
+
+    def skip_to(self, place: int) -> None:
+        """Go on at `place`; one that was read already is only possible in a file that breaks the format."""
+        if place < self.at:
+            raise ValueError("two tensors share bytes of the file")
+        self.hash_of_next(place - self.at)
+
+    def hash_of_next(self, length: int) -> str:
+        """Return the SHA-256 of the next `length` bytes."""
+        state = hashlib.sha256()
+        while length > 0:
+            block = self.handle.read(min(READ_BYTES, length))
+            if not block:
+                raise EOFError("the file ends inside a tensor")
+            self._pass(block, state)
+            length -= len(block)
+        return state.hexdigest()
+
+    def of_file(self) -> str:
+        """Return the SHA-256 of the file, what follows the last tensor included; '' where nobody asked."""
+        while self.beside and (block := self.handle.read(READ_BYTES)):
+            self._pass(block, None)
+        return self.whole.hexdigest() if self.beside else ""
+
+    def _pass(self, block: bytes, state: Any) -> None:
+        self.at += len(block)
+        other = self.beside.submit(self.whole.update, block) if self.beside else None
+        if state is not None:
+            state.update(block)
+        if other is not None:
+            other.result()
 
 
 def with_self_digest(record: Mapping[str, Any]) -> dict[str, Any]:

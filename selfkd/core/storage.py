@@ -170,10 +170,11 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def file_hashes(paths: list[Path], root: Path) -> dict[str, FileEntry]:
-    """Return {path relative to `root`: {bytes, sha256}}, hashed in threads."""
+def file_hashes(paths: list[Path], root: Path, known: Mapping[Path, str] | None = None) -> dict[str, FileEntry]:
+    """Return {path relative to `root`: {bytes, sha256}}, hashed in threads. `known` are hashes that this process made of them just now."""
+    made = known or {}
     with ThreadPoolExecutor(4) as threads:
-        hashes = list(threads.map(digest.file, paths))
+        hashes = list(threads.map(lambda path: made.get(path) or digest.file(path), paths))
     return {
         path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256}
         for path, sha256 in zip(paths, hashes, strict=True)

@@ -60,3 +60,21 @@ def test_the_probe_keeps_the_sequences_that_differ_most(tmp_path: Path) -> None:
     path = probe.write_probe(tmp_path, sequences, [[0.0, 0.0], [0.0, 5.0], [1.0, 0.0]], [[0.0, 0.0]] * 3, "p", keep=2)
     assert [entry["ids"] for entry in json.loads(path.read_text())["sequences"]] == [[4, 5, 6], [7, 8, 9]]
     assert probe.read_probe(tmp_path).before is not None
+
+
+def test_scores_from_before_the_sleep_prove_an_update_that_the_trainers_own_scores_cannot() -> None:
+    """Level 2 drops the weights. An engine in bf16 lies off the trainer by more than a small update, but by the same before and after."""
+    seen, update = evidence(0.008)
+    before = seen.before + np.random.default_rng(1).normal(0, 0.04, 200)
+    after = before + update + np.random.default_rng(2).normal(0, 0.004, 200)
+    assert judge(seen, Scored(after, None, True), "bfloat16").proved == probe.INDISTINGUISHABLE
+    assert judge(seen, Scored(after, before, True), "bfloat16").proved is True
+
+
+def test_earlier_scores_are_those_of_the_sequences_that_a_probe_kept() -> None:
+    kept = Probe("parent", [[1, 2, 3], [4, 5]], [1, 1], np.zeros(3), np.zeros(3))
+    known = {(1, 2, 3): [-1.0, -2.0], (7, 8): [-9.0], (4, 5): [-3.0]}
+    assert probe.earlier_scores(kept, known).tolist() == [-1.0, -2.0, -3.0]
+    assert probe.earlier_scores(kept, {(1, 2, 3): [-1.0, -2.0]}) is None
+    late = Probe("parent", [[1, 2, 3]], [2], np.zeros(1), np.zeros(1))
+    assert probe.earlier_scores(late, known).tolist() == [-2.0]

@@ -180,6 +180,14 @@ def test_the_probe_tells_parent_from_child(start, taught):
         assert scored == pytest.approx(recorded.tolist(), abs=1e-4)
 
 
+def test_a_probe_keeps_of_the_candidates_that_an_engine_can_score_before_it_sleeps(start, taught):
+    from selfkd.backend.probe import read_probe
+
+    drawn = batches.candidates(start.path, [taught.folder.parent / "rows.parquet"], False, 1024)
+    kept = read_probe(taught.folder).ids
+    assert kept and all(ids in drawn for ids in kept)
+
+
 def test_what_the_update_did_is_measured(taught):
     import torch
     from safetensors.torch import load_file
@@ -219,6 +227,85 @@ def test_log_probabilities_of_given_answers_are_those_of_the_model(start):
         expected = sum(table[len(prompt) + at - 1, token].item() for at, token in enumerate(answer))
         assert (name, count) == (asked_name, len(answer))
         assert value == pytest.approx(expected, abs=1e-4)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """Return a list that fills with the arguments of each call of a function from now on."""
+    calls, inner = [], getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *given, **more: calls.append(given) or inner(*given, **more))
+    return calls
+
+
+def test_a_prompt_that_many_rows_share_is_encoded_once(start, tmp_path, monkeypatch):
+    calls = counted(monkeypatch, tokens, "encode_prompt")
+    rows = pl.read_parquet(write_rows(tmp_path, 6)[0])
+    first, other = ([{"role": "user", "content": text}] for text in ("one", "two"))
+    shared = pl.Series("messages", [first, other] * 3, rows.schema["messages"])
+    rows.with_columns(shared).write_parquet(tmp_path / "rows.parquet")
+    found, _ = batches.read_rows(tokens.tokenizer(start.path), [tmp_path / "rows.parquet"], False, 1024)
+    assert [messages for _, messages in calls] == [first, other]
+    assert found[0].prompt.tolist() == found[2].prompt.tolist() != found[1].prompt.tolist()
+
+
+def test_a_reference_that_is_the_start_is_loaded_once_and_gives_the_same_bits(start, tmp_path, monkeypatch):
+    from selfkd.backend.trainer import update as module
+
+    twin = Model("policy", shutil.copytree(start.path, tmp_path / "twin"), "another digest")
+    spec = TrainSpec("dpo", 3, precision="bf16", trl=FAST)
+    found = {}
+    for name, reference, loads in (("same", start, 1), ("apart", twin, 2)):
+        calls = counted(monkeypatch, module, "_load")
+        done = module.train_rank(start, reference, write_rows(tmp_path), spec, tmp_path / name, {"threads": 1})
+        assert len(calls) == loads
+        monkeypatch.undo()
+        found[name] = (digest.weights(done.folder), done.metrics["loss_first"], done.metrics["logps/chosen_last"])
+    assert found["same"] == found["apart"]
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_each_distinct_side_is_scored_once_in_batches_by_tokens(start, monkeypatch, is_flat):
+    import numpy as np
+
+    from selfkd.backend.trainer import flat, losses
+
+    model = opened(Path(start.path))
+    if is_flat:
+        model.set_attn_implementation(flat.ROW_BY_ROW)
+    sides = [(np.array([1, 40, 41], np.int32), np.arange(50, 50 + n, dtype=np.int32)) for n in (5, 2, 9, 5, 2, 20)]
+    alone = [losses.completion_logprobs(model, [side], False, is_flat)[0] for side in sides]
+    calls = counted(monkeypatch, losses, "_sums")
+    monkeypatch.setitem(losses.REFERENCE_TOKENS, "cpu", 20)
+    assert losses.completion_logprobs(model, sides, False, is_flat) == pytest.approx(alone, rel=1e-4)
+    assert [[len(side) for _, side in pairs] for _, pairs, *_ in calls] == [[2, 5], [9], [20]]
+
+
+def test_a_loss_takes_of_a_machine_what_it_knows():
+    machine = {"gradient_checkpointing": True, "disable_dropout": False, "padding_free": True, "attn_implementation": "sdpa"}
+    assert trl_options.for_loss("sft", machine) == {"gradient_checkpointing": True, "padding_free": True}
+    assert trl_options.for_loss("dpo", machine) == {"gradient_checkpointing": True, "disable_dropout": False}
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_padded_batches_teach_what_flat_ones_teach(start, tmp_path, loss):
+    """A machine that names an attention gets it, on padded batches; 12 rows of three lengths, weights and all."""
+    from selfkd.backend.trainer.update import train_rank
+
+    rows = pl.read_parquet(write_rows(tmp_path)[0]).with_columns(weight=pl.int_range(1, 13).cast(pl.Float64))
+    rows.write_parquet(tmp_path / "rows.parquet")
+    found = {}
+    for name, machine in (
+        ("flat", {}),
+        ("padded", {"attn_implementation": "sdpa"}),
+        ("eager", {"attn_implementation": "eager"}),
+    ):
+        numerics = {"threads": 1, "trainer": machine}
+        spec = TrainSpec(loss, 3, trl=FAST)
+        found[name] = train_rank(start, start, [tmp_path / "rows.parquet"], spec, tmp_path / name, numerics).metrics
+    assert [one["padding_free"] for one in found.values()] == [True, False, False]
+    for other in ("padded", "eager"):
+        for what in ("loss_first", "loss_last", "tokens", "grad_norm_max"):
+            assert found["flat"][what] == pytest.approx(found[other][what], rel=1e-4)
+        assert found["flat"]["update_norm"] == pytest.approx(found[other]["update_norm"], rel=1e-2)
 
 
 # What is refused
@@ -305,6 +392,14 @@ def test_the_names_of_optimisers_and_schedules_are_those_of_transformers():
     assert {one.value for one in utils.SchedulerType} == schedules
 
 
+def test_an_attention_that_this_machine_lacks_is_named(start, tmp_path):
+    from selfkd.backend.trainer.update import train_rank
+
+    numerics = {"threads": 1, "trainer": {"attn_implementation": "flash_attention_9"}}
+    with pytest.raises(UsageError, match="cannot compute attention by flash_attention_9"):
+        train_rank(start, None, write_rows(tmp_path, 2), TrainSpec("sft", 3), tmp_path / "out", numerics)
+
+
 def test_a_wrong_option_stops_before_anything_is_loaded(tmp_path):
     with pytest.raises(UsageError, match="trl has no field 'epochs'"):
         update(Model("policy", "/nowhere", "digest"), [], tmp_path / "out", trl={"epochs": 1})
@@ -350,9 +445,9 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
 
 def test_long_rows_go_through_a_processor_a_few_at_a_time():
     split = batches.share(8, 2, 1)
-    assert batches.finer(split, plain(lengths=[10] * 4)) == split  # 8 pairs of 26 to 32 tokens are less than MICRO_TOKENS
-    assert batches.finer(split, plain(lengths=[40] * 4)) == batches.Share(16, 1, 8, 2)
-    assert batches.finer(split, plain(lengths=[400] * 4)) == batches.Share(16, 1, 16, 1)
+    assert batches.finer(split, plain(lengths=[10] * 4), 256) == split  # 8 pairs of 26 to 32 tokens are fewer than that
+    assert batches.finer(split, plain(lengths=[40] * 4), 256) == batches.Share(16, 1, 8, 2)
+    assert batches.finer(split, plain(lengths=[400] * 4), 256) == batches.Share(16, 1, 16, 1)
 
 
 def environment(rank: int, ranks: int, port: int) -> dict[str, str]:

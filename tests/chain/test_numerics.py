@@ -55,6 +55,20 @@ def test_a_round_made_with_something_else_says_so_and_is_not_exact(tmp_path, cha
     assert verify(run.folder).problems == []
 
 
+@pytest.mark.parametrize(
+    ("told", "level"),
+    [
+        ({"gpu": None}, "exact"),
+        ({"gpu": "H100 (sm_90)", "repeats": True}, "exact"),
+        ({"gpu": "H100 (sm_90)", "repeats": False}, "data: trainer-0 trained on a card without deterministic algorithms"),
+        ({"gpu": "H100 (sm_90)"}, "data: trainer-0 trained on a card without deterministic algorithms"),
+    ],
+)
+def test_a_round_that_trained_on_a_card_is_exact_only_where_the_rank_kept_to_what_repeats(tmp_path, told, level):
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run", Fake({}, facts={**FACTS, **told}))
+    assert levels(run) == ["exact", level]  # round 0 trains nothing
+
+
 def test_rounds_made_with_the_same_are_exact_however_many_attempts_there_were(tmp_path):
     run = two_attempts(tmp_path, FACTS, dict(FACTS))
     assert levels(run) == ["exact", "exact", "exact"]

@@ -99,6 +99,28 @@ def test_any_changed_tensor_changes_the_weights(tmp_path, change):
     assert digest.weights(model(tmp_path / "one", {"a": b"12", "b": b"345"})) != digest.weights(model(tmp_path / "two", change))
 
 
+@pytest.mark.parametrize("block", [1, 3, 1 << 22])
+def test_one_reading_gives_the_digest_and_the_hash_of_each_file(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(digest, "READ_BYTES", block)
+    folder = model(tmp_path / "one", {"a": b"1234567", "empty": b"", "b": b"89"})
+    shard = folder / "model.safetensors"
+    shard.rename(folder / "first.safetensors")
+    shard.write_bytes(
+        (model(tmp_path / "two", {"c": b"xyz"}) / "model.safetensors").read_bytes() + b"more, after the last tensor"
+    )
+    found, files = digest.weights_and_files(folder)
+    assert found == digest.weights(folder)
+    assert files == {path: digest.file(path) for path in folder.glob("*.safetensors")} and len(files) == 2
+
+
+def test_a_file_whose_tensors_overlap_is_refused(tmp_path):
+    folder = model(tmp_path / "one", {"a": b"12", "b": b"34"})
+    shard = folder / "model.safetensors"
+    shard.write_bytes(shard.read_bytes().replace(b"[2, 4]", b"[1, 3]"))
+    with pytest.raises(ValueError, match="two tensors share bytes"):
+        digest.weights(folder)
+
+
 TEXTS = {
     "tokenizer_config.json": ('{"add_bos_token": true}', '{"add_bos_token": false}'),
     "special_tokens_map.json": ('{"eos_token": "</s>"}', '{"eos_token": "<end>"}'),

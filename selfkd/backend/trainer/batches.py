@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from selfkd.backend import tokens
+from selfkd.backend import probe, tokens
 from selfkd.core import digest
 from selfkd.core.pool import shape
 from selfkd.errors import GuardError, UsageError
@@ -48,10 +48,11 @@ def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> 
     """Return the rows to train on, and {row id: reason} of those refused. No row left is a GuardError, before any model is loaded."""
     rows: list[Row] = []
     drops: dict[str, str] = {}
+    known: dict[str, Ids] = {}
     for path in paths:
         for record in shape("rows", pl.read_parquet(path)).iter_rows(named=True):
             try:
-                row = encode(tok, record, pairs)
+                row = encode(tok, record, pairs, known)
             except UsageError as error:  # it names a special token that cannot be written as text
                 drops[record["id"]] = error.what
                 continue
@@ -64,12 +65,22 @@ def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> 
     return rows, drops
 
 
-def encode(tok: Any, record: dict[str, Any], pair: bool) -> Row:
-    """Encode one record of the `rows` table in the ids that the generator used; an empty completion stays empty."""
-    prompt = np.array(tokens.encode_prompt(tok, record["messages"]), np.int32)
+def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] | None = None) -> Row:
+    """Encode one record of the `rows` table in the ids that the generator used; an empty completion stays empty.
+
+    `known` keeps the ids of prompts: one that many rows share is encoded once.
+    """
+    prompt = _prompt(tok, record["messages"], {} if known is None else known)
     weight = 1.0 if record["weight"] is None else record["weight"]
     rejected = _completion(tok, record, "rejected") if pair else None
     return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected)
+
+
+def _prompt(tok: Any, messages: list[dict[str, Any]], known: dict[str, Ids]) -> Ids:
+    name = repr(messages)
+    if name not in known:
+        known[name] = np.array(tokens.encode_prompt(tok, messages), np.int32)
+    return known[name]
 
 
 def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
@@ -127,18 +138,19 @@ def share(batch: int, accumulation: int, ranks: int) -> Share:
     )
 
 
-MICRO_TOKENS = 256
+PADDED_TOKENS = 256
+FLAT_TOKENS = 1024
 
 
-def finer(split: Share, rows: Sequence[Row]) -> Share:
-    """Cut the same steps into micro-batches of at least MICRO_TOKENS tokens: for CPUs, where larger ones gain nothing.
+def finer(split: Share, rows: Sequence[Row], fewest: int) -> Share:
+    """Cut the same steps into micro-batches of at least `fewest` tokens: for CPUs, where larger ones gain nothing.
 
-    Rows of like length then lie together, so less padding is computed, and less memory is held: SmolLM2-135M, 8 rows of 48 to
-    110 tokens in two micro-batches instead of one, bf16, one thread: 154 tokens per CPU second instead of 133.
+    Rows of like length then lie together, so less padding is computed (PADDED_TOKENS), and less memory is held. Where nothing is padded,
+    each micro-batch costs a pass over all gradients and gains no tokens: they are larger there (FLAT_TOKENS).
     """
     mean = sum(row.tokens for row in rows) / len(rows)
     for micro in range(1, split.micro):
-        if split.micro % micro == 0 and micro * mean >= MICRO_TOKENS:
+        if split.micro % micro == 0 and micro * mean >= fewest:
             return replace(split, accumulation=split.accumulation * split.micro // micro, micro=micro)
     return split
 
@@ -222,3 +234,12 @@ def collator_record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
 def sequences(rows: Sequence[Row]) -> Iterator[list[int]]:
     """Yield every prompt with its chosen answer, for the probe."""
     return (list(chain(row.prompt.tolist(), row.chosen.tolist())) for row in rows)
+
+
+def candidates(start: str, paths: Sequence[Path], pairs: bool, max_length: int) -> list[list[int]]:
+    """Return the sequences of which an update of the model folder `start` on these rows will keep some as its probe.
+
+    For an engine that is about to sleep: what it scores on them now shows afterwards how far a swap moved it.
+    """
+    tok = tokens.tokenizer(start)
+    return probe.candidate_sequences(tok, sequences(read_rows(tok, paths, pairs, max_length)[0]))

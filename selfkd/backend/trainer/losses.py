@@ -21,17 +21,22 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOTrainer, SFTTrainer
 
 from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listens
+from selfkd.backend.trainer import cpu_head, flat
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
 from selfkd.errors import GuardError, UsageError
 
 # On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a
 # changing shape. On CPU that was half of the time: SmolLM2-135M, SFT, bf16, one thread: 79 tokens/s, without it 150.
-trl.trainer.utils._use_triton = lambda device: device.type in ("cpu", "cuda", "xpu")
+HAS_TRITON = trl.trainer.utils._use_triton
+trl.trainer.utils._use_triton = lambda device: device.type == "cpu" or HAS_TRITON(device)
+cpu_head.install()
 # TRL hashes the whole model (0.5 s for 135M parameters) to name a cache of reference log-probabilities that is never made here.
 trl.trainer.dpo_trainer.hash_module = lambda module: ""
 
-REFERENCE_BATCH = 8
+# Tokens of a forward pass without gradients: on a CPU larger ones gain nothing, a card wants them.
+REFERENCE_TOKENS = {"cpu": 2048, "cuda": 16384}
+UNKNOWN = torch.tensor(math.nan)  # entropy and accuracy, which TRL would log and nobody here reads: four passes over all logits
 UNSPLITTABLE = {"aot", "aot_unpaired"}  # loss types that sort a batch before they compare
 # {row id: log-probabilities of its chosen and its rejected answer under the reference model}; empty for SFT
 References = Mapping[str, tuple[float, float]]
@@ -40,9 +45,11 @@ References = Mapping[str, tuple[float, float]]
 class _Stepwise:
     """What both trainers share: our batches instead of a data loader's, a stop at the first number that is not finite."""
 
-    def __init__(self, spec: TrainSpec, rows: Sequence[Row], split: Share, references: References, **more: Any) -> None:
+    def __init__(
+        self, spec: TrainSpec, rows: Sequence[Row], split: Share, references: References, is_flat: bool, **more: Any
+    ) -> None:
         self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
-        self.nll, self.references = spec.nll, references
+        self.nll, self.references, self.is_flat = spec.nll, references, is_flat
         first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
@@ -59,6 +66,10 @@ class _Stepwise:
         if "scale" in records[0]:
             batch["scale"] = torch.tensor([entry["scale"] for entry in records])
         return batch
+
+    def _outputs(self, model: Any, **arguments: Any) -> Any:
+        """Return what the model gives for a padded batch, through it without padding where it can be fed so."""
+        return flat.forward(model, **arguments) if self.is_flat else model(**arguments)
 
     def training_step(self, *arguments: Any, **more: Any) -> Any:
         loss = super().training_step(*arguments, **more)  # type: ignore[misc]
@@ -90,31 +101,32 @@ class Supervised(_Stepwise, SFTTrainer):
         super().__init__(*arguments, **more)
         # TRL's loss divides by the tokens of the whole step, whatever the model's signature
         self.model_accepts_loss_kwargs = True
+        del self.model.forward
+        trl.trainer.utils.add_fused_lm_head(self.model)  # log-probabilities and nothing more: see UNKNOWN
 
     @staticmethod
-    def settings(spec: TrainSpec, options: Mapping[str, Any], weighted: bool) -> dict[str, Any]:
+    def settings(spec: TrainSpec) -> dict[str, Any]:
         """Return the fields of TRL's config that selfkd decides for this trainer."""
-        flat = bool(options.get("padding_free")) and not weighted  # weights go by row, and a flat batch has none
-        return {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": flat}
+        return {"dataset_kwargs": {"skip_prepare_dataset": True}, "padding_free": False}  # batches are flattened in `flat`
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         scale = inputs.pop("scale", None)
-        if scale is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-        def weighed(**arguments: Any) -> Any:
-            outputs = model(**arguments)
-            outputs.log_probs = outputs.log_probs * scale[:, None]
+        def through(**arguments: Any) -> Any:
+            outputs = self._outputs(model, **arguments)
+            outputs.entropy = outputs.is_top1 = UNKNOWN.to(outputs.log_probs.device)
+            if scale is not None:
+                outputs.log_probs = outputs.log_probs * scale[:, None]
             return outputs
 
-        return super().compute_loss(weighed, inputs, return_outputs, num_items_in_batch)
+        return super().compute_loss(through, inputs, return_outputs, num_items_in_batch)
 
 
 class Preference(_Stepwise, DPOTrainer):
     """A preference loss of TRL against reference log-probabilities that come with the rows; `nll` adds IRPO's second term."""
 
     @staticmethod
-    def settings(spec: TrainSpec, options: Mapping[str, Any], weighted: bool) -> dict[str, Any]:
+    def settings(spec: TrainSpec) -> dict[str, Any]:
         """Return the fields of TRL's config that selfkd decides for this trainer."""
         return {"beta": spec.beta, "precompute_ref_log_probs": True}
 
@@ -138,7 +150,7 @@ class Preference(_Stepwise, DPOTrainer):
         if self.aux_loss_enabled:
             arguments["output_router_logits"] = True
         arguments["labels"] = inputs["input_ids"].masked_fill(mask == 0, -100)
-        outputs = model(**arguments, fused_lm_head=True)
+        outputs = self._outputs(model, **arguments, fused_lm_head=True)
         nll = self._length_normalised(outputs.log_probs[:pairs], mask[:pairs, 1:])
         if scale is None:
             loss = super()._compute_loss(lambda **_: outputs, inputs, False)
@@ -197,36 +209,66 @@ class StepReporter(TrainerCallback):
         )
 
 
-def completion_logprobs(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, rank: int = 0, ranks: int = 1) -> list[float]:
+def completion_logprobs(
+    model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, is_flat: bool = False, rank: int = 0, ranks: int = 1
+) -> list[float]:
     """Return the sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off.
 
-    Batches are cut from the list sorted by length, whoever computes them: the numbers do not depend on the number of ranks.
+    Equal ones are computed once. Batches are cut from the list sorted by length, whoever computes them: the numbers do not depend on
+    the number of ranks. The model is as before afterwards.
     """
-    order = sorted(range(len(pairs)), key=lambda i: (len(pairs[i][0]) + len(pairs[i][1]), i))
-    cuts = [order[at : at + REFERENCE_BATCH] for at in range(0, len(order), REFERENCE_BATCH)]
+    names = [(prompt.tobytes(), completion.tobytes()) for prompt, completion in pairs]
+    distinct = list(dict(zip(names, pairs, strict=True)).values())
+    cuts = _cut_by_tokens([len(prompt) + len(completion) for prompt, completion in distinct], _most_tokens(model), is_flat)
     found: dict[int, float] = {}
+    training = model.training
     model.eval()
     trl.trainer.utils.add_fused_lm_head(model)
     try:
         for cut in cuts[rank::ranks]:
-            found.update(zip(cut, _sums(model, [pairs[i] for i in cut], bf16), strict=True))
+            found.update(zip(cut, _sums(model, [distinct[i] for i in cut], bf16, is_flat), strict=True))
     finally:
         del model.forward  # the class's own forward shows again
+        model.train(training)
     for part in _gathered(found, ranks):
         found.update(part)
-    return [found[i] for i in range(len(pairs))]
+    by_name = {(prompt.tobytes(), completion.tobytes()): found[i] for i, (prompt, completion) in enumerate(distinct)}
+    return [by_name[name] for name in names]
 
 
-def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool) -> list[float]:
+def _most_tokens(model: Any) -> int:
+    return REFERENCE_TOKENS.get(next(model.parameters()).device.type, REFERENCE_TOKENS["cuda"])
+
+
+def _cut_by_tokens(lengths: Sequence[int], most: int, is_flat: bool) -> list[list[int]]:
+    """Cut rows, shortest first, into batches of at most `most` tokens, padding included where there is some; a longer row goes alone."""
+    cuts: list[list[int]] = []
+    size = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        size = size + lengths[i] if is_flat else lengths[i] * (len(cuts[-1]) + 1 if cuts else 1)
+        if not cuts or size > most:
+            cuts.append([])
+            size = lengths[i]
+        cuts[-1].append(i)
+    return cuts
+
+
+def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, is_flat: bool) -> list[float]:
     device = next(model.parameters()).device
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids, labels = torch.zeros((len(pairs), width), dtype=torch.long), torch.full((len(pairs), width), -100)
+    mask = torch.zeros_like(ids)
     for at, (prompt, completion) in enumerate(pairs):
         end = len(prompt) + len(completion)
         ids[at, :end] = torch.tensor([*prompt.tolist(), *completion.tolist()])
         labels[at, len(prompt) : end] = ids[at, len(prompt) : end]
+        mask[at, :end] = 1
+    batch = {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        outputs = model(input_ids=ids.to(device), labels=labels.to(device), fused_lm_head=True)
+        if is_flat:
+            outputs = flat.forward(model, **batch)
+        else:  # padded on the right, and nothing is read there: without a mask attention is quicker
+            outputs = model(input_ids=batch["input_ids"], labels=batch["labels"], fused_lm_head=True)
     sums: list[float] = outputs.log_probs.float().sum(1).tolist()
     return sums
 

@@ -146,6 +146,12 @@ _OWNED_BY_REASON: dict[str, str] = {
 OWNED: dict[str, str] = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
 
 
+def for_loss(loss: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options of a machine that TRL's config of this loss has: a machine serves steps of every loss."""
+    known = PASSED[LOSSES[loss].config]
+    return {name: value for name, value in options.items() if name in known}
+
+
 def check_trl(loss: str, options: Mapping[str, Any]) -> list[str]:
     """Return every problem of a `trl:` block, one sentence each; none where TRL will accept its names and kinds of value."""
     return [problem for name, value in options.items() for problem in _problems(loss, str(name), value)]

@@ -28,11 +28,13 @@ from transformers.utils import logging
 
 from selfkd.backend import probe, tokens
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import batches, checkpoint, losses
+from selfkd.backend.trainer import batches, checkpoint, flat, losses
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
-from selfkd.backend.trainer.trl_options import check_trl
+from selfkd.backend.trainer.repeatable import prepare, repeatable
+from selfkd.backend.trainer.trl_options import check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
+from selfkd.core.wording import first_line
 from selfkd.errors import GuardError, SelfkdError, UsageError
 
 # Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
@@ -48,6 +50,8 @@ TRL_DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False,  # less memory for about 30 % of the time: on where a model does not fit
     "ddp_find_unused_parameters": False,  # a mixture of experts needs True
 }
+PLAIN_ATTENTION = "sdpa"  # torch's own: everywhere, and in fp32
+PROOFS = 2  # rows on which a model shows that flat rows do not see each other
 # What selfkd decides for every update; trl_options.OWNED says why.
 TRL_FIXED: dict[str, Any] = {
     "save_strategy": "no",
@@ -78,11 +82,13 @@ def train_rank(
     equally likely before. `on_progress` is called after each optimiser step. Whatever goes wrong, `out` is gone afterwards.
     """
     spec = replace(spec, precision=number_format.of_training(spec.precision, numerics))
+    prepare(numerics)
+    logging.disable_progress_bar()
     rank, _ = _place()
     if rank == 0:
         _clear(out)
     try:
-        with _repeatable(numerics):
+        with repeatable(numerics):
             return _Update(_planned(start, reference, rows, spec, out, numerics), on_progress).run()
     except BaseException:
         if rank == 0:
@@ -99,7 +105,8 @@ def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, A
         sampled = row.get("token_ids")
         completion = tokens.encode_completion(tok, row["text"] or "", sampled, row["finish_reason"] == "stop")
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
-    with _repeatable(numerics):
+    logging.disable_progress_bar()
+    with repeatable(numerics):
         sums = losses.completion_logprobs(_load(str(folder)), pairs, bf16)
     return [(name, value, len(pair[1])) for name, value, pair in zip(rows["id"], sums, pairs, strict=True)]
 
@@ -118,6 +125,8 @@ class _Plan:
     split: batches.Share
     config: Any
     rank: int
+    attention: str
+    is_flat: bool
 
     @property
     def bf16(self) -> bool:
@@ -129,37 +138,48 @@ def _planned(
 ) -> _Plan:
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
     kind, (rank, ranks) = LOSSES[spec.loss], _place()
-    options = {**TRL_DEFAULTS, "learning_rate": kind.learning_rate, **numerics.get("trainer", {}), **spec.trl}
+    machine = for_loss(spec.loss, numerics.get("trainer", {}))
+    options = {**TRL_DEFAULTS, "learning_rate": kind.learning_rate, **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
-    split = _split(whole, rows, options)
-    config = _config(spec, kind, options, split, out, any(row.weight != rows[0].weight for row in rows))
-    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank)
+    attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")))
+    split = _split(whole, rows, options, is_flat)
+    config = _config(spec, kind, options, split, out)
+    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat)
 
 
-def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any]) -> batches.Share:
+def _attention(numerics: Mapping[str, Any], folder: str, asked: bool) -> tuple[str, bool]:
+    """Return by what attention is computed while training, and whether rows go through it flat.
+
+    A CPU has no kernel for flat rows, so there attention goes row by row; on a card the kernels that know borders are named by the machine.
+    """
+    named = numerics.get("trainer", {}).get("attn_implementation")
+    if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder):
+        return flat.ROW_BY_ROW, True
+    return named or PLAIN_ATTENTION, asked or flat.is_varlen(named or "")
+
+
+def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
     """Cut the batches finer on a CPU, where the loss types allow it."""
     wanted = options.get("loss_type") or []
     wanted = [wanted] if isinstance(wanted, str) else wanted
     losses.refuse_unsplittable(rows, whole, wanted)
     if torch.cuda.is_available() or losses.UNSPLITTABLE & set(wanted):
         return whole
-    return batches.finer(whole, rows)
+    return batches.finer(whole, rows, batches.FLAT_TOKENS if is_flat else batches.PADDED_TOKENS)
 
 
-def _config(
-    spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: batches.Share, out: Path, weighted: bool
-) -> Any:
+def _config(spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: batches.Share, out: Path) -> Any:
     """Make TRL's config of the options; what TRL refuses is the user's to correct."""
     gpu = torch.cuda.is_available()
     settings = {**TRL_FIXED, **options, "gradient_accumulation_steps": split.accumulation}
     settings.update(per_device_train_batch_size=split.micro, output_dir=str(out), bf16=spec.precision == "bf16")
     settings.update(use_cpu=not gpu, seed=spec.seed & 0xFFFFFFFF, data_seed=spec.seed & 0xFFFFFFFF)
     settings.update({"ddp_backend": "gloo"} if _grouped() and not gpu else {})
-    settings.update(getattr(losses, kind.trainer).settings(spec, options, weighted))
+    settings.update(getattr(losses, kind.trainer).settings(spec))
     try:
         return getattr(trl, kind.config)(**settings)
     except (TypeError, ValueError) as error:
@@ -175,43 +195,75 @@ class _Update:
 
     def run(self) -> Trained:
         plan, tok = self.plan, tokens.tokenizer(self.plan.start.path)
-        references = self._references()
+        candidates = probe.candidate_sequences(tok, batches.sequences(plan.rows))
+        references = self._references_of_another()
         with self._timed("load"):
-            trainer = self._trainer(tok, references)
-            candidates = probe.candidate_sequences(tok, batches.sequences(plan.rows))
-            parent = probe.token_logprobs(trainer.model, candidates)
+            model, is_flat = self._opened(plan.start.path)
+            parent = _scored(model, candidates)
+        references = references or self._references_of(model, is_flat)
+        with self._timed("prepare"):
+            trainer = self._trainer(model, tok, references, is_flat)
         began = time.perf_counter()
         trainer.train()
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
-        child = probe.token_logprobs(trainer.model, candidates)
+        child = _scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
-        return Trained(plan.out, {**self._metrics(trainer, train_call), **moved}, plan.drops)
+        return Trained(plan.out, {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}, plan.drops)
 
-    def _trainer(self, tok: Any, references: Mapping[str, tuple[float, float]]) -> Any:
+    def _opened(self, path: str) -> tuple[Any, bool]:
+        """Return a model with the attention that it trains with, and whether it takes rows flat.
+
+        Where the attention is ours, the model proves on two rows that they do not see each other; else batches are padded.
+        """
+        plan, model = self.plan, _load(path)
+        few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
+        scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
+        _set_attention(model, plan.attention)
+        if not scores or flat.same_as_padded(model, few, scores):
+            return model, plan.is_flat
+        model.set_attn_implementation(PLAIN_ATTENTION)
+        return model, False
+
+    def _trainer(self, model: Any, tok: Any, references: Mapping[str, tuple[float, float]], is_flat: bool) -> Any:
         plan = self.plan
         return getattr(losses, plan.kind.trainer)(
-            model=_load(plan.start.path),
+            model=model,
             args=plan.config,
             processing_class=_copy(tok),
             spec=plan.spec,
             rows=plan.rows,
             split=plan.split,
             references=references,
+            is_flat=is_flat,
             callbacks=[self.steps],
         )
 
-    def _references(self) -> dict[str, tuple[float, float]]:
-        """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads."""
+    def _references_of_another(self) -> dict[str, tuple[float, float]]:
+        """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads.
+
+        Empty where there are none, and where the reference is the model that training starts from: that one is loaded once.
+        """
         plan = self.plan
         if plan.kind.rows != "pair":
             return {}
         if plan.reference is None or not plan.kind.reference:
             return {row.id: (0.0, 0.0) for row in plan.rows}
+        if plan.reference.digest == plan.start.digest:
+            return {}
+        model, is_flat = self._opened(plan.reference.path)
+        if plan.bf16:
+            _round_linear_weights(model)
+        return self._references_of(model, is_flat)
+
+    def _references_of(self, model: Any, is_flat: bool) -> dict[str, tuple[float, float]]:
+        plan = self.plan
+        if plan.kind.rows != "pair":
+            return {}
         sides = [(row.prompt, side) for row in plan.rows for side in (row.chosen, row.rejected) if side is not None]
         with self._timed("reference"):
-            values = losses.completion_logprobs(_load(plan.reference.path), sides, plan.bf16, plan.rank, plan.split.ranks)
+            values = losses.completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
         return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
 
     def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, float]:
@@ -249,7 +301,9 @@ class _Update:
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
         seconds = self.steps.seconds
         metrics |= {f"seconds_{name}": value for name, value in self.seconds.items()}
-        metrics["seconds_load"] += train_call - seconds  # what train() does before its first step
+        metrics["seconds_load"] += (
+            metrics.pop("seconds_prepare") + train_call - seconds
+        )  # with what train() does before its first step
         return {**metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
 
     @contextlib.contextmanager
@@ -257,6 +311,36 @@ class _Update:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _set_attention(model: Any, name: str) -> None:
+    """Give a model the attention of this name; UsageError where this machine or the model's code cannot compute it."""
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError, KeyError) as error:
+        what = f"this machine cannot compute attention by {name}: {first_line(error)}"
+        fix = "Install what it needs, or leave the option out: torch's own attention is always there."
+        raise UsageError(what, "machine.trainer.attn_implementation", fix) from error
+
+
+def _scored(model: Any, sequences: list[list[int]]) -> list[list[float]]:
+    """Score the probe's sequences with the attention that every model and every device has, in fp32."""
+    attention = model.config._attn_implementation
+    if attention == PLAIN_ATTENTION:
+        return probe.token_logprobs(model, sequences)
+    model.set_attn_implementation(PLAIN_ATTENTION)
+    try:
+        return probe.token_logprobs(model, sequences)
+    finally:
+        model.set_attn_implementation(attention)
+
+
+def _round_linear_weights(model: Any) -> None:
+    """Round the weights of a frozen model's products to bf16 once, as autocast would in each forward pass: the same numbers for half of the memory."""
+    shared = model.get_input_embeddings().weight
+    for part in model.modules():
+        if isinstance(part, torch.nn.Linear) and part.weight is not shared:
+            part.weight.data = part.weight.data.bfloat16()
 
 
 def _array(ids: list[int]) -> batches.Ids:
@@ -285,31 +369,10 @@ def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
     return errors[0]
 
 
-@contextlib.contextmanager
-def _repeatable(numerics: Mapping[str, Any]) -> Iterator[None]:
-    """Use threads as recorded, and on CPU only operations that repeat bit by bit; the process gets its own settings back."""
-    logging.disable_progress_bar()
-    before = (
-        torch.get_num_threads(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
-    )
-    torch.set_num_threads(numerics.get("threads") or before[0])
-    if not torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and hides nothing here
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        torch.use_deterministic_algorithms(before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = before[2]
-
-
 def _load(path: str) -> Any:
     """Load fp32 masters onto this rank's device, from local safetensors only and without the folder's own code."""
     local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa", **local)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=PLAIN_ATTENTION, **local)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
 
 
