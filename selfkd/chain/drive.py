@@ -72,6 +72,6 @@ def drive(run: Run, attempt: Attempt) -> None:
         if run.ignored:
             kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
             attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")
-        with closing(open_backend(run.machine, dict(run.numerics), attempt.logs)) as backend:
+        with closing(open_backend(run.machine, dict(run.numerics), attempt.logs, attempt.warn)) as backend:
             walk(run, backend, attempt)
         attempt.event("done")

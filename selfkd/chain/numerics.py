@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.choose import on_cards
 from selfkd.backend.machine import NUMERIC, Machine, fixed_numerics
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Numerics
 from selfkd.core import digest
-from selfkd.core.hardware import has_gpu
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 
@@ -20,7 +20,7 @@ COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the nu
 
 def asked(recipe: Recipe, machine: Machine) -> dict[str, Any]:
     """Return the numerics that a machine file and a recipe ask for."""
-    exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
+    exact = not on_cards(machine) if recipe.exact == "auto" else bool(recipe.exact)
     return {**fixed_numerics(machine), "exact": exact}
 
 

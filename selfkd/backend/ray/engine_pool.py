@@ -7,19 +7,57 @@ one, which is given the current weights and proves them. Which engine gets which
 from __future__ import annotations
 
 import logging
+import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.engine.held_engine import Beat, HeldEngine, Importable
-from selfkd.backend.ray.cluster import actor_class
+from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line, unwrapped
+from selfkd.backend.ray.placement import Placement, Seat
+from selfkd.core.accelerator import await_memory, free_memory
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
+from selfkd.errors import SelfkdError
 
 START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpoint before it first answers
+SLEEP_SECONDS = 120.0  # an idle engine falls asleep in one or two
+ROOM_SECONDS = 60.0  # asking the driver of a card, ten seconds of waiting included
 STALL_SECONDS = 600.0  # an engine that produced tokens for this chunk and then none for so long is hanging
+
+
+class SeatedEngine(HeldEngine):
+    """An engine on a card that ranks use while it sleeps. It knows what it gave back then, and waits for that before it wakes."""
+
+    def __init__(
+        self, engine: Importable, numerics: Mapping[str, Any], beat: Path, log: Path | None = None, cards: str | None = None
+    ) -> None:
+        if cards is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = cards
+        super().__init__(engine, numerics, beat, log)
+        self._given_back = 0
+
+    def sleep(self) -> None:
+        before = free_memory()
+        super().sleep()
+        after = free_memory()
+        self._given_back = max(0, after - before) if before is not None and after is not None else 0
+
+    def ensure(self, model: Model) -> tuple[str, dict[str, Any], Facts]:
+        if self._asleep:
+            self.has_room()
+        return super().ensure(model)
+
+    def has_room(self) -> bool:
+        """Whether the memory that this engine gave back is free again; waits a little for a process that has just ended."""
+        if not self._given_back:
+            return True
+        free = await_memory(self._given_back)
+        print(f"{free} bytes of the card are free, and {self._given_back} were given back")
+        return free is None or free >= self._given_back
 
 
 @dataclass
@@ -37,6 +75,7 @@ class EngineHandle:
     """An engine as the driver sees it: the weights it proved to hold, and where its beat and its log can be read."""
 
     actor: Any
+    seat: Seat
     beat: Path
     log: Path
     weights: str = ""
@@ -67,11 +106,13 @@ class InFlight:
 
 
 class EnginePool:
-    """The engines that run, `facts`: what those that came up compute with, and `in_flight`: {Ray's reference: what it is doing}."""
+    """The engines that run, one for each seat of the placement at most.
 
-    def __init__(self, engine: Importable, numerics: dict[str, Any], gpus: float, log: Path) -> None:
-        self._engine, self._numerics, self._log = engine, numerics, log
-        self._options = {"num_cpus": numerics["threads"], "num_gpus": gpus}
+    `facts`: what those that came up compute with. `in_flight`: {Ray's reference: what it is doing}.
+    """
+
+    def __init__(self, engine: Importable, numerics: dict[str, Any], placement: Placement, log: Path) -> None:
+        self._engine, self._numerics, self._placement, self._log = engine, numerics, placement, log
         self._logger = _logger(log / "ray.log")
         self._started = 0
         self._swaps: dict[str, list[dict[str, Any]]] = {}
@@ -80,13 +121,16 @@ class EnginePool:
         self.in_flight: dict[Any, InFlight] = {}
 
     def start_engine(self) -> None:
-        """Start one more actor; it imports what it needs while the caller goes on."""
+        """Start one more actor, on a seat that is free; it imports what it needs while the caller goes on."""
         name = f"engine-{self._started}"
         self._started += 1
+        taken = [engine.seat for engine in self.engines]
+        seat = next(seat for seat in self._placement.planned.engines if seat not in taken)
         beat, log = self._log / f"{name}.beat", self._log / f"{name}.log"
-        actor = actor_class(HeldEngine, **self._options).remote(self._engine, self._numerics, beat, log)
+        kind = actor_class(SeatedEngine, **self._placement.options(seat))
+        actor = kind.remote(self._engine, self._numerics, beat, log, self._placement.visible(seat))
         actor.preload.remote()  # not awaited: the next call queues behind it, and what fails here fails there too
-        self.engines.append(EngineHandle(actor, beat, log))
+        self.engines.append(EngineHandle(actor, seat, beat, log))
 
     def kill_engine(self, engine: EngineHandle) -> None:
         """End an engine whatever it is doing, and forget it."""
@@ -129,6 +173,43 @@ class EnginePool:
         self.kill_engine(work.engine)
         during = work.call.name if work.call else "its start"
         self._logger.warning("engine %s lost during %s: %s", work.engine.log.stem, during, reason)
+
+    def sleep(self) -> None:
+        """Have every engine give its card's memory back. One that cannot is ended, which gives it back too."""
+        starting = any(work.call is None for work in self.in_flight.values())
+        self.in_flight = {reference: work for reference, work in self.in_flight.items() if work.call}
+        calls = {engine.actor.sleep.remote(): engine for engine in self.engines}
+        self._await(calls, START_SECONDS if starting else SLEEP_SECONDS, "going to sleep")
+        for engine in self.engines:
+            engine.weights = ""
+
+    def have_room(self) -> bool:
+        """Whether what the sleeping engines gave back is free again."""
+        calls = {engine.actor.has_room.remote(): engine for engine in self.engines}
+        return all(self._await(calls, ROOM_SECONDS, "looking for room on its card"))
+
+    def _await(self, calls: dict[Any, EngineHandle], seconds: float, during: str) -> list[Any]:
+        """Return what each engine answers; one that fails, dies or hangs is ended, for it can be replaced."""
+        import ray
+
+        deadline, answers = time.monotonic() + seconds, []
+        waiting = list(calls)
+        while waiting and time.monotonic() < deadline:
+            ready, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
+            for call in ready:
+                try:
+                    answers.append(ray.get(call, timeout=seconds))
+                except Exception as error:
+                    self._give_up(calls[call], unwrapped(error), during)
+        for call in waiting:
+            self._give_up(calls[call], TimeoutError(f"no answer within {seconds:.0f} s"), during)
+        return answers
+
+    def _give_up(self, engine: EngineHandle, error: BaseException, during: str) -> None:
+        if isinstance(error, SelfkdError):
+            raise error
+        self.kill_engine(engine)
+        self._logger.warning("engine %s lost while %s: %s", engine.log.stem, during, in_one_line(error))
 
     def abandon(self) -> None:
         """End the engines that answer: a busy one takes no other call, and a process can be replaced."""
