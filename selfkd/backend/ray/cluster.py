@@ -221,14 +221,14 @@ def _quiet_import(log: Path) -> Iterator[Any]:
     logger.propagate = False
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
     ray._private.utils.set_sigterm_handler = lambda handler: None
+    _read_switch(ray)
+    yield ray
+
+
+def _read_switch(ray: Any) -> None:
+    """Have Ray see its switch as it stands now: it reads it at its import, which may have been long before."""
     constants = ray._private.ray_constants
-    before = constants.ENABLE_RAY_CLUSTER
-    if os.environ.get(LOOPBACK_SWITCH) == "0":
-        constants.ENABLE_RAY_CLUSTER = False  # read at the import, which vLLM may have made long before
-    try:
-        yield ray
-    finally:
-        constants.ENABLE_RAY_CLUSTER = before  # a cluster that this process joins later is elsewhere
+    constants.ENABLE_RAY_CLUSTER = constants.env_bool(LOOPBACK_SWITCH, sys.platform == "linux")
 
 
 @contextmanager
@@ -242,6 +242,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        if "ray" in sys.modules:
+            _read_switch(sys.modules["ray"])  # a cluster that this process joins later may be elsewhere
 
 
 def _short_folder() -> Path:
