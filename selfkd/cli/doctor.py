@@ -93,7 +93,7 @@ def requirements(package: str) -> list[Requirement]:
 
 
 def requirement(line: str) -> Requirement:
-    """Take a line such as "ray[train]==2.60.0; extra == 'cpu'" apart."""
+    """Take a line such as "datasets[audio]>=5.2; extra == 'cpu'" apart."""
     found = REQUIREMENT.match(line)
     assert found, line
     return Requirement(found["package"], found["bounds"].strip(), found["extra"] or "")

@@ -146,13 +146,12 @@ class RayBackend:
         if self._takes_turns:
             self._engines.sleep()
         steps_log = self.log / f"train-{out.name}.jsonl"
-        try:
-            return self._trainers.train(
-                start, reference, list(rows), spec, out, self._numerics, steps_log=steps_log, on_progress=on_progress
-            )
-        finally:
-            if self._takes_turns and not self._engines.have_room():
-                self._trainers.close()  # even without tensors a process holds a part of a card, and this one is small
+        trained = self._trainers.train(
+            start, reference, list(rows), spec, out, self._numerics, steps_log=steps_log, on_progress=on_progress
+        )
+        if self._takes_turns and not self._engines.have_room():
+            self._trainers.close()  # even without tensors a process holds a part of a card, and this one is small
+        return trained
 
     def swap_notes(self) -> dict[str, Any]:
         return self._engines.swap_notes(self._weights)
@@ -161,7 +160,8 @@ class RayBackend:
         """End every actor and a private cluster, within seconds, whatever they are doing; give what was reserved back."""
         self._trainers.close()
         self._engines.close()
-        self._placement.close()
+        if not self._cluster.folder:
+            self._placement.close()  # a private cluster ends with all that was reserved of it
         self._cluster.close()
 
     # Where everybody sits
