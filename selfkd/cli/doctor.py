@@ -247,10 +247,8 @@ def _sandbox() -> Check:
 def _gpu() -> Check:
     found = accelerator()
     if not found.on_cards:
-        level: Literal["ok", "warn"] = "warn" if found.cuda_build else "ok"
-        return Check(
-            level, "GPU", f"the CPU generates and trains: {found.why}", "Repair what this names, or install selfkd[cpu]."
-        )
+        fix = "Repair what this names, or install selfkd[cpu] in a fresh environment."
+        return _ok_or("warn", not found.cuda_build, "GPU", f"the CPU generates and trains: {found.why}", fix)
     more = f". Left out, for they are of another kind: {found.left_out}" if found.left_out else ""
     fact = "; ".join(map(str, found.cards)) + more
     roomy = max(card.free / card.total for card in found.cards) >= FREE_SHARE

@@ -84,7 +84,7 @@ def test_no_two_engines_and_no_two_ranks_meet_on_a_card(
     machine, words = Machine(generators=engines, turns=turns), {**NUMERICS, "trainers": ranks, "tensor_parallel": parallel}
     placement = Placement.reserve(plan(machine, words, True), print)
     try:
-        of_engines, of_ranks = seen(placement, placement.planned.engines), seen(placement, placement.planned.ranks)
+        of_ranks, of_engines = seen(placement, placement.planned.ranks), seen(placement, placement.planned.engines)
     finally:
         placement.close()
     lent = [card for cards in of_engines for card in cards]

@@ -76,7 +76,7 @@ class RayBackend:
             refuse_unusable(hardware)
         self._cluster, planned = self._opened(hardware)
         try:
-            self._placement = Placement.reserve(planned, say)
+            self._placement = Placement.reserve(planned, nobody_hears if self._cluster.folder else say)
         except BaseException:
             self._cluster.close()
             raise

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.machine import Machine
-from selfkd.backend.ray.cluster import POLL_SECONDS, result_of
+from selfkd.backend.ray.cluster import result_of
 from selfkd.core.accelerator import Card
 from selfkd.errors import UsageError
 
 CARD_CPUS = 1  # of a bundle with cards: its processes mostly wait for them
 TURN = 0.5  # of a card, for an engine and for a rank that take turns on it
-SAY_SECONDS = 60.0  # between two words about waiting
+FIRST_SECONDS, SAY_SECONDS = 3, 60  # of waiting before the first word about it, and between two
 ASK_SECONDS = 120.0
 ADVICE = "Change `generators`, `trainers`, `tensor_parallel` or `turns` in the machine file (selfkd help machine)"
 
@@ -186,17 +186,18 @@ class Placement:
 
     @classmethod
     def reserve(cls, planned: Plan, say: Callable[[str], None]) -> Placement:
-        """Reserve, waiting as long as others use what is asked for; `say` hears of it at once and then now and then."""
+        """Reserve, waiting as long as others use what is asked for; `say` hears of it within seconds, and then now and then."""
         import ray
         from ray.util import placement_group
 
         placement = cls(planned, placement_group([dict(bundle) for bundle in planned.bundles], strategy="PACK"))
         ready = placement.group.ready()
         try:
-            for look in itertools.count():
-                if ray.wait([ready], timeout=POLL_SECONDS * 4)[0]:
+            for looks in itertools.count(1):
+                if ray.wait([ready], timeout=1.0)[0]:
+                    placement._find_cards()
                     return placement
-                if look % (SAY_SECONDS / (POLL_SECONDS * 4)) == 0:
+                if looks % SAY_SECONDS == FIRST_SECONDS:
                     say(f"waits for {planned}: others use {_used()} of this cluster. Ctrl-C is safe.")
         except BaseException:
             placement.close()
@@ -211,16 +212,11 @@ class Placement:
 
     def visible(self, seat: Seat) -> str | None:
         """Return the value of CUDA_VISIBLE_DEVICES that a process must set there itself; None where Ray sets it."""
-        if not seat.spread:
-            return None
-        if seat.bundle not in self._cards:
-            self._cards[seat.bundle] = self._ask(seat.bundle)
-        return self._cards[seat.bundle]
+        return self._cards[seat.bundle] if seat.spread else None
 
-    def find_cards(self) -> None:
-        """Ask which cards the bundles of widely spread engines are, before a rank sits there: a process that is lent all of them knows."""
-        for seat in self.planned.engines:
-            self.visible(seat)
+    def _find_cards(self) -> None:
+        """Ask which cards the bundles of spread engines are, before a rank sits there: a process that is lent all of them knows."""
+        self._cards = {seat.bundle: self._ask(seat.bundle) for seat in self.planned.engines if seat.spread}
 
     def close(self) -> None:
         from ray.util import remove_placement_group
