@@ -50,6 +50,8 @@ class Toy:
         word, *number = order.split()
         if word == "sleep":
             time.sleep(float(number[0]))
+        if word == "meet":
+            _meet(tmp)
         if word == "fail":
             raise RuntimeError("CUDA error: an illegal memory access")
         if word == "refuse":
@@ -95,6 +97,15 @@ class Sitter:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+
+def _meet(tmp: Path, seconds: float = 120.0) -> None:
+    """Wait until two processes are here, so that no engine answers for both however late the other one starts."""
+    (tmp / f"here-{os.getpid()}").touch()
+    until = time.monotonic() + seconds
+    while len(list(tmp.glob("here-*"))) < 2:
+        assert time.monotonic() < until, "nobody else came"
+        time.sleep(0.02)
 
 
 def _first(mark: Path) -> bool:

@@ -101,7 +101,7 @@ def test_no_two_engines_and_no_two_ranks_meet_on_a_card(
 
 def test_engines_sleep_while_the_ranks_of_their_cards_learn_and_the_ranks_live_on(backend: Any, tmp_path: Path) -> None:
     ray = backend(generators=2)
-    chunks = chunks_of(tmp_path, "sleep 0.3", "sleep 0.3")
+    chunks = chunks_of(tmp_path, "meet", "meet")
     list(ray.generate(OLD, chunks, Sampling()))
     before = ray.facts()
     first = train(ray, tmp_path / "a")
