@@ -72,6 +72,31 @@ def seen(placement: Any, seats: Any) -> list[list[str]]:
     return [cards.split(",") for cards, _ in found]
 
 
+def commands() -> list[bytes]:
+    """The command lines of all that this process started."""
+    from selfkd.backend.ray.guardian import processes
+
+    running, ours = processes(), {os.getpid()}
+    while more := {pid for pid, (parent, _) in running.items() if parent in ours} - ours:
+        ours |= more
+    paths = [Path(f"/proc/{pid}/cmdline") for pid in ours]
+    return [path.read_bytes() for path in paths if path.exists()]
+
+
+def test_a_private_cluster_keeps_no_idle_process_and_leaves_ray_as_it_was(cluster: Any) -> None:
+    import ray
+
+    from selfkd.backend.ray.cluster import actor_class
+
+    sitter = actor_class(Sitter, num_cpus=0).remote()
+    ray.get(sitter.where.remote(), timeout=120)
+    words = commands()
+    assert any(b"raylet" in line for line in words) and any(b"ray::Sitter" in line for line in words)
+    assert not [line for line in words if b"ray::IDLE" in line or b"log_monitor" in line]
+    assert ray._private.ray_constants.ENABLE_RAY_CLUSTER
+    ray.kill(sitter, no_restart=True)
+
+
 @pytest.mark.parametrize(
     ("engines", "ranks", "parallel", "turns"),
     [(2, 3, 1, "share"), (1, 3, 2, "share"), (1, 1, 2, "split")],
@@ -172,16 +197,3 @@ def test_a_call_that_hangs_is_named_at_its_deadline(cluster: Any, tmp_path: Path
     with pytest.raises(BackendError, match="loading the model did not end within 1 s"):
         result_of(sitter.sleep.remote(60.0), "loading the model", tmp_path, 1.0)
     ray.kill(sitter, no_restart=True)
-
-
-def test_a_private_cluster_has_no_idle_process_and_leaves_ray_as_it_was(cluster: Any) -> None:
-    import ray
-
-    from selfkd.backend.ray.guardian import processes
-
-    names = [Path(f"/proc/{pid}/cmdline") for pid in processes()]
-    words = [path.read_bytes() for path in names if path.exists()]
-    ours = [line for line in words if str(cluster.folder).encode() in line]
-    assert ours and not [line for line in ours if b"log_monitor" in line]
-    assert not [line for line in words if b"ray::IDLE" in line]
-    assert ray._private.ray_constants.ENABLE_RAY_CLUSTER
