@@ -58,6 +58,8 @@ class Toy:
         word, *number = order.split()
         if word == "sleep":
             time.sleep(float(number[0]))
+        if word == "meet":
+            _meet(tmp)
         if word == "fail":
             raise RuntimeError("CUDA error: an illegal memory access")
         if word == "refuse":
@@ -72,6 +74,46 @@ class Toy:
 
     def close(self) -> None:
         self.weights = ""
+
+
+class Sleeper(Toy):
+    """An engine that marks in `numerics["marks"]` that it sleeps, with the cards that it sees; the model `restless` does not fall asleep."""
+
+    def __init__(self, numerics: dict[str, Any], model: Model) -> None:
+        super().__init__(numerics, model)
+        self.facts = {"cards": os.environ["CUDA_VISIBLE_DEVICES"], "pid": os.getpid()}
+        self._mark = Path(numerics["marks"]) / self.facts["cards"]
+
+    def sleep(self) -> None:
+        if self.model.path == "restless":
+            os._exit(1)
+        self._mark.touch()
+
+    def wake(self, model: Model) -> dict[str, Any]:
+        self._mark.unlink()
+        return self.swap(model)
+
+
+class Sitter:
+    """An actor that says where it sits: on which cards, and how nice it is."""
+
+    def __init__(self, cards: str | None = None) -> None:
+        self.cards = os.environ.get("CUDA_VISIBLE_DEVICES", "") if cards is None else cards
+
+    def where(self) -> tuple[str, int]:
+        return self.cards, os.nice(0)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+def _meet(tmp: Path, seconds: float = 120.0) -> None:
+    """Wait until two processes are here, so that no engine answers for both however late the other one starts."""
+    (tmp / f"here-{os.getpid()}").touch()
+    until = time.monotonic() + seconds
+    while len(list(tmp.glob("here-*"))) < 2:
+        assert time.monotonic() < until, "nobody else came"
+        time.sleep(0.02)
 
 
 def _first(mark: Path) -> bool:
@@ -93,7 +135,29 @@ def learn(
     if spec.trl.get("die"):
         os.kill(os.getpid(), signal.SIGKILL)
     _write(out, {"parent": start.digest, "name": out.name})
-    return Trained(out, {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}, {})
+    asleep = sorted(path.name for path in Path(numerics["marks"]).iterdir()) if "marks" in numerics else None
+    seen = {"cards": os.environ.get("CUDA_VISIBLE_DEVICES"), "asleep": asleep}
+    return Trained(out, {"pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"], **seen}, {})
+
+
+def learn_together(
+    start: Model, reference: Model | None, rows: list[Path], spec: TrainSpec, out: Path, numerics: Any, on_progress: OnSteps
+) -> Trained:
+    """A trainer whose ranks add up their numbers; rank 1 does before what `spec.trl` says, and leaves the others waiting."""
+    import torch
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    on_progress({"step": 1, "steps": 1, "loss": 0.5, "tokens": 9, "seconds": 0.1})
+    if rank == 1 and (spec.trl.get("die") or (spec.trl.get("die-once") and _first(out.with_suffix(".died")))):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 1 and spec.trl.get("refuse"):
+        raise UsageError("row 7 is too long", "rows", "Drop it.")
+    total = torch.tensor([rank + 1])
+    dist.all_reduce(total)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+    variables = {name: os.environ[name] for name in names}
+    return Trained(out, {"sum": int(total), "rank": rank, "pid": os.getpid(), "variables": variables}, {})
 
 
 def fetch(source: dict[str, Any], out: Path, dither: int | None, asked: Any = None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ torch is imported in a child process only, for a few seconds, once per process a
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,13 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 from selfkd.core import facts, number_format
-from selfkd.core.hardware import has_gpu, installed_version
+from selfkd.core.accelerator import accelerator
+from selfkd.core.hardware import installed_version
 from selfkd.core.number_format import NumberFormat
 
 SHAPE = (1024, 576, 1536)  # the rows of a batch through a layer of a 135M model
 MOST, ENOUGH = 5, 0.3  # repetitions of each format, and the seconds after which there is no further one
 LIMIT = 60.0  # seconds for the child: torch from a cold disk takes its time
-LEAST_CAPABILITY = 8.0  # of an NVIDIA GPU that has bfloat16
+LEAST_CAPABILITY = (8, 0)  # of an NVIDIA GPU that has bfloat16
 
 
 @lru_cache
@@ -35,19 +35,9 @@ def flags_here() -> list[str]:
 
 
 def gpu_here() -> bool | None:
-    """Return whether the GPU has bfloat16; None where the CPU computes. One that does not say is taken to have it."""
-    if not has_gpu():
-        return None
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return True
-    query = [tool, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    except subprocess.TimeoutExpired:
-        return True
-    found = [float(word) for word in answer.stdout.split() if word.replace(".", "", 1).isdigit()]
-    return not found or min(found) >= LEAST_CAPABILITY
+    """Return whether the cards have bfloat16; None where the CPU computes."""
+    found = accelerator()
+    return min(card.sm for card in found.cards) >= LEAST_CAPABILITY if found.on_cards else None
 
 
 def slowdown(threads: int) -> float | str:

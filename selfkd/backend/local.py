@@ -34,6 +34,7 @@ from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngin
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
+from selfkd.core.accelerator import accelerator
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
@@ -58,6 +59,7 @@ class LocalBackend:
         if numerics["trainers"] > 1:
             what = f"the local backend trains on one rank, and {numerics['trainers']} are asked for"
             raise UsageError(what, "machine.trainers", "Use `backend: ray`, or `trainers: 1`.")
+        _see_one_card()
         self._numerics, self._log, self._trainer, self._loader = dict(numerics), log, trainer, loader
         self._engine = HeldEngine(engine, numerics, log / "engine.beat")
         self._kind = ""  # of the engine that came up last
@@ -120,6 +122,13 @@ class LocalBackend:
             self._kind = kind
         if not self._engine.holds(model):
             _, self._notes, self._facts["engine-0"] = self._engine.ensure(model)
+
+
+def _see_one_card() -> None:
+    """Show one card to torch, which is imported later: TRL refuses a process that sees several."""
+    found = accelerator()
+    if len(found.cards) > 1:
+        os.environ.update(CUDA_DEVICE_ORDER="PCI_BUS_ID", CUDA_VISIBLE_DEVICES=found.visible(1))
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
 from selfkd.core import digest, yamlfile
-from selfkd.core.hardware import free_cores, has_gpu, installed_version
+from selfkd.core.accelerator import accelerator
+from selfkd.core.hardware import free_cores, installed_version
 from selfkd.core.number_format import NumberFormat, resolve
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.core.yamlfile import Node, Problems
@@ -155,14 +156,17 @@ CPU_SEQUENCES = 128
 STAND_IN = NumberFormat("bfloat16", "bf16", "")  # of the fake, which computes nothing: the same on every machine
 
 
-def fixed_numerics(machine: Machine, here: Callable[[int], NumberFormat] = format_here) -> dict[str, Any]:
+def fixed_numerics(
+    machine: Machine, here: Callable[[int], NumberFormat] = format_here, on_cards: bool | None = None
+) -> dict[str, Any]:
     """Return what fixes numbers, as plain JSON, with the versions of PACKAGES: nothing is left open any more.
 
     Threads 0 become the free cores, `generator: auto` what is installed, sequences 0 those of a CPU (on a card vLLM chooses), and
     dtype 'auto' what `here` says of a machine with so many threads. `precision` is what a train step computes in that does not say
-    itself; `number_format` says why.
+    itself; `number_format` says why. `on_cards`: whether cards compute; None asks this machine.
     """
-    fake, card = machine.backend == "fake", has_gpu()
+    fake = machine.backend == "fake"
+    card = not fake and (accelerator().on_cards if on_cards is None else on_cards)
     threads = machine.threads or (1 if fake else free_cores())
     found = resolve(machine.dtype, lambda: STAND_IN if fake else here(threads))
     machine = replace(machine, threads=threads, dtype=found.dtype, generator=chosen_generator(machine))

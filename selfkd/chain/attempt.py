@@ -59,6 +59,9 @@ class Attempt:
         self._log(event)
         self._tell(event)
 
+    def warn(self, text: str) -> None:
+        self.event("warning", text=text)
+
     def failed(self, error: BaseException) -> None:
         """Record how the attempt ended; whoever watched has seen enough. A failure leaves its traceback in driver.log."""
         if isinstance(error, Stopped | KeyboardInterrupt):

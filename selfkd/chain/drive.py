@@ -6,14 +6,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from selfkd.backend.bf16 import flags_here
-from selfkd.backend.choose import open_backend
+from selfkd.backend.choose import on_cards, open_backend
 from selfkd.backend.machine import Machine, read_machine
 from selfkd.chain import numerics
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.loop import walk
 from selfkd.chain.retention import is_due, prune
 from selfkd.chain.run import Run
-from selfkd.core.hardware import has_gpu
 from selfkd.core.lease import holder
 from selfkd.errors import BusyError
 from selfkd.recipe.load import load
@@ -75,8 +74,8 @@ def drive(run: Run, attempt: Attempt) -> None:
         if run.ignored:
             kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
             attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")
-        if slow := numerics.emulation(run.numerics, run.recipe, flags_here(), has_gpu()):
+        if slow := numerics.emulation(run.numerics, run.recipe, flags_here(), on_cards(run.machine)):
             attempt.event("warning", text=slow)
-        with closing(open_backend(run.machine, dict(run.numerics), attempt.logs)) as backend:
+        with closing(open_backend(run.machine, dict(run.numerics), attempt.logs, attempt.warn)) as backend:
             walk(run, backend, attempt)
         attempt.event("done")

@@ -16,7 +16,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from selfkd.core import digest
-from selfkd.core.hardware import has_gpu, usable_cores
+from selfkd.core.accelerator import accelerator
+from selfkd.core.hardware import usable_cores
 from selfkd.core.pool import Function, Pool, read_light
 from selfkd.rewards.contract import Result, failed
 from selfkd.rewards.pool import MEMORY_GB, WorkerPool, cut
@@ -35,7 +36,7 @@ def spare_workers(engines: int, threads: int) -> int:
 
     An engine on a card keeps one core busy, and its host threads a second one.
     """
-    busy = engines * (2 if has_gpu() else threads)
+    busy = engines * (2 if accelerator().on_cards else threads)
     return max(0, min(MOST_WORKERS, usable_cores() - busy - 1))
 
 

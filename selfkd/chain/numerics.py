@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.choose import on_cards
 from selfkd.backend.machine import NUMERIC, Machine, fixed_numerics
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Numerics
 from selfkd.core import digest, number_format
-from selfkd.core.hardware import has_gpu
 from selfkd.errors import ChainError
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
@@ -22,8 +22,9 @@ COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the nu
 
 def asked(recipe: Recipe, machine: Machine) -> dict[str, Any]:
     """Return the numerics that a machine file and a recipe ask for."""
-    exact = not has_gpu() if recipe.exact == "auto" else bool(recipe.exact)
-    return {**fixed_numerics(machine), "exact": exact}
+    cards = on_cards(machine)
+    exact = not cards if recipe.exact == "auto" else bool(recipe.exact)
+    return {**fixed_numerics(machine, on_cards=cards), "exact": exact}
 
 
 def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapping[str, Any]:

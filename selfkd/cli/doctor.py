@@ -23,6 +23,7 @@ from typing import Literal
 from selfkd.backend.bf16 import format_here
 from selfkd.backend.machine import SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
 from selfkd.core import storage
+from selfkd.core.accelerator import accelerator
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
 from selfkd.errors import StorageError
 
@@ -35,6 +36,7 @@ COMPARE = {"==": operator.eq, ">=": operator.ge, "<=": operator.le, "<": operato
 ENGINE_EXTRAS = ("cpu", "gpu", "engine")
 TRAPS = ("torchvision", "torchaudio", "torchcodec")
 IMPORTS = ("vllm", "trl", "ray")
+FREE_SHARE = 0.8  # of a card's memory; a desktop takes a few per cent
 IMPORT_SECONDS = 180  # torch from a cold disk takes its time
 
 
@@ -92,7 +94,7 @@ def requirements(package: str) -> list[Requirement]:
 
 
 def requirement(line: str) -> Requirement:
-    """Take a line such as "ray[train]==2.60.0; extra == 'cpu'" apart."""
+    """Take a line such as "datasets[audio]>=5.2; extra == 'cpu'" apart."""
     found = REQUIREMENT.match(line)
     assert found, line
     return Requirement(found["package"], found["bounds"].strip(), found["extra"] or "")
@@ -244,15 +246,14 @@ def _sandbox() -> Check:
 
 
 def _gpu() -> Check:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return Check("ok", "GPU", "none: the CPU generates and trains")
-    query = [tool, "--query-gpu=name,memory.free,memory.total,driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    if answer.returncode:
-        first = (answer.stdout + answer.stderr).strip().splitlines()[0]
-        return Check("warn", "GPU", f"nvidia-smi: {first}", "Repair the driver, or run on the CPU.")
-    return Check("ok", "GPU", "; ".join(answer.stdout.strip().splitlines()))
+    found = accelerator()
+    if not found.on_cards:
+        fix = "Repair what this names, or install selfkd[cpu] in a fresh environment."
+        return _ok_or("warn", not found.cuda_build, "GPU", f"the CPU generates and trains: {found.why}", fix)
+    more = f". Left out, for they are of another kind: {found.left_out}" if found.left_out else ""
+    fact = "; ".join(map(str, found.cards)) + more
+    roomy = max(card.free / card.total for card in found.cards) >= FREE_SHARE
+    return _ok_or("warn", roomy, "GPU", fact, "An engine and a trainer want nearly all of a card: end what else uses it.")
 
 
 def _number_format() -> Check:

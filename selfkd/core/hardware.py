@@ -1,4 +1,4 @@
-"""What this machine has, asked without loading CUDA or any library: cores, free cores, a GPU, versions of packages."""
+"""What this machine has, asked without loading CUDA or any library: cores, free cores, versions of packages."""
 
 from __future__ import annotations
 
@@ -22,12 +22,6 @@ def free_cores(window: float = 0.25) -> int:
     time.sleep(window)
     idle = (_idle_ticks() - before) / (os.sysconf("SC_CLK_TCK") * window)
     return max(1, min(usable, round(idle)))
-
-
-def has_gpu() -> bool:
-    """Whether an NVIDIA device is visible, asked without loading CUDA: a driver process must never hold a context."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "unset") in ("", "-1")
-    return Path("/dev/nvidia0").exists() and not hidden
 
 
 def installed_version(package: str) -> str:

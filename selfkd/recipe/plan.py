@@ -16,7 +16,7 @@ from typing import Any
 
 from selfkd.backend.machine import SLOW, Machine, chosen_generator
 from selfkd.backend.model_files import find_model
-from selfkd.core.hardware import has_gpu
+from selfkd.core.accelerator import accelerator
 from selfkd.errors import SelfkdError
 from selfkd.prompts.read import on_hub, read_prompts
 from selfkd.recipe.schema import Recipe
@@ -126,7 +126,7 @@ def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: 
 
 
 def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
-    place = "gpu" if has_gpu() else "cpu"
+    place = "gpu" if accelerator().on_cards else "cpu"
     makes, learns = SPEED[place]
     if chosen_generator(machine) == "transformers":
         makes *= TRANSFORMERS_SHARE

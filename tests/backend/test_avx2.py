@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 
 from selfkd.core import facts
-from selfkd.core.hardware import has_gpu
+from selfkd.core.accelerator import accelerator
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif("avx2" not in facts.instructions() or has_gpu(), reason="needs an x86 CPU with AVX2, and no GPU"),
+    pytest.mark.skipif(
+        "avx2" not in facts.instructions() or accelerator().on_cards, reason="needs an x86 CPU with AVX2, and no GPU"
+    ),
 ]
 KEPT = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 ENGINE = """

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfkd.backend import bf16
+from selfkd.core.accelerator import Accelerator, Card
 
 
 @pytest.mark.skipif(not find_spec("torch"), reason="needs torch")
@@ -43,18 +44,13 @@ def test_without_torch_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> No
     assert bf16.slowdown(1) == "not timed: torch is not installed"
 
 
-@pytest.mark.parametrize(
-    ("said", "has"), [("8.0", True), ("9.0\n7.5", False), ("7.5", False), ("[N/A]", True), ("Failed to initialize", True)]
-)
-def test_a_gpu_has_bfloat16_by_its_compute_capability(
-    said: str, has: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("capabilities", "has"), [([(8, 0)], True), ([(9, 0), (7, 5)], False), ([(7, 5)], False), ([], None)])
+def test_cards_have_bfloat16_by_their_compute_capability(
+    capabilities: list[tuple[int, int]], has: bool | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    executable(tmp_path / "nvidia-smi", f"#!/bin/sh\nprintf '{said}\\n'\n")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(bf16, "has_gpu", lambda: True)
+    cards = tuple(Card(str(at), "a card", sm, 80, 80) for at, sm in enumerate(capabilities))
+    monkeypatch.setattr(bf16, "accelerator", lambda: Accelerator("cuda" if cards else "cpu", cards))
     assert bf16.gpu_here() is has
-    monkeypatch.setattr(bf16, "has_gpu", lambda: False)
-    assert bf16.gpu_here() is None
 
 
 def executable(path: Path, text: str) -> Path:

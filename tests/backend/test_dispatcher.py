@@ -36,7 +36,7 @@ def test_one_engine_four_engines_and_reversed_order_leave_the_same_files(backend
 
 def test_engines_live_on_and_are_swapped_to_the_model_that_is_asked(backend: Any, tmp_path: Path) -> None:
     ray = backend(generators=2)
-    chunks = chunks_of(tmp_path, "sleep 0.3", "sleep 0.3")
+    chunks = chunks_of(tmp_path, "meet", "meet")
     list(ray.generate(OLD, chunks, Sampling()))
     assert ray.swap_notes() == {"seconds": 0.1, "proved": True, "survived": None, "engines": 2}
     replies = list(ray.generate(NEW, chunks, Sampling()))
@@ -48,7 +48,7 @@ def test_engines_live_on_and_are_swapped_to_the_model_that_is_asked(backend: Any
 def test_every_engine_that_came_up_says_what_it_computes_with(backend: Any, tmp_path: Path) -> None:
     ray = backend(generators=2)
     assert ray.facts() == {}
-    replies = list(ray.generate(OLD, chunks_of(tmp_path, "sleep 0.3", "sleep 0.3"), Sampling()))
+    replies = list(ray.generate(OLD, chunks_of(tmp_path, "meet", "meet"), Sampling()))
     assert ray.facts() == {"engine-0": {"torch": "toy"}, "engine-1": {"torch": "toy"}}
     assert {made_by(reply.path) for reply in replies} == {(OLD.digest, digest.of({"torch": "toy"}))}
 

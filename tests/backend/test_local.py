@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from toys import NEW, NUMERICS, Toy, chunks_of, fetch, learn
 
+from selfkd.backend import local as local_backend
 from selfkd.backend.base import Sampling
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine
+from selfkd.core.accelerator import GIB, Accelerator, Card
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 
@@ -45,3 +48,14 @@ def test_weights_of_another_kind_get_an_engine_of_their_own(tmp_path: Path) -> N
 def test_the_local_backend_refuses_a_second_rank(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="trains on one rank"):
         LocalBackend(Machine(backend="local"), {**NUMERICS, "trainers": 2}, tmp_path)
+
+
+def test_of_several_cards_the_local_backend_shows_torch_the_one_with_most_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = (Card("0", "H100", (9, 0), 80 * GIB, 20 * GIB), Card("1", "H100", (9, 0), 80 * GIB, 79 * GIB))
+    monkeypatch.setattr(local_backend, "accelerator", lambda: Accelerator("cuda", cards))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    LocalBackend(Machine(backend="local"), NUMERICS, tmp_path, engine=Toy, trainer=learn, loader=fetch)
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")

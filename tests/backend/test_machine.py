@@ -100,18 +100,12 @@ def test_the_fake_is_the_same_on_every_machine_and_times_nothing() -> None:
 
 
 @pytest.mark.parametrize(("card", "asked", "fixed"), [(False, 0, 128), (True, 0, 0), (False, 32, 32), (True, 32, 32)])
-def test_how_many_answers_at_once_is_decided_when_a_run_is_created(
-    card: bool, asked: int, fixed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine, "has_gpu", lambda: card)
-    assert fixed_numerics(Machine(threads=1, max_num_seqs=asked))["max_num_seqs"] == fixed
+def test_how_many_answers_at_once_is_decided_when_a_run_is_created(card: bool, asked: int, fixed: int) -> None:
+    assert fixed_numerics(Machine(threads=1, max_num_seqs=asked), on_cards=card)["max_num_seqs"] == fixed
 
 
-def test_a_run_on_a_cpu_is_fixed_to_our_sampler_and_one_on_a_card_to_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for card in (False, True):
-        monkeypatch.setattr(machine, "has_gpu", lambda card=card: card)
-        found.append(fixed_numerics(Machine(threads=1)))
+def test_a_run_on_a_cpu_is_fixed_to_our_sampler_and_one_on_a_card_to_vllms() -> None:
+    found = [fixed_numerics(Machine(threads=1), on_cards=card) for card in (False, True)]
     assert found[0]["sampler"] == "icdf-1" and "sampler" not in found[1]
     assert found[0]["digest"] != found[1]["digest"]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import OLD
+from toys import NUMERICS, OLD, Toy, learn_together
 
 from selfkd.backend.base import OnSteps, Trained, TrainProgress, TrainSpec, nobody_listens
+from selfkd.backend.machine import Machine
 from selfkd.core.facts import of_process
-from selfkd.errors import BackendError
+from selfkd.errors import BackendError, UsageError
 
 
 def train(ray: Any, out: Path, on_progress: OnSteps = nobody_listens, **trl: Any) -> Trained:
@@ -35,3 +38,30 @@ def test_a_trainer_that_is_killed_twice_stops_the_run(backend: Any, tmp_path: Pa
     with pytest.raises(BackendError, match=r"died 2 times \(rank 0: its process ended"):
         train(ray, tmp_path / "a", die=True)
     assert (ray.log / "trainer-0.log").read_text().count("rank 0, process") == 2
+
+
+def starts(log: Path, rank: int) -> int:
+    return (log / f"trainer-{rank}.log").read_text().count(f"rank {rank}, process")
+
+
+def test_ranks_meet_and_one_that_dies_or_fails_leaves_nobody_waiting(cluster: Any, tmp_path: Path) -> None:
+    if not find_spec("torch"):
+        pytest.skip("needs torch")
+    from selfkd.backend.ray.dispatcher import RayBackend
+
+    ray = RayBackend(Machine(), {**NUMERICS, "trainers": 2}, tmp_path / "log", engine=Toy, trainer=learn_together, ahead=False)
+    steps: list[TrainProgress] = []
+    first = train(ray, tmp_path / "a", steps.append, **{"die-once": True})
+    assert (first.metrics["sum"], first.metrics["rank"]) == (3, 0)
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    assert first.metrics["variables"] == variables
+    assert len(steps) == 2  # rank 0 tells of both tries, and rank 1 of none
+    assert set(ray.facts()) == {"trainer-0", "trainer-1"}
+    assert (starts(ray.log, 0), starts(ray.log, 1)) == (2, 2)  # a group is ended as a whole
+    assert train(ray, tmp_path / "b").metrics["pid"] == first.metrics["pid"]
+    began = time.monotonic()
+    with pytest.raises(UsageError, match="row 7 is too long") as caught:
+        train(ray, tmp_path / "c", refuse=True)
+    assert type(caught.value) is UsageError
+    assert time.monotonic() - began < 5.0
+    ray.close()

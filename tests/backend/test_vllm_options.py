@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from selfkd.backend import machine
 from selfkd.backend.engine.vllm_options import Card, environment, llm_options, memory_share
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.errors import BackendError
@@ -17,9 +16,7 @@ EMPTY = Card(free=79 * GIB, total=80 * GIB)
 
 def asked(card: Card | None = None, turns: str = "share", **words: Any) -> dict[str, Any]:
     """The options of an engine of a run that was created on such a machine."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "has_gpu", lambda: card is not None)
-        numerics = fixed_numerics(Machine(threads=3, turns=turns, **words))
+    numerics = fixed_numerics(Machine(threads=3, turns=turns, **words), on_cards=card is not None)
     return llm_options({**numerics, "turns": turns}, "folder", 512, "module.Extension", card)
 
 

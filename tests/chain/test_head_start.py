@@ -18,6 +18,7 @@ from selfkd.chain import head_start, round
 from selfkd.chain.head_start import completed, key_of, spare_workers
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
+from selfkd.core.accelerator import Accelerator
 from selfkd.errors import RewardError
 
 RIGHT = """
@@ -176,12 +177,12 @@ def test_chunks_of_an_earlier_attempt_are_scored_ahead_too(start: Any) -> None:
 
 
 def test_no_core_that_an_engine_uses_works_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_start, "has_gpu", lambda: False)
+    monkeypatch.setattr(head_start, "accelerator", lambda: Accelerator("cpu"))
     monkeypatch.setattr(head_start, "usable_cores", lambda: 16)
     assert spare_workers(engines=1, threads=16) == 0
     assert spare_workers(engines=1, threads=13) == 2
     assert spare_workers(engines=4, threads=2) == head_start.MOST_WORKERS
-    monkeypatch.setattr(head_start, "has_gpu", lambda: True)
+    monkeypatch.setattr(head_start, "accelerator", lambda: Accelerator("cuda"))
     assert spare_workers(engines=8, threads=16) == 0
     assert spare_workers(engines=6, threads=16) == 3
 

@@ -176,7 +176,7 @@ def machine(folder: Path, text: str) -> Machine:
 
 
 def driven(folder: Path, text: str, monkeypatch, events: list[dict[str, Any]] | None = None, rounds: int = 1) -> Run:
-    monkeypatch.setattr(drive, "open_backend", lambda machine, numerics, log: Picky(numerics))
+    monkeypatch.setattr(drive, "open_backend", lambda machine, numerics, log, say: Picky(numerics))
     watch = events.append if events is not None else lambda event: None
     return drive.run(recipe_in(folder, RECIPE, f"rounds={rounds}"), folder / "run", machine(folder, text), watch)
 

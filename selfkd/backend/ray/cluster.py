@@ -15,15 +15,17 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.ray import guardian
-from selfkd.errors import BackendError, SelfkdError
+from selfkd.errors import BackendError, SelfkdError, UsageError
 
 POLL_SECONDS = 0.25  # how long one look at running calls waits; signals are handled in between
+JOIN_SECONDS = 120.0
 FETCH_SECONDS = 1800.0  # a result that is ready comes at once, unless the cluster hangs
 STORE_BYTES = 200_000_000
 SOCKET_ROOM = 60  # what Ray appends to its folder: /session_<date>_<time>_<pid>/sockets/plasma_store
@@ -35,7 +37,11 @@ PRIVATE_ENVIRONMENT = {
     LOOPBACK_SWITCH: "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
+    "RAY_worker_niceness": "0",  # 15 by default: engines and ranks would give way to all else on the machine
+    "RAY_prestart_worker_first_driver": "0",  # else one idle process per core, which no actor of ours becomes
 }
+HOW_MANY_CARDS = "import ray; ray.init(log_to_driver=False); print(); print(int(ray.cluster_resources().get('GPU', 0)))"
+WAYS_TO_JOIN = "Start that cluster, or unset RAY_ADDRESS to have a private one."
 
 
 class Cluster:
@@ -46,19 +52,22 @@ class Cluster:
     folder: Path | None
     _guardian: subprocess.Popen[bytes] | None
 
-    def __init__(self, log: Path, cpus: int, threads: int) -> None:
+    def __init__(self, log: Path, cpus: int, threads: int, cards: int = 0, visible: str | None = None) -> None:
+        """Join, or start one with so many cores and cards. `visible` is its CUDA_VISIBLE_DEVICES; None leaves it alone."""
         self.log, self.folder, self._guardian = log, None, None
         log.mkdir(parents=True, exist_ok=True)
-        self.used = "ray" in sys.modules and sys.modules["ray"].is_initialized()
+        self.used = is_used()
         if not self.used and os.environ.get("RAY_ADDRESS"):
             self._join(threads)
         elif not self.used:
-            self._start(cpus, threads)
+            order = {} if visible is None else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
+            self._start(cpus, cards, {"OMP_NUM_THREADS": str(threads), **order})
 
-    def gpus(self) -> int:
+    def nodes(self) -> list[dict[str, float]]:
+        """Return the resources of each living node, whoever uses them now."""
         import ray
 
-        return int(ray.cluster_resources().get("GPU", 0))
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
     def close(self) -> None:
         import ray
@@ -76,6 +85,7 @@ class Cluster:
             self.folder = None
 
     def _join(self, threads: int) -> None:
+        refuse_address(os.environ["RAY_ADDRESS"])
         with _quiet_import(self.log) as ray:
             try:
                 variables = {"OMP_NUM_THREADS": str(threads)}
@@ -83,24 +93,26 @@ class Cluster:
             except SelfkdError:
                 raise  # asked to stop
             except Exception as error:
-                where, fix = os.environ["RAY_ADDRESS"], "Start that cluster, or unset RAY_ADDRESS to have a private one."
-                raise BackendError(f"cannot join the Ray cluster: {error}", where, fix) from error
+                raise BackendError(f"cannot join the Ray cluster: {error}", os.environ["RAY_ADDRESS"], WAYS_TO_JOIN) from error
 
-    def _start(self, cpus: int, threads: int) -> None:
-        # Workers inherit this. A runtime environment would cost each of them 0.7 s, and the prestarted ones would be of no use.
-        with _environment({**PRIVATE_ENVIRONMENT, "OMP_NUM_THREADS": str(threads)}), _quiet_import(self.log) as ray:
+    def _start(self, cpus: int, cards: int, variables: Mapping[str, str]) -> None:
+        # Workers inherit the variables. A runtime environment would cost each of them 0.7 s.
+        with _environment({**PRIVATE_ENVIRONMENT, **variables}), _quiet_import(self.log) as ray:
             self.folder = _short_folder()
             self._guardian = _watch(self.folder)
             try:
                 ray.init(
                     address="local",
                     num_cpus=cpus,
+                    num_gpus=cards,
                     object_store_memory=STORE_BYTES,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
                     _temp_dir=str(self.folder),
                     **_silent(),
                 )
+                # It reads every log of the cluster again and again for a driver that wants none of it.
+                ray._private.worker._global_node.kill_log_monitor(check_alive=False)
             except BaseException as error:
                 self.close()
                 if isinstance(error, SelfkdError) or not isinstance(error, Exception):
@@ -116,6 +128,42 @@ class Cluster:
                 shutil.copytree(session / "logs", self.log / "ray", dirs_exist_ok=True, ignore=shutil.ignore_patterns("old"))
 
 
+def is_used() -> bool:
+    """Whether this process uses a cluster already."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
+
+
+def is_private() -> bool:
+    """Whether a run that begins now has a cluster of its own."""
+    return not is_used() and not os.environ.get("RAY_ADDRESS")
+
+
+def refuse_address(address: str) -> None:
+    """Raise UsageError for an address that Ray takes and that is no cluster to join."""
+    if address.startswith("ray://"):
+        what = "is an address of Ray's client, which cannot reserve cards nor follow processes"
+        raise UsageError(what, f"RAY_ADDRESS={address}", "Run selfkd on a node of that cluster, with RAY_ADDRESS=auto.")
+    if address == "local":
+        what = "starts a cluster that nobody cleans up after a kill"
+        raise UsageError(what, f"RAY_ADDRESS={address}", "Unset RAY_ADDRESS to have a private cluster.")
+
+
+def cards_to_join() -> int:
+    """Return how many cards the cluster has that a run would join; asked in a process of its own where none is used yet."""
+    if is_used():
+        return int(sys.modules["ray"].cluster_resources().get("GPU", 0))
+    refuse_address(os.environ["RAY_ADDRESS"])
+    command = [sys.executable, "-c", HOW_MANY_CARDS]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=JOIN_SECONDS, check=True)
+        return int(answer.stdout.split()[-1])
+    except subprocess.TimeoutExpired:
+        why = f"it did not answer within {JOIN_SECONDS:.0f} s"
+    except subprocess.CalledProcessError as error:
+        why = (error.stderr.strip().splitlines() or [f"status {error.returncode}"])[-1]
+    raise BackendError(f"cannot join the Ray cluster: {why}", os.environ["RAY_ADDRESS"], WAYS_TO_JOIN)
+
+
 def actor_class(kind: type, **options: Any) -> Any:
     """Make an actor class that Ray never restarts: a restarted actor would come back as its constructor left it."""
     import ray
@@ -123,12 +171,17 @@ def actor_class(kind: type, **options: Any) -> Any:
     return ray.remote(max_restarts=0, max_task_retries=0, **options)(kind)
 
 
-def result_of(call: Any, what: str, log: Path) -> Any:
-    """Wait for a call and return its result; signals are handled meanwhile, and an error keeps its own type."""
+def result_of(call: Any, what: str, log: Path, seconds: float) -> Any:
+    """Wait for a call and return its result; signals are handled meanwhile, and an error keeps its own type.
+
+    BackendError says what hangs where there is no result after `seconds`.
+    """
     import ray
 
+    deadline = time.monotonic() + seconds
     while not ray.wait([call], timeout=POLL_SECONDS)[0]:
-        continue
+        if time.monotonic() > deadline:
+            raise BackendError(f"{what} did not end within {seconds:.0f} s", str(log), "The log says more. Repeat the command.")
     try:
         return ray.get(call, timeout=FETCH_SECONDS)
     except Exception as error:
@@ -168,9 +221,14 @@ def _quiet_import(log: Path) -> Iterator[Any]:
     logger.propagate = False
     ray._private.worker.print_to_stdstream = lambda data, ignore_prefix=False: logger.warning("%s", "\n".join(data["lines"]))
     ray._private.utils.set_sigterm_handler = lambda handler: None
-    if os.environ.get(LOOPBACK_SWITCH) == "0":
-        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # read at the import, which vLLM may have made long before
+    _read_switch(ray)
     yield ray
+
+
+def _read_switch(ray: Any) -> None:
+    """Have Ray see its switch as it stands now: it reads it at its import, which may have been long before."""
+    constants = ray._private.ray_constants
+    constants.ENABLE_RAY_CLUSTER = constants.env_bool(LOOPBACK_SWITCH, sys.platform == "linux")
 
 
 @contextmanager
@@ -184,6 +242,8 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
     finally:
         for name, value in before.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        if "ray" in sys.modules:
+            _read_switch(sys.modules["ray"])  # a cluster that this process joins later may be elsewhere
 
 
 def _short_folder() -> Path:

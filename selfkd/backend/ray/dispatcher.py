@@ -6,7 +6,7 @@ Ray is imported when a backend is opened; torch, vLLM and TRL only in the actors
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,28 @@ from selfkd.backend.base import (
 from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, Importable, must_match, redirect, resolve, traced
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
-from selfkd.backend.ray.cluster import Cluster, actor_class, result_of
+from selfkd.backend.ray import placement
+from selfkd.backend.ray.cluster import Cluster, actor_class, is_private, result_of
 from selfkd.backend.ray.dispatch import Call, Dispatch, Limits, Wanted, carry_out, results
 from selfkd.backend.ray.engine_pool import EnginePool
-from selfkd.backend.ray.trainer_group import GroupSpec, TrainerGroup
+from selfkd.backend.ray.placement import Node, Placement, Plan, Seat, nobody_hears
+from selfkd.backend.ray.rank import GROUP_SECONDS, Group
+from selfkd.backend.ray.trainer_group import TrainerGroup
 from selfkd.backend.ray.transport import RayTransport
+from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
+from selfkd.errors import UsageError
 
 SCORED_ROWS = 256  # rows per call of logprobs
-CARD_SHARE = {"engine": 0.6, "trainer": 0.4}  # of a GPU: Ray then never puts two engines, nor two ranks, on the same one
+LOAD_SECONDS = 24 * 3600.0  # a large model over a slow network
 
 
 class RayBackend:
-    """Engines and ranks as actors on a Ray cluster, private or joined.
+    """Engines and ranks as actors on a Ray cluster, private or joined, each on its seat of the run's own placement.
 
     `ahead` starts the trainer's processes while engines answer for the first time: their imports (16 s of processor time, 13 s from
-    end to end on idle cores) are over when there is something to learn.
+    end to end on idle cores) are over when there is something to learn. `say` hears what a person should know meanwhile.
     """
 
     name = "ray"
@@ -58,17 +63,24 @@ class RayBackend:
         trainer: Importable = TRAINER,
         loader: Importable = LOADER,
         ahead: bool = True,
+        say: Callable[[str], None] = nobody_hears,
+        hardware: Accelerator | None = None,
     ) -> None:
         self.machine, self.log = machine, log.absolute()
         self._numerics = fixed_numerics(machine) if numerics is None else dict(numerics)
         self._loader, self._ahead = loader, ahead
-        threads, ranks = self._numerics["threads"], self._numerics["trainers"]
-        self._cluster = Cluster(self.log, cpus=threads * (machine.generators + ranks) + 4, threads=threads)
-        self._gpus = self._cluster.gpus()
-        storage = (self._cluster.folder or self.log) / "train"
-        self._trainers = TrainerGroup(GroupSpec(ranks, threads, self._cards("trainer"), storage, self.log, trainer))
+        hardware = hardware or accelerator()
+        if engine == ENGINE:
+            refuse_unusable(hardware)
+        self._cluster, planned = self._opened(hardware)
+        try:
+            self._placement = Placement.reserve(planned, nobody_hears if self._cluster.folder else say)
+        except BaseException:
+            self._cluster.close()
+            raise
         engine_numerics = {**self._numerics, "turns": machine.turns}  # whether an engine must be able to sleep
-        self._engines = EnginePool(engine, engine_numerics, self._cards("engine"), self.log)
+        self._engines = EnginePool(engine, engine_numerics, self._placement, self.log)
+        self._trainers = TrainerGroup(self._group(trainer), [self._placement.options(seat) for seat in planned.ranks])
         self._weights = ""  # those that the last call of generate or logprobs asked for
 
     def numerics(self) -> dict[str, Any]:
@@ -81,13 +93,14 @@ class RayBackend:
         """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
         import ray
 
-        if not self._gpus and not self._engines.engines:
+        if not self._placement.planned.cards and not self._engines.engines:
             self._engines.start_engine()
         log = self.log / "load.log"
-        actor = actor_class(OneCall, num_cpus=1).remote(log)
+        options = self._placement.options(Seat(self._placement.planned.engines[0].bundle))
+        actor = actor_class(OneCall, **options).remote(log)
         try:
             call = actor.run.remote(self._loader, dict(source), out, dither, asked)
-            notes: dict[str, Any] = result_of(call, "loading the model", log)
+            notes: dict[str, Any] = result_of(call, "loading the model", log, LOAD_SECONDS)
             return notes
         finally:
             ray.kill(actor, no_restart=True)
@@ -136,51 +149,70 @@ class RayBackend:
         out: Path,
         on_progress: OnSteps = nobody_listens,
     ) -> Trained:
-        shared = self._gpus and self.machine.turns == "share"
-        if shared:
-            self._free_cards()
+        if self._takes_turns:
+            self._engines.sleep()
         steps_log = self.log / f"train-{out.name}.jsonl"
-        try:
-            return self._trainers.train(
-                start, reference, list(rows), spec, out, self._numerics, steps_log=steps_log, on_progress=on_progress
-            )
-        finally:
-            if shared:
-                self._trainers.close(wait=True)
+        trained = self._trainers.train(
+            start, reference, list(rows), spec, out, self._numerics, steps_log=steps_log, on_progress=on_progress
+        )
+        if self._takes_turns and not self._engines.have_room():
+            self._trainers.close()  # even without tensors a process holds a part of a card, and this one is small
+        return trained
 
     def swap_notes(self) -> dict[str, Any]:
         return self._engines.swap_notes(self._weights)
 
     def close(self) -> None:
-        """End every actor and a private cluster, within seconds, whatever they are doing."""
+        """End every actor and a private cluster, within seconds, whatever they are doing; give what was reserved back."""
         self._trainers.close()
         self._engines.close()
+        if not self._cluster.folder:
+            self._placement.close()  # a private cluster ends with all that was reserved of it
         self._cluster.close()
 
-    # Sharing cards between engines and ranks
+    # Where everybody sits
 
-    def _cards(self, who: str) -> float:
-        """Return how many GPUs one engine or one rank asks Ray for."""
-        if not self._gpus:
-            return 0
-        parallel: int = self._numerics["tensor_parallel"]
-        if self.machine.turns == "share" and parallel == 1:
-            return CARD_SHARE[who]
-        return parallel if who == "engine" else 1
+    @property
+    def _takes_turns(self) -> bool:
+        """Whether an engine sits where ranks sit too, on a card that has no room for both at work."""
+        return bool(self._placement.planned.cards) and self.machine.turns == "share"
 
-    def _free_cards(self) -> None:
-        """Put engines to sleep before training on their card; those that span several end, for Ray lends only whole ones."""
-        for engine in list(self._engines.engines):
-            if self._numerics["tensor_parallel"] > 1:
-                self._engines.kill_engine(engine)
-            else:
-                engine.weights = ""
-                result_of(engine.actor.sleep.remote(), "putting an engine to sleep", engine.log)
+    def _opened(self, hardware: Accelerator) -> tuple[Cluster, Plan]:
+        """Open the cluster, and plan for what it has; UsageError where it could never hold what is asked, before anything starts."""
+        threads = self._numerics["threads"]
+        if is_private():
+            planned = placement.plan(self.machine, self._numerics, hardware.on_cards)
+            if planned.cards:
+                placement.check(planned, [Node(planned.cpus, len(hardware.cards))], self.machine, self._numerics)
+                placement.check_slices(planned, hardware.cards, self._numerics)
+            return Cluster(self.log, planned.cpus, threads, planned.cards, hardware.visible(planned.cards)), planned
+        cluster = Cluster(self.log, 0, threads)
+        try:
+            nodes = [Node.of(resources) for resources in cluster.nodes()]
+            planned = placement.plan(self.machine, self._numerics, hardware.cuda_build and any(node.cards for node in nodes))
+            placement.check(planned, nodes, self.machine, self._numerics)
+        except BaseException:
+            cluster.close()
+            raise
+        return cluster, planned
+
+    def _group(self, trainer: Importable) -> Group:
+        seconds = self._numerics.get("trainer", {}).get("ddp_timeout", GROUP_SECONDS)
+        process_group = "nccl" if self._placement.planned.cards else "gloo"
+        exact = bool(self._numerics.get("exact"))
+        return Group(self._numerics["trainers"], self.log, trainer, process_group, seconds, exact)
 
     def _start_trainers_early(self) -> None:
-        """Start the ranks, but not where they would take memory of a card that the engines use."""
-        if self._ahead and not (self._gpus and self.machine.turns == "share"):
+        """Start the ranks: their imports take nothing of a card."""
+        if self._ahead:
             self._trainers.start()
+
+
+def refuse_unusable(hardware: Accelerator) -> None:
+    """Raise UsageError for an engine that was built for cards where none can be used: it would die at its start, twice."""
+    if hardware.cuda_build and not hardware.on_cards and is_private():
+        fix = "`selfkd doctor` shows what is there. To run on the CPU, install selfkd[cpu] in a fresh environment."
+        raise UsageError(f"the installed engine needs an NVIDIA card: {hardware.why}", "machine", fix)
 
 
 class OneCall:

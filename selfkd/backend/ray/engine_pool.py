@@ -7,32 +7,75 @@ one, which is given the current weights and proves them. Which engine gets which
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.engine.held_engine import HeldEngine, Importable
-from selfkd.backend.ray.cluster import actor_class
-from selfkd.backend.ray.dispatch import Call, EngineState
+from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line, unwrapped
+from selfkd.backend.ray.dispatch import START_SECONDS, Call, EngineState
+from selfkd.backend.ray.placement import Placement, Seat
+from selfkd.core.accelerator import await_memory, free_memory
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
+from selfkd.errors import SelfkdError
+
+SLEEP_SECONDS = 120.0  # an idle engine falls asleep in one or two
+ROOM_SECONDS = 60.0  # asking the driver of a card, ten seconds of waiting included
+
+
+class SeatedEngine(HeldEngine):
+    """An engine on a card that ranks use while it sleeps. It knows what it gave back then, and waits for that before it wakes."""
+
+    def __init__(
+        self, engine: Importable, numerics: Mapping[str, Any], beat: Path, log: Path | None = None, cards: str | None = None
+    ) -> None:
+        if cards is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = cards
+        super().__init__(engine, numerics, beat, log)
+        self._given_back = 0
+
+    def sleep(self) -> None:
+        before = free_memory()
+        super().sleep()
+        after = free_memory()
+        self._given_back = max(0, after - before) if before is not None and after is not None else 0
+
+    def ensure(self, model: Model) -> tuple[str, dict[str, Any], Facts]:
+        if self._asleep:
+            self.has_room()
+        return super().ensure(model)
+
+    def has_room(self) -> bool:
+        """Whether the memory that this engine gave back is free again; waits a little for a process that has just ended."""
+        if not self._given_back:
+            return True
+        free = await_memory(self._given_back)
+        print(f"{free} bytes of the card are free, and {self._given_back} were given back")
+        return free is None or free >= self._given_back
 
 
 @dataclass(eq=False, kw_only=True)
 class EngineHandle(EngineState):
-    """An engine as the driver sees it: its actor, and where its beat can be read."""
+    """An engine as the driver sees it: its actor, where it sits, and where its beat can be read."""
 
     actor: Any
+    seat: Seat
     beat: Path
 
 
 class EnginePool:
-    """The engines that run, `facts`: what those that came up compute with, and `in_flight`: {Ray's reference: who is at work}."""
+    """The engines that run, one for each seat of the placement at most.
 
-    def __init__(self, engine: Importable, numerics: dict[str, Any], gpus: float, log: Path) -> None:
-        self._engine, self._numerics, self._log = engine, numerics, log
-        self._options = {"num_cpus": numerics["threads"], "num_gpus": gpus}
+    `facts`: what those that came up compute with. `in_flight`: {Ray's reference: who is at work}.
+    """
+
+    def __init__(self, engine: Importable, numerics: dict[str, Any], placement: Placement, log: Path) -> None:
+        self._engine, self._numerics, self._placement, self._log = engine, numerics, placement, log
         self._logger = _logger(log / "ray.log")
         self._started = 0
         self._swaps: dict[str, list[dict[str, Any]]] = {}
@@ -41,13 +84,16 @@ class EnginePool:
         self.in_flight: dict[Any, EngineHandle] = {}
 
     def start_engine(self) -> EngineHandle:
-        """Start one more actor; it imports what it needs while the caller goes on."""
+        """Start one more actor, on a seat that is free; it imports what it needs while the caller goes on."""
         name = f"engine-{self._started}"
         self._started += 1
+        taken = [engine.seat for engine in self.engines]
+        seat = next(seat for seat in self._placement.planned.engines if seat not in taken)
         beat, log = self._log / f"{name}.beat", self._log / f"{name}.log"
-        actor = actor_class(HeldEngine, **self._options).remote(self._engine, self._numerics, beat, log)
+        kind = actor_class(SeatedEngine, **self._placement.options(seat))
+        actor = kind.remote(self._engine, self._numerics, beat, log, self._placement.visible(seat))
         actor.preload.remote()  # not awaited: the next call queues behind it, and what fails here fails there too
-        self.engines.append(EngineHandle(name, log, actor=actor, beat=beat))
+        self.engines.append(EngineHandle(name, log, actor=actor, seat=seat, beat=beat))
         return self.engines[-1]
 
     def kill_engine(self, engine: EngineHandle) -> None:
@@ -80,6 +126,43 @@ class EnginePool:
         """End an engine that died, hangs, or raised an exception after which nobody can trust it."""
         self.kill_engine(engine)
         self._logger.warning("engine %s lost during %s: %s", engine.name, during, reason)
+
+    def sleep(self) -> None:
+        """Have every engine give its card's memory back. One that cannot is ended, which gives it back too."""
+        starting = any(engine.work and engine.work.call is None for engine in self.in_flight.values())
+        self.in_flight = {reference: one for reference, one in self.in_flight.items() if one.work and one.work.call}
+        calls = {engine.actor.sleep.remote(): engine for engine in self.engines}
+        self._await(calls, START_SECONDS if starting else SLEEP_SECONDS, "going to sleep")
+        for engine in self.engines:
+            engine.weights, engine.work = "", None  # whatever it was loading meanwhile, it does not hold it any more
+
+    def have_room(self) -> bool:
+        """Whether what the sleeping engines gave back is free again."""
+        calls = {engine.actor.has_room.remote(): engine for engine in self.engines}
+        return all(self._await(calls, ROOM_SECONDS, "looking for room on its card"))
+
+    def _await(self, calls: dict[Any, EngineHandle], seconds: float, during: str) -> list[Any]:
+        """Return what each engine answers; one that fails, dies or hangs is ended, for it can be replaced."""
+        import ray
+
+        deadline, answers = time.monotonic() + seconds, []
+        waiting = list(calls)
+        while waiting and time.monotonic() < deadline:
+            ready, waiting = ray.wait(waiting, timeout=POLL_SECONDS)
+            for call in ready:
+                try:
+                    answers.append(ray.get(call, timeout=seconds))
+                except Exception as error:
+                    self._give_up(calls[call], unwrapped(error), during)
+        for call in waiting:
+            self._give_up(calls[call], TimeoutError(f"no answer within {seconds:.0f} s"), during)
+        return answers
+
+    def _give_up(self, engine: EngineHandle, error: BaseException, during: str) -> None:
+        if isinstance(error, SelfkdError):
+            raise error
+        self.kill_engine(engine)
+        self._logger.warning("engine %s lost while %s: %s", engine.name, during, in_one_line(error))
 
     def swap_notes(self, weights: str) -> dict[str, Any]:
         """Return notes on the engines that got these weights: the longest swap, the worst proof, the smallest surviving share."""
