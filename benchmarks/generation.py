@@ -1,104 +1,162 @@
-"""Generation inside a run against plain `LLM.generate`: the same requests, seeds and numerics; tokens per second, and their ratio.
+"""Generation by selfkd against plain `LLM.generate`: the same requests, numerics and engine, in turns; tokens per second, and ratios.
 
-`python generation.py RUN` takes the model at the base of a finished quickstart run. The two engines live one after the other in processes of their
-own, the machine otherwise idle; each is asked three times and the median counts.
+`python generation.py RUN [THREADS]` takes the model and the requests of a finished quickstart run. For each number format one process holds one
+engine, and asks it in turns:
+
+- local: a chunk through the local backend (encoding, seeds, proof of weights, the written file);
+- plain: `LLM.generate` with the same sampler and seeds, its prompts encoded before;
+- vllm: the same with vLLM's own sampler;
+- unseeded: vLLM's own sampler without seeds, n answers per prompt.
+
+Ratios are medians over turns, and of processor time, so that a busy machine does not decide; they mean most with one thread. `ray` is the same chunk
+through the Ray backend, in an engine of its own, by the clock.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
 from selfkd.backend.choose import open_backend
+from selfkd.backend.engine import inverse_cdf
 from selfkd.chain.run import Run
 from selfkd.core.pool import Model
 
 TIMES = 3
+FORMATS = ("bfloat16", "float32")
 SAMPLING = Sampling(temperature=0.8, max_tokens=48)
 
 
 def requests_of(run: Run) -> tuple[Model, pl.DataFrame]:
-    """The base model, and what round 1 asked."""
+    """The base model, and the first chunk of what round 1 asked."""
     model = run.sealed()[0].head()["policy"].at(run.folder.resolve())
     commit = run.made(1)["sample"]
     frames = [pl.read_parquet(run.folder / path) for path in commit.tables["samples"].files]
-    return model, pl.concat(frames).select(list(REQUESTS))
+    return model, pl.concat(frames).select(list(REQUESTS)).head(run.recipe.chunk)
 
 
-def inside(run: Run) -> list[float]:
-    """Tokens per second through the Ray backend: actor, dispatcher, chunks and files included."""
+@contextmanager
+def opened(run: Run, kind: str, dtype: str, threads: int) -> Iterator[tuple[Any, Callable[[], int]]]:
+    """A backend, and what answers the chunk through it and counts the tokens."""
     model, requests = requests_of(run)
+    numerics = {**run.numerics, "dtype": dtype, "threads": threads, "sampler": inverse_cdf.NAME}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        backend = open_backend(run.machine, dict(run.numerics), folder / "log")
-        rates = []
+        folder, turns = Path(name), iter(range(10**6))
+        backend = open_backend(replace(run.machine, backend=kind), numerics, folder / "log")
+
+        def answer() -> int:
+            turn = next(turns)
+            chunk = Chunk(f"{turn:032d}", "s", requests, folder / str(turn), folder / "tmp")
+            return sum(reply.tokens for reply in backend.generate(model, [chunk], SAMPLING))
+
         try:
-            for turn in range(TIMES + 1):  # the first one starts the engine and does not count
-                cuts = [requests[at : at + run.recipe.chunk] for at in range(0, requests.height, run.recipe.chunk)]
-                chunks = [Chunk(f"{turn}-{i}" * 8, "s", cut, folder / str(turn), folder / "tmp") for i, cut in enumerate(cuts)]
-                began = time.monotonic()
-                tokens = sum(reply.tokens for reply in backend.generate(model, chunks, SAMPLING))
-                rates.append(tokens / (time.monotonic() - began))
+            yield backend, answer
         finally:
             backend.close()
-    return rates[1:]
 
 
-def plain(run: Run, seeded: bool) -> list[float]:
-    """Tokens per second of one `LLM.generate` call: all requests at once; unseeded with n answers per prompt otherwise."""
-    os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_OMP_THREADS_BIND="nobind", VLLM_CPU_KVCACHE_SPACE="1")
-    os.environ.update(OMP_NUM_THREADS=str(run.numerics["threads"]), TORCHDYNAMO_DISABLE="1")
-    from vllm import LLM, SamplingParams
+def plain(run: Run, llm: Any, seeded: bool) -> Callable[[], int]:
+    """One `LLM.generate` call on all requests; unseeded with n answers per prompt."""
+    from vllm import SamplingParams
 
     from selfkd.backend.tokens import encode_prompt, tokenizer
 
     model, requests = requests_of(run)
-    options = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": 4096, "block_size": 32}
-    llm = LLM(
-        model.path,
-        dtype=run.numerics["dtype"],
-        max_model_len=run.recipe.context,
-        max_num_seqs=run.numerics["max_num_seqs"],
-        **options,
-    )
-    tok = tokenizer(model.path)
+    tok, count = tokenizer(model.path), requests["number"].n_unique()
     rows = requests if seeded else requests.filter(pl.col("number") == 0)
     prompts = [{"prompt_token_ids": encode_prompt(tok, messages)} for messages in rows["teacher_messages"]]
-    count = requests["number"].n_unique()
     common = {"temperature": SAMPLING.temperature, "max_tokens": SAMPLING.max_tokens, "stop_token_ids": [tok.eos_token_id]}
     params = [SamplingParams(seed=seed, **common) for seed in rows["seed"]] if seeded else SamplingParams(n=count, **common)
-    rates = []
-    for _ in range(TIMES + 1):
+
+    def answer() -> int:
         llm.reset_prefix_cache()
-        began = time.monotonic()
         outputs = llm.generate(prompts, params, use_tqdm=False)
-        tokens = sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
-        rates.append(tokens / (time.monotonic() - began))
-    return rates[1:]
+        return sum(len(answer.token_ids) for output in outputs for answer in output.outputs)
+
+    return answer
 
 
-def main(folder: str) -> dict[str, float]:
-    def measured(which: str) -> float:
-        done = subprocess.run([sys.executable, __file__, which, folder], capture_output=True, text=True, check=True)
-        return statistics.median(json.loads(done.stdout.strip().splitlines()[-1]))
+def draw_by(llm: Any, ours: bool) -> None:
+    """Give the engine our sampler, or vLLM's own."""
 
-    rates = {which: round(measured(which), 1) for which in ("inside", "seeded", "unseeded")}
-    ratios = {f"inside/{which}": round(rates["inside"] / rates[which], 3) for which in ("seeded", "unseeded")}
-    return {**rates, **ratios}
+    def change(worker: Any) -> None:
+        sampler = worker.model_runner.sampler.topk_topp_sampler
+        sampler.forward = inverse_cdf.InverseCdf(sampler.logprobs_mode) if ours else sampler.forward_cpu
+
+    llm.collective_rpc(change)
+
+
+def in_turns(run: Run, dtype: str, threads: int) -> dict[str, list[tuple[float, float]]]:
+    """{contender: [(tokens per second, tokens per second of processor time)]}, the first turn of each left out."""
+    with opened(run, "local", dtype, threads) as (backend, local):
+        local()
+        llm = backend._engine._engine.llm
+        contenders = {
+            "local": (True, local),
+            "plain": (True, plain(run, llm, True)),
+            "vllm": (False, plain(run, llm, True)),
+            "unseeded": (False, plain(run, llm, False)),
+        }
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
+        for turn in range(TIMES + 1):
+            for name, (ours, answer) in contenders.items():
+                draw_by(llm, ours)
+                rate = timed(answer)
+                found[name] += [rate] if turn else []
+    return found
+
+
+def by_ray(run: Run, dtype: str, threads: int) -> dict[str, list[tuple[float, float]]]:
+    with opened(run, "ray", dtype, threads) as (_, answer):
+        rates = [timed(answer) for _ in range(TIMES + 1)]
+    return {"ray": rates[1:]}
+
+
+def timed(answer: Callable[[], int]) -> tuple[float, float]:
+    clock, processor = time.monotonic(), time.process_time()
+    tokens = answer()
+    return tokens / (time.monotonic() - clock), tokens / (time.process_time() - processor)
+
+
+def main(folder: str, threads: str) -> dict[str, dict[str, float]]:
+    """{number format: {contender: tokens per second, 'local/plain': ratio, …}}."""
+
+    def measured(which: str, dtype: str) -> dict[str, list[tuple[float, float]]]:
+        command = [sys.executable, __file__, folder, threads, which, dtype]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found: dict[str, list[tuple[float, float]]] = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
+
+    return {dtype: summed_up({**measured("turns", dtype), **measured("ray", dtype)}) for dtype in FORMATS}
+
+
+def summed_up(found: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+    rates = {name: round(statistics.median(wall for wall, _ in turns), 1) for name, turns in found.items()}
+    ratios = {
+        f"local/{name}": round(
+            statistics.median(one / other for (_, one), (_, other) in zip(found["local"], found[name], strict=True)), 3
+        )
+        for name in ("plain", "vllm", "unseeded")
+    }
+    return {**rates, **ratios, "ray/plain": round(rates["ray"] / rates["plain"], 3)} if "ray" in rates else {**rates, **ratios}
 
 
 if __name__ == "__main__":
-    if sys.argv[1] in ("inside", "seeded", "unseeded"):
-        opened = Run.at(Path(sys.argv[2]))
-        print(json.dumps(inside(opened) if sys.argv[1] == "inside" else plain(opened, sys.argv[1] == "seeded")))
+    asked, given = Path(sys.argv[1]), sys.argv[2:]
+    if len(given) == 3:
+        measure = in_turns if given[1] == "turns" else by_ray
+        print(json.dumps(measure(Run.at(asked), given[2], int(given[0]))))
     else:
-        print(json.dumps(main(sys.argv[1])))
+        print(json.dumps(main(str(asked), given[0] if given else str(Run.at(asked).numerics["threads"]))))
