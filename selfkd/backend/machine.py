@@ -96,7 +96,7 @@ class Machine:
         choices=("auto", "bfloat16", "float16", "float32"),
     )
     max_num_seqs: int = _setting(
-        "Requests that one engine works on at the same time; 0 is 128 on a CPU, and vLLM's own choice for the card on a GPU.",
+        "Requests that one engine works on at the same time; 0 is 128, or on a GPU vLLM's own choice for the card.",
         0,
         0,
     )
@@ -161,7 +161,7 @@ def fixed_numerics(
 ) -> dict[str, Any]:
     """Return what fixes numbers, as plain JSON, with the versions of PACKAGES: nothing is left open any more.
 
-    Threads 0 become the free cores, `generator: auto` what is installed, sequences 0 those of a CPU (on a card vLLM chooses), and
+    Threads 0 become the free cores, `generator: auto` what is installed, sequences 0 those of a CPU (vLLM chooses on a card), and
     dtype 'auto' what `here` says of a machine with so many threads. `precision` is what a train step computes in that does not say
     itself; `number_format` says why. `on_cards`: whether cards compute; None asks this machine.
     """
@@ -170,9 +170,10 @@ def fixed_numerics(
     threads = machine.threads or (1 if fake else free_cores())
     found = resolve(machine.dtype, lambda: STAND_IN if fake else here(threads))
     machine = replace(machine, threads=threads, dtype=found.dtype, generator=chosen_generator(machine))
-    machine = replace(machine, max_num_seqs=machine.max_num_seqs or (0 if card else CPU_SEQUENCES))
+    vllm_chooses = card and machine.generator != "transformers"
+    machine = replace(machine, max_num_seqs=machine.max_num_seqs or (0 if vllm_chooses else CPU_SEQUENCES))
     chosen = {name: value for name, value in machine.words().items() if name in NUMERIC} | {"precision": found.precision}
-    chosen |= {} if card else {"sampler": inverse_cdf.NAME}  # a run without the word has vLLM's own
+    chosen |= {} if vllm_chooses else {"sampler": inverse_cdf.NAME}  # a run without the word has vLLM's own
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "number_format": found.why, "packages": packages, "digest": digest.of(chosen)}
 

@@ -262,3 +262,35 @@ def end_ids(tok: Any) -> frozenset[int]:
     """Return every token that ends an answer: the tokenizer's, and those that the model's configuration lists."""
     own = frozenset() if tok.eos_token_id is None else frozenset([tok.eos_token_id])
     return own | _configured_ends(tok.name_or_path)
+
+
+# ---- what engines are asked ----
+
+
+def encode_requests(tok: Any, conversations: Sequence[Messages], room: int, context: int) -> list[list[int]]:
+    """Return the ids of prompts whose answers may have `room` tokens; UsageError names one that `context` does not hold with them."""
+    places = [f"the prompt {opening(messages)}" for messages in conversations]
+    prompts = encode_prompts(tok, conversations, places)
+    for place, ids in zip(places, prompts, strict=True):
+        _must_fit(place, len(ids), room, context)
+    return prompts
+
+
+def encode_samples(tok: Any, rows: Sequence[Mapping[str, Any]], room: int, context: int) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of prompt and completion of each row, as a training row would have them, and where its completion begins.
+
+    UsageError names a row that `context` does not hold with `room` more tokens.
+    """
+    places = [f"sample {row['id']} of the prompt {opening(row['messages'])}" for row in rows]
+    prompts, found = encode_prompts(tok, [row["messages"] for row in rows], places), []
+    for row, prompt, place in zip(rows, prompts, places, strict=True):
+        ended = row["finish_reason"] == "stop"
+        found.append(prompt + encode_completion(tok, row["text"] or "", row["token_ids"], ended, place))
+        _must_fit(place, len(found[-1]), room, context)
+    return found, [len(prompt) for prompt in prompts]
+
+
+def _must_fit(place: str, length: int, room: int, context: int) -> None:
+    if length + room > context:
+        what = f"has {length} tokens and {room} more are to be generated, but the context holds {context}"
+        raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy.stats import chisquare
 
 torch = pytest.importorskip("torch", reason="needs the extra [cpu] or [gpu]")
 
-from selfkd.backend.engine.inverse_cdf import BLOCK, InverseCdf, draw, uniform  # noqa: E402
+from selfkd.backend.engine.inverse_cdf import BLOCK, InverseCdf, draw, next_tokens, uniform, within  # noqa: E402
 from selfkd.errors import BackendError  # noqa: E402
 
 LAST = 1 - 2**-53  # the greatest number that a generator gives
@@ -133,3 +134,48 @@ def test_scores_that_are_no_numbers_are_an_error_and_no_token() -> None:
     with pytest.raises(BackendError, match="2 of 3 answers have no next token") as caught:
         draw(shares, numbers(0.1, 0.2, 0.3))
     assert "float16" in caught.value.fix and "sample.vllm" in caught.value.fix
+
+
+# ---- where there is no vLLM ----
+
+
+def frequencies(weights: list[float], top_k: int = 0, top_p: float = 1.0, count: int = 20_000) -> list[float]:
+    logits = torch.tensor([weights]).log().expand(count, -1)
+    drawn = next_tokens(logits, list(seeded(count).values()), top_k, top_p)
+    return (torch.bincount(drawn, minlength=len(weights)) / count).tolist()
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "expected"),
+    [
+        (0, 1.0, [0.1, 0.4, 0.0, 0.3, 0.2]),
+        (2, 1.0, [0.0, 4 / 7, 0.0, 3 / 7, 0.0]),
+        (0, 0.65, [0.0, 4 / 7, 0.0, 3 / 7, 0.0]),
+        (0, 0.75, [0.0, 4 / 9, 0.0, 3 / 9, 2 / 9]),
+        (3, 0.75, [0.0, 4 / 7, 0.0, 3 / 7, 0.0]),  # of what top_k left: 4/9 and 3/9 hold 7/9
+        (1, 1.0, [0.0, 1.0, 0.0, 0.0, 0.0]),
+        (0, 1e-9, [0.0, 1.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_tokens_are_drawn_as_often_as_they_are_likely(top_k: int, top_p: float, expected: list[float]) -> None:
+    found = frequencies([0.1, 0.4, 0.0, 0.3, 0.2], top_k, top_p)
+    for share, wanted in zip(found, expected, strict=True):
+        assert share == 0 if wanted == 0 else abs(share - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / 20_000 + 1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([-math.inf, -80.0, -1.0, 0.0, 3.0]), min_size=2, max_size=9), st.sampled_from([0.0, LAST]))
+def test_not_even_the_outermost_points_draw_an_impossible_token(row: list[float], point: float) -> None:
+    if max(row) == -math.inf:
+        return
+    drawn = draw(within(torch.tensor([row]).softmax(-1), 0, 1.0), numbers(point))
+    assert row[drawn.item()] > -math.inf
+
+
+@pytest.mark.parametrize(("k", "p"), [(0, 1.0), (40, 1.0), (0, 0.8), (40, 0.9)])
+def test_with_vllm_and_without_it_a_number_draws_the_same_token(k: int, p: float) -> None:
+    pytest.importorskip("vllm", reason="filters are vLLM's")
+    rows, logits = 500, 2 * torch.randn(500, 200, generator=torch.Generator().manual_seed(8))
+    filters = [torch.full((rows,), k) if k else None, torch.full((rows,), p) if p < 1 else None]
+    theirs, _ = InverseCdf("raw_logprobs")(logits.clone(), seeded(rows), *filters)
+    assert next_tokens(logits, list(seeded(rows).values()), k, p).tolist() == theirs.tolist()

@@ -110,6 +110,11 @@ def test_a_run_on_a_cpu_is_fixed_to_our_sampler_and_one_on_a_card_to_vllms() -> 
     assert found[0]["digest"] != found[1]["digest"]
 
 
+def test_transformers_draws_by_our_sampler_on_a_card_too_and_works_on_as_many_answers_as_on_a_cpu() -> None:
+    found = [fixed_numerics(Machine(threads=1, generator="transformers"), on_cards=card) for card in (False, True)]
+    assert [(one["sampler"], one["max_num_seqs"]) for one in found] == [("icdf-1", 128)] * 2
+
+
 def test_an_unknown_backend_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no backend 'rays'") as caught:
         open_backend(Machine(backend="rays"), None, tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, WORDS, as_model, opened, save_child, say, tiny_model
 from toys import chunk_of
@@ -21,7 +18,7 @@ from selfkd.backend import tokens
 from selfkd.backend.base import Sampling
 from selfkd.backend.engine import root_model
 from selfkd.backend.engine import transformers_engine as engine_module
-from selfkd.backend.engine.transformers_engine import Answer, Ends, Engine, bytes_per_token, draw
+from selfkd.backend.engine.transformers_engine import Answer, Ends, Engine, bytes_per_token
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError
@@ -156,6 +153,10 @@ def test_an_answer_is_that_of_its_prompt_and_its_seed_whoever_is_in_the_batch(en
     assert answers(engine, tmp_path, WORDS, number=1)["text"].to_list() != together
 
 
+def test_the_sampler_that_drew_is_the_one_that_the_run_is_fixed_to(engine: Engine) -> None:
+    assert engine.facts["sampler"] == engine.numerics["sampler"] == "icdf-1"
+
+
 def test_answers_that_ended_leave_the_batch(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     forward = engine._forward
@@ -240,50 +241,3 @@ def test_a_batch_takes_no_more_memory_than_the_machine_file_gives(engine: Engine
     made = [Answer([1] * 100, None) for _ in range(10)]
     engine.numerics["kv_cache_gb"] = 4 * 128 * 1024 / 2**30
     assert [len(batch) for batch in engine._batches(made, 28)] == [4, 4, 2]
-
-
-# ---- drawing ----
-
-
-def seeded(count: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in range(count)]
-
-
-def frequencies(weights: list[float], top_k: int = 0, top_p: float = 1.0, count: int = 20_000) -> list[float]:
-    logits = torch.tensor([weights]).log().expand(count, -1)
-    drawn = draw(logits, seeded(count), top_k, top_p)
-    return (torch.bincount(drawn, minlength=len(weights)) / count).tolist()
-
-
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "expected"),
-    [
-        (0, 1.0, [0.1, 0.4, 0.0, 0.3, 0.2]),
-        (2, 1.0, [0.0, 4 / 7, 0.0, 3 / 7, 0.0]),
-        (0, 0.65, [0.0, 4 / 7, 0.0, 3 / 7, 0.0]),
-        (0, 0.75, [0.0, 4 / 9, 0.0, 3 / 9, 2 / 9]),
-        (3, 0.75, [0.0, 4 / 7, 0.0, 3 / 7, 0.0]),  # of what top_k left: 4/9 and 3/9 hold 7/9
-        (1, 1.0, [0.0, 1.0, 0.0, 0.0, 0.0]),
-        (0, 1e-9, [0.0, 1.0, 0.0, 0.0, 0.0]),
-    ],
-)
-def test_tokens_are_drawn_as_often_as_they_are_likely(top_k: int, top_p: float, expected: list[float]) -> None:
-    found = frequencies([0.1, 0.4, 0.0, 0.3, 0.2], top_k, top_p)
-    for share, wanted in zip(found, expected, strict=True):
-        assert share == 0 if wanted == 0 else abs(share - wanted) < 5 * math.sqrt(wanted * (1 - wanted) / 20_000 + 1e-12)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.sampled_from([-math.inf, -80.0, -1.0, 0.0, 3.0]), min_size=2, max_size=9), st.sampled_from([0.0, 1 - 2**-53])
-)
-def test_not_even_the_outermost_points_draw_an_impossible_token(row: list[float], point: float) -> None:
-    if max(row) == -math.inf:
-        return
-    before = torch.rand
-    torch.rand = lambda *size, **words: torch.full(size, point, dtype=torch.float64)  # type: ignore[assignment]
-    try:
-        drawn = draw(torch.tensor([row]), [None], 0, 1.0)
-    finally:
-        torch.rand = before
-    assert row[drawn.item()] > -math.inf

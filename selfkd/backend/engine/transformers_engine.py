@@ -18,27 +18,18 @@ import numpy as np
 import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.engine.held_engine import REPORT_IT
 from selfkd.backend.engine.root_model import quietly
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Probe, Scored, Scores, judge, read_probe, token_logprobs
-from selfkd.backend.tokens import (
-    BEFORE,
-    encode_completion,
-    encode_prompt,
-    encode_prompts,
-    end_ids,
-    ids_of_text,
-    opening,
-    tokenizer,
-)
+from selfkd.backend.tokens import BEFORE, encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
 REPORT_SECONDS = 1.0
 SCORED_TOKENS = 2048  # of one forward pass that scores: its logits, for a vocabulary of 150,000 in fp32, take 1.2 GB
-SAMPLER = "inverse distribution function"  # as the facts of an engine name it
 GREEDY_BELOW = 1e-5  # a temperature under it is none, as in vLLM
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
 KNOWN_WORDS = ("logprobs",)  # of a `vllm:` block; any other one would change which answers are drawn, and nobody would obey it
@@ -99,15 +90,7 @@ class Engine:
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
         """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
         self._must_know_its_weights()
-        sequences, starts = [], []
-        for row in rows.iter_rows(named=True):
-            place = f"sample {row['id']} of the prompt {opening(row['messages'])}"
-            prompt = encode_prompt(self._tok, row["messages"], place)
-            ended = row["finish_reason"] == "stop"
-            completion = encode_completion(self._tok, row["text"] or "", row["token_ids"], ended, place)
-            self._must_fit(place, len(prompt) + len(completion), 0)
-            sequences.append(prompt + completion)
-            starts.append(len(prompt))
+        sequences, starts = encode_samples(self._tok, rows.to_dicts(), 0, self.context)
         values = [one for part in _parts(sequences) for one in token_logprobs(self._net, part)]
         kept = [row[start - 1 :] for row, start in zip(values, starts, strict=True)]
         return [(name, sum(row), len(row)) for name, row in zip(rows["id"], kept, strict=True)]
@@ -135,7 +118,13 @@ class Engine:
             net = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
         self._net = net.to(self.device).eval()
         runner, attention = f"transformers.{type(net).__name__}", getattr(net.config, "_attn_implementation", None)
-        self.facts = {**of_engine(), "runner": runner, "attention": attention, "sampler": SAMPLER, "device": self.device}
+        self.facts = {
+            **of_engine(),
+            "runner": runner,
+            "attention": attention,
+            "sampler": inverse_cdf.NAME,
+            "device": self.device,
+        }
 
     def _forget(self) -> None:
         self.weights, self._net = "", None
@@ -154,18 +143,9 @@ class Engine:
     # ---- requests ----
 
     def _asked(self, chunk: Chunk, sampling: Sampling) -> list[Answer]:
-        conversations = chunk.requests["teacher_messages"].to_list()
-        places = [f"the prompt {opening(messages)}" for messages in conversations]
-        prompts = encode_prompts(self._tok, conversations, places)
-        for place, ids in zip(places, prompts, strict=True):
-            self._must_fit(place, len(ids), sampling.max_tokens)
+        prompts = encode_requests(self._tok, chunk.requests["teacher_messages"].to_list(), sampling.max_tokens, self.context)
         seeds = chunk.requests["seed"].to_list()
         return [Answer(ids, self._torch.Generator().manual_seed(seed)) for ids, seed in zip(prompts, seeds, strict=True)]
-
-    def _must_fit(self, place: str, length: int, room: int) -> None:
-        if length + room > self.context:
-            what = f"has {length} tokens and {room} more are to be generated, but the context holds {self.context}"
-            raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")
 
     def _batches(self, answers: Sequence[Answer], room: int) -> Iterator[list[Answer]]:
         """Yield as many answers at a time as `max_num_seqs` and the memory for keys and values allow, in the chunk's order."""
@@ -316,37 +296,7 @@ def draw_or_take(logits: Any, generators: Sequence[Any], sampling: Sampling) -> 
     """Return the next token of each row: the likeliest at temperature 0, else a drawn one."""
     if sampling.temperature < GREEDY_BELOW:
         return logits.argmax(-1)
-    return draw(logits / sampling.temperature, generators, sampling.top_k, sampling.top_p).to(logits.device)
-
-
-def draw(logits: Any, generators: Sequence[Any], top_k: int, top_p: float) -> Any:
-    """Draw one token for each row of `logits` by inverting its distribution function, at a point from the row's own generator.
-
-    A token of probability zero is never drawn. On the CPU where the device has no float64.
-    """
-    import torch
-
-    device = "cpu" if logits.device.type == "mps" else logits.device
-    weights = _within(torch.softmax(logits.float().to(device), -1), top_k, top_p)
-    heaps = weights.double().cumsum(-1)
-    points = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators]).to(device)
-    whole = heaps[:, -1:].contiguous()
-    drawn = torch.searchsorted(heaps, points[:, None] * whole, right=True)
-    last = torch.searchsorted(heaps, whole)  # the point may be rounded up to the whole
-    return torch.minimum(drawn, last)[:, 0]
-
-
-def _within(weights: Any, top_k: int, top_p: float) -> Any:
-    """Return `weights` with zeros outside the `top_k` likeliest, and then outside the fewest that hold `top_p` of what is left."""
-    if 0 < top_k < weights.shape[-1]:
-        least = weights.topk(top_k).values[:, -1:]
-        weights = weights.masked_fill(weights < least, 0.0)
-    if top_p < 1.0:
-        ordered, places = weights.sort(dim=-1, descending=True, stable=True)
-        heaps = ordered.double().cumsum(-1)
-        beyond = heaps - ordered >= top_p * heaps[:, -1:]
-        weights = weights.scatter(-1, places, ordered.masked_fill(beyond, 0.0))
-    return weights
+    return inverse_cdf.next_tokens(logits / sampling.temperature, generators, sampling.top_k, sampling.top_p)
 
 
 # ---- the machine ----

@@ -34,15 +34,7 @@ from selfkd.backend.engine.vllm_options import BLOCK_TOKENS, QUIET_ENVIRONMENT, 
 from selfkd.backend.engine.worker_extension import WorkerExtension
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
-from selfkd.backend.tokens import (
-    Messages,
-    encode_completion,
-    encode_prompts,
-    end_ids,
-    ids_of_text,
-    opening,
-    tokenizer,
-)
+from selfkd.backend.tokens import encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
@@ -140,7 +132,7 @@ class Engine:
         return Asked(chunk.key, params, self._lots.enter(prompts, params, sampling.extra))
 
     def _encoded(self, chunk: Chunk, sampling: Sampling) -> Encoded:
-        prompts = self._prompts(chunk.requests["teacher_messages"].to_list(), sampling.max_tokens)
+        prompts = encode_requests(self._tok, chunk.requests["teacher_messages"].to_list(), sampling.max_tokens, self.context)
         return prompts, request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
 
     def _begin(self, following: Chunk | None, extra: Mapping[str, Any]) -> None:
@@ -160,15 +152,7 @@ class Engine:
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
         """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
         self._must_know_its_weights()
-        ids, starts, records = [], [], rows.to_dicts()
-        places = [f"sample {row['id']} of the prompt {opening(row['messages'])}" for row in records]
-        prompts = encode_prompts(self._tok, [row["messages"] for row in records], places)
-        for row, prompt, place in zip(records, prompts, places, strict=True):
-            ended = row["finish_reason"] == "stop"
-            completion = encode_completion(self._tok, row["text"] or "", row["token_ids"], ended, place)
-            self._must_fit(place, len(prompt) + len(completion), 1, self.room)
-            ids.append(prompt + completion)
-            starts.append(len(prompt))
+        ids, starts = encode_samples(self._tok, rows.to_dicts(), 1, self.room)
         outputs = self._run(ids, [_scoring() for _ in ids])
         scores = [_scores(output, start) for output, start in zip(outputs, starts, strict=True)]
         return [(name, sum(values), len(values)) for name, values in zip(rows["id"], scores, strict=True)]
@@ -195,18 +179,6 @@ class Engine:
     def _must_know_its_weights(self) -> None:
         if not self.weights:
             raise WeightsError("the engine holds no proved weights", self.model.path, "Swap to a model first.")
-
-    def _must_fit(self, place: str, length: int, room: int, context: int) -> None:
-        if length + room > context:
-            what = f"has {length} tokens and {room} more are to be generated, but the context holds {context}"
-            raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")
-
-    def _prompts(self, conversations: Sequence[Messages], room: int) -> list[list[int]]:
-        places = [f"the prompt {opening(messages)}" for messages in conversations]
-        prompts = encode_prompts(self._tok, conversations, places)
-        for place, ids in zip(places, prompts, strict=True):
-            self._must_fit(place, len(ids), room, self.context)
-        return prompts
 
     def _reload(self, model: Model) -> None:
         """Weights wake before the KV cache does, so that the peak of memory is no higher than at the start."""
