@@ -34,6 +34,8 @@ from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngin
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
+from selfkd.backend.probe import Earlier
+from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.accelerator import accelerator
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
@@ -63,6 +65,7 @@ class LocalBackend:
         self._numerics, self._log, self._trainer, self._loader = dict(numerics), log, trainer, loader
         self._engine = HeldEngine(engine, numerics, log / "engine.beat")
         self._kind = ""  # of the engine that came up last
+        self._earlier: Earlier | None = None
         self._notes: dict[str, Any] = {}
         self._facts: dict[str, Facts] = {}
 
@@ -103,6 +106,8 @@ class LocalBackend:
         on_progress: OnSteps = nobody_listens,
     ) -> Trained:
         with _debugged():
+            if accelerator().on_cards:  # elsewhere an engine sleeps with its weights, and scores under them later
+                self._earlier = self._engine.before_update(start, rows, LOSSES[spec.loss].rows == "pair", spec.max_length)
             self._engine.sleep()
             trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, on_progress)
             self._facts["trainer-0"] = of_trainer()
@@ -121,7 +126,7 @@ class LocalBackend:
             self._engine.close()
             self._kind = kind
         if not self._engine.holds(model):
-            _, self._notes, self._facts["engine-0"] = self._engine.ensure(model)
+            _, self._notes, self._facts["engine-0"] = self._engine.ensure(model, self._earlier)
 
 
 def _see_one_card() -> None:

@@ -136,6 +136,14 @@ def earlier_scores(probe: Probe, known: Mapping[tuple[int, ...], Sequence[float]
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What an engine scored before it slept, under the weights `weights`: {ids: log-probabilities of all tokens but the first}."""
+
+    weights: str
+    scores: Mapping[tuple[int, ...], Sequence[float]]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """proved: True, or the reason why not. survived: the share of the update that the engine sees; None for a root.
 
@@ -153,11 +161,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Scored:
-    """An engine's log-probabilities on a probe, before and after a swap. `before` is None where it held no weights."""
+    """An engine's log-probabilities on a probe, before and after a swap. `before` is None where none are known."""
 
     after: Scores
     before: Scores | None
     held_parent: bool
+
+
+def weighed(probe: Probe, after: Scores, before: Scores | None, held: str, earlier: Earlier | None) -> Scored:
+    """Return an engine's scores after a swap with those before it: its own while it held `held`, or of before it slept under the parent."""
+    known = earlier_scores(probe, earlier.scores) if earlier and earlier.weights == probe.parent else None
+    if before is None and known is not None:
+        return Scored(after, known, True)
+    return Scored(after, before, bool(held) and held == probe.parent)
 
 
 def judge(probe: Probe, scored: Scored, dtype: str) -> Verdict:

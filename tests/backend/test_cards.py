@@ -138,6 +138,18 @@ def test_engines_sleep_while_the_ranks_of_their_cards_learn_and_the_ranks_live_o
     assert {name: facts for name, facts in ray.facts().items() if name in before} == before  # nobody started anew
 
 
+def test_engines_wake_with_what_one_of_them_scored_under_the_model_that_was_trained(backend: Any, tmp_path: Path) -> None:
+    ray = backend(generators=2)
+    chunks = chunks_of(tmp_path, "meet", "meet")
+    list(ray.generate(OLD, chunks, Sampling()))
+    train(ray, tmp_path / "a")
+    list(ray.generate(NEW, chunks, Sampling()))
+    assert (ray.swap_notes()["proved"], ray.swap_notes()["engines"]) == ("scored under 0000", 2)
+    train(ray, tmp_path / "b")  # of OLD, which no engine holds any more
+    list(ray.generate(OLD, chunks, Sampling()))
+    assert ray.swap_notes()["proved"] == "nothing was scored"
+
+
 def test_with_cards_of_their_own_engines_stay_awake(backend: Any, tmp_path: Path) -> None:
     ray = backend(turns="split")
     list(ray.generate(OLD, chunks_of(tmp_path, "answer"), Sampling()))

@@ -12,9 +12,10 @@ from toys import NEW, OLD, Toy, chunk_of
 
 from selfkd.backend.base import Sampling
 from selfkd.backend.engine.held_engine import Beat, HeldEngine
+from selfkd.backend.probe import Earlier
 from selfkd.backend.ray.dispatch import STALL_SECONDS, Call, Pulse, Work
 from selfkd.core.pool import Model
-from selfkd.errors import WeightsError
+from selfkd.errors import GuardError, WeightsError
 
 
 class Sleeper(Toy):
@@ -40,6 +41,24 @@ def test_a_call_wakes_a_sleeping_engine_with_the_weights_it_wants(tmp_path: Path
     assert engine.generate(OLD, chunk_of(tmp_path, ["answer"]), Sampling()).weights == OLD.digest
     engine.sleep()
     assert engine.logprobs(NEW, pl.DataFrame({"id": ["a"]})) == [("a", -64.0, 3)] and engine.holds(NEW)
+
+
+def test_only_an_engine_that_holds_the_start_scores_before_an_update_and_what_is_wrong_with_rows_is_for_the_trainer(
+    tmp_path: Path,
+) -> None:
+    class Scorer(Sleeper):
+        def before_update(self, rows: list[Path], pairs: bool, max_length: int) -> Earlier:
+            if not rows:
+                raise GuardError("there are no rows to train on", "train")
+            return Earlier(self.weights, {(1, 2): [-1.0]})
+
+    engine = HeldEngine(Scorer, {"threads": 1}, tmp_path / "engine.beat")
+    assert engine.before_update(OLD, [tmp_path], False, 64) is None
+    engine.ensure(OLD)
+    assert engine.before_update(NEW, [tmp_path], False, 64) is engine.before_update(OLD, [], False, 64) is None
+    assert engine.before_update(OLD, [tmp_path], False, 64) == Earlier(OLD.digest, {(1, 2): [-1.0]})
+    engine.sleep()
+    assert engine.before_update(OLD, [tmp_path], False, 64) is None
 
 
 def test_an_engine_that_is_awake_answers_with_no_other_weights(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import NEW, NUMERICS, Toy, chunks_of, fetch, learn
+from toys import NEW, NUMERICS, OLD, Sleeper, Toy, chunks_of, fetch, learn
 
 from selfkd.backend import local as local_backend
-from selfkd.backend.base import Sampling
+from selfkd.backend.base import Sampling, TrainSpec
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine
 from selfkd.core.accelerator import GIB, Accelerator, Card
@@ -23,6 +23,23 @@ def test_the_local_backend_answers_and_trains_in_this_process(tmp_path: Path) ->
     local = LocalBackend(Machine(backend="local"), NUMERICS, tmp_path, engine=Toy, trainer=learn, loader=fetch)
     replies = list(local.generate(NEW, chunks_of(tmp_path, "answer"), Sampling()))
     assert [reply.weights for reply in replies] == [NEW.digest]
+    local.close()
+
+
+def test_on_a_card_the_local_engine_scores_before_it_sleeps_and_wakes_with_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = Accelerator("cuda", (Card("0", "H100", (9, 0), 80 * GIB, 79 * GIB),))
+    monkeypatch.setattr(local_backend, "accelerator", lambda: card)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    local = LocalBackend(
+        Machine(backend="local"), {**NUMERICS, "marks": str(tmp_path)}, tmp_path, engine=Sleeper, trainer=learn
+    )
+    list(local.generate(OLD, chunks_of(tmp_path, "answer"), Sampling()))
+    local.train(OLD, None, [], TrainSpec("sft", 1), tmp_path / "out")
+    list(local.generate(NEW, chunks_of(tmp_path, "answer"), Sampling()))
+    assert local.swap_notes()["proved"] == "scored under 0000"
     local.close()
 
 

@@ -78,3 +78,18 @@ def test_earlier_scores_are_those_of_the_sequences_that_a_probe_kept() -> None:
     assert probe.earlier_scores(kept, {(1, 2, 3): [-1.0, -2.0]}) is None
     late = Probe("parent", [[1, 2, 3]], [2], np.zeros(1), np.zeros(1))
     assert probe.earlier_scores(late, known).tolist() == [-2.0]
+
+
+def test_scores_from_before_the_sleep_count_where_an_engine_has_none_of_its_own_and_they_are_of_the_parent() -> None:
+    seen = Probe("parent", [[1, 2]], [1], np.zeros(1), np.zeros(1))
+    after, before = np.ones(1), np.full(1, 2.0)
+    earlier, foreign = (probe.Earlier(name, {(1, 2): [3.0]}) for name in ("parent", "another"))
+
+    def found(before: np.ndarray | None, held: str, earlier: probe.Earlier | None) -> tuple[float | None, bool]:
+        scored = probe.weighed(seen, after, before, held, earlier)
+        return (None if scored.before is None else float(scored.before[0]), scored.held_parent)
+
+    assert found(None, "", earlier) == (3.0, True)
+    assert found(None, "", foreign) == found(None, "", None) == (None, False)
+    assert found(before, "parent", earlier) == (2.0, True)  # by the same engine, in the same batch
+    assert found(before, "another", None) == (2.0, False)

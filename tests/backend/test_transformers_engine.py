@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from tiny import SPECIAL, WORDS, as_model, opened, save_child, say, tiny_model
 from toys import chunk_of
 
-from selfkd.backend import tokens
+from selfkd.backend import probe, tokens
 from selfkd.backend.base import Sampling
 from selfkd.backend.engine import root_model
 from selfkd.backend.engine import transformers_engine as engine_module
 from selfkd.backend.engine.transformers_engine import Answer, Ends, Engine, bytes_per_token
 from selfkd.backend.machine import Machine, fixed_numerics
-from selfkd.core.pool import Model
+from selfkd.backend.trainer import batches
+from selfkd.core.pool import Model, shape
 from selfkd.errors import UsageError, WeightsError
 
 
@@ -108,6 +109,64 @@ def test_an_engine_that_was_put_to_sleep_on_a_card_wakes_with_other_weights(
     engine.sleep()
     assert engine.weights == "" and engine._net is None
     assert engine.wake(family[1])["proved"] is True and engine.weights == family[1].digest
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that drops its weights in sleep, and on which everything is five per cent off, before an update and after it alike."""
+
+    def load(engine: Engine, model: Model) -> None:
+        engine._net = opened(Path(model.path)).eval()
+        engine._net.model.norm.weight.data *= 1.05
+
+    monkeypatch.setattr(engine_module.Engine, "_load", load)
+
+
+@pytest.fixture
+def update(family: tuple[Model, Model], tmp_path: Path) -> tuple[Model, list[Path]]:
+    """A child as far from the root as one update by preferences is, and the rows that it learned from."""
+    root, rows = Path(family[0].path), [tmp_path / "rows.parquet"]
+    shape("rows", [{"id": word, "messages": say(word), "chosen": f"{word}, they say"} for word in WORDS]).write_parquet(rows[0])
+    weights, noise = opened(root), torch.Generator().manual_seed(1)
+    embeddings = weights.get_input_embeddings().weight.data
+    embeddings += 6e-4 * torch.randn(embeddings.shape, generator=noise)
+    kept = batches.candidates(str(root), rows, False, 1024)
+    return as_model(save_child(root, weights, tmp_path / "child", kept)), rows
+
+
+def on_the_card(model: Model) -> Engine:
+    engine = Engine(numerics(dtype="bfloat16"), model)
+    engine.swap(model)
+    engine.device = "cuda"
+    return engine
+
+
+def test_what_was_scored_before_the_sleep_proves_a_small_update(
+    card: None, family: tuple[Model, Model], update: tuple[Model, list[Path]]
+) -> None:
+    engine, (child, rows) = on_the_card(family[0]), update
+    earlier = engine.before_update(rows, False, 1024)
+    engine.sleep()
+    assert engine.wake(child)["proved"] == probe.INDISTINGUISHABLE
+    engine.sleep()
+    notes = engine.wake(child, earlier)
+    assert (notes["proved"], notes["survived"]) == (True, pytest.approx(1, abs=0.1))
+    assert earlier.weights == family[0].digest and len(earlier.scores) == len(WORDS)
+
+
+def test_what_was_scored_before_the_sleep_proves_no_other_weights(
+    card: None, family: tuple[Model, Model], update: tuple[Model, list[Path]], tmp_path: Path
+) -> None:
+    """The root once more under the child's probe, and weights from nowhere."""
+    engine, (child, rows) = on_the_card(family[0]), update
+    earlier = engine.before_update(rows, False, 1024)
+    for name, tensors in {"stale": load_file(Path(family[0].path) / "model.safetensors"), "zero": {}}.items():
+        shutil.copytree(child.path, tmp_path / name)
+        found = tensors or {key: 0 * tensor for key, tensor in load_file(Path(child.path) / "model.safetensors").items()}
+        save_file(found, tmp_path / name / "model.safetensors", {"format": "pt"})
+        engine.sleep()
+        with pytest.raises(WeightsError, match="before the swap" if tensors else "from the checkpoint's"):
+            engine.wake(as_model(tmp_path / name), earlier)
 
 
 # ---- answers ----

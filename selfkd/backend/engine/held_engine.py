@@ -11,17 +11,18 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from selfkd.backend.base import Chunk, Logprob, Reply, Sampling
+from selfkd.backend.probe import Earlier
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
-from selfkd.errors import WeightsError
+from selfkd.errors import GuardError, UsageError, WeightsError
 
 Importable = str | Callable[..., Any]  # `module:name`, imported where it is used, or the thing itself
 ENGINE = "selfkd.backend.engine.vllm:Engine"
@@ -118,17 +119,17 @@ class HeldEngine:
         with traced():
             return preload(self._target)
 
-    def ensure(self, model: Model) -> tuple[str, dict[str, Any], Facts]:
-        """Start the engine, wake it or swap its weights, so that it holds `model`.
+    def ensure(self, model: Model, earlier: Earlier | None = None) -> tuple[str, dict[str, Any], Facts]:
+        """Start the engine, wake it or swap its weights, so that it holds `model`; `earlier` helps to prove it.
 
         Return (weights, notes of the swap, what the engine computes with).
         """
-        started = time.perf_counter()
+        started, known = time.perf_counter(), {"earlier": earlier} if earlier else {}
         kind = "start" if self._engine is None else "wake" if self._asleep else "swap"
         with traced():
             if self._engine is None:
                 self._engine = resolve(self._target)(self._numerics, model)
-            notes = self._engine.wake(model) if self._asleep else self._engine.swap(model)
+            notes = self._engine.wake(model, **known) if self._asleep else self._engine.swap(model, **known)
             self._asleep = False
         notes = {**notes, "kind": kind, "total_seconds": round(time.perf_counter() - started, 3)}
         return self._engine.weights, notes, self._engine.facts
@@ -150,6 +151,14 @@ class HeldEngine:
             self._beat.put(0, 0)  # else the driver would count the last chunk's answers again
             scores: list[Logprob] = self._engine.logprobs(rows)
             return scores
+
+    def before_update(self, start: Model, rows: Sequence[Path], pairs: bool, max_length: int) -> Earlier | None:
+        """Return what the engine scores now of what an update of `start` keeps as evidence; None where it does not hold `start`."""
+        with traced(), suppress(GuardError, UsageError):  # of rows: the trainer refuses them too, and says so
+            if self.holds(start):
+                found: Earlier = self._engine.before_update(rows, pairs, max_length)
+                return found
+        return None
 
     def sleep(self) -> None:
         """Free the GPU for the trainer; the next `ensure` wakes the engine with whatever model is current then."""

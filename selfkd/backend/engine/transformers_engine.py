@@ -23,8 +23,9 @@ from selfkd.backend.engine.held_engine import REPORT_IT
 from selfkd.backend.engine.root_model import quietly
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
-from selfkd.backend.probe import Probe, Scored, Scores, judge, read_probe, token_logprobs
+from selfkd.backend.probe import Earlier, Probe, Scores, judge, read_probe, token_logprobs, weighed
 from selfkd.backend.tokens import BEFORE, encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
+from selfkd.backend.trainer import batches
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
@@ -48,10 +49,10 @@ class Engine:
         self._tok = tokenizer(model.path)
         self._notes: dict[str, Any] = {}
 
-    def swap(self, model: Model, fresh: bool = False) -> dict[str, Any]:
+    def swap(self, model: Model, fresh: bool = False, earlier: Earlier | None = None) -> dict[str, Any]:
         """Load `model` and prove it; WeightsError if the engine then does not hold it. Free if it holds it already.
 
-        Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
+        `earlier` is what an engine scored before all of them slept. Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
         distance (from the trainer's log-probabilities).
         """
         if model.digest == self.weights and not fresh:
@@ -61,8 +62,7 @@ class Engine:
         held, self.weights = self.weights, ""
         before = self._score(probe) if held and held != model.digest else None
         self._load(model)
-        scored = Scored(self._score(probe), before, bool(held) and held == probe.parent)
-        verdict = judge(probe, scored, self.numerics["dtype"])
+        verdict = judge(probe, weighed(probe, self._score(probe), before, held, earlier), self.numerics["dtype"])
         if verdict.wrong:
             what = f"after the swap the engine does not hold {model}: {verdict.wrong}"
             raise WeightsError(what, model.path, REPORT_IT)
@@ -100,9 +100,15 @@ class Engine:
         if self.device != "cpu":
             self._forget()
 
-    def wake(self, model: Model) -> dict[str, Any]:
+    def before_update(self, rows: Sequence[Path], pairs: bool, max_length: int) -> Earlier:
+        """Score the sequences of which an update of these weights on `rows` keeps some as its probe: after `sleep` nobody can."""
+        self._must_know_its_weights()
+        ids = batches.candidates(self.model.path, rows, pairs, max_length)
+        return Earlier(self.weights, dict(zip(map(tuple, ids), token_logprobs(self._net, ids), strict=True)))
+
+    def wake(self, model: Model, earlier: Earlier | None = None) -> dict[str, Any]:
         """Load `model` again and prove it; the notes of `swap`."""
-        return self.swap(model)
+        return self.swap(model, earlier=earlier)
 
     def close(self) -> None:
         self._forget()

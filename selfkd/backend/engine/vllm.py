@@ -33,8 +33,9 @@ from selfkd.backend.engine.sampling_params import request_params
 from selfkd.backend.engine.vllm_options import BLOCK_TOKENS, QUIET_ENVIRONMENT, Card, environment, llm_options
 from selfkd.backend.engine.worker_extension import WorkerExtension
 from selfkd.backend.model_files import context_of
-from selfkd.backend.probe import Probe, Scored, Scores, Verdict, judge, read_probe
+from selfkd.backend.probe import Earlier, Probe, Scores, Verdict, judge, read_probe, weighed
 from selfkd.backend.tokens import encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
+from selfkd.backend.trainer import batches
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
@@ -77,10 +78,10 @@ class Engine:
         self._notes: dict[str, Any] = {}
         self._asleep = False
 
-    def swap(self, model: Model, fresh: bool = False) -> dict[str, Any]:
+    def swap(self, model: Model, fresh: bool = False, earlier: Earlier | None = None) -> dict[str, Any]:
         """Load `model` in place and prove it; WeightsError if the engine then does not hold it. Free if it holds it already.
 
-        Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
+        `earlier` is what an engine scored before all of them slept. Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
         distance (from the trainer's log-probabilities), cached_tokens.
         """
         if model.digest == self.weights and not fresh:
@@ -93,7 +94,7 @@ class Engine:
         self._forget()
         after, cached = self._score(probe)
         before = None if held == model.digest else scores
-        verdict = judge(probe, Scored(after, before, bool(held) and held == probe.parent), self.numerics["dtype"])
+        verdict = judge(probe, weighed(probe, after, before, held, earlier), self.numerics["dtype"])
         _refuse(model, verdict, cached)
         self.weights, self.model, self._tok = model.digest, model, tokenizer(model.path)
         self._notes = {**verdict.notes(), "cached_tokens": cached, "seconds": round(time.perf_counter() - started, 3)}
@@ -164,9 +165,16 @@ class Engine:
             self.llm.sleep(level=2)
             self.weights, self._asleep = "", True
 
-    def wake(self, model: Model) -> dict[str, Any]:
+    def before_update(self, rows: Sequence[Path], pairs: bool, max_length: int) -> Earlier:
+        """Score the sequences of which an update of these weights on `rows` keeps some as its probe: after `sleep` nobody can."""
+        self._must_know_its_weights()
+        ids = batches.candidates(self.model.path, rows, pairs, max_length)
+        outputs = self._run(ids, [_scoring() for _ in ids])
+        return Earlier(self.weights, {tuple(one): _scores(output, 1) for one, output in zip(ids, outputs, strict=True)})
+
+    def wake(self, model: Model, earlier: Earlier | None = None) -> dict[str, Any]:
         """Take memory again, load `model` and prove it; the notes of `swap`."""
-        return self.swap(model)
+        return self.swap(model, earlier=earlier)
 
     def close(self) -> None:
         """End the engine. vLLM in one process gives all of a GPU's memory back only when the process ends."""

@@ -36,6 +36,7 @@ from selfkd.backend.ray.placement import Node, Placement, Plan, Seat, nobody_hea
 from selfkd.backend.ray.rank import GROUP_SECONDS, Group
 from selfkd.backend.ray.trainer_group import TrainerGroup
 from selfkd.backend.ray.transport import RayTransport
+from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
@@ -150,6 +151,7 @@ class RayBackend:
         on_progress: OnSteps = nobody_listens,
     ) -> Trained:
         if self._takes_turns:
+            self._engines.before_update(start, rows, LOSSES[spec.loss].rows == "pair", spec.max_length)
             self._engines.sleep()
         steps_log = self.log / f"train-{out.name}.jsonl"
         trained = self._trainers.train(

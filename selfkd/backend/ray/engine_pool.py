@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.engine.held_engine import HeldEngine, Importable
+from selfkd.backend.probe import Earlier
 from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line, unwrapped
 from selfkd.backend.ray.dispatch import START_SECONDS, Call, EngineState
 from selfkd.backend.ray.placement import Placement, Seat
@@ -25,6 +26,7 @@ from selfkd.core.pool import Model
 from selfkd.errors import SelfkdError
 
 SLEEP_SECONDS = 120.0  # an idle engine falls asleep in one or two
+SCORE_SECONDS = 600.0  # reading all rows of an update, and one pass over twelve short sequences
 ROOM_SECONDS = 60.0  # asking the driver of a card, ten seconds of waiting included
 
 
@@ -45,10 +47,10 @@ class SeatedEngine(HeldEngine):
         after = free_memory()
         self._given_back = max(0, after - before) if before is not None and after is not None else 0
 
-    def ensure(self, model: Model) -> tuple[str, dict[str, Any], Facts]:
+    def ensure(self, model: Model, earlier: Earlier | None = None) -> tuple[str, dict[str, Any], Facts]:
         if self._asleep:
             self.has_room()
-        return super().ensure(model)
+        return super().ensure(model, earlier)
 
     def has_room(self) -> bool:
         """Whether the memory that this engine gave back is free again; waits a little for a process that has just ended."""
@@ -79,6 +81,7 @@ class EnginePool:
         self._logger = _logger(log / "ray.log")
         self._started = 0
         self._swaps: dict[str, list[dict[str, Any]]] = {}
+        self._earlier: Earlier | None = None
         self.facts: dict[str, Facts] = {}
         self.engines: list[EngineHandle] = []
         self.in_flight: dict[Any, EngineHandle] = {}
@@ -114,7 +117,7 @@ class EnginePool:
 
     def ensure(self, engine: EngineHandle, model: Model) -> None:
         """Have an engine start or swap its weights, so that it holds `model`."""
-        self.in_flight[engine.actor.ensure.remote(model)] = engine
+        self.in_flight[engine.actor.ensure.remote(model, self._earlier)] = engine
 
     def ensured(self, engine: EngineHandle, weights: str, notes: dict[str, Any], facts: Facts) -> None:
         """Note how an engine came to hold weights, and what it computes with. Notes of other weights are history."""
@@ -126,6 +129,15 @@ class EnginePool:
         """End an engine that died, hangs, or raised an exception after which nobody can trust it."""
         self.kill_engine(engine)
         self._logger.warning("engine %s lost during %s: %s", engine.name, during, reason)
+
+    def before_update(self, start: Model, rows: Sequence[Path], pairs: bool, max_length: int) -> None:
+        """Have an engine that holds `start` score what an update may keep as evidence, for every engine that is given the child."""
+        self._earlier = None
+        awake = next((one for one in self.engines if one.work is None and one.weights == start.digest), None)
+        if awake:
+            call = awake.actor.before_update.remote(start, list(rows), pairs, max_length)
+            found = self._await({call: awake}, SCORE_SECONDS, "scoring before an update")
+            self._earlier = found[0] if found else None
 
     def sleep(self) -> None:
         """Have every engine give its card's memory back. One that cannot is ended, which gives it back too."""
