@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -14,8 +12,8 @@ from toys import NEW, OLD, Toy, chunk_of
 
 from selfkd.backend.base import Sampling
 from selfkd.backend.engine.held_engine import Beat, HeldEngine
-from selfkd.backend.ray import engine_pool
-from selfkd.backend.ray.engine_pool import Call, EngineHandle, InFlight
+from selfkd.backend.ray import dispatch
+from selfkd.backend.ray.dispatch import Call, Pulse, Work
 from selfkd.core.pool import Model
 from selfkd.errors import WeightsError
 
@@ -61,18 +59,13 @@ def test_a_beat_tells_requests_tokens_and_steps_and_an_old_one_nothing(tmp_path:
     assert Beat.read(tmp_path / "beat") == (0, 0, 0)
 
 
-def test_steps_without_tokens_are_no_hang_and_no_steps_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_without_tokens_are_no_hang_and_no_steps_are() -> None:
     """An engine over several cards tells of tokens only when an answer is whole."""
-    beat, now = Beat(tmp_path / "beat"), time.monotonic()
-    work = InFlight(EngineHandle(None, tmp_path / "beat", tmp_path / "log"), Call("chunk", "generate", ()), now + 10_000)
-    clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr(engine_pool, "time", clock)
+    work = Work(Call("chunk", "generate", ()), deadline=10_000)
     for minute in range(60):
-        clock.monotonic = lambda minute=minute: now + 60 * minute
-        beat.put(0, 0, 1 + minute)
-        assert work.overdue() == ""
-    clock.monotonic = lambda: now + 3540 + engine_pool.STALL_SECONDS + 1
-    assert work.overdue() == "it made no step for 600 s"
+        assert work.overdue(Pulse(0, 0, 1 + minute), now=60 * minute) == ""
+    assert work.overdue(Pulse(0, 0, 60), now=3540 + dispatch.STALL_SECONDS) == ""
+    assert work.overdue(Pulse(0, 0, 60), now=3540 + dispatch.STALL_SECONDS + 1) == "it made no step for 600 s"
 
 
 def test_an_engine_with_a_log_of_its_own_lets_vllm_tell_what_it_started_with(
