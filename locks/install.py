@@ -103,7 +103,7 @@ def with_uv(wanted: Sequence[str], count: int) -> bool:
         # pip takes the best version of all indexes, uv by default that of the first index which knows the name.
         command = [uv, "pip", "install", "--python", str(PYTHON), "--index-strategy", "unsafe-best-match", *wanted]
         # pip compiles all that it installs, and uv leaves that to the first import. A Python that may not keep what it compiles
-        # would do it at every import: 10 s of each engine's start.
+        # would do it at every import, in each engine and each rank.
         compiles = sys.dont_write_bytecode
         command += ["--compile-bytecode"] if compiles else []
         done = watched(
@@ -135,7 +135,7 @@ def found_uv() -> Iterator[tuple[str, dict[str, str]]]:
         yield str(own) if own.exists() else "", {"UV_CACHE_DIR": str(cache)}
     finally:
         if cache.exists():
-            watched(["rm", "-rf", str(cache)], "tidying up")  # 17 s on busy cores: thousands of files
+            watched(["rm", "-rf", str(cache)], "tidying up")  # thousands of files
 
 
 def pip_settings() -> dict[str, str] | None:

@@ -13,7 +13,8 @@ from toys import NEW, OLD, Toy, chunk_of
 from selfkd.backend.base import Sampling
 from selfkd.backend.engine.held_engine import Beat, HeldEngine
 from selfkd.backend.probe import Earlier
-from selfkd.backend.ray.dispatch import STALL_SECONDS, Call, Pulse, Work
+from selfkd.backend.ray import dispatch
+from selfkd.backend.ray.dispatch import Call, Pulse, Work
 from selfkd.core.pool import Model
 from selfkd.errors import GuardError, WeightsError
 
@@ -79,9 +80,11 @@ def test_a_beat_tells_requests_tokens_and_steps_and_an_old_one_nothing(tmp_path:
 
 def test_steps_without_tokens_are_no_hang_and_no_steps_are() -> None:
     """An engine over several cards tells of tokens only when an answer is whole."""
-    work = Work(Call("chunk", "generate", ()), deadline=100_000.0)
-    assert [work.overdue(Pulse(steps=1 + minute), 60.0 * minute) for minute in range(60)] == [""] * 60
-    assert work.overdue(Pulse(steps=60), 3540 + STALL_SECONDS + 1) == "it made no step for 600 s"
+    work = Work(Call("chunk", "generate", ()), deadline=10_000)
+    for minute in range(60):
+        assert work.overdue(Pulse(0, 0, 1 + minute), now=60 * minute) == ""
+    assert work.overdue(Pulse(0, 0, 60), now=3540 + dispatch.STALL_SECONDS) == ""
+    assert work.overdue(Pulse(0, 0, 60), now=3540 + dispatch.STALL_SECONDS + 1) == "it made no step for 600 s"
 
 
 def test_an_engine_with_a_log_of_its_own_lets_vllm_tell_what_it_started_with(
