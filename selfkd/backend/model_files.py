@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from selfkd.core import digest
 
 PACKAGE = "package:"  # in front of the name of an installed package that carries one GGUF file
+TEXT_SECTIONS = ("text_config", "decoder", "generator")  # where transformers looks for it
 SHARD_SIZE = "2GB"  # of the safetensors files that selfkd writes
 
 
@@ -33,10 +36,26 @@ def find_model(path: str) -> Path | None:
     return local if local.exists() else None
 
 
+def config_of(folder: Path) -> dict[str, Any]:
+    """Return what the config.json of a model folder says."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return config
+
+
+def text_sections(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys under which a model that is more than its text describes that part of it; none for most models."""
+    return [name for name in TEXT_SECTIONS if isinstance(config.get(name), dict)]
+
+
+def said_of_text(config: Mapping[str, Any], word: str) -> Any:
+    """Return what a config says of a model, or of that part of it which writes; None where it says nothing."""
+    parts = [config, *(config[name] for name in text_sections(config))]
+    return next((part[word] for part in parts if part.get(word) is not None), None)
+
+
 def context_of(folder: Path, wanted: int) -> int:
     """Return how many tokens a prompt and its answer may have together: as many as are wanted, or the model's limit if that is less."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    return min(wanted, config.get("max_position_embeddings") or wanted)
+    return min(wanted, said_of_text(config_of(folder), "max_position_embeddings") or wanted)
 
 
 @lru_cache(maxsize=256)

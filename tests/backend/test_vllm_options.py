@@ -14,10 +14,10 @@ GIB = 2**30
 EMPTY = Card(free=79 * GIB, total=80 * GIB)
 
 
-def asked(card: Card | None = None, turns: str = "share", **words: Any) -> dict[str, Any]:
+def asked(card: Card | None = None, turns: str = "share", config: Any = None, **words: Any) -> dict[str, Any]:
     """The options of an engine of a run that was created on such a machine."""
     numerics = fixed_numerics(Machine(threads=3, turns=turns, **words), on_cards=card is not None)
-    return llm_options({**numerics, "turns": turns}, "folder", 512, "module.Extension", card)
+    return llm_options({**numerics, "turns": turns}, "folder", config or {}, 512, "module.Extension", card)
 
 
 def test_on_a_cpu_memory_and_batches_are_fixed_and_the_head_is_untied() -> None:
@@ -25,6 +25,13 @@ def test_on_a_cpu_memory_and_batches_are_fixed_and_the_head_is_untied() -> None:
     assert options["kv_cache_memory_bytes"] == GIB // 2 and options["max_num_seqs"] == 128
     assert options["hf_overrides"] == {"tie_word_embeddings": False} and options["enforce_eager"]
     assert not {"enable_sleep_mode", "gpu_memory_utilization"} & options.keys()
+
+
+def test_the_text_of_a_model_that_is_more_than_text_is_untied_too() -> None:
+    config = {"model_type": "gemma3", "text_config": {"tie_word_embeddings": True}, "vision_config": {}, "decoder": None}
+    untied = {"tie_word_embeddings": False}
+    assert asked(config=config)["hf_overrides"] == {**untied, "text_config": untied}
+    assert "hf_overrides" not in asked(EMPTY, config=config)
 
 
 def test_on_a_card_the_head_stays_tied_and_vllm_chooses_how_many_answers_at_once() -> None:

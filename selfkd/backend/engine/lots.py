@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,10 +35,10 @@ class Lot:
 
 
 class Lots:
-    """All that one vLLM is asked."""
+    """All that one vLLM is asked. `together`: no request of a lot is begun before all of it entered."""
 
-    def __init__(self, llm: Any) -> None:
-        self._llm = llm
+    def __init__(self, llm: Any, together: bool = False) -> None:
+        self._llm, self._together = llm, together
         self._lots: list[Lot] = []
         self._lot_of: dict[str, Lot] = {}  # by the id of an unfinished request
 
@@ -47,7 +48,7 @@ class Lots:
         One that it does not take because of the recipe's words `extra` is a UsageError, and the engine lives on.
         """
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        with refusals(extra):
+        with refusals(extra), self._paused():
             lot = Lot(self._llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else [])
         self._lots.append(lot)
         self._lot_of |= dict.fromkeys(lot.ids, lot)
@@ -88,7 +89,21 @@ class Lots:
                 reported = time.monotonic()
                 on_tokens(len(lot.outputs), lot.tokens() + self._tokens_in_flight(), steps)
 
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Hold a scheduler that has a process of its own, where it would begin with the first request that it sees."""
+        if not self._together or hasattr(
+            self._llm.llm_engine.engine_core, "engine_core"
+        ):  # in this process it waits for a step
+            yield
+            return
+        self._llm.sleep(level=0, mode="keep")
+        try:
+            yield
+        finally:
+            self._llm.wake_up(["scheduling"])
+
     def _tokens_in_flight(self) -> int:
-        """Count those of unfinished requests, where the scheduler lives in this process (tensor_parallel 1); else 0."""
-        core = getattr(self._llm.llm_engine.engine_core, "engine_core", None)
-        return sum(request.num_output_tokens for request in core.scheduler.running) if core else 0
+        """Count those of unfinished requests, as far as they have come back from the scheduler."""
+        states = self._llm.llm_engine.output_processor.request_states.values()
+        return sum(state.detokenizer.num_output_tokens() for state in states)

@@ -32,7 +32,7 @@ from selfkd.backend.engine.lots import Lot, Lots, OnTokens
 from selfkd.backend.engine.sampling_params import request_params
 from selfkd.backend.engine.vllm_options import BLOCK_TOKENS, QUIET_ENVIRONMENT, Card, environment, llm_options
 from selfkd.backend.engine.worker_extension import WorkerExtension
-from selfkd.backend.model_files import context_of
+from selfkd.backend.model_files import config_of, context_of
 from selfkd.backend.probe import Earlier, Probe, Scores, Verdict, judge, read_probe, weighed
 from selfkd.backend.tokens import encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
 from selfkd.backend.trainer import batches
@@ -71,7 +71,7 @@ class Engine:
         self._may_sleep = config.device_config.device_type != "cpu" and config.model_config.enable_sleep_mode
         self._tok = tokenizer(model.path)
         self.facts = _facts(self.llm)
-        self._lots = Lots(self.llm)
+        self._lots = Lots(self.llm, together=bool(numerics.get("exact")))
         self._encoder = ThreadPoolExecutor(1, "encoder")
         self._encoding: dict[str, Future[Encoded]] = {}  # by the key of a chunk that is asked next
         self._ahead: Asked | None = None  # the chunk that was begun before it was asked
@@ -105,8 +105,8 @@ class Engine:
     ) -> Reply:
         """Answer a chunk alone, from an empty prefix cache, and write it; `on_tokens` hears about once a second how far it is.
 
-        All requests enter before the first step, so the batches are the same in every engine with the same numerics. Where a chunk
-        `following` is named, nothing of that holds: its prompts are encoded beside the steps, and its requests enter behind.
+        Under `exact` all requests enter before the first step, so the batches are the same in every engine with the same numerics.
+        Where a chunk `following` is named, nothing of that holds: its prompts are encoded beside the steps, and its requests enter behind.
         """
         self._must_know_its_weights()
         started = time.perf_counter()
@@ -267,7 +267,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
         set_threads(threads)
     extension = f"{WorkerExtension.__module__}.{WorkerExtension.__name__}"
     try:
-        llm = LLM(**llm_options(numerics, model.path, context, extension, card))
+        llm = LLM(**llm_options(numerics, model.path, config_of(Path(model.path)), context, extension, card))
     finally:
         torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a warning, also for a trainer in this process
     if card is None and (sampler := numerics.get("sampler")):

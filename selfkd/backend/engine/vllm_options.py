@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from selfkd.backend.model_files import text_sections
 from selfkd.errors import BackendError
 
 BLOCK_TOKENS = (
@@ -50,8 +51,13 @@ def environment(numerics: Mapping[str, Any], card: bool) -> dict[str, str]:
     return {**found, "OMP_NUM_THREADS": str(threads)} if threads else found
 
 
-def llm_options(numerics: Mapping[str, Any], model: str, context: int, extension: str, card: Card | None) -> dict[str, Any]:
-    """Return the arguments of vLLM's LLM. What the machine file says under `engine` wins over every choice made here."""
+def llm_options(
+    numerics: Mapping[str, Any], model: str, config: Mapping[str, Any], context: int, extension: str, card: Card | None
+) -> dict[str, Any]:
+    """Return the arguments of vLLM's LLM for a model folder with this config.json.
+
+    What the machine file says under `engine` wins over every choice made here.
+    """
     chosen = {
         "model": model,
         "load_format": "dummy",
@@ -66,13 +72,14 @@ def llm_options(numerics: Mapping[str, Any], model: str, context: int, extension
     }
     if numerics["max_num_seqs"]:  # else as many as vLLM chooses for this card
         chosen["max_num_seqs"] = numerics["max_num_seqs"]
-    place = _on_a_card(numerics, card) if card else _on_a_cpu(numerics, context)
+    place = _on_a_card(numerics, card) if card else _on_a_cpu(numerics, config, context)
     return {**chosen, **place, **numerics["engine"]}
 
 
-def _on_a_cpu(numerics: Mapping[str, Any], context: int) -> dict[str, Any]:
+def _on_a_cpu(numerics: Mapping[str, Any], config: Mapping[str, Any], context: int) -> dict[str, Any]:
+    untied = {"tie_word_embeddings": False}  # vLLM packs the head for a CPU, and a reload must reach it by a name
     return {
-        "hf_overrides": {"tie_word_embeddings": False},  # vLLM packs the head for a CPU, and a reload must reach it by a name
+        "hf_overrides": {**untied, **{section: untied for section in text_sections(config)}},
         "enforce_eager": True,
         "kv_cache_memory_bytes": int(numerics["kv_cache_gb"] * GIB),
         "enable_chunked_prefill": False,

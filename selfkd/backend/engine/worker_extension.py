@@ -5,13 +5,13 @@ Knows one worker, not the engine around it. Everything here is called by name, t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from selfkd.backend.engine import inverse_cdf, kernels
 from selfkd.backend.facts import of_engine
+from selfkd.backend.model_files import config_of, said_of_text
 
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEAD = "lm_head.weight"
@@ -76,7 +76,7 @@ def checkpoint_tensors(folder: Path, head: bool = True) -> Iterator[tuple[str, A
     """
     from safetensors import safe_open
 
-    tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings", True)
+    tied = said_of_text(config_of(folder), "tie_word_embeddings") is not False
     for shard in sorted(folder.glob("*.safetensors")):
         with safe_open(shard, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a dict
