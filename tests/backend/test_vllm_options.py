@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from selfkd.backend.engine.vllm_options import Card, environment, llm_options, memory_share
+from selfkd.backend.engine.vllm_options import Card, environment, has_core_process, llm_options, memory_share
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.errors import BackendError
 
@@ -88,7 +88,20 @@ def test_beside_a_card_an_engine_has_one_thread_and_on_a_cpu_those_of_the_run() 
     assert environment(numerics, card=False)["VLLM_BATCH_INVARIANT"] == "0"
 
 
-def test_a_core_process_of_its_own_is_for_engines_over_several_cards() -> None:
-    several = fixed_numerics(Machine(threads=1, tensor_parallel=2))
-    assert environment(several, card=True)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "1"
-    assert environment({**several, "tensor_parallel": 1}, card=True)["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+@pytest.mark.parametrize(
+    ("words", "card", "separate"),
+    [
+        ({"tensor_parallel": 2, "exact": True}, True, True),  # one over several cards must
+        ({"exact": False}, True, True),
+        ({"exact": True}, True, False),
+        ({}, True, False),  # of a run that says nothing of it
+        ({"exact": False, "backend": "local"}, True, False),
+        ({"exact": False}, False, False),
+    ],
+)
+def test_vllm_schedules_in_a_process_of_its_own_where_it_must_or_where_it_pays(
+    words: dict[str, Any], card: bool, separate: bool
+) -> None:
+    numerics = {**fixed_numerics(Machine(threads=1)), **words}
+    assert has_core_process(numerics, card) is separate
+    assert environment(numerics, card)["VLLM_ENABLE_V1_MULTIPROCESSING"] == str(int(separate))

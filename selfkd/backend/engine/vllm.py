@@ -30,8 +30,16 @@ from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, wri
 from selfkd.backend.engine import kernels
 from selfkd.backend.engine.lots import Lot, Lots, OnTokens
 from selfkd.backend.engine.sampling_params import request_params
-from selfkd.backend.engine.vllm_options import BLOCK_TOKENS, QUIET_ENVIRONMENT, Card, environment, llm_options
-from selfkd.backend.engine.worker_extension import WorkerExtension
+from selfkd.backend.engine.vllm_options import (
+    BLOCK_TOKENS,
+    EXTENSIONS,
+    OWNER,
+    QUIET_ENVIRONMENT,
+    Card,
+    environment,
+    has_core_process,
+    llm_options,
+)
 from selfkd.backend.model_files import config_of, context_of
 from selfkd.backend.probe import Earlier, Probe, Scores, Verdict, judge, read_probe, weighed
 from selfkd.backend.tokens import encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
@@ -255,7 +263,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
     try:
         import torch
 
-        card = _card(torch, numerics["tensor_parallel"])
+        card = _card(torch, numerics)
         _set_environment(numerics, card is not None)
         kernels.follow_torch()
         from vllm import LLM
@@ -265,7 +273,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
     set_threads = torch.set_num_threads
     if threads := 1 if card else numerics["threads"]:
         set_threads(threads)
-    extension = f"{WorkerExtension.__module__}.{WorkerExtension.__name__}"
+    extension = EXTENSIONS[has_core_process(numerics, card is not None)]
     try:
         llm = LLM(**llm_options(numerics, model.path, config_of(Path(model.path)), context, extension, card))
     finally:
@@ -275,22 +283,23 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
     return llm
 
 
-def _card(torch: Any, count: int) -> Card | None:
-    """Return the memory of the card that torch sees, of `count` cards that of the fullest; None on a CPU.
+def _card(torch: Any, numerics: Mapping[str, Any]) -> Card | None:
+    """Return the memory of the card that torch sees, of several that of the fullest; None on a CPU.
 
-    Several are asked in another process: vLLM gives each a process of its own, and a context here would stay on the first.
+    Where vLLM computes in processes of its own, they are asked in another one too: a context here would stay on the card.
     """
     if not torch.cuda.is_available():
         return None
-    if count == 1:
+    if not has_core_process(numerics, card=True):
         return Card(*torch.cuda.mem_get_info(0))
+    count = numerics["tensor_parallel"]
     ask = f"import json, torch; print(json.dumps([torch.cuda.mem_get_info(i) for i in range({count})]))"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     return min((Card(*one) for one in json.loads(done.stdout)), key=lambda card: card.free / card.total)
 
 
 def _set_environment(numerics: Mapping[str, Any], card: bool) -> None:
-    os.environ.update(environment(numerics, card))
+    os.environ.update({**environment(numerics, card), OWNER: str(os.getpid())})
     if not card and numerics["engine"].get("enforce_eager", True):
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the first log-probability waits 14 s for a compiler, to count ranks
     for name, value in QUIET_ENVIRONMENT.items():

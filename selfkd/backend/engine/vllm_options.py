@@ -21,6 +21,11 @@ MOST_OF_A_CARD = 0.92  # vLLM's own share
 SPARE = 0.03  # of a card, for what others that are on it take meanwhile
 RANK_BYTES = 2**30  # what a sleeping rank keeps on the card that it shares: its CUDA context
 GIB = 2**30
+OWNER = "SELFKD_ENGINE_PID"  # of the engine that vLLM's own processes follow into their end
+EXTENSIONS = {  # what vLLM mixes into its worker, by whether that has a process of its own
+    False: "selfkd.backend.engine.worker_extension.WorkerExtension",
+    True: "selfkd.backend.engine.followed.WorkerExtension",
+}
 QUIET_ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -38,17 +43,23 @@ class Card:
 
 
 def environment(numerics: Mapping[str, Any], card: bool) -> dict[str, str]:
-    """Return what vLLM reads at its import. It runs in this process: more are slow to start and outlive a kill.
-
-    Only tensor parallelism needs several. Beside a card, threads of torch do nothing but wait, and take cores from the scheduler.
-    """
+    """Return what vLLM reads at its import. Beside a card, threads of torch do nothing but wait, and take cores from the scheduler."""
     found = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if numerics["tensor_parallel"] == 1 else "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1" if has_core_process(numerics, card) else "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_BATCH_INVARIANT": "1" if numerics.get("exact") and card else "0",
     }
     threads = 1 if card else numerics["threads"]
     return {**found, "OMP_NUM_THREADS": str(threads)} if threads else found
+
+
+def has_core_process(numerics: Mapping[str, Any], card: bool) -> bool:
+    """Whether vLLM schedules in a process of its own. One over several cards must; one that feeds a card thousands of tokens a second
+    should, so that no step waits until the answers of the last one are read. Else one process starts faster, steps in one order,
+    and can be looked into by a debugger.
+    """
+    busy = card and numerics.get("backend") != "local" and not numerics.get("exact", True)
+    return numerics["tensor_parallel"] > 1 or busy
 
 
 def llm_options(
