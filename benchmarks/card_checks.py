@@ -58,6 +58,7 @@ LEAST_OF_VLLM, LEAST_OF_TRL = 0.9, 0.8  # one minute wavers; the target of `make
 QUESTIONS, ANSWERS, LONGEST = 256, 4, 128  # of the comparison with vLLM
 STEPS, BATCH = 8, 32  # of the comparison with TRL
 MATES = 96
+REPEATED = 4  # steps of the update that is made twice
 DITHER = 7  # the seed of a root in bf16
 
 
@@ -121,6 +122,11 @@ def random_model(folder: Path, small: Model, shape: dict[str, int]) -> Path:
 
 def numerics(exact: bool, **machine: Any) -> dict[str, Any]:
     return {**fixed_numerics(Machine(**{"max_model_len": CONTEXT, **machine})), "exact": exact}
+
+
+def threads() -> int:
+    """Threads of a rank: on a card torch's own number."""
+    return 0 if accelerator.accelerator().on_cards else int(numerics(False)["threads"])
 
 
 @contextmanager
@@ -242,7 +248,7 @@ def last_words(home: Path) -> str:
 
 def swap_is_proved(given: Given) -> None:
     start = root(given, "small")
-    training.train(Path(start.path), sums(given, 8 * training.ROWS), numerics(False)["precision"], 0)
+    training.train(Path(start.path), sums(given, 8 * training.ROWS), numerics(False)["precision"], threads())
     free_what_torch_holds()
     child = as_model(given.folder / "out")
     with engine(given, start) as found:
@@ -285,11 +291,11 @@ def mates_change_nothing(given: Given) -> None:
 
 
 def an_update_repeats(given: Given) -> None:
-    start, rows, precision = root(given, "small"), sums(given, 4 * training.ROWS), numerics(True)["precision"]
+    start, rows, precision = root(given, "small"), sums(given, REPEATED * training.ROWS), numerics(True)["precision"]
     for loss in ("sft", "dpo"):
         ends = []
         for _ in range(2):
-            training.train(Path(start.path), rows, precision, 0, loss, exact=True)
+            training.train(Path(start.path), rows, precision, threads(), loss, exact=True)
             ends.append(digest.weights(given.folder / "out"))
         given.note(**{f"{loss}_digest": ends[0], "held_to_what_repeats": repeatable.holds()})
         must(ends[0] == ends[1], f"two {loss} updates from the same rows differ")
@@ -321,7 +327,7 @@ def as_fast_as_trl(given: Given) -> None:
     precision = numerics(False)["precision"]
     attention = "flash_attention_2" if find_spec("flash_attn") else None
     seconds, trained = training.train(
-        folder, rows, precision, 0, batch=BATCH, trainer={"attn_implementation": attention} if attention else {}
+        folder, rows, precision, threads(), batch=BATCH, trainer={"attn_implementation": attention} if attention else {}
     )
     shutil.rmtree(given.folder / "out")
     free_what_torch_holds()
@@ -361,7 +367,8 @@ def free_what_torch_holds() -> None:
 
 def kills_change_nothing(given: Given) -> None:
     """Kill and go on until the time is over, and say how often it was done; a chain that the end of time cut is not counted."""
-    home, done, compared = real_chain.make_home(given.folder, exact="true", machine="turns: share\n"), 0, 0
+    machine = "turns: share\nengine: {enforce_eager: true}\n"  # an engine starts anew after most kills
+    home, done, compared = real_chain.make_home(given.folder, exact="true", machine=machine), 0, 0
     signal.setitimer(signal.ITIMER_REAL, given.ends - time.monotonic())
     began = time.monotonic()
     try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -197,6 +198,7 @@ def test_every_check_has_a_body_and_every_body_is_a_check(gpu_check, card_checks
     assert [one.name for one in gpu_check.CHECKS] == [body.__name__ for body in card_checks.BODIES]
 
 
+@pytest.mark.real
 def test_models_are_made_once_and_told(card_checks, given):
     card_checks.models_are_made(given)
     assert given.figures["small_parameters"] == given.figures["large_parameters"] > 0
@@ -205,6 +207,7 @@ def test_models_are_made_once_and_told(card_checks, given):
     assert again == card_checks.root(given, "small")
 
 
+@pytest.mark.real
 def test_a_model_with_random_weights_has_the_shape_that_was_asked_and_loads_as_a_root(card_checks, given):
     shape = {
         "hidden_size": 64,
@@ -219,7 +222,9 @@ def test_a_model_with_random_weights_has_the_shape_that_was_asked_and_loads_as_a
     assert card_checks.load_model({"path": str(made)}, given.folder / "root", 7)["dithered"] > 0.9
 
 
+@pytest.mark.real
 def test_an_update_that_repeats_passes_and_one_that_does_not_fails(card_checks, gpu_check, given, monkeypatch):
+    monkeypatch.setattr(card_checks, "REPEATED", 1)
     card_checks.an_update_repeats(given)
     assert given.figures["sft_digest"] != given.figures["dpo_digest"] and given.figures["held_to_what_repeats"]
     numbers = iter(range(9))
@@ -230,11 +235,13 @@ def test_an_update_that_repeats_passes_and_one_that_does_not_fails(card_checks, 
         card_checks.an_update_repeats(given)
 
 
+@pytest.mark.real
 def test_a_swap_after_a_real_update_is_proved_here_too(card_checks, given):
     card_checks.swap_is_proved(given)
     assert given.figures["proved"] is True and given.figures["survived"] > 0.9
 
 
+@pytest.mark.real
 def test_mates_and_sleep_change_no_answer_here_too(card_checks, gpu_check, given, monkeypatch):
     monkeypatch.setattr(card_checks, "MATES", 8)
     card_checks.mates_change_nothing(given)
@@ -243,6 +250,7 @@ def test_mates_and_sleep_change_no_answer_here_too(card_checks, gpu_check, given
         card_checks.sleep_gives_memory_back(given)
 
 
+@pytest.mark.real
 @pytest.mark.parametrize(("asleep", "passes"), [(70, True), (30, False)])
 def test_an_engine_that_keeps_its_memory_while_it_sleeps_fails(card_checks, gpu_check, given, monkeypatch, asleep, passes):
     frees = iter([80 << 30, 10 << 30, asleep << 30])
@@ -255,6 +263,7 @@ def test_an_engine_that_keeps_its_memory_while_it_sleeps_fails(card_checks, gpu_
     assert (given.figures["gib_taken"], given.figures["gib_kept_asleep"]) == (70.0, 10.0)
 
 
+@pytest.mark.real
 def test_an_update_is_compared_with_trls_own_on_the_same_rows(card_checks, given, monkeypatch):
     monkeypatch.setattr(card_checks, "STEPS", 3)
     monkeypatch.setattr(card_checks, "BATCH", 8)
@@ -274,3 +283,91 @@ def test_requests_have_seeds_of_their_own_and_the_same_ones_again(card_checks, g
     assert made["seed"].n_unique() == made["id"].n_unique() == len(made) == 6
     assert made.equals(card_checks.requests_for(card_checks.sums(given, 3), answers=2))
     assert made["number"].to_list() == [0, 1] * 3 and isinstance(made, pl.DataFrame)
+
+
+def test_the_memory_of_a_run_is_told_by_what_it_does(card_checks, monkeypatch, tmp_path):
+    log = tmp_path / "runs/card/logs/attempt-001/events.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"event": "step", "verb": "sample"}\n{"event": "step", "verb": "train"}\n{"event": "st')
+    one = Accelerator("cuda", (Card("0", "H100", (9, 0), 80 << 30, 0),))
+    monkeypatch.setattr(card_checks.accelerator, "free_memory", lambda: 20 << 30)
+    monkeypatch.setattr(card_checks.accelerator, "accelerator", lambda: one)
+    script = "import time; print('first'); print('last'); time.sleep(0.2)"
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    least = card_checks.watched(process, tmp_path / "runs/card")
+    assert least == {"train": 20 << 30} and card_checks.last_words(tmp_path) == "last"
+    assert card_checks.memory(79 << 30, least) == {"gib_used_before": 1.0, "gib_used_train": 60.0}
+    assert card_checks.memory(None, {}) == {}
+
+
+@pytest.fixture
+def chains(card_checks, gpu_check, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Chains that end at once on the digests that they are given; when there is none left, the time is over."""
+
+    def give(*digests: str) -> None:
+        left = iter(digests)
+
+        def finish(home: Path, name: str) -> Any:
+            try:
+                ends[name] = next(left)
+            except StopIteration:
+                raise gpu_check.TimeUp from None
+            return at(name)
+
+        ends: dict[str, str] = {}
+        at = lambda name: SimpleNamespace(sealed=lambda: [SimpleNamespace(digest=ends[name])])  # noqa: E731
+        monkeypatch.setattr(card_checks.real_chain, "make_home", lambda folder, **_: folder)
+        monkeypatch.setattr(card_checks.real_chain, "finish", finish)
+        monkeypatch.setattr(card_checks.real_chain, "kill_each", lambda home, name, pause: iter(["engine", finish(home, name)]))
+        monkeypatch.setattr(card_checks.Run, "at", lambda folder: at(folder.name))
+        monkeypatch.setattr(card_checks.signal, "setitimer", lambda *_: None)
+
+    return give
+
+
+def test_kills_are_counted_until_the_time_is_over(card_checks, given, chains):
+    chains("same", "same", "same")
+    card_checks.kills_change_nothing(given)
+    assert (given.figures["kills"], given.figures["chains_compared"], given.figures["digest"]) == (4, 2, "same")
+
+
+def test_a_killed_chain_that_ends_elsewhere_fails(card_checks, gpu_check, given, chains):
+    chains("same", "same", "other")
+    with pytest.raises(gpu_check.Failed, match="killed-1 ended on another digest"):
+        card_checks.kills_change_nothing(given)
+
+
+@pytest.mark.parametrize("digests", [(), ("same",)])
+def test_where_no_killed_chain_ended_in_time_nothing_is_claimed(card_checks, gpu_check, given, chains, digests):
+    chains(*digests)
+    with pytest.raises(gpu_check.Skip, match="no killed chain ended in the 60 s"):
+        card_checks.kills_change_nothing(given)
+
+
+@pytest.mark.nightly
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["three_rounds", "as_fast_as_vllm", "kills_change_nothing"])
+def test_the_checks_that_start_vllm_hold_on_a_cpu_too(gpu_check, given, tmp_path, name):
+    """In processes of their own, as on a card; the speed is told, and not judged."""
+    program = tmp_path / "on_a_cpu.py"
+    program.write_text(ON_A_CPU.format(benchmarks=str(ROOT / "benchmarks"), tests=str(ROOT / "tests")))
+    found = gpu_check.run_one(*checks(gpu_check, name), program, tmp_path / "scratch", 900.0, "")
+    assert (found.status, found.why) == ("passed", ""), found
+    assert found.figures.get("kills", 4) >= 4
+
+
+ON_A_CPU = """
+import sys
+
+sys.path[:0] = [{benchmarks!r}, {tests!r}]
+import card_checks
+from tiny import tiny_model
+
+made, numerics = card_checks.real_chain.make_home, card_checks.numerics
+small = dict(threads=1, dtype="float32", max_num_seqs=16, kv_cache_gb=0.05)
+card_checks.numerics = lambda exact, **more: numerics(exact, **small, **more)
+card_checks.real_chain.make_home = lambda folder, **more: made(folder, **{{**more, "machine": "threads: 1\\n"}})
+card_checks.find_spec = lambda name: None
+card_checks.QUESTIONS, card_checks.ANSWERS, card_checks.LONGEST, card_checks.LEAST_OF_VLLM = 8, 2, 8, 0.0
+card_checks.serve({{body.__name__: body for body in card_checks.BODIES}}, sys.argv[1:])
+"""
