@@ -6,7 +6,6 @@ They run the same code as a run does. On a CPU each of them works too, with a ti
 from __future__ import annotations
 
 import gc
-import importlib
 import json
 import random
 import shutil
@@ -26,7 +25,7 @@ import polars as pl
 import real_chain
 import training
 from generation import Asked, in_turns
-from gpu_check import GIB, Given, Skip, TimeUp, must, serve
+from gpu_check import GIB, Failed, Given, Skip, TimeUp, must, serve
 from tiny import as_model, tiny_model
 
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
@@ -342,21 +341,22 @@ def as_fast_as_trl(given: Given) -> None:
 def plain_rate(folder: Path, rows: Path, out: Path, precision: str, each: int, attention: str | None) -> tuple[float, str]:
     """Tokens per second of TRL with the fastest words that load here, and these; hub kernels need the hub, for example."""
     named = {"attn_implementation": attention} if attention else {}
-    tries = [{**named, "use_kernels": True}] if find_spec("kernels") else []
-    for words in [*tries, named]:
-        try:
-            seconds, tokens = training.train_plain(folder, rows, out, precision, each, **words)
+    tries = [{**named, "use_kernels": True}, named] if find_spec("kernels") else [named]
+    said: list[str] = []
+    for words in tries:
+        told = (str(folder), str(rows), str(out), precision, str(each), str(threads()), json.dumps(words))
+        done = subprocess.run([sys.executable, training.__file__, "plain", *told], capture_output=True, text=True)
+        if not done.returncode:
+            seconds, tokens = json.loads(done.stdout.strip().splitlines()[-1])
             return tokens / sum(seconds), f"packing {words}"
-        except Exception as error:
-            if words == named:
-                raise
-            print(f"TRL with {words}: {error}", file=sys.stderr)
-            free_what_torch_holds()
-    raise AssertionError("no way was tried")
+        print(done.stderr[-3000:], file=sys.stderr)
+        said += done.stderr.strip().splitlines()[-1:]
+    raise Failed(f"TRL alone does not train here: {'; '.join(said)}")
 
 
 def free_what_torch_holds() -> None:
-    torch = importlib.import_module("torch")
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

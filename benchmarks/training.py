@@ -69,10 +69,13 @@ def train(
     return [after - before for before, after in itertools.pairwise(ends)], found
 
 
-def train_plain(folder: Path, rows: Path, out: Path, precision: str, tokens: int, **words: Any) -> tuple[list[float], int]:
+def train_plain(
+    folder: str, rows: str, out: str, precision: str, tokens: str, threads: str, words: str
+) -> tuple[list[float], int]:
     """The same rows through TRL as its users run it, packed into steps of about `tokens`: seconds of each step but the first, and their tokens.
 
-    `words` are what loads the model, such as an attention. Gradient checkpointing, TRL's default, is off as it is with us.
+    `words`, JSON, are what loads the model, such as an attention. Gradient checkpointing, TRL's default, is off as it is with us. In a
+    process of its own: our trainer changes parts of TRL.
     """
     import torch
     from transformers import TrainerCallback
@@ -82,15 +85,16 @@ def train_plain(folder: Path, rows: Path, out: Path, precision: str, tokens: int
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            ends.append(time.perf_counter())
+            ends.append(clock(int(threads)))
 
     ends: list[float] = []
+    torch.set_num_threads(int(threads) or torch.get_num_threads())
     config = SFTConfig(
-        output_dir=str(out), packing=True, max_length=PACKED, per_device_train_batch_size=max(tokens // PACKED, 1),
+        output_dir=out, packing=True, max_length=PACKED, per_device_train_batch_size=max(int(tokens) // PACKED, 1),
         learning_rate=1e-5, lr_scheduler_type="constant", bf16=precision == "bf16", gradient_checkpointing=False,
-        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": "float32", **words},
+        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": "float32", **json.loads(words)},
     )  # fmt: skip
-    trainer = SFTTrainer(str(folder), args=config, train_dataset=_conversations(rows), callbacks=[Ends()])
+    trainer = SFTTrainer(folder, args=config, train_dataset=_conversations(Path(rows)), callbacks=[Ends()])
     trainer.train()
     counts = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
     return [after - before for before, after in itertools.pairwise(ends)], int(counts[len(ends) - 1] - counts[0])
@@ -202,6 +206,8 @@ def table(model: str, threads: int) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
         print(json.dumps(measured(*sys.argv[2:])))
+    elif sys.argv[1:2] == ["plain"]:
+        print(json.dumps(train_plain(*sys.argv[2:])))
     elif sys.argv[1:2] == ["profile"]:
         profiled(*sys.argv[2:])
     else:
