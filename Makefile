@@ -1,11 +1,13 @@
 # make demo   from nothing to a measured chain on this machine
 # make test   set-up, then the test suite       make check   format, lint and types too (what .ci/run runs)
 # make coverage   which lines the quick tests reach; engines, ranks and programs behind walls run in processes that it does not see
+# make gpu-check   what only a card can show, in under ten minutes; on a fresh clone: make gpu-check LOCK=locks/gpu.txt (docs/cards.md)
 # make bench  the tables of docs/benchmarks.md   make bench-sandbox   those of docs/sandbox.md
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+LOCK ?= locks/cpu.txt
 BIN := .venv/bin
 
-.PHONY: demo test check coverage bench bench-sandbox nightly docs clean
+.PHONY: demo test check coverage bench bench-sandbox gpu-check nightly docs clean
 
 demo: .venv/.engine
 	@$(BIN)/selfkd run quickstart
@@ -31,12 +33,15 @@ bench: .venv/.dev
 bench-sandbox: .venv/.dev
 	$(BIN)/python benchmarks/sandbox.py
 
+gpu-check: .venv/.engine
+	@$(BIN)/python benchmarks/gpu_check.py
+
 docs: .venv/.dev
 	$(BIN)/python -m selfkd.recipe.reference > docs/recipes.md
 
-.venv/.engine: locks/cpu.txt pyproject.toml
+.venv/.engine: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "selfkd needs Python 3.11 or newer: make demo PYTHON=/path/to/python3.11")'
-	@$(PYTHON) locks/install.py locks/cpu.txt .
+	@$(PYTHON) locks/install.py $(LOCK) .
 	@touch $@
 
 .venv/.dev: .venv/.engine locks/dev.txt

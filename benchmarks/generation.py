@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ import polars as pl
 from selfkd.backend.base import REQUESTS, Chunk, Sampling
 from selfkd.backend.choose import open_backend
 from selfkd.backend.engine import inverse_cdf
+from selfkd.backend.machine import Machine
 from selfkd.chain.run import Run
 from selfkd.core.pool import Model
 
@@ -39,27 +40,38 @@ FORMATS = ("bfloat16", "float32")
 SAMPLING = Sampling(temperature=0.8, max_tokens=48)
 
 
-def requests_of(run: Run) -> tuple[Model, pl.DataFrame]:
+@dataclass(frozen=True)
+class Asked:
+    """What every contender is asked, and with which numerics; on a card these name no `sampler`, for there vLLM's own draws."""
+
+    model: Model
+    requests: pl.DataFrame
+    machine: Machine
+    numerics: dict[str, Any]
+    sampling: Sampling = SAMPLING
+
+
+def asked_of(run: Run, dtype: str, threads: int) -> Asked:
     """The base model, and the first chunk of what round 1 asked."""
     model = run.sealed()[0].head()["policy"].at(run.folder.resolve())
     commit = run.made(1)["sample"]
     frames = [pl.read_parquet(run.folder / path) for path in commit.tables["samples"].files]
-    return model, pl.concat(frames).select(list(REQUESTS)).head(run.recipe.chunk)
+    requests = pl.concat(frames).select(list(REQUESTS)).head(run.recipe.chunk)
+    numerics = {**run.numerics, "dtype": dtype, "threads": threads, "sampler": inverse_cdf.NAME}
+    return Asked(model, requests, run.machine, numerics)
 
 
 @contextmanager
-def opened(run: Run, kind: str, dtype: str, threads: int) -> Iterator[tuple[Any, Callable[[], int]]]:
+def opened(asked: Asked, kind: str) -> Iterator[tuple[Any, Callable[[], int]]]:
     """A backend, and what answers the chunk through it and counts the tokens."""
-    model, requests = requests_of(run)
-    numerics = {**run.numerics, "dtype": dtype, "threads": threads, "sampler": inverse_cdf.NAME}
     with tempfile.TemporaryDirectory() as name:
         folder, turns = Path(name), iter(range(10**6))
-        backend = open_backend(replace(run.machine, backend=kind), numerics, folder / "log")
+        backend = open_backend(replace(asked.machine, backend=kind), asked.numerics, folder / "log")
 
         def answer() -> int:
             turn = next(turns)
-            chunk = Chunk(f"{turn:032d}", "s", requests, folder / str(turn), folder / "tmp")
-            return sum(reply.tokens for reply in backend.generate(model, [chunk], SAMPLING))
+            chunk = Chunk(f"{turn:032d}", "s", asked.requests, folder / str(turn), folder / "tmp")
+            return sum(reply.tokens for reply in backend.generate(asked.model, [chunk], asked.sampling))
 
         try:
             yield backend, answer
@@ -67,17 +79,17 @@ def opened(run: Run, kind: str, dtype: str, threads: int) -> Iterator[tuple[Any,
             backend.close()
 
 
-def plain(run: Run, llm: Any, seeded: bool) -> Callable[[], int]:
+def plain(asked: Asked, llm: Any, seeded: bool) -> Callable[[], int]:
     """One `LLM.generate` call on all requests; unseeded with n answers per prompt."""
     from vllm import SamplingParams
 
     from selfkd.backend.tokens import encode_prompt, tokenizer
 
-    model, requests = requests_of(run)
-    tok, count = tokenizer(model.path), requests["number"].n_unique()
+    requests, sampling = asked.requests, asked.sampling
+    tok, count = tokenizer(asked.model.path), requests["number"].n_unique()
     rows = requests if seeded else requests.filter(pl.col("number") == 0)
     prompts = [{"prompt_token_ids": encode_prompt(tok, messages)} for messages in rows["teacher_messages"]]
-    common = {"temperature": SAMPLING.temperature, "max_tokens": SAMPLING.max_tokens, "stop_token_ids": [tok.eos_token_id]}
+    common = {"temperature": sampling.temperature, "max_tokens": sampling.max_tokens, "stop_token_ids": [tok.eos_token_id]}
     params = [SamplingParams(seed=seed, **common) for seed in rows["seed"]] if seeded else SamplingParams(n=count, **common)
 
     def answer() -> int:
@@ -98,28 +110,29 @@ def draw_by(llm: Any, ours: bool) -> None:
     llm.collective_rpc(change)
 
 
-def in_turns(run: Run, dtype: str, threads: int) -> dict[str, list[tuple[float, float]]]:
+def in_turns(asked: Asked) -> dict[str, list[tuple[float, float]]]:
     """{contender: [(tokens per second, tokens per second of processor time)]}, the first turn of each left out."""
-    with opened(run, "local", dtype, threads) as (backend, local):
+    with opened(asked, "local") as (backend, local):
         local()
-        llm = backend._engine._engine.llm
+        llm, draws = backend._engine._engine.llm, "sampler" in asked.numerics
         contenders = {
             "local": (True, local),
-            "plain": (True, plain(run, llm, True)),
-            "vllm": (False, plain(run, llm, True)),
-            "unseeded": (False, plain(run, llm, False)),
+            **({"plain": (True, plain(asked, llm, True))} if draws else {}),
+            "vllm": (False, plain(asked, llm, True)),
+            "unseeded": (False, plain(asked, llm, False)),
         }
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
         for turn in range(TIMES + 1):
             for name, (ours, answer) in contenders.items():
-                draw_by(llm, ours)
+                if draws:
+                    draw_by(llm, ours)
                 rate = timed(answer)
                 found[name] += [rate] if turn else []
     return found
 
 
-def by_ray(run: Run, dtype: str, threads: int) -> dict[str, list[tuple[float, float]]]:
-    with opened(run, "ray", dtype, threads) as (_, answer):
+def by_ray(asked: Asked) -> dict[str, list[tuple[float, float]]]:
+    with opened(asked, "ray") as (_, answer):
         rates = [timed(answer) for _ in range(TIMES + 1)]
     return {"ray": rates[1:]}
 
@@ -154,9 +167,9 @@ def summed_up(found: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    asked, given = Path(sys.argv[1]), sys.argv[2:]
+    folder, given = Path(sys.argv[1]), sys.argv[2:]
     if len(given) == 3:
         measure = in_turns if given[1] == "turns" else by_ray
-        print(json.dumps(measure(Run.at(asked), given[2], int(given[0]))))
+        print(json.dumps(measure(asked_of(Run.at(folder), given[2], int(given[0])))))
     else:
-        print(json.dumps(main(str(asked), given[0] if given else str(Run.at(asked).numerics["threads"]))))
+        print(json.dumps(main(str(folder), given[0] if given else str(Run.at(folder).numerics["threads"]))))

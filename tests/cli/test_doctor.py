@@ -6,6 +6,7 @@ import re
 import tomllib
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -106,8 +107,35 @@ def test_doctor_says_when_a_package_does_not_import(monkeypatch):
         (Accelerator("cuda", (Card("0", "H100", (9, 0), 80, 80),), left_out="1 × T4"), "ok", "of another kind: 1 × T4"),
     ],
 )
-def test_cards_are_shown_with_what_is_free_and_a_machine_without_them_with_the_reason(monkeypatch, found, level, said):
-    monkeypatch.setattr(doctor, "accelerator", lambda: found)
-    check = doctor._gpu()
+def test_cards_are_shown_with_what_is_free_and_a_machine_without_them_with_the_reason(found, level, said):
+    check = next(doctor._gpu(found))
     assert (check.level, check.name) == (level, "GPU") and said in check.fact
     assert bool(check.fix) == (level == "warn")
+
+
+def cards(*sm: tuple[int, int]) -> Accelerator:
+    return Accelerator("cuda", tuple(Card(str(at), "a card", kind, 80 << 30, 79 << 30) for at, kind in enumerate(sm)))
+
+
+@pytest.mark.parametrize(
+    ("sm", "level", "fact"),
+    [((9, 0), "ok", "sm_90"), ((8, 0), "ok", "sm_80"), ((7, 5), "warn", "sm_75"), ((12, 0), "ok", "sm_120")],
+)
+def test_a_card_that_cannot_compute_in_bfloat16_is_a_warning(sm, level, fact):
+    found = {check.name: check for check in doctor._gpu(cards(sm))}
+    assert (found["GPU kind"].level, found["GPU kind"].fact) == (level, fact)
+    assert ("float32" in found["GPU kind"].fix and "exact" in found["GPU kind"].fix) == (level == "warn")
+    assert "shared memory" not in found  # one rank talks to nobody
+
+
+@pytest.mark.parametrize(("free", "level"), [(64 << 20, "warn"), ((1 << 30) - 1, "warn"), (1 << 30, "ok")])
+def test_ranks_on_several_cards_need_shared_memory(monkeypatch, tmp_path, free, level):
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: SimpleNamespace(free=free if path == tmp_path else 0))
+    found = {check.name: check for check in doctor._gpu(cards((9, 0), (9, 0)))}
+    assert found["shared memory"].level == level and ("--shm-size" in found["shared memory"].fix) == (level == "warn")
+
+
+def test_a_machine_of_several_cards_without_shared_memory_is_a_warning_too(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
+    assert doctor._shared_memory().level == "warn"
