@@ -36,7 +36,6 @@ HANDED_OVER = {
     "trusted-host": ("UV_INSECURE_HOST", " "),
     "cert": ("SSL_CERT_FILE", " "),
     "client-cert": ("SSL_CLIENT_CERT", " "),
-    "proxy": ("ALL_PROXY", " "),
     "timeout": ("UV_HTTP_TIMEOUT", " "),
     "default-timeout": ("UV_HTTP_TIMEOUT", " "),
 }
@@ -108,7 +107,7 @@ def with_uv(wanted: Sequence[str], count: int) -> bool:
         done = watched(
             command,
             "installing by uv, then compiling" if compiles else "installing by uv",
-            {**handed, **own, **os.environ},
+            {**os.environ, **own, **handed, **{name: value for name, value in os.environ.items() if name.startswith("UV_")}},
             count,
         )
     if not done:
@@ -148,7 +147,9 @@ def pip_settings() -> dict[str, str] | None:
         section, _, option = name.rpartition(".")
         with suppress(ValueError, SyntaxError):
             found.setdefault(section, {})[option] = str(ast.literal_eval(value))
-    return {option: value for section in SECTIONS for option, value in found.get(section, {}).items()}
+    return {
+        option: value for section in SECTIONS for option, value in found.get(section, {}).items() if value
+    }  # as pip reads ''
 
 
 def for_uv(settings: Mapping[str, str] | None) -> dict[str, str] | None:

@@ -139,6 +139,11 @@ global.no-color='true'
     assert "word" not in said and "word" not in notes[0]  # of the command: seen by every user of a machine
 
 
+def test_an_empty_variable_of_pip_hides_no_index_of_its_files(set_up):
+    settings = "global.index-url='https://private/simple'\n:env:.index-url=''\n"
+    assert set_up("cpu.txt", settings=settings)[2][1].startswith("uv sees https://private/simple|")
+
+
 def test_what_a_person_set_for_uv_stays(set_up):
     notes = set_up("cpu.txt", settings="global.index-url='https://one'\n", UV_DEFAULT_INDEX="https://mine")[2]
     assert notes[1].startswith("uv sees https://mine|")

@@ -115,7 +115,16 @@ def test_layers_with_a_state_are_never_fed_flat_rows(tmp_path, kind, more, flat)
     from selfkd.backend.trainer.flat import may_be_flat
 
     AutoConfig.for_model(kind, **SMALL, **more).save_pretrained(tmp_path)
-    assert may_be_flat(str(tmp_path)) is flat
+    assert may_be_flat(str(tmp_path), longest=100) is flat
+
+
+def test_rows_longer_than_a_window_of_attention_are_padded(tmp_path):
+    from transformers import AutoConfig
+
+    from selfkd.backend.trainer.flat import may_be_flat
+
+    AutoConfig.for_model("mistral", **SMALL, sliding_window=64).save_pretrained(tmp_path)
+    assert may_be_flat(str(tmp_path), longest=64) and not may_be_flat(str(tmp_path), longest=65)
 
 
 # The head

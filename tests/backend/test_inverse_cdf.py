@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 torch = pytest.importorskip("torch", reason="needs the extra [cpu] or [gpu]")
 
-from selfkd.backend.engine.inverse_cdf import BLOCK, InverseCdf, draw, next_tokens, uniform, within  # noqa: E402
+from selfkd.backend.engine.inverse_cdf import BLOCK, InverseCdf, draw, likeliest, next_tokens, uniform, within  # noqa: E402
 from selfkd.errors import BackendError  # noqa: E402
 
 LAST = 1 - 2**-53  # the greatest number that a generator gives
@@ -127,6 +127,13 @@ def test_what_is_returned_beside_the_tokens_is_what_vllm_would_return(mode: str)
     theirs = vllm.TopKTopPSampler(mode).forward_native(logits.clone(), seeded(6), k.clone(), None)[1]
     _, processed = InverseCdf(mode)(logits.clone(), seeded(6), k.clone(), None)
     assert processed is theirs is None if mode == "raw_logprobs" else torch.equal(processed, theirs)
+
+
+def test_a_greedy_token_is_the_first_of_the_likeliest_and_never_one_without_a_score() -> None:
+    assert likeliest(torch.tensor([[0.0, 2.0, 2.0], [-1.0, float("-inf"), -3.0]])).tolist() == [1, 0]
+    for score in ("nan", "inf", "-inf"):
+        with pytest.raises(BackendError, match="1 of 2 answers have no next token"):
+            likeliest(torch.tensor([[0.0, 1.0], [float(score)] * 2]))
 
 
 def test_scores_that_are_no_numbers_are_an_error_and_no_token() -> None:

@@ -66,6 +66,13 @@ def within(probabilities: Any, top_k: int, top_p: float) -> Any:
     return probabilities
 
 
+def likeliest(logits: Any) -> Any:
+    """Return the likeliest token of each row, the first of equals; BackendError where its score is no number."""
+    found = logits.argmax(-1)
+    _refuse_what_is_no_number(logits.gather(-1, found.unsqueeze(-1)).squeeze(-1).isfinite())
+    return found
+
+
 def uniform(rows: int, generators: Mapping[int, Any]) -> Any:
     """Return a number in [0, 1) for each row: from the generator of the row where it has one, else from torch's own."""
     import torch
@@ -85,7 +92,7 @@ def draw(probabilities: Any, numbers: Any) -> Any:
 
     sums = _block_sums(probabilities).double()
     ends = sums.cumsum(-1)
-    _refuse_what_is_no_number(ends[:, -1])
+    _refuse_what_is_no_number(ends[:, -1] > 0)
     block, rest = _share(ends, numbers.unsqueeze(-1))
     tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
     inside = tokens < probabilities.shape[-1]
@@ -115,10 +122,10 @@ def _share(ends: Any, number: Any) -> tuple[Any, Any]:
     return place, target - start
 
 
-def _refuse_what_is_no_number(totals: Any) -> None:
-    """Raise BackendError where the probabilities of a row are no numbers; vLLM would answer token 0 for ever."""
-    lost = len(totals) - int((totals > 0).sum())
+def _refuse_what_is_no_number(known: Any) -> None:
+    """Raise BackendError where a row has no number to choose by; vLLM would answer token 0 for ever."""
+    lost = len(known) - int(known.sum())
     if lost:
         raise BackendError(
-            f"{lost} of {len(totals)} answers have no next token: their scores are no numbers", "engine", OVERFLOW
+            f"{lost} of {len(known)} answers have no next token: their scores are no numbers", "engine", OVERFLOW
         )

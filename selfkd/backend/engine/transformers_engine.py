@@ -301,7 +301,7 @@ def refuse_unknown(extra: Mapping[str, Any]) -> None:
 def draw_or_take(logits: Any, generators: Sequence[Any], sampling: Sampling) -> Any:
     """Return the next token of each row: the likeliest at temperature 0, else a drawn one."""
     if sampling.temperature < GREEDY_BELOW:
-        return logits.argmax(-1)
+        return inverse_cdf.likeliest(logits)
     return inverse_cdf.next_tokens(logits / sampling.temperature, generators, sampling.top_k, sampling.top_p)
 
 

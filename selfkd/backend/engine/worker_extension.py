@@ -45,8 +45,9 @@ class WorkerExtension:
         """Draw by our own sampler from now on, on a CPU: a card draws its numbers from seed and position already."""
         if name != inverse_cdf.NAME:
             raise ValueError(f"no sampler is named {name!r}; there is {inverse_cdf.NAME!r}")
-        chosen = self.model_runner.sampler.topk_topp_sampler
-        chosen.forward = inverse_cdf.InverseCdf(chosen.logprobs_mode)
+        sampler = self.model_runner.sampler
+        sampler.topk_topp_sampler.forward = inverse_cdf.InverseCdf(sampler.topk_topp_sampler.logprobs_mode)
+        sampler.greedy_sample = inverse_cdf.likeliest
 
     def selfkd_facts(self) -> dict[str, Any]:
         """Return what this worker computes with; the names of vLLM's parts differ between its versions, and may be missing."""

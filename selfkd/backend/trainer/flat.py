@@ -61,10 +61,16 @@ def _attend(
 AttentionInterface.register(ROW_BY_ROW, row_by_row)
 
 
-def may_be_flat(folder: str) -> bool:
-    """Whether a model's attention can be replaced and none of its layers carries a state, as far as its configuration says."""
+def may_be_flat(folder: str, longest: int) -> bool:
+    """Whether a model's attention can be replaced and none of its layers carries a state, as far as its configuration says.
+
+    A window shorter than the `longest` row needs padding: some models pass it in the mask only, which `row_by_row` is not given.
+    """
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    kinds = getattr(config.get_text_config(), "layer_types", None) or PLAIN_LAYERS
+    text = config.get_text_config()
+    if longest > (getattr(text, "sliding_window", None) or longest):
+        return False
+    kinds = getattr(text, "layer_types", None) or PLAIN_LAYERS
     model = AutoModelForCausalLM._model_mapping.get(type(config), None)
     return set(kinds) <= PLAIN_LAYERS and bool(getattr(model, "_supports_attention_backend", False))
 

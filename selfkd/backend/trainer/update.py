@@ -145,19 +145,20 @@ def _planned(
         raise UsageError("\n".join(problems), "train")
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
-    attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")))
+    longest = max(row.longest for row in rows)
+    attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
     return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat)
 
 
-def _attention(numerics: Mapping[str, Any], folder: str, asked: bool) -> tuple[str, bool]:
+def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
     """Return by what attention is computed while training, and whether rows go through it flat.
 
     A CPU has no kernel for flat rows, so there attention goes row by row; on a card the kernels that know borders are named by the machine.
     """
     named = numerics.get("trainer", {}).get("attn_implementation")
-    if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder):
+    if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder, longest):
         return flat.ROW_BY_ROW, True
     return named or PLAIN_ATTENTION, asked or flat.is_varlen(named or "")
 
