@@ -177,14 +177,17 @@ class StepContext:
         self._met("trainer")
         return trained
 
-    def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
+    def map(
+        self, function: Function, batches: Iterable[list[Row]], samples: Iterable[str], timeout: float
+    ) -> Iterator[list[tuple[float | None, str]]]:
         worked, known = False, self.head_start.known(function)
-        if known:
-            self.notes["scored_ahead"] = self.notes.get("scored_ahead", 0) + len(known)
+        held = len(known)
         compute = partial(spread, function, workers=usable_cores(), timeout=timeout)
-        for results in completed(batches, known, compute):
+        for results in completed(batches, samples, known, compute):
             worked = True
             yield results
+        if used := held - len(known):
+            self.notes["scored_ahead"] = self.notes.get("scored_ahead", 0) + used
         if worked:
             kind = f"reward-{function.digest[:12]}"
             self.makers[kind] |= set(self.run.computers.meet({kind: worker_facts(function)}, self.attempt).values())

@@ -1,16 +1,18 @@
 """Rewards that run while answers still come: a head start of the score step that follows. It stays in memory and is in no record.
 
-A value is used where the very same function is then asked about the very same row, and else thrown away. What fails or hangs here
-is not kept: it fails again in its own step, which says so. Only cores that no engine uses work ahead.
+A value is used once, where the very same function is then asked about the very same row of the very same sample, and else thrown
+away: a function may draw, and equal answers are then no equal values. What fails or hangs here is not kept: it fails again in its
+own step, which says so. Only cores that no engine uses work ahead.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -28,7 +30,8 @@ BATCH = 64  # samples per call of a worker: what a stop throws away
 MOST_WORKERS = 4
 JOIN_SECONDS = 5.0
 Row = dict[str, Any]
-Known = Mapping[str, Result]
+Key = tuple[str, str]
+Known = dict[Key, Result]
 
 
 def spare_workers(engines: int, threads: int) -> int:
@@ -40,10 +43,10 @@ def spare_workers(engines: int, threads: int) -> int:
     return max(0, min(MOST_WORKERS, usable_cores() - busy - 1))
 
 
-def key_of(row: Row) -> str | None:
-    """Return what names a row by content; None where it holds what has no one text."""
+def key_of(sample: str, row: Row) -> Key | None:
+    """Return what names the row of a sample: its id and the content; None where the row holds what has no one text."""
     try:
-        return digest.of(row)
+        return sample, digest.of(row)
     except (TypeError, ValueError):
         return None
 
@@ -76,7 +79,7 @@ class HeadStart:
             self._job.add(answers)
 
     def known(self, function: Function) -> Known:
-        """Return {key of a row: result} of what was scored by this function; ends the head start."""
+        """Return {key of a row: result} of what was scored by this function; ends the head start. What is used is to be taken out."""
         job = self._job
         if job is None:
             return {}
@@ -97,7 +100,7 @@ class _Job:
         self._step, self._pool = step, pool
         named = zip(step.scores(), functions, strict=True)
         self._rewards = [Reward(name, one, WorkerPool(_spec(one), step.timeout)) for name, one in named]
-        self.known: dict[WorkerSpec, dict[str, Result]] = {reward.workers.spec: {} for reward in self._rewards}
+        self.known: dict[WorkerSpec, Known] = {reward.workers.spec: {} for reward in self._rewards}
         self._todo: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._stopped = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
@@ -128,12 +131,14 @@ class _Job:
         """Cut a file of answers into batches, as the step cuts all of them."""
         tables = {**self._pool.tables, "samples": read_light("samples", [answers])}
         pool = replace(self._pool, tables=tables, files={**self._pool.files, "samples": (answers,)})
-        for batch in cut(self._step.rows_ahead(pool, reward.function, reward.score), BATCH):
-            self._todo.put(partial(self._score, batch, reward))
+        ids, rows = self._step.rows_ahead(pool, reward.function, reward.score)
+        names = iter(ids)
+        for batch in cut(rows, BATCH):
+            self._todo.put(partial(self._score, list(islice(names, len(batch))), batch, reward))
 
-    def _score(self, batch: list[Row], reward: Reward) -> None:
+    def _score(self, ids: list[str], batch: list[Row], reward: Reward) -> None:
         """Keep the values of a batch. Where all of it failed the function is broken, and scores no more ahead."""
-        found = zip(map(key_of, batch), reward.workers.score(batch), strict=True)
+        found = zip(map(key_of, ids, batch), reward.workers.score(batch), strict=True)
         kept = {key: result for key, result in found if key and not failed(*result)}
         self.known[reward.workers.spec] |= kept
         if not kept:
@@ -145,17 +150,25 @@ def _spec(function: Function) -> WorkerSpec:
 
 
 def completed(
-    batches: Iterable[list[Row]], known: Known, compute: Callable[[Iterable[list[Row]]], Iterator[list[Result]]]
+    batches: Iterable[list[Row]],
+    samples: Iterable[str],
+    known: Known,
+    compute: Callable[[Iterable[list[Row]]], Iterator[list[Result]]],
 ) -> Iterator[list[Result]]:
-    """Yield the results of each batch, in order: those that are known, and of the other rows what `compute` makes of them."""
+    """Yield the results of each batch, in order: those that are known, and of the other rows what `compute` makes of them.
+
+    `samples` are the ids of the rows of all batches. What was known and is used is taken out of `known`.
+    """
     if not known:
         yield from compute(batches)
         return
     begun: deque[list[Result | None]] = deque()
+    names = iter(samples)
 
     def missing() -> Iterator[list[Row]]:
         for batch in batches:
-            found = [known.get(key_of(row) or "") for row in batch]
+            keys = map(key_of, islice(names, len(batch)), batch)
+            found = [known.pop(key, None) if key else None for key in keys]
             begun.append(found)
             if rest := [row for row, result in zip(batch, found, strict=True) if result is None]:
                 yield rest

@@ -177,11 +177,13 @@ def _tensors(path: Path, with_file: bool) -> tuple[list[tuple[str, list[Any]]], 
         reader = _Reader(handle, beside if with_file else None)
         (length,) = struct.unpack("<Q", reader.take(8))
         header: Mapping[str, Any] = json.loads(reader.take(length))
-        for name, entry in sorted(header.items(), key=lambda item: item[1].get("data_offsets", [0])[0]):
-            if name != "__metadata__":
-                start, end = entry["data_offsets"]
-                reader.skip_to(8 + length + start)
-                found.append((name, [entry["dtype"], entry["shape"], reader.hash_of_next(end - start)]))
+        tensors = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+        for name, entry in sorted(
+            tensors, key=lambda item: item[1]["data_offsets"]
+        ):  # whole: one without bytes shares its start
+            start, end = entry["data_offsets"]
+            reader.skip_to(8 + length + start)
+            found.append((name, [entry["dtype"], entry["shape"], reader.hash_of_next(end - start)]))
         return found, reader.of_file()
 
 

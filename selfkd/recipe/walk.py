@@ -228,7 +228,9 @@ class LintContext:
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
         return Trained(Path(), {}, {})
 
-    def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
+    def map(
+        self, function: Function, batches: Iterable[list[Row]], samples: Iterable[str], timeout: float
+    ) -> Iterator[list[tuple[float | None, str]]]:
         return iter(())
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:

@@ -66,8 +66,13 @@ class Context(Protocol):
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
         """Update `start` on training rows, held against `reference` if there is one."""
 
-    def map(self, function: Function, batches: Iterable[list[Row]], timeout: float) -> Iterator[list[tuple[float | None, str]]]:
-        """Yield reward outcomes batch by batch: (value, why), the value None where it could not be scored ('abstained': would not be)."""
+    def map(
+        self, function: Function, batches: Iterable[list[Row]], samples: Iterable[str], timeout: float
+    ) -> Iterator[list[tuple[float | None, str]]]:
+        """Yield reward outcomes batch by batch: (value, why), the value None where it could not be scored ('abstained': would not be).
+
+        `samples` are the ids of the samples that the rows are of, in their order.
+        """
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""

@@ -134,7 +134,7 @@ class ScoreStep(Step):
             rows = rows_for_reward(part, pool, wanted)
             outcomes: list[Outcome] = []
             flags = iter(new.to_list())
-            for batch in context.map(function, cut(rows, BATCH), self.timeout):
+            for batch in context.map(function, cut(rows, BATCH), part["id"], self.timeout):
                 of_new = list(compress(batch, flags))
                 outcomes += of_new
                 failed += sum(unscored(value, why) for value, why in of_new)
@@ -143,11 +143,12 @@ class ScoreStep(Step):
                 context.progress(done, todo.height, "samples")
             yield _score_rows(part.filter(new)["id"].to_list(), name, outcomes)
 
-    def rows_ahead(self, pool: Pool, function: Function, name: str) -> list[dict[str, Any]]:
-        """Return the rows that `run` will give the function for these samples; none where it sees a prompt's whole group."""
+    def rows_ahead(self, pool: Pool, function: Function, name: str) -> tuple[list[str], list[dict[str, Any]]]:
+        """Return (ids, rows) that `run` will give the function for these samples; none where it sees a prompt's whole group."""
         if signature(function).grouped:
-            return []
-        return rows_for_reward(self._unscored(pool, name), pool, wants(function))
+            return [], []
+        todo = self._unscored(pool, name)
+        return todo["id"].to_list(), rows_for_reward(todo, pool, wants(function))
 
     def _whole_prompts(self, pool: Pool, todo: pl.DataFrame) -> pl.DataFrame:
         """Return all samples of the prompts that have one to score: a vote counts those, too, that have their score already.

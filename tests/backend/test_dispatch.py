@@ -59,6 +59,9 @@ class World:
     now: float = 0.0
     engines: list[EngineState] = field(default_factory=list)
     due: list[tuple[float, int, EngineState, Event]] = field(default_factory=list)
+    arrived: list[str] = field(default_factory=list)  # results that were told of
+    at_once: bool = False  # whether one wait tells of all that is due
+    broken: set[str] = field(default_factory=set)  # calls that cannot be sent
     stalled: set[str] = field(default_factory=set)
     began: dict[str, float] = field(default_factory=dict)
     sent: list[tuple[str, str, str]] = field(default_factory=list)  # engine, call, the one that is to follow
@@ -74,9 +77,11 @@ class World:
         """Let a quarter of a second pass, or what is left until the next event; half a minute where engines only hang."""
         self.due.sort(key=lambda one: one[:2])
         if self.due and self.due[0][0] <= self.now + 0.25:
-            at, _, _, event = self.due.pop(0)
-            self.now = max(self.now, at)
-            return [event]
+            self.now = max(self.now, self.due[0][0])
+            count = sum(at <= self.now for at, *_ in self.due) if self.at_once else 1
+            told, self.due = [event for *_, event in self.due[:count]], self.due[count:]
+            self.arrived += [event.result for event in told if isinstance(event, Answered)]
+            return told
         self.now += 0.25 if self.due else 30.0
         return []
 
@@ -96,6 +101,8 @@ class World:
             case Ensure(engine):
                 self.ensured.append((engine.name, self.wanted.weights))
                 self._later(engine, None, Ensured(engine, self.wanted.weights))
+            case Send(_, call, _) if call.name in self.broken:
+                raise ConnectionError(f"{call.name} cannot be sent")
             case Send(engine, call, following):
                 assert engine.weights == self.wanted.weights and not any(one[2] is engine for one in self.due)
                 self.sent.append((engine.name, call.name, following.name if following else ""))
@@ -227,6 +234,39 @@ def test_progress_counts_unfinished_calls_about_once_a_second() -> None:
     go(world, 2)
     assert {"requests": 2, "tokens": 20, "chunks": 0, "waiting": 2} in world.reports
     assert len(world.reports) <= 5
+
+
+def until_stopped(world: World, count: int, engines: int, depth: int = 1) -> tuple[list[str], Exception | None]:
+    """Return what was delivered, and the error that stopped the run after it."""
+    dispatch = Dispatch(world.engines, world.wanted, calls(count), Limits(engines, 100.0, depth))
+    delivered: list[str] = []
+    try:
+        delivered.extend(results(dispatch, world, world.clock))
+    except (BackendError, UsageError, ConnectionError) as stopped:
+        return delivered, stopped
+    return delivered, None
+
+
+def test_an_answer_of_the_very_moment_in_which_the_run_stops_is_delivered_before() -> None:
+    world = World(Fates(c0=[UsageError("prompt 7 is too long", "prompts")]), at_once=True)
+    delivered, stopped = until_stopped(world, 2, 2)
+    assert delivered == ["c1"] and "prompt 7" in str(stopped)
+
+
+def test_an_answer_is_delivered_where_the_call_that_follows_cannot_be_sent() -> None:
+    delivered, stopped = until_stopped(World(broken={"c1"}), 2, 1)
+    assert delivered == ["c0"] and str(stopped) == "c1 cannot be sent"
+
+
+def test_an_answer_is_delivered_where_how_far_others_are_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable() -> Mapping[str, Pulse]:
+        if world.arrived:
+            raise ConnectionError("no beat")
+        return {}
+
+    world = World()
+    monkeypatch.setattr(world, "pulses", unreadable)
+    assert until_stopped(world, 2, 1)[0] == ["c0"]
 
 
 def test_closing_it_ends_the_engines_that_answer_and_keeps_those_that_swap() -> None:
@@ -364,3 +404,30 @@ def test_whatever_is_lost_everything_is_answered_once_and_asked_again_only_where
     for engine in {engine for engine, _, _ in world.sent}:
         mine = [(call, following) for name, call, following in world.sent if name == engine]
         assert all(following in ("", call) for (_, following), (call, _) in pairwise(mine))
+
+
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 12),
+    engines=st.integers(1, 5),
+    depth=st.integers(1, 2),
+    seconds=st.lists(st.sampled_from([0.5, 1.0, 2.0]), min_size=1, max_size=7),
+    losses=st.dictionaries(
+        st.integers(0, 11), st.lists(trouble | st.just(UsageError("too long", "prompts")), min_size=1, max_size=2)
+    ),
+    broken=st.sets(st.integers(0, 11).map("c{}".format), max_size=2),
+)
+def test_whatever_stops_a_run_each_answer_that_arrived_is_delivered_once(
+    count: int, engines: int, depth: int, seconds: list[float], losses: dict[int, list[Any]], broken: set[str]
+) -> None:
+    fates = Fates(**{f"c{number}": given for number, given in losses.items()})
+    times = iter(seconds * 100)
+
+    def fate(engine: EngineState, call: Call | None) -> Any:
+        found = fates(engine, call)
+        return next(times) if found == 1.0 else found
+
+    world = World(fate, at_once=True, broken=broken)
+    delivered, stopped = until_stopped(world, count, engines, depth)
+    assert delivered == world.arrived and len(set(delivered)) == len(delivered)
+    assert stopped or len(delivered) == count

@@ -275,16 +275,33 @@ def test_progress_is_told_and_an_interrupted_chunk_is_answered_anew(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "REPORT_SECONDS", 0.0)
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, ...]] = []
     whole = engine.generate(chunk_of(tmp_path, WORDS), Sampling(max_tokens=24), lambda *numbers: told.append(numbers))
-    assert told == sorted(told) and told[-1] == (len(WORDS), whole.tokens)
+    assert told == sorted(told) and told[-1][:2] == (len(WORDS), whole.tokens)
+    assert [steps for _, _, steps in told] == list(range(len(told))) and 1 < len(told) <= 1 + 24
 
-    def interrupt(done: int, count: int) -> None:
+    def interrupt(done: int, count: int, steps: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         engine.generate(chunk_of(tmp_path, WORDS), Sampling(max_tokens=24), interrupt)
     assert engine.generate(chunk_of(tmp_path, WORDS), Sampling(max_tokens=24)).path == whole.path
+
+
+def test_each_batch_counts_its_steps_from_the_pass_that_reads_its_prompts(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long that pass takes, an engine at step 0 is not taken for a hanging one."""
+    monkeypatch.setitem(engine.numerics, "max_num_seqs", 1)
+    told: list[tuple[int, ...]] = []
+    engine.generate(chunk_of(tmp_path, WORDS[:2]), Sampling(max_tokens=3), lambda *numbers: told.append(numbers))
+    assert [steps for _, _, steps in told] == [0, 0]  # within a second: only the beginnings
+    monkeypatch.setattr(engine_module, "REPORT_SECONDS", 0.0)
+    told.clear()
+    engine.generate(chunk_of(tmp_path, WORDS[:2], 1), Sampling(max_tokens=3), lambda *numbers: told.append(numbers))
+    second = [steps for _, _, steps in told].index(0, 1)
+    for batch in (told[:second], told[second:]):
+        assert [steps for _, _, steps in batch] == list(range(len(batch))) and len(batch) > 1
 
 
 def test_words_that_only_vllm_knows_are_named_and_the_engine_lives_on(engine: Engine, tmp_path: Path) -> None:

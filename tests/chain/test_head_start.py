@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
-from selfkd.chain import head_start, round
+from selfkd.chain import context, head_start, round
 from selfkd.chain.head_start import completed, key_of, spare_workers
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.core.accelerator import Accelerator
 from selfkd.errors import RewardError
+from selfkd.rewards.pool import spread
+from selfkd.steps import score as score_step
 
 RIGHT = """
 import os
@@ -46,6 +48,14 @@ def right(completions: list, answer: str) -> list:
     with open(os.environ["HEARD"], "a") as heard:
         heard.write("scored\\n" * len(completions))
     return [float(text.endswith(answer)) for text in completions]
+"""
+DRAWS = """
+import os
+
+def right(completion: str) -> float:
+    with open(os.environ["HEARD"], "a") as heard:
+        heard.write("scored\\n")
+    return int.from_bytes(os.urandom(6)) / 2**48
 """
 SCORED = (
     RECIPE.replace("reward/number.py:last_number", "right.py:right")
@@ -120,6 +130,29 @@ def test_with_and_without_a_head_start_the_chain_ends_on_one_digest(start: Any) 
     assert end(ahead) == end(alone)
 
 
+def test_equal_answers_share_no_value_of_a_reward_that_draws_and_the_note_counts_what_was_used(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_step, "SLICE", 6)
+    computed: list[Any] = []
+
+    def counted(function: Any, batches: Any, **words: Any) -> Any:
+        return spread(function, (computed.extend(batch) or batch for batch in batches), **words)
+
+    monkeypatch.setattr(context, "spread", counted)
+    recipe = SCORED.replace("  - measure: right.py:right\n", "").replace("right = 1", "right >= 0")
+
+    def until_scored(heard: Path) -> Slow:
+        slow = Slow(heard, lambda: heard.read_text().count("scored") >= 8)
+        slow.chunks = 1  # nothing is measured before
+        return slow
+
+    run, _ = start("draws", 1, DRAWS, until_scored, recipe)
+    samples = run.samples(round=1, step="sample")
+    assert samples["text"].n_unique() < samples.height == samples["right"].n_unique() == SAMPLES
+    assert used(run) == SAMPLES - len(computed) > 0
+
+
 def test_a_reward_that_hangs_ahead_stops_no_sample_step_and_fails_in_its_own(start: Any, tmp_path: Path) -> None:
     recipe = SCORED.replace("  - score: right.py:right", "  - score: {reward: right.py:right, timeout: 0.3}")
     recipe = recipe.replace("  - measure: right.py:right\n", "")
@@ -189,15 +222,23 @@ def test_no_core_that_an_engine_uses_works_ahead(monkeypatch: pytest.MonkeyPatch
 
 def test_a_row_is_another_one_where_any_word_of_it_differs() -> None:
     row = {"completion": "4", "answer": "4", "meta": {"a": 1}}
-    assert key_of(row) == key_of(dict(reversed(row.items())))
-    assert len({key_of(row), key_of({**row, "answer": "5"}), key_of({**row, "meta": {"a": 2}})}) == 3
-    assert key_of({"meta": {"a": float("nan")}}) is None
+    assert key_of("s", row) == key_of("s", dict(reversed(row.items())))
+    others = (key_of("s", {**row, "answer": "5"}), key_of("s", {**row, "meta": {"a": 2}}), key_of("t", row))
+    assert len({key_of("s", row), *others}) == 4
+    assert key_of("s", {"meta": {"a": float("nan")}}) is None
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 99), st.booleans()), min_size=1, max_size=5), max_size=6))
 def test_results_come_batch_by_batch_in_order_whatever_is_known(batches: list[list[tuple[int, bool]]]) -> None:
+    """The value of a row is its place: equal rows of two samples do not share one."""
     rows = [[{"n": number, "known": known} for number, known in batch] for batch in batches]
-    known = {str(key_of(row)): (float(row["n"]), "ahead") for batch in rows for row in batch if row["known"]}
+    flat = [row for batch in rows for row in batch]
+    ids = [f"s{place}" for place in range(len(flat))]
+    known = {
+        key_of(name, row): (float(place), "ahead")
+        for place, (name, row) in enumerate(zip(ids, flat, strict=True))
+        if row["known"]
+    }
     asked: list[Any] = []
 
     def compute(some: Any) -> Any:
@@ -205,6 +246,9 @@ def test_results_come_batch_by_batch_in_order_whatever_is_known(batches: list[li
             asked.extend(batch)
             yield [(float(row["n"]), "now") for row in batch]
 
-    found = list(completed(iter(rows), known, compute))
-    assert found == [[(float(row["n"]), "ahead" if row["known"] else "now") for row in batch] for batch in rows]
-    assert asked == [row for batch in rows for row in batch if not row["known"]]
+    found = list(completed(iter(rows), iter(ids), known, compute))
+    assert [len(batch) for batch in found] == [len(batch) for batch in rows]
+    expected = [(float(place), "ahead") if row["known"] else (float(row["n"]), "now") for place, row in enumerate(flat)]
+    assert [result for batch in found for result in batch] == expected
+    assert asked == [row for row in flat if not row["known"]]
+    assert known == {}  # each was handed out, once

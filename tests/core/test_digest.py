@@ -113,6 +113,15 @@ def test_one_reading_gives_the_digest_and_the_hash_of_each_file(tmp_path, monkey
     assert files == {path: digest.file(path) for path in folder.glob("*.safetensors")} and len(files) == 2
 
 
+def test_a_tensor_without_bytes_may_be_listed_behind_its_neighbour(tmp_path):
+    between, behind = ({"a": b"12", "empty": b"", "b": b"34"}, {"a": b"12", "b": b"34", "empty": b""})
+    one, two = model(tmp_path / "one", between), model(tmp_path / "two", behind)
+    shard = two / "model.safetensors"
+    shard.write_bytes(shard.read_bytes().replace(b"[4, 4]", b"[2, 2]"))
+    assert b'[2, 4]}, "empty": {"dtype": "U8", "shape": [0], "data_offsets": [2, 2]' in shard.read_bytes()
+    assert digest.weights(one) == digest.weights(two)
+
+
 def test_a_file_whose_tensors_overlap_is_refused(tmp_path):
     folder = model(tmp_path / "one", {"a": b"12", "b": b"34"})
     shard = folder / "model.safetensors"

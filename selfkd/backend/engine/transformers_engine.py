@@ -20,6 +20,7 @@ import polars as pl
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.engine.held_engine import REPORT_IT
+from selfkd.backend.engine.lots import OnTokens
 from selfkd.backend.engine.root_model import quietly
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
@@ -70,8 +71,8 @@ class Engine:
         self._notes = {**verdict.notes(), "seconds": round(time.perf_counter() - started, 3)}
         return self._notes
 
-    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: Any = None) -> Reply:
-        """Answer a chunk alone and write it; `on_tokens(requests done, tokens)` about once a second.
+    def generate(self, chunk: Chunk, sampling: Sampling, on_tokens: OnTokens | None = None) -> Reply:
+        """Answer a chunk alone and write it; `on_tokens(requests done, tokens, steps of this batch)` about once a second.
 
         The batches are cut from the chunk's order, so they are the same in every engine with the same numerics.
         """
@@ -176,13 +177,14 @@ class Engine:
         seen = torch.tensor(mask, device=self.device)
         cache = DynamicCache(config=self._net.config)
         ends = Ends(self._tok, sampling)
+        tell.begin_batch()
         while True:
             logits = self._forward(step, seen, cache)
             drawn = draw_or_take(logits, [answer.generator for answer in batch], sampling)
             chances = torch.log_softmax(logits, -1).gather(-1, drawn[:, None])[:, 0].tolist()
             for answer, token, chance in zip(batch, drawn.tolist(), chances, strict=True):
                 answer.add(token, chance, ends)
-            tell.now_and_then()
+            tell.step()
             going = [place for place, answer in enumerate(batch) if not answer.finish]
             if not going:
                 return
@@ -266,16 +268,28 @@ class Ends:
 
 
 class Teller:
-    """Reports how far a chunk is, about once a second."""
+    """Reports how far a chunk is, about once a second: who makes no more steps is hanging.
 
-    def __init__(self, answers: Sequence[Answer], on_tokens: Any) -> None:
-        self._answers, self._on_tokens, self._told = answers, on_tokens, time.monotonic()
+    A batch begins at step 0, which nobody takes for a hang: all its prompts are read in one pass, however long a CPU takes for it.
+    """
 
-    def now_and_then(self) -> None:
-        if self._on_tokens and time.monotonic() - self._told >= REPORT_SECONDS:
-            self._told = time.monotonic()
+    def __init__(self, answers: Sequence[Answer], on_tokens: OnTokens | None) -> None:
+        self._answers, self._on_tokens, self._told, self._steps = answers, on_tokens, time.monotonic(), 0
+
+    def begin_batch(self) -> None:
+        self._steps = 0
+        self._tell()
+
+    def step(self) -> None:
+        self._steps += 1
+        if time.monotonic() - self._told >= REPORT_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        if self._on_tokens:
             done = sum(bool(answer.finish) for answer in self._answers)
-            self._on_tokens(done, sum(len(answer.ids) for answer in self._answers))
+            self._on_tokens(done, sum(len(answer.ids) for answer in self._answers), self._steps)
 
 
 def said(tok: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:

@@ -182,13 +182,6 @@ class End:
 
 
 @dataclass(frozen=True)
-class Deliver:
-    """Hand the result of a call to the caller."""
-
-    result: Any
-
-
-@dataclass(frozen=True)
 class Report:
     progress: AnswerProgress
 
@@ -200,7 +193,7 @@ class Stop:
     error: SelfkdError
 
 
-Action = Start | Ensure | Send | End | Deliver | Report | Stop
+Action = Start | Ensure | Send | End | Report | Stop
 
 
 class Dispatch:
@@ -239,10 +232,10 @@ class Dispatch:
             case Ensured(engine, weights):
                 engine.weights, engine.work = weights, None
                 return list(self._assign(now))
-            case Answered(engine, result):
+            case Answered(engine):
                 engine.work = None
                 self._delivered, self._quiet = self._delivered + 1, False
-                return [*self._assign(now), Deliver(result)]
+                return list(self._assign(now))
             case Failed(engine, reason, error):
                 return list(self._lose(engine, reason, error, now))
             case Tick(pulses):
@@ -368,32 +361,33 @@ class Transport(Protocol):
 def results(dispatch: Dispatch, transport: Transport, clock: Callable[[], float]) -> Generator[Any, None, None]:
     """Yield the results of all calls in the order in which they finish; closing it abandons what is in flight.
 
-    The caller may take its time with a result: what follows from it was sent before.
+    The caller may take its time with a result: what follows from it was sent before. What has arrived is delivered even where
+    that fails, or something else stops the run: the error is raised after it.
     """
     try:
         carry_out(dispatch.begin(clock()), dispatch, transport, clock)
         while not dispatch.done:
-            events = [*transport.wait(), Tick(transport.pulses())]
-            delivered = [one for event in events for one in carry_out(dispatch.on(event, clock()), dispatch, transport, clock)]
-            yield from delivered
+            events = transport.wait()
+            try:
+                for event in (*events, Tick(transport.pulses())):
+                    carry_out(dispatch.on(event, clock()), dispatch, transport, clock)
+            finally:
+                yield from [event.result for event in events if isinstance(event, Answered)]
     finally:
         for action in dispatch.abandon():
             transport.perform(action)
 
 
-def carry_out(actions: Iterable[Action], dispatch: Dispatch, transport: Transport, clock: Callable[[], float]) -> list[Any]:
-    """Perform actions and those they lead to; return the results that are to be delivered."""
-    todo, delivered = deque(actions), []
+def carry_out(actions: Iterable[Action], dispatch: Dispatch, transport: Transport, clock: Callable[[], float]) -> None:
+    """Perform actions and those they lead to."""
+    todo = deque(actions)
     while todo:
         match todo.popleft():
-            case Deliver(result):
-                delivered.append(result)
             case Stop(error):
                 raise error
             case action:
                 for event in transport.perform(action):
                     todo += dispatch.on(event, clock())
-    return delivered
 
 
 def _too_many_lost(call: Call, log: Path) -> BackendError:
