@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from selfkd.chain import commit, records, steering
+from selfkd.chain import commit, numerics, records, steering
 from selfkd.chain.commit import Place
 from selfkd.chain.freeze import code_digests, freeze_code, now, prove_code
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, CodeEntry, Commit, Info, Seal
-from selfkd.core import digest, storage
+from selfkd.core import digest, number_format, storage
 from selfkd.core.files import reference_parts
 from selfkd.core.lease import Lease
 from selfkd.core.model_ref import ModelRef
@@ -26,7 +26,7 @@ from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.replay import ReplayStep
 from selfkd.steps.score import ScoreStep
-from selfkd.steps.step import several
+from selfkd.steps.step import Step, several
 from selfkd.steps.train import TrainStep
 
 SHOWN_CHANGES = 6
@@ -188,8 +188,7 @@ class _Standing:
         """Compare what is made of the open round with what the recipe would now make there."""
         index = len(self.sealed)
         parent = self.sealed[-1].digest if self.sealed else self.info.root
-        steps = recipe.steps_of(index)
-        steps += recipe.closing_steps(index) if index < recipe.rounds else []
+        steps, was = _steps_of(recipe, index), {step.name: step for step in _steps_of(self._old, index)}
         for number, step in enumerate(steps, 1):
             place = Place(self.paths, index, number, step, parent, commit.code_of(step, code))
             for other in commit.others(place):
@@ -197,7 +196,11 @@ class _Standing:
             if not place.commit.exists():
                 break
             made = records.read(place.commit, Commit)
-            problem = commit.mismatch(place, made) or self._of_another_best(recipe, list(step.models().values()))
+            problem = (
+                self._in_another_format(was.get(step.name), step)
+                or commit.mismatch(place, made)
+                or self._of_another_best(recipe, list(step.models().values()))
+            )
             if problem:
                 return self._no(problem, self.paths.shown(place.commit))
             parent = made.digest
@@ -205,6 +208,20 @@ class _Standing:
             for more in self.paths.round(index).at_number(len(steps) + 1):
                 return self._no("is made already, and the recipe has no such step", self.paths.shown(more))
         return None
+
+    def _in_another_format(self, was: Step | None, step: Step) -> str:
+        """Return in what format a made step was trained where its recipe now says another; its key does not tell what `auto` came to."""
+        if not (isinstance(was, TrainStep) and isinstance(step, TrainStep)):
+            return ""
+        fixed = numerics.kept(self.paths, self.info)
+        did, would = (number_format.of_training(one.precision, fixed) for one in (was, step))
+        said = f"was trained in {did} (precision: {was.precision})"
+        if did != would:
+            return f"{said}, and would now be in {would} (precision: {step.precision})"
+        same = was.identity()["precision"] == step.identity()["precision"]
+        return (
+            "" if same else f"{said}: precision: {step.precision} says the same under another key, so leave the word as it was"
+        )
 
     def _of_another_best(self, recipe: Recipe, models: Sequence[ModelRef]) -> str:
         if not any(model.when == "best" for model in models):
@@ -282,6 +299,11 @@ class _Standing:
 
 
 # ---- steps, to be compared ----
+
+
+def _steps_of(recipe: Recipe, index: int) -> list[Step]:
+    """Return all that round `index` can have, with the steps that only a last round has."""
+    return [*recipe.steps_of(index), *(recipe.closing_steps(index) if index < recipe.rounds else [])]
 
 
 def _ways(verb: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> dict[str, Any]:

@@ -33,11 +33,16 @@ def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapp
     A run made before there was such a record is fixed to those of run.json.
     """
     if paths.numerics.exists():
-        return _with_generator(records.read(paths.numerics, Numerics).numerics)
+        return _with_generator(kept(paths, info))
     same = machine.words() == {**Machine().words(), **info.machine}  # older runs did not record every field
     if same or (info.numerics_fixed and _was_used(paths)):
         return _with_generator(info.numerics)
     return asked(recipe, machine)
+
+
+def kept(paths: Paths, info: Info) -> Mapping[str, Any]:
+    """Return the numerics that whatever was trained was trained with: those of the record, in an older run those of run.json."""
+    return records.read(paths.numerics, Numerics).numerics if paths.numerics.exists() else info.numerics
 
 
 def _with_generator(numerics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -64,6 +69,20 @@ def refuse_lost(paths: Paths, info: Info) -> None:
         what = f"is missing, but {paths.shown(trace)} was made with it: which numerics this run is fixed to is not known"
         fix = "Restore the file from a copy.   Start a new chain: --name X"
         raise ChainError(what, paths.shown(paths.numerics), fix)
+
+
+def refuse_undithered(paths: Paths, numerics: Mapping[str, Any]) -> None:
+    """Raise ChainError where `dither: auto` left the weights as they were, for a float32 engine, and this one would cast them.
+
+    Only until numerics are fixed can they be others than at the load. Dithered weights go on in float32: they lose nothing there.
+    """
+    if paths.numerics.exists() or not engine_casts(numerics) or not (loaded := paths.round(0).commits()):
+        return
+    load = records.read(loaded[0], Commit)
+    if load.identity["dither"] and not load.notes.get("dither", True):  # older ones do not say: they dithered
+        what = f"brought the model in for an engine in float32, undithered; in {numerics['dtype']} small updates would be rounded away"
+        fix = "Keep `dtype: float32` in the machine file (--on).   Start a new chain: --name X"
+        raise ChainError(what, paths.shown(loaded[0]), fix)
 
 
 def _of_computing(paths: Paths) -> Path | None:

@@ -202,8 +202,12 @@ class Run:
     # ---- walking ----
 
     def begin(self, watch: Watch = nobody) -> Attempt:
-        """Begin an attempt: its log folder, and `watch`, which is called with every event. ChainError where its numerics are lost."""
+        """Begin an attempt: its log folder, and `watch`, which is called with every event.
+
+        ChainError where its numerics are lost, or are not those that the model was loaded for.
+        """
         numerics.refuse_lost(self.paths, self.info)
+        numerics.refuse_undithered(self.paths, self.numerics)
         return Attempt.begin(self.paths, watch)
 
     def lease(self) -> Lease:

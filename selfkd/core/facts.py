@@ -34,6 +34,9 @@ VARIABLES = (
     ),
 )
 
+# Words that came later, and what processes did before they said them: a record without such a word says that.
+BEFORE = {"arithmetic": "padded"}
+
 
 def of_process(packages: Iterable[str]) -> dict[str, Any]:
     """Return what this process computes with; of `packages` the installed version each, None for one that is not there."""
@@ -50,7 +53,13 @@ def loaded_versions() -> dict[str, str]:
 
 
 def differences(was: Facts, now: Facts) -> list[str]:
-    """Return what differs of the facts that both sides know, such as 'torch 2.13.0 → 2.14.0'."""
+    """Return what differs of the facts that both sides know, such as 'torch 2.13.0 → 2.14.0'.
+
+    >>> differences({"torch": "2.13.0"}, {"torch": "2.13.0", "arithmetic": "flat-1", "nccl": "2.29"})
+    ['arithmetic padded → flat-1']
+    """
+    later = {name: done for name, done in BEFORE.items() if name in was or name in now}
+    was, now = {**later, **was}, {**later, **now}
     moved = [name for name in was if name in now and was[name] != now[name]]
     return [_told(name, was[name], now[name]) for name in moved]
 

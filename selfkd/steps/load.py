@@ -40,6 +40,7 @@ class LoadStep(Step):
         wanted = context.engine_casts if self.dither == "auto" else self.dither
         seed = context.seed("dither") if wanted else None
         folder, notes = context.load(self.source, seed, self._asked(context))
+        notes["dither"] = bool(wanted)
         found: Sequence[LongPrompt] = notes.pop("long", ())
         if not found:
             return Addition(models={self.role: folder}, notes=notes)

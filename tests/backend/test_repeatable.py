@@ -54,6 +54,11 @@ def test_what_the_user_set_stays(card):
     assert facts.of_trainer()["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
+def test_a_rank_names_how_its_updates_add_up_and_an_engine_has_no_such_word():
+    assert facts.of_trainer()["arithmetic"] == repeatable.ARITHMETIC
+    assert "arithmetic" not in facts.of_engine()
+
+
 def test_a_cpu_always_keeps_to_what_repeats_and_gets_its_settings_back():
     threads, before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     with repeatable.repeatable({"threads": 1, "exact": False}):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chains import RECIPE, end, go, recipe_in
+from chains import RECIPE, Killed, end, go, recipe_in
 from rich.console import Console
 
 from selfkd.backend.fake import Fake
@@ -101,6 +101,27 @@ def test_answers_that_a_killed_attempt_made_with_something_else_count_for_the_ro
     assert levels(run)[0] == "exact"
     # Both made answers of round 1, so the one that differs is named; the trainer came up in the second attempt only.
     assert levels(run)[1] == "data: torch 2.13.0 → 2.14.0 (engine-0)"
+
+
+class Trains(Fake):
+    """One whose rank says how its updates add up, as ranks do since there is more than one way."""
+
+    def __init__(self, arithmetic: str) -> None:
+        super().__init__({}, facts=FACTS)
+        self.arithmetic = arithmetic
+
+    def facts(self) -> dict[str, Any]:
+        found = super().facts()
+        word = {"arithmetic": self.arithmetic}
+        return {name: {**one, **word} if name.startswith("trainer") else one for name, one in found.items()}
+
+
+def test_a_run_that_goes_on_with_training_that_adds_up_otherwise_is_not_called_exact(tmp_path):
+    go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run", Fake({}, facts=FACTS))  # an older rank says nothing of it
+    go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run", Trains("padded"))
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=3"), tmp_path / "run", Trains("flat-1"))
+    assert levels(run) == ["exact", "exact", "exact", "data: arithmetic padded → flat-1 (trainer)"]
+    assert levels(go(recipe_in(tmp_path), tmp_path / "new", Trains("flat-1"))) == ["exact"] * 3
 
 
 class TwoEngines(Fake):
@@ -284,6 +305,46 @@ def test_the_first_weights_are_dithered_where_the_engine_casts_or_the_recipe_say
     assert run.made(0)["load"].identity["dither"] is (override != "dither=false")
 
 
+def killed_before_an_engine(folder: Path, dtype: str) -> Run:
+    """A run of which the model is loaded, and nothing else is made."""
+
+    def kill(call: str) -> None:
+        if call == "generate":
+            raise Killed
+
+    run = Run.open(recipe_in(folder, RECIPE, "rounds=1"), folder / "run", Machine(backend="fake", dtype=dtype))
+    with pytest.raises(Killed):
+        walk(run, Fake(run.numerics, hook=kill), run.begin())
+    assert list(run.made(0)) == ["load"] and not run.paths.numerics.exists()
+    return run
+
+
+def test_weights_that_were_loaded_undithered_for_float32_do_not_meet_an_engine_that_casts(tmp_path):
+    killed_before_an_engine(tmp_path, "float32")
+    run = Run.open(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run", Machine(backend="fake", dtype="bfloat16"))
+    with pytest.raises(ChainError, match=r"01-load.json  brought the model in for an engine in float32, undithered") as caught:
+        run.begin()
+    assert "dtype: float32" in caught.value.fix and "--name X" in caught.value.fix
+    again, backend = recorded(tmp_path, "float32")
+    assert (again.rounds, backend.dithers, verify(again.folder).problems) == (1, [], [])
+    Run.at(again.folder, Machine(backend="fake", dtype="bfloat16")).begin()  # the run is fixed to float32 by now
+
+
+@pytest.mark.parametrize(("was", "now"), [("bfloat16", "float16"), ("bfloat16", "float32")])
+def test_dithered_weights_go_on_in_every_format(tmp_path, was, now):
+    killed_before_an_engine(tmp_path, was)
+    run, backend = recorded(tmp_path, now)
+    assert (run.rounds, backend.dithers, run.numerics["dtype"]) == (1, [], now)
+
+
+def test_a_model_that_an_older_version_loaded_was_dithered_and_goes_on(tmp_path):
+    path = killed_before_an_engine(tmp_path, "float32").paths.round(0).commits()[0]
+    record = json.loads(path.read_text())
+    del record["self"], record["notes"]["dither"]
+    path.write_text(json.dumps(digest.with_self_digest(record), indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    assert recorded(tmp_path, "bfloat16")[0].rounds == 1
+
+
 def test_a_train_step_says_auto_and_its_key_is_that_of_every_machine(tmp_path):
     made = {dtype: recorded(tmp_path / dtype, dtype) for dtype in ("bfloat16", "float32")}
     for run, backend in made.values():
@@ -338,6 +399,48 @@ def test_a_precision_that_is_named_later_is_an_amendment_of_the_rounds_to_come(t
     backend = Recording(run.numerics)
     walk(run, backend, run.begin())
     assert (run.rounds, backend.precisions, verify(run.folder).problems) == (2, ["bf16"], [])
+
+
+def trained_and_killed(folder: Path, dtype: str, *words: str) -> None:
+    """A run whose first round is trained, and not measured."""
+    seen: list[str] = []
+
+    def kill(call: str) -> None:
+        seen.append(call)
+        if call == "generate" and "train" in seen:
+            raise Killed
+
+    recipe = recipe_in(folder, RECIPE, "rounds=1", *words)
+    run = Run.open(recipe, folder / "run", Machine(backend="fake", dtype=dtype))
+    with pytest.raises(Killed):
+        walk(run, Fake(run.numerics, hook=kill), run.begin())
+    assert list(run.made(1))[-1] == "train"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "was", "now", "said"),
+    [
+        ("float32", "auto", "bf16", r"was trained in fp32 \(precision: auto\), and would now be in bf16 \(precision: bf16\)"),
+        ("float32", "bf16", "auto", r"was trained in bf16 \(precision: bf16\), and would now be in fp32 \(precision: auto\)"),
+        ("bfloat16", "auto", "fp32", r"was trained in bf16 \(precision: auto\), and would now be in fp32"),
+        ("float32", "auto", "fp32", r"was trained in fp32 \(precision: auto\).*says the same under another key"),
+    ],
+)
+def test_a_precision_other_than_what_auto_came_to_is_refused_for_a_step_that_is_made(tmp_path, dtype, was, now, said):
+    trained_and_killed(tmp_path, dtype, f"train.precision={was}")
+    changed = recipe_in(tmp_path, RECIPE, "rounds=1", f"train.precision={now}")
+    with pytest.raises(ChainError, match=said) as caught:
+        Run.open(changed, tmp_path / "run", Machine(backend="fake"), amended=True)
+    assert "round-001/04-train.json" in caught.value.where and not list((tmp_path / "run").rglob("amend*"))
+    assert go(recipe_in(tmp_path, RECIPE, "rounds=1", f"train.precision={was}"), tmp_path / "run").rounds == 1
+
+
+def test_naming_the_precision_that_auto_came_to_leaves_the_made_step_as_it_is(tmp_path):
+    trained_and_killed(tmp_path, "bfloat16")
+    calls: list[str] = []
+    changed = recipe_in(tmp_path, RECIPE, "rounds=1", "train.precision=bf16")
+    run = go(changed, tmp_path / "run", Fake({}, hook=calls.append), amend=True)
+    assert (run.rounds, calls.count("train"), verify(run.folder).problems) == (1, 0, [])
 
 
 FIXED_IN = {"backend": "ray", "dtype": "bfloat16", "precision": "bf16", "number_format": "this CPU has amx_bf16"}

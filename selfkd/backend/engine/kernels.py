@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 BEYOND_AVX2 = ("avx512", "avx10", "amx")  # how torch's names of these instruction sets begin
 EXTENSION = re.compile(r"/vllm/(_\w*C(?:_AVX\w+)?)\.[^/]*so\b")
 
 
-def follow_torch() -> None:
+def follow_torch(numerics: Mapping[str, Any]) -> None:
     """Keep vLLM to the kernels that ATEN_CPU_CAPABILITY keeps torch to; call it before vLLM loads its own.
 
-    vLLM does not read that variable: it asks torch.cpu's probes, which tell what the processor has.
+    vLLM does not read that variable: it asks torch.cpu's probes, which tell what the processor has. A run whose numerics name no
+    sampler is older than this: it keeps the kernels that vLLM chooses.
     """
-    if os.environ.get("ATEN_CPU_CAPABILITY", "").lower() not in ("avx2", "default"):
+    if not numerics.get("sampler") or os.environ.get("ATEN_CPU_CAPABILITY", "").lower() not in ("avx2", "default"):
         return
     import torch
 

@@ -258,14 +258,14 @@ def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
 
 
 def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
-    """Start vLLM with random weights, and with the sampler that the run is fixed to; an older run has vLLM's own."""
+    """Start vLLM with random weights, and with the sampler that the run is fixed to; an older run has vLLM's own, and its kernels."""
     os.environ.update(environment(numerics, card=False))  # torch reads the number of threads at its import
     try:
         import torch
 
         card = _card(torch, numerics)
         _set_environment(numerics, card is not None)
-        kernels.follow_torch()
+        kernels.follow_torch(numerics)
         from vllm import LLM
     except ImportError as error:
         fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA), or `generator: transformers`."

@@ -13,6 +13,9 @@ from typing import Any
 
 # Read once by each library: cuBLAS at its first product, NCCL when ranks meet. Ring adds up in one order whatever the message's size.
 FOR_CARDS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1", "NCCL_ALGO": "Ring"}
+# How an update adds up. Whatever changes its sums (attention, output head, micro-batches) is another name, or a run that goes on
+# with it would still be called exact.
+ARITHMETIC = "flat-1"
 _held: dict[str, bool] = {}  # whether the last update of this process kept to what repeats
 
 
