@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,9 +177,10 @@ class Engine:
         seen = torch.tensor(mask, device=self.device)
         cache = DynamicCache(config=self._net.config)
         ends = Ends(self._tok, sampling)
+        taken = inspect.signature(self._net.forward).parameters
         tell.begin_batch()
         while True:
-            logits = self._forward(step, seen, cache)
+            logits = self._forward(step, seen, cache, taken)
             drawn = draw_or_take(logits, [answer.generator for answer in batch], sampling)
             chances = torch.log_softmax(logits, -1).gather(-1, drawn[:, None])[:, 0].tolist()
             for answer, token, chance in zip(batch, drawn.tolist(), chances, strict=True):
@@ -196,11 +197,10 @@ class Engine:
             step = drawn.to(self.device)[kept][:, None]
             seen = torch.cat([seen, seen.new_ones(len(going), 1)], dim=1)
 
-    def _forward(self, step: Any, seen: Any, cache: Any) -> Any:
-        """Return the logits of the next token of each row, in fp32."""
+    def _forward(self, step: Any, seen: Any, cache: Any, taken: Collection[str]) -> Any:
+        """Return the logits of the next token of each row, in fp32. `taken`: what this model may be told by name."""
         places = (seen.cumsum(-1) - 1).clamp(min=0)[:, -step.shape[1] :]
         words = {"position_ids": places, "logits_to_keep": 1}
-        taken = inspect.signature(self._net.forward).parameters
         with self._torch.inference_mode():
             out = self._net(
                 input_ids=step,
