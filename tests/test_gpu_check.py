@@ -166,10 +166,16 @@ def test_without_a_card_every_check_is_skipped_with_the_reason_and_it_ends_with_
     assert done.stdout.count("skipped ") == 9 and str(out) in done.stdout
 
 
-def test_make_runs_the_program_and_takes_another_lock():
-    told = subprocess.run(["make", "-n", "gpu-check", "LOCK=locks/gpu.txt"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert told.rstrip().endswith("benchmarks/gpu_check.py")
-    assert "locks/cpu.txt" not in told
+def test_make_installs_the_lock_that_was_named_and_runs_the_program(tmp_path: Path):
+    (tmp_path / "locks").mkdir()
+    for name in ("Makefile", "pyproject.toml", "locks/cpu.txt", "locks/gpu.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    # the make that runs this suite tells its children how to print and what they are given
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "-n", "gpu-check", "LOCK=locks/gpu.txt"]
+    told = subprocess.run(command, cwd=tmp_path, env=bare, capture_output=True, text=True, check=True).stdout
+    assert "locks/install.py locks/gpu.txt" in told and "locks/cpu.txt" not in told
+    assert told.splitlines()[-1].endswith("benchmarks/gpu_check.py")
 
 
 # ---- the checks themselves ----
