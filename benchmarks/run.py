@@ -1,7 +1,7 @@
-"""`make bench`: every benchmark once, on an otherwise idle machine, into docs/benchmarks.md. Takes about 25 minutes on two cores.
+"""`make bench`: every benchmark once, on an otherwise idle machine, into the first part of docs/benchmarks.md. About an hour on two cores.
 
-Nothing here is a test. A quickstart run is made first (or a finished one is named: `python benchmarks/run.py runs/quickstart`), and
-everything else is measured on its model.
+Nothing here is a test. Runs of the quickstart are made first, with short, shipped and long rounds (or a finished one of the shipped length is named:
+`python benchmarks/run.py runs/quickstart`), and everything else is measured on the model of the shipped one.
 """
 
 from __future__ import annotations
@@ -17,23 +17,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from selfkd.backend.bf16 import flags_here
 from selfkd.chain.run import Run
+from selfkd.core import facts
 
 HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+BELOW = "<!-- Above this line `make bench` writes; below it, people do. -->"
+SHORT, LONG = (
+    ("32", "3"),
+    ("480", "1"),
+)  # prompts of a round, and rounds: a third of a minute, and several minutes, of generation
 
 
 def program(name: str, *arguments: str) -> Any:
     done = subprocess.run([sys.executable, str(HERE / name), *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    print(f"{name}: {done.stdout.strip().splitlines()[-1]}", flush=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def quickstart() -> Path:
-    folder = Path("runs/bench")
+def quickstart(name: str, *overrides: str) -> Run:
+    folder = Path("runs") / name
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "selfkd", "run", "quickstart", "--name", "bench"], check=True)
-    return folder
+    subprocess.run([sys.executable, "-m", "selfkd", "run", "quickstart", "--name", name, *overrides], check=True)
+    return Run.at(folder)
 
 
 def seconds_of(run: Run) -> float:
@@ -48,40 +59,73 @@ def by_hand(run: Run) -> dict[str, Any]:
     model = str((run.folder / run.sealed()[0].models["policy"].path).resolve())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for split in ("train", "dev"):
-            (folder / f"{split}.json").write_text(json.dumps(_rows(run, split)))
+        (folder / "dev.json").write_text(json.dumps(_rows(run, "dev")))
+        for index in range(1, len(run.sealed())):
+            (folder / f"train-{index}.json").write_text(json.dumps(_rows(run, "train", index)))
         same = (str(run.numerics["threads"]), run.numerics["dtype"])
         found: dict[str, Any] = program("loop_by_hand.py", str(folder), model, *same)
     return found
 
 
-def _rows(run: Run, split: str) -> list[dict[str, Any]]:
+def _rows(run: Run, split: str, index: int | None = None) -> list[dict[str, Any]]:
+    """Prompts of a split; of the train split those that round `index` asked, as it asked them."""
     from selfkd.prompts import templates
 
     template = templates.load("templates/sum_examples.j2", run.recipe.folders)
+    prompts = run.split(split).scan("prompts").collect()
+    if index is not None:
+        files = [run.folder / path for path in run.made(index)["sample"].tables["samples"].files]
+        asked = pl.concat([pl.read_parquet(path, columns=["prompt"]) for path in files])["prompt"].unique()
+        prompts = prompts.filter(pl.col("id").is_in(asked.implode()))
     rows = []
-    for row in run.split(split).scan("prompts").collect().iter_rows(named=True):
+    for row in prompts.iter_rows(named=True):
         seen = templates.visible_prompt(row["messages"], row["answer"], {})
-        asked = (
+        shown = (
             templates.with_last_message(row["messages"], template.render(prompt=seen)) if split == "train" else row["messages"]
         )
-        rows.append({"answer": row["answer"], "seen": row["messages"], "teacher_messages": asked})
+        rows.append({"answer": row["answer"], "seen": row["messages"], "teacher_messages": shown})
     return rows
 
 
-def generation_rows(speed: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
-    """One row per number format and comparison: both speeds and their ratio."""
+def round_lengths(runs: list[Run]) -> list[dict[str, Any]]:
+    """The run and the same by hand, for rounds of several lengths."""
+    found = []
+    for run in runs:
+        hand, whole = by_hand(run), seconds_of(run)
+        accuracy = [f"{run.made(index)['measure'].metrics['dev/answer_line']:.1%}" for index in range(len(run.sealed()))]
+        found.append(
+            {
+                "prompts of a round": run.recipe.prompts.take,
+                "rounds": len(run.sealed()) - 1,
+                "selfkd, seconds": f"{whole:.0f}",
+                "by hand, seconds": f"{hand['seconds']:.0f}",
+                "by hand / selfkd": f"{hand['seconds'] / whole:.2f}",
+                "dev, selfkd": " → ".join(accuracy),
+                "dev, by hand": " → ".join(f"{value:.1%}" for value in hand["accuracy"]),
+                "processes by hand, seconds": f"generate {hand['parts']['generate']} ({hand['way']}), train {hand['parts']['train']}",
+            }
+        )
+    return found
+
+
+def generation_rows(found: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """One row per number format and comparison: both speeds and their ratio; then the engines side by side."""
     compared = {
         ("local", "plain"): "local backend / plain LLM.generate with our sampler (target 0.97)",
         ("local", "vllm"): "local backend / plain LLM.generate, seeded, with vLLM's sampler",
         ("local", "unseeded"): "local backend / plain LLM.generate, unseeded, with vLLM's sampler (target 1.0)",
         ("ray", "plain"): "Ray backend / plain LLM.generate with our sampler (target 0.97)",
     }
-    return [
-        (f"Generation, {dtype}: {words}", f"{found[ours]} / {found[theirs]} tok/s; ratio {found[f'{ours}/{theirs}']}")
-        for dtype, found in speed.items()
-        for (ours, theirs), words in compared.items()
-    ]
+    engines = found.pop("engines")
+    rows = []
+    for format, speed in found.items():
+        for (ours, theirs), words in compared.items():
+            if ours in speed:
+                spread = f" ({speed['least']} to {speed['most']})" if (ours, theirs) == ("local", "plain") else ""
+                ratio = speed[f"{ours}/{theirs}"]
+                rows.append((f"Generation, {format}: {words}", f"{speed[ours]} / {speed[theirs]} tok/s; ratio {ratio}{spread}"))
+    told = ", ".join(f"{count}: {rate}" for count, rate in engines.items())
+    return [*rows, ("Generation through Ray, engines of one thread each", f"{told} tok/s")]
 
 
 def lint_seconds(recipe: str) -> float:
@@ -94,66 +138,71 @@ def lint_seconds(recipe: str) -> float:
 
 
 def main() -> None:
-    run = Run.at(Path(sys.argv[1]) if len(sys.argv) > 1 else quickstart())
-    whole, folder = seconds_of(run), str(run.folder)
-    idle = program("idle.py", folder)
-    rows: list[tuple[str, str]] = [("Three quickstart rounds, with start-up and the base", f"{whole:.0f} s")]
-    hand = by_hand(run)
-    rows.append(
-        (
-            "The same by hand: a fresh vLLM and a fresh TRL process per round",
-            f"{hand['seconds']:.0f} s; ratio {hand['seconds'] / whole:.2f}",
-        )
-    )
+    run = Run.at(Path(sys.argv[1])) if len(sys.argv) > 1 else quickstart("bench")
+    others = [quickstart(f"bench-{take}", f"prompts.take={take}", f"rounds={rounds}") for take, rounds in (SHORT, LONG)]
+    lengths = round_lengths(sorted([run, *others], key=lambda one: int(one.recipe.prompts.take or 0)))
+    idle = program("idle.py", str(run.folder))
     swaps = [entry["swap and proof"] for entry in idle]
-    rows.append(
-        ("Weight swap with proof, SmolLM2-135M (target 2 s)", f"{statistics.median(swaps):.2f} s, median of {len(swaps)}")
-    )
-    for what in ("to first optimiser step", "to first token"):
-        rows.append((f"Engine idle {what}", f"{statistics.median(entry[what] for entry in idle):.1f} s"))
-    rows.append(("A round beyond generate, train, score, measure (target 5 %)", ", ".join(entry["beyond"] for entry in idle)))
-    rows += generation_rows(program("generation.py", folder))
-    million = program("million.py")
-    steps = " + ".join(f"{name} {million[name]}" for name in ("score", "select", "build", "seal and the rest"))
-    total = sum(million[name] for name in ("score", "select", "build", "seal and the rest"))
-    rows.append(
-        (
-            "One million samples: score, select, build, seal (target 60 s, 4 GiB)",
-            f"{total:.0f} s ({steps}), {million['peak_gib']} GiB",
-        )
-    )
-    for told in program("training.py"):
-        what = (
-            f"Training step without optimiser against its matrix products, {told['precision']}, {told['kernels']} (target 0.8)"
-        )
-        rows.append((what, f"{told['bound']} / ({told['step']} - {told['optimiser']}) s = {told['ratio']}"))
-    rows.append(("`selfkd lint star`, cold, median of 7 (target 1 s)", f"{lint_seconds('star')} s"))
-    rows.append(("`selfkd lint quickstart`, cold, median of 7", f"{lint_seconds('quickstart')} s"))
-    write(run, rows, idle, hand)
+    rows = [
+        ("Weight swap with proof, SmolLM2-135M (target 2 s)", f"{statistics.median(swaps):.2f} s, median of {len(swaps)}"),
+        *(
+            (f"Engine idle {what}", f"{statistics.median(entry[what] for entry in idle):.1f} s")
+            for what in ("to first optimiser step", "to first token")
+        ),
+        ("A round beyond generate, train, score, measure (target 5 %)", ", ".join(entry["beyond"] for entry in idle)),
+        *generation_rows(program("generation.py", str(run.folder))),
+        *(training_row(told) for told in program("training.py")),
+        million_row(program("million.py")),
+        ("`selfkd lint star`, cold, median of 7 (target 1 s)", f"{lint_seconds('star')} s"),
+        ("`selfkd lint quickstart`, cold, median of 7", f"{lint_seconds('quickstart')} s"),
+    ]
+    write(run, rows, idle, lengths)
 
 
-def write(run: Run, rows: list[tuple[str, str]], idle: Any, hand: Any) -> None:
+def training_row(told: dict[str, Any]) -> tuple[str, str]:
+    what = f"Training step without optimiser against its matrix products, {told['precision']}, {told['kernels']} (target 0.8)"
+    return what, f"{told['bound']} / ({told['step']} - {told['optimiser']}) s = {told['ratio']}"
+
+
+def million_row(million: dict[str, float]) -> tuple[str, str]:
+    steps = ("score", "select", "build", "seal and the rest")
+    total, parts = sum(million[name] for name in steps), " + ".join(f"{name} {million[name]}" for name in steps)
+    what = "One million samples: score, select, build, seal (target 60 s, 4 GiB)"
+    return what, f"{total:.0f} s ({parts}), {million['peak_gib']} GiB"
+
+
+def table(entries: list[dict[str, Any]]) -> list[str]:
+    return [
+        "| " + " | ".join(entries[0]) + " |",
+        "|" + "---|" * len(entries[0]),
+        *("| " + " | ".join(str(value) for value in entry.values()) + " |" for entry in entries),
+        "",
+    ]
+
+
+def write(run: Run, rows: list[tuple[str, str]], idle: list[dict[str, Any]], lengths: list[dict[str, Any]]) -> None:
+    """Put the tables into the page; what people wrote below them stays."""
     packages = ", ".join(f"{name} {version}" for name, version in run.numerics["packages"].items())
+    flags = [flag for flag in flags_here() if flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")]
+    cpu = f"{facts.of_process(())['cpu']} ({', '.join(flags)})"
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `make bench` on {platform.system()} {platform.machine()}, {run.numerics['threads']} threads, {time.strftime('%Y-%m-%d')}. {packages}.",
-        "One session on a shared machine: read the ratios, not the seconds. Generation: one engine answers in turns, medians of three; the ratios of the",
-        "local backend are of processor time.",
+        f"Made by `make bench` on {platform.system()} {platform.machine()}, {cpu}, {run.numerics['threads']} threads, {run.numerics['dtype']}, {time.strftime('%Y-%m-%d')}. {packages}.",
+        "One session on a shared machine: read the ratios, not the seconds. Generation: one engine answers in turns; medians of five turns, of two with",
+        "vLLM's sampler.",
         "",
-        "| what | measured |",
-        "|---|---|",
-        *(f"| {what} | {figure} |" for what, figure in rows),
-        "",
+        *table([{"what": what, "measured": figure} for what, figure in rows]),
         "Rounds of the quickstart run, seconds:",
         "",
-        "| " + " | ".join(idle[0]) + " |",
-        "|" + "---|" * len(idle[0]),
-        *("| " + " | ".join(str(value) for value in entry.values()) + " |" for entry in idle),
+        *table(idle),
+        "The quickstart, with start-up and the base, and the same by hand: for each round a fresh vLLM process (eager or compiled with a warm cache,",
+        "whichever is faster) and a fresh TRL process (packed rows). By round length:",
         "",
-        f"By hand: {json.dumps(hand['parts'])} s, accuracy {hand['accuracy']}.",
+        *table(lengths),
     ]
-    (HERE.parent / "docs" / "benchmarks.md").write_text("\n".join(lines) + "\n")
+    kept = PAGE.read_text().split(BELOW, 1)[1]
+    PAGE.write_text("\n".join([*lines, BELOW]) + kept)
 
 
 if __name__ == "__main__":
