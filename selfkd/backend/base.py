@@ -16,6 +16,7 @@ from selfkd.core import digest, storage
 from selfkd.core.facts import Facts
 from selfkd.core.pool import MESSAGES, Model, shape
 
+REPORT_SECONDS = 1.0  # between two reports of progress
 REQUESTS: dict[str, Any] = {
     "id": pl.String,
     "prompt": pl.String,

@@ -151,8 +151,6 @@ NUMERIC = (
 )
 
 CPU_SEQUENCES = 128
-
-
 STAND_IN = NumberFormat("bfloat16", "bf16", "")  # of the fake, which computes nothing: the same on every machine
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from selfkd.backend.base import REPORT_SECONDS
 from selfkd.backend.engine.sampling_params import refusals
 
 OnTokens = Callable[[int, int, int], None]  # (requests done, tokens so far, steps of the engine so far)
-REPORT_SECONDS = 1.0
 
 
 def nothing() -> None:

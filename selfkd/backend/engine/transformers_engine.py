@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.base import REPORT_SECONDS, Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.engine.held_engine import REPORT_IT
 from selfkd.backend.engine.lots import OnTokens
@@ -30,7 +30,6 @@ from selfkd.backend.trainer import batches
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
-REPORT_SECONDS = 1.0
 SCORED_TOKENS = 2048  # of one forward pass that scores: its logits, for a vocabulary of 150,000 in fp32, take 1.2 GB
 GREEDY_BELOW = 1e-5  # a temperature under it is none, as in vLLM
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
@@ -53,8 +52,8 @@ class Engine:
     def swap(self, model: Model, fresh: bool = False, earlier: Earlier | None = None) -> dict[str, Any]:
         """Load `model` and prove it; WeightsError if the engine then does not hold it. Free if it holds it already.
 
-        `earlier` is what an engine scored before all of them slept. Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
-        distance (from the trainer's log-probabilities).
+        `earlier` is what an engine scored before all of them slept. Notes: seconds, proved (True or why not), survived (share of
+        the update that the engine sees; None for a root), distance (from the trainer's log-probabilities).
         """
         if model.digest == self.weights and not fresh:
             return {**self._notes, "seconds": 0.0}

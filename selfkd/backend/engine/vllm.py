@@ -89,8 +89,8 @@ class Engine:
     def swap(self, model: Model, fresh: bool = False, earlier: Earlier | None = None) -> dict[str, Any]:
         """Load `model` in place and prove it; WeightsError if the engine then does not hold it. Free if it holds it already.
 
-        `earlier` is what an engine scored before all of them slept. Notes: seconds, proved (True or why not), survived (share of the update that the engine sees; None for a root),
-        distance (from the trainer's log-probabilities), cached_tokens.
+        `earlier` is what an engine scored before all of them slept. Notes: seconds, proved (True or why not), survived (share of
+        the update that the engine sees; None for a root), distance (from the trainer's log-probabilities), cached_tokens.
         """
         if model.digest == self.weights and not fresh:
             return {**self._notes, "seconds": 0.0}

@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from selfkd.backend.base import AnswerProgress
+from selfkd.backend.base import REPORT_SECONDS, AnswerProgress
 from selfkd.errors import BackendError, SelfkdError
 
 START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpoint before it first answers
 STALL_SECONDS = 600.0  # an engine that made steps for this chunk and then none for so long is hanging
-REPORT_SECONDS = 1.0  # between two reports of progress
 MOST_LOST_ENGINES = 2  # this many engines lost to one chunk stop the run: it is the chunk
 MOST_FAILED_STARTS = 2  # this many engines lost while starting or swapping stop the run: it is the machine
 USUAL_TOKENS = 256 * 256  # that a call may ask for within `chunk_timeout`: 256 answers of 256 tokens
