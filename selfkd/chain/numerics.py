@@ -136,6 +136,15 @@ def told(numerics: Mapping[str, Any], recipe: Recipe) -> str:
     return f"Computes in {said}{f': {why}' if why else ''}"
 
 
+def spare_cores(numerics: Mapping[str, Any], asked: Mapping[str, Any], cores: int, gpu: bool) -> str:
+    """Return the line that a run leaves some of so many cores alone, where nobody `asked` for that in a machine file; or ''."""
+    taken = numerics["threads"] * max(asked.get("generators", 1), numerics.get("trainers", 1))
+    if gpu or numerics.get("backend") == "fake" or asked.get("threads") or taken >= cores:
+        return ""
+    what = f"Takes {taken} of {cores} cores to its end: those that were free when it was created."
+    return f"{what} More threads round otherwise, so they need a new run: `threads: {cores}` in a machine file, and --name."
+
+
 def emulation(numerics: Mapping[str, Any], recipe: Recipe, flags: Collection[str], gpu: bool) -> str:
     """Return the warning that the CPU of this machine, which computes where there is no GPU, only emulates a format of the run; or ''."""
     slow = [part for part, dtype in formats(numerics, recipe).items() if dtype == "bfloat16"]

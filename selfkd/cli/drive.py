@@ -21,7 +21,9 @@ from selfkd.chain.attempt import WATCHER, Attempt
 from selfkd.chain.drive import catch_up, is_finished, refuse_second_driver
 from selfkd.chain.drive import drive as walk_to_the_end
 from selfkd.chain.run import Run
+from selfkd.core.accelerator import accelerator
 from selfkd.core.files import as_typed
+from selfkd.core.hardware import usable_cores
 from selfkd.errors import STOPPED, Stopped
 from selfkd.report import status
 from selfkd.report.bar import RunDisplay
@@ -116,6 +118,8 @@ def _announce(run: Run, attempt: Attempt, display: RunDisplay) -> None:
     state = status.read(run.folder)
     display.print(f"{state.name} · {state.model} · {rounds_of(run.recipe.rounds)} · {run.machine.backend}", "bold")
     if line := numerics.told(run.numerics, run.recipe):
+        display.print(line, "dim")
+    if line := numerics.spare_cores(run.numerics, run.info.machine, usable_cores(), accelerator().on_cards):
         display.print(line, "dim")
     if run.machine.generator == "transformers":
         display.print(f"generator: {SLOW}", "yellow")

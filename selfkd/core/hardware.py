@@ -13,7 +13,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_cores(window: float = 0.25) -> int:
+def free_cores(window: float = 1.0) -> int:
     """Cores idle over `window` seconds: a thread that waits for a busy core costs 2.5 to 8 times what it gains."""
     usable = usable_cores()
     if not Path("/proc/stat").is_file():

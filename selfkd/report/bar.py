@@ -119,6 +119,7 @@ class RunDisplay:
         self._engine_started = False
 
     def __enter__(self) -> RunDisplay:
+        self._step_began = self._told_at = self.clock()  # before the first frame, which shows how long it has been
         if self.console.is_terminal:  # drawn by a thread of its own, so that the clock runs while an engine starts
             self.live = _Bar(
                 console=self.console, refresh_per_second=REDRAWS_PER_SECOND, transient=True, get_renderable=self.line
@@ -127,7 +128,6 @@ class RunDisplay:
         else:
             self._pulse = _Pulse(self._beat)
             self._error = _error_of(self._pulse.start)
-        self._step_began = self._told_at = self.clock()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

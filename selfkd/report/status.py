@@ -19,7 +19,7 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
-from selfkd.recipe.schema import Stop
+from selfkd.recipe.schema import Best, Stop
 from selfkd.steps import STAGES
 
 COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
@@ -64,6 +64,7 @@ class Status:
     note: str
     log: Path | None
     progress: Mapping[str, Any] = field(default_factory=dict)
+    best: str = ""  # 'round 1, by dev/right': the best round, where the recipe says what that is and a round was made
 
     @property
     def split(self) -> str:
@@ -94,6 +95,7 @@ def read(folder: Path) -> Status:
         note=note,
         log=paths.attempt(attempts[-1]) if attempts else None,
         progress={} if state == "done" else _progress(events),
+        best=_best(paths, info),
     )
 
 
@@ -122,9 +124,22 @@ def ended_early(paths: Paths, info: Info) -> str:
     """Return why the run ended before its last round, or '': a stop that the recipe in force would not make is none any more."""
     amendments = _amendments(paths)
     words = _recipe_in_force(info, amendments).get("stop")
-    sealed = [records.read(names.seal, Seal, unchanged=False) for names in paths.rounds() if names.seal.is_file()]
+    sealed = _sealed(paths)
     spent = sum(seal.notes.get("tokens", 0) for seal in sealed)
     return steering.ended_early(Stop.model_validate(words) if words else None, sealed, amendments, spent)
+
+
+def _best(paths: Paths, info: Info) -> str:
+    words, sealed = _recipe_in_force(info, _amendments(paths)).get("best"), _sealed(paths)
+    if not words or len(sealed) < 2:
+        return ""
+    best = Best.model_validate(words)
+    index = steering.best_round(sealed, best)
+    return f"{f'round {index}' if index else 'the base'}, by {best.metric}"
+
+
+def _sealed(paths: Paths) -> list[Seal]:
+    return [records.read(names.seal, Seal, unchanged=False) for names in paths.rounds() if names.seal.is_file()]
 
 
 def _recipe_in_force(info: Info, amendments: Sequence[Amendment]) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from selfkd.report.status import COLUMNS, RoundSummary, Status
 
 WIDEST_SCORE = 18  # letters of the column of scores
 FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
-FULL_TABLE_WIDTH = 104  # characters that the table of rounds takes with the seconds of every stage
+ANY_WIDTH = 10_000  # characters: no table is wider
 BAR_WIDTH = 20  # characters
 LOW_SURVIVAL = 0.5  # below this share of an update in the engine, most of what was learned is not served
 SHOWN_SECONDS = 0.5  # a stage that took less is left out of a round's line
@@ -95,7 +95,11 @@ def print_rounds(state: Status, to: Console) -> None:
 
 def rounds_table(rounds: Sequence[RoundSummary], split: str, width: int = FILE_WIDTH) -> Table:
     """Return a row for the base and one per round. A terminal too narrow for the seconds by stage gets their sum."""
-    wide = width >= FULL_TABLE_WIDTH
+    whole = _rounds_table(rounds, split, wide=True)
+    return whole if Console(width=ANY_WIDTH).measure(whole).maximum <= width else _rounds_table(rounds, split, wide=False)
+
+
+def _rounds_table(rounds: Sequence[RoundSummary], split: str, wide: bool) -> Table:
     measured = _measured(rounds, split)
     table = _table()
     table.add_column("", no_wrap=True)
@@ -141,6 +145,7 @@ def _notes(state: Status) -> list[Text]:
     lines = [Text(legend, "dim")]
     if any(summary.survived is not None for summary in state.rounds):
         lines.append(Text("survived: the share of the update that reaches the engine's weights", "dim"))
+    lines += [Text(f"best: {state.best}")] if state.best else []
     splits = {split for summary in state.rounds for split in summary.measured}
     lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
     return lines + [line for summary in state.rounds for line in _warnings(summary, summary is state.rounds[-1])]

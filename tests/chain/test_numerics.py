@@ -533,3 +533,13 @@ def test_a_value_that_can_be_judged_before_is_refused_with_its_place(tmp_path, t
 def test_numbers_of_a_machine_file_are_read_as_in_a_recipe(tmp_path):
     read = machine(tmp_path, "{chunk_timeout: 1e3, threads: 010, trainer: {ddp_timeout: 90}}")
     assert (read.chunk_timeout, read.threads, read.trainer) == (1000.0, 10, {"ddp_timeout": 90})
+
+
+def test_a_run_that_leaves_cores_alone_says_so_unless_its_machine_file_asked_for_that():
+    kept = {**FIXED_IN, "threads": 1, "trainers": 1}
+    assert numerics.spare_cores(kept, {"threads": 0, "generators": 1}, 2, gpu=False).startswith("Takes 1 of 2 cores to its end")
+    assert "`threads: 2`" in numerics.spare_cores(kept, {"threads": 0, "generators": 1}, 2, gpu=False)
+    assert numerics.spare_cores(kept, {"threads": 1, "generators": 1}, 2, gpu=False) == ""
+    assert numerics.spare_cores(kept, {"threads": 0, "generators": 2}, 2, gpu=False) == ""
+    assert numerics.spare_cores(kept, {"threads": 0, "generators": 1}, 2, gpu=True) == ""
+    assert numerics.spare_cores({**kept, "threads": 2}, {"threads": 0, "generators": 1}, 2, gpu=False) == ""

@@ -198,3 +198,12 @@ def test_a_screen_that_is_gone_before_the_bar_opens_stops_nothing(done):
         with pytest.raises(OSError, match="Input/output error"):
             display.show(answered(1))
         display.show(answered(2))
+
+
+def test_the_first_frame_counts_from_the_opening_of_the_bar_and_not_from_the_start_of_the_machine(done, monkeypatch):
+    monkeypatch.setattr(bar._Bar, "start", lambda self: self.console.print(self.get_renderable()))  # as on a busy machine
+    screen = Screen()
+    to = Console(width=120, file=screen, force_terminal=True)
+    with RunDisplay(done, lambda index: 7, to, clock=lambda: 27_720.0, begins="starting Ray"):
+        pass
+    assert "starting Ray …  0 s" in screen.getvalue()

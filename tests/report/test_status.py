@@ -280,6 +280,24 @@ def test_the_table_fits_into_80_columns(done):
     assert "generate" in printed(status.read(done), 120).splitlines()[1]
 
 
+def test_no_column_of_the_table_is_cut_at_any_width_from_80_on(done):
+    state = status.read(done)
+    rounds = [
+        replace(row, tokens=12_345, samples=512, kept=123, seconds=dict.fromkeys(row.seconds, 1234.0)) for row in state.rounds
+    ]
+    for width in range(80, 140):
+        assert "…" not in printed(replace(state, rounds=rounds), width), f"cut at {width} columns"
+
+
+def test_the_best_round_is_named_where_the_recipe_says_what_best_is(done, tmp_path):
+    assert "best:" not in printed(status.read(done))
+    run = go(recipe_in(tmp_path, RECIPE + "best: {metric: dev/tokens, mode: min}\n"), tmp_path / "run")
+    tokens = [seal.metrics["dev/tokens"] for seal in run.sealed()]
+    least = tokens.index(min(tokens))
+    name = f"round {least}" if least else "the base"
+    assert f"best: {name}, by dev/tokens" in printed(status.read(run.folder)).splitlines()
+
+
 def test_the_name_of_a_score_that_is_cut_ends_with_an_ellipsis(done):
     rounds = status.read(done).rounds
     assert tables.rounds_table(rounds, "dev").columns[1].header == "dev/last_number"
