@@ -220,7 +220,9 @@ def _said(ours: int) -> Iterator[bytes]:
 def _in_place(count: int) -> str:
     """Return how many packages are unpacked, where it is known how many there will be."""
     there = sum(1 for _ in VENV.glob("lib/python*/site-packages/*.dist-info"))
-    return f", {min(there, count)} of {count} packages are in place" if count else ""
+    if there >= count > 0:
+        return f", all {count} packages are in place: Python compiles them"
+    return f", {there} of {count} packages are in place" if count else ""
 
 
 if __name__ == "__main__":

@@ -196,6 +196,13 @@ def impatient(install, monkeypatch, tmp_path) -> Any:
     return install
 
 
+def test_once_all_packages_are_in_place_what_still_takes_time_is_named(impatient, capfd):
+    assert impatient.watched(QUIET, "waiting", count=1) is True
+    lines = capfd.readouterr().out.splitlines()
+    assert set(lines[2:-1]) <= {f"  … {n} s, all 1 packages are in place: Python compiles them" for n in (0, 1)}
+    assert len(lines) >= 5
+
+
 def test_a_silent_command_is_heard_of_with_the_packages_in_place(impatient, capfd):
     assert impatient.watched(QUIET, "waiting", count=190) is True
     lines = capfd.readouterr().out.splitlines()
