@@ -27,7 +27,7 @@ from selfkd.core.hardware import usable_cores
 from selfkd.errors import STOPPED, Stopped
 from selfkd.report import status
 from selfkd.report.bar import RunDisplay
-from selfkd.report.tables import console, print_rounds, round_line, rounds_of
+from selfkd.report.tables import begins_again, console, print_rounds, round_line, rounds_of
 
 REPEAT_SECONDS = 1.0  # `timeout` and schedulers signal a process and its group: a SIGTERM this soon is the same wish again
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -84,12 +84,15 @@ def drive(run: Run) -> None:
         catch_up(run)
         return  # no engine and no attempt
     refuse_second_driver(run)
+    stopped_in = status.read(run.folder).progress
     begins = f"starting {STARTED.get(run.machine.backend, run.machine.backend)}"
     display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)), begins=begins)
     with Interrupts() as interrupts, display:
         attempt = run.begin(_observer(interrupts, display))
         with attempt.shielded(WATCHER):
             _announce(run, attempt, display)
+            if line := begins_again(stopped_in):
+                display.print(line, "dim")
         try:
             walk_to_the_end(run, attempt)
         except BaseException as error:

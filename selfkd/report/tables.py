@@ -22,6 +22,7 @@ WIDEST_SCORE = 18  # letters of the column of scores
 FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
 ANY_WIDTH = 10_000  # characters: no table is wider
 BAR_WIDTH = 20  # characters
+UPDATE = "steps"  # the unit of a training's progress
 LOW_SURVIVAL = 0.5  # below this share of an update in the engine, most of what was learned is not served
 SHOWN_SECONDS = 0.5  # a stage that took less is left out of a round's line
 
@@ -60,7 +61,16 @@ def step_line(step: Mapping[str, Any], steps: int | None, spent: str = "", doing
         line.append(f"  loss {step['loss']:.3f}")
     if step.get("left") is not None:
         line.append(f"  left {span(step['left'])}")
+    if step.get("unit") == UPDATE and done >= total:
+        return line.append(f"  writes and checks the weights  {spent}", "dim")
     return line.append(f"  after {spent}", "dim") if spent else line
+
+
+def begins_again(step: Mapping[str, Any]) -> str:
+    """Return the line that an update stopped in the middle is made from its beginning, from its newest event; '' for any other step."""
+    if step.get("unit") != UPDATE or not step.get("done"):
+        return ""
+    return f"{step['step']} begins again: {step['done']} of {step['total']} steps were made when it was stopped."
 
 
 def round_line(summary: RoundSummary, split: str) -> Text:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from selfkd.report import bar
+from selfkd.report import bar, tables
 from selfkd.report.bar import RunDisplay
 
 
@@ -207,3 +207,17 @@ def test_the_first_frame_counts_from_the_opening_of_the_bar_and_not_from_the_sta
     with RunDisplay(done, lambda index: 7, to, clock=lambda: 27_720.0, begins="starting Ray"):
         pass
     assert "starting Ray …  0 s" in screen.getvalue()
+
+
+def test_after_the_last_optimiser_step_the_line_says_what_still_takes_time():
+    event = {"round": 1, "step": "train", "number": 4, "unit": "steps", "total": 28, "loss": 0.1}
+    assert "writes and checks the weights  9 s" in tables.step_line({**event, "done": 28}, 5, "9 s").plain
+    assert "writes" not in tables.step_line({**event, "done": 27}, 5, "9 s").plain
+    assert "writes" not in tables.step_line({**answered(512), "total": 512}, 5, "9 s").plain
+
+
+def test_an_update_that_was_stopped_inside_is_said_to_begin_again():
+    event = {"round": 1, "step": "train", "unit": "steps", "done": 25, "total": 28}
+    assert tables.begins_again(event) == "train begins again: 25 of 28 steps were made when it was stopped."
+    assert tables.begins_again({**event, "unit": "answers"}) == ""
+    assert tables.begins_again({}) == ""
