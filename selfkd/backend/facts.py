@@ -21,7 +21,7 @@ def of_engine() -> dict[str, Any]:
 
 def of_trainer() -> dict[str, Any]:
     """Return what this process, in which a rank trains, computes with; with a card also whether its updates repeat bit by bit."""
-    found = {**facts.of_process(TRAINER_PACKAGES), **_torch(), "arithmetic": repeatable.ARITHMETIC}
+    found = {**facts.of_process(TRAINER_PACKAGES), **_torch(), "arithmetic": repeatable.arithmetic()}
     return {**found, "repeats": repeatable.holds()} if found.get("gpu") else found
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from selfkd.backend.attention import TORCH
 from selfkd.core import digest
 from selfkd.errors import WeightsError
 
@@ -74,8 +75,9 @@ def write_probe(
     parent: Sequence[Sequence[float]] | None,
     parent_digest: str | None,
     keep: int = 6,
+    attention: str = TORCH,
 ) -> Path:
-    """Write `probe.json`, keeping the `keep` sequences on which parent and child differ most (the first ones for a root)."""
+    """Write `probe.json`; `attention` names what computed the scores. Keeps the `keep` sequences on which parent and child differ most (the first ones for a root)."""
     order = list(range(len(sequences)))
     if parent is not None:
         order.sort(key=lambda i: -float(np.square(np.subtract(child[i], parent[i])).sum()))
@@ -89,19 +91,24 @@ def write_probe(
         for i in sorted(order[:keep])
     ]
     path = folder / FILE
-    path.write_text(json.dumps({"parent": parent_digest, "sequences": entries}, allow_nan=False))
+    by = {} if attention == TORCH else {"attention": attention}
+    path.write_text(json.dumps({"parent": parent_digest, "sequences": entries, **by}, allow_nan=False))
     return path
 
 
 @dataclass(frozen=True)
 class Probe:
-    """`probe.json` as arrays over all scored tokens. `before` is None for the root of a chain."""
+    """`probe.json` as arrays over all scored tokens. `before` is None for the root of a chain.
+
+    `attention` is what computed them, and so must whoever compares in transformers; None is what transformers chooses by itself.
+    """
 
     parent: str | None
     ids: list[list[int]]
     starts: list[int]
     child: Scores
     before: Scores | None
+    attention: str | None = None
 
     @property
     def digest(self) -> str:
@@ -122,6 +129,7 @@ def read_probe(folder: Path) -> Probe:
         [entry["start"] for entry in entries],
         np.concatenate([entry["child"] for entry in entries]),
         before,
+        content.get("attention"),
     )
 
 

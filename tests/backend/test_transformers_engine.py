@@ -104,7 +104,7 @@ def test_an_engine_that_was_put_to_sleep_on_a_card_wakes_with_other_weights(
 ) -> None:
     engine.sleep()
     assert engine.weights == family[0].digest  # on a CPU there is no memory to give back
-    monkeypatch.setattr(engine_module.Engine, "_load", lambda self, model: setattr(self, "_net", opened(Path(model.path))))
+    monkeypatch.setattr(engine_module.Engine, "_load", lambda self, model, _: setattr(self, "_net", opened(Path(model.path))))
     engine.device = "cuda"
     engine.sleep()
     assert engine.weights == "" and engine._net is None
@@ -115,7 +115,7 @@ def test_an_engine_that_was_put_to_sleep_on_a_card_wakes_with_other_weights(
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A card that drops its weights in sleep, and on which everything is five per cent off, before an update and after it alike."""
 
-    def load(engine: Engine, model: Model) -> None:
+    def load(engine: Engine, model: Model, attention: str | None) -> None:
         engine._net = opened(Path(model.path)).eval()
         engine._net.model.norm.weight.data *= 1.05
 

@@ -5,6 +5,7 @@ Never runs code that came with a model (no trust_remote_code, no pickle) and kno
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -18,8 +19,9 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend.attention import plain_attention
 from selfkd.backend.base import LongPrompt, Questions
-from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, context_of, packaged_gguf
+from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, config_of, context_of, packaged_gguf, said_of_text
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
 from selfkd.backend.tokens import encode_prompt, encode_prompts
 from selfkd.core import digest
@@ -32,6 +34,11 @@ SLICE = 10_000  # prompts whose texts and ids are in memory at once
 SMALLEST_DITHERED = (
     2.0**-100
 )  # below this nothing is dithered: zeros (padding rows, biases) stay zero, and denormals have other steps
+# How weights of few bits are quantised that transformers turns back into numbers on any machine, and the class that is told to.
+DEQUANTISED = {
+    "fp8": "FineGrainedFP8Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+}
 QUESTIONS = (
     "What is the capital of France?",
     "Add 17 and 25, then say the answer.",
@@ -57,7 +64,7 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None, asked: 
     with quietly():
         _save(model, tok, out)
     sequences = candidate_sequences(tok, [encode_prompt(tok, [{"role": "user", "content": text}]) for text in QUESTIONS])
-    write_probe(out, sequences, token_logprobs(model, sequences), None, None)
+    write_probe(out, sequences, token_logprobs(model, sequences), None, None, attention=plain_attention(model.config))
     return {**notes, "long": long_prompts(tok, asked, context_of(out, asked.context))} if asked else notes
 
 
@@ -143,6 +150,7 @@ def _checked(folder: Path) -> Path:
         fix = "selfkd opens safetensors only: convert it once on a machine you trust, with `save_pretrained`."
         raise UsageError(f"the folder has {what}", str(folder), fix)
     _refuse_foreign_code(content, folder)
+    _refuse_packed_weights(content, folder)
     return folder
 
 
@@ -155,6 +163,21 @@ def _refuse_foreign_code(config: Mapping[str, Any], folder: Path) -> None:
         why = ", and it wants to run code of its own (auto_map)" if "auto_map" in config else ""
         fix = "selfkd never runs code that comes with a model. Use a model of a kind that transformers knows."
         raise UsageError(f"transformers does not know the model type {kind!r}{why}", str(folder), fix)
+
+
+def _quantised_by(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return how the weights of a model are quantised, as its config.json says; None for a model in plain numbers."""
+    found: dict[str, Any] | None = said_of_text(config, "quantization_config") or said_of_text(config, "compression_config")
+    return found
+
+
+def _refuse_packed_weights(config: Mapping[str, Any], folder: Path) -> None:
+    """Raise UsageError for weights in a packing that only kernels of a card take, or that is made while a model is loaded."""
+    quantised = _quantised_by(config)
+    if quantised is None or quantised.get("quant_method", "compressed-tensors") in DEQUANTISED:
+        return
+    fix = "Training needs numbers: give the model that these weights were made from, as its page names it, or a GGUF file of it, which is dequantised."
+    raise UsageError(f"the weights are quantised by {quantised['quant_method']}, which is not undone here", str(folder), fix)
 
 
 def _dequantised(file: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -192,7 +215,7 @@ def _dequantise(file: Path, kept: Path) -> None:
     except Exception as error:  # whatever its parser meets in a damaged file: struct, Unicode, key and index errors
         fix = "The file is damaged, or of an architecture that transformers cannot dequantise: use the safetensors model."
         raise UsageError(f"the GGUF file cannot be read: {type(error).__name__}: {error}", str(file), fix) from error
-    _agree_on_special_tokens(tok, model.config)
+    _agree_on_special_tokens(tok, model)
     draft = kept.with_name(f"tmp-{os.getpid()}-{secrets.token_hex(4)}")
     _save(model, tok, draft)
     try:
@@ -201,9 +224,11 @@ def _dequantise(file: Path, kept: Path) -> None:
         shutil.rmtree(draft)
 
 
-def _agree_on_special_tokens(tok: Any, config: Any) -> None:
+def _agree_on_special_tokens(tok: Any, model: Any) -> None:
     """Give a tokenizer the configuration's end and padding tokens: those read from GGUF name the wrong end (SmolLM2: the start)."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config, own = model.config, model.generation_config
+    named = config.eos_token_id if config.eos_token_id is not None or own is None else own.eos_token_id
+    ends = named if isinstance(named, list) else [named]
     if ends[0] is not None and tok.eos_token_id not in ends:
         tok.eos_token = tok.convert_ids_to_tokens(ends[0])
     if tok.pad_token_id is None:
@@ -212,13 +237,15 @@ def _agree_on_special_tokens(tok: Any, config: Any) -> None:
 
 
 def _open(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     options = {"local_files_only": True, "trust_remote_code": False}
     try:
         tok = AutoTokenizer.from_pretrained(str(folder), **options)
+        config = AutoConfig.from_pretrained(str(folder), **options)
+        chosen = {"dtype": "float32", "attn_implementation": plain_attention(config), **_undoing(folder)}
         model, found = AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype="float32", use_safetensors=True, output_loading_info=True, **options
+            str(folder), use_safetensors=True, output_loading_info=True, **chosen, **options
         )
     except Exception as error:  # safetensors, tokenizers and transformers each have kinds of their own
         reason = f"{type(error).__name__}: {str(error).strip()}"
@@ -230,8 +257,53 @@ def _open(folder: Path) -> tuple[Any, Any]:
         what = f"{len(absent)} tensors are missing or of another shape: {', '.join(absent[:5])}"
         raise UsageError(what, str(folder), "Check that its download is complete and that it is a causal language model.")
     if tok.eos_token_id is None:
-        _agree_on_special_tokens(tok, model.config)
-    return model.eval(), tok
+        _agree_on_special_tokens(tok, model)
+    _refuse_odd_tokenizer(tok, model, folder)
+    return (_without_its_packing(model) if "quantization_config" in chosen else model).eval(), tok
+
+
+def _undoing(folder: Path) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that turn quantised weights into numbers; none for a model that has numbers."""
+    import transformers
+
+    quantised = _quantised_by(config_of(folder))
+    if quantised is None:
+        return {}
+    kind = getattr(transformers, DEQUANTISED[quantised.get("quant_method", "compressed-tensors")])
+    return {"quantization_config": kind(dequantize=True)}
+
+
+def _without_its_packing(model: Any) -> Any:
+    """Return a dequantised model as one that never was quantised: else its scales stay among the weights, and saving packs it again."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(model.config)
+    for part in (config, config.get_text_config(decoder=True)):
+        part.__dict__.pop("quantization_config", None)
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(config, attn_implementation=plain_attention(config))
+    numbers = {name: tensor.float() for name, tensor in model.state_dict().items() if name in plain.state_dict()}
+    plain.load_state_dict(numbers, assign=True)
+    for name, buffer in model.named_buffers():
+        owner, _, last = name.rpartition(".")
+        plain.get_submodule(owner)._buffers[last] = buffer
+    plain.generation_config = model.generation_config
+    plain.tie_weights()
+    return plain
+
+
+def _refuse_odd_tokenizer(tok: Any, model: Any, folder: Path) -> None:
+    """Raise UsageError for a tokenizer that writes what the model has no row for, or that has no token to end an answer with."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    token, most = max(tok.get_vocab().items(), key=lambda entry: entry[1])
+    if most >= rows:
+        what = f"the tokenizer has {most + 1} tokens, the last of them {token!r}, and the model's embedding has {rows} rows"
+        fix = "Take the tokenizer that belongs to these weights, or enlarge them once: `model.resize_token_embeddings(len(tokenizer))`, `save_pretrained`."
+        raise UsageError(what, str(folder), fix)
+    if tok.eos_token_id is None:
+        fix = "Without one an answer never ends. Set `eos_token` in tokenizer_config.json, or `eos_token_id` in config.json."
+        raise UsageError("neither the tokenizer nor the model's configuration names an end token", str(folder), fix)
 
 
 def _save(model: Any, tok: Any, out: Path) -> None:

@@ -61,7 +61,7 @@ class Engine:
         probe = read_probe(Path(model.path))
         held, self.weights = self.weights, ""
         before = self._score(probe) if held and held != model.digest else None
-        self._load(model)
+        self._load(model, probe.attention)
         verdict = judge(probe, weighed(probe, self._score(probe), before, held, earlier), self.numerics["dtype"])
         if verdict.wrong:
             what = f"after the swap the engine does not hold {model}: {verdict.wrong}"
@@ -115,19 +115,20 @@ class Engine:
 
     # ---- weights ----
 
-    def _load(self, model: Model) -> None:
+    def _load(self, model: Model, attention: str | None) -> None:
         from transformers import AutoModelForCausalLM
 
         self._forget()  # first: two models would need twice the memory
         dtype = getattr(self._torch, self.numerics["dtype"])
         with quietly():
-            net = AutoModelForCausalLM.from_pretrained(model.path, dtype=dtype, local_files_only=True, trust_remote_code=False)
+            net = AutoModelForCausalLM.from_pretrained(
+                model.path, dtype=dtype, attn_implementation=attention, local_files_only=True, trust_remote_code=False
+            )
         self._net = net.to(self.device).eval()
-        runner, attention = f"transformers.{type(net).__name__}", getattr(net.config, "_attn_implementation", None)
         self.facts = {
             **of_engine(),
-            "runner": runner,
-            "attention": attention,
+            "runner": f"transformers.{type(net).__name__}",
+            "attention": getattr(net.config, "_attn_implementation", None),
             "sampler": inverse_cdf.NAME,
             "device": self.device,
         }

@@ -27,7 +27,7 @@ import numpy as np
 import polars as pl
 
 from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
-from selfkd.backend.engine import kernels
+from selfkd.backend.engine import kernels, vllm_models
 from selfkd.backend.engine.lots import Lot, Lots, OnTokens
 from selfkd.backend.engine.sampling_params import request_params
 from selfkd.backend.engine.vllm_options import (
@@ -200,7 +200,9 @@ class Engine:
         """Weights wake before the KV cache does, so that the peak of memory is no higher than at the start."""
         if self._asleep:
             self.llm.wake_up(["weights"])
-        missing = {name for names in self.llm.collective_rpc("selfkd_reload", args=(model.path,)) for name in names}
+        with vllm_models.in_words(model, "take the weights of", self.numerics["engine"], (Exception,)):
+            loaded = self.llm.collective_rpc("selfkd_reload", args=(model.path,))
+        missing = {name for names in loaded for name in names}
         if self._asleep:
             self.llm.wake_up(["kv_cache"])
             self._asleep = False
@@ -252,6 +254,8 @@ def _facts(llm: Any) -> dict[str, Any]:
 def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
     fix = "Nothing was generated with these weights. Repeat the command; if it happens again, report it with the log."
     if verdict.wrong:
+        if verdict.survived is None:
+            fix += f"\nIf it is the first model of a run, vLLM computes its architecture differently: {vllm_models.WAY_OUT}"
         raise WeightsError(f"after the swap the engine does not hold {model}: {verdict.wrong}", model.path, fix)
     if cached:
         raise WeightsError(f"after the swap the engine still used {cached} cached tokens of the old weights", model.path, fix)
@@ -274,8 +278,11 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
     if threads := 1 if card else numerics["threads"]:
         set_threads(threads)
     extension = EXTENSIONS[has_core_process(numerics, card is not None)]
+    folder = Path(model.path)
+    options = llm_options(numerics, model.path, config_of(folder), context, extension, card)
     try:
-        llm = LLM(**llm_options(numerics, model.path, config_of(Path(model.path)), context, extension, card))
+        with vllm_models.in_words(model, "run", numerics["engine"]), vllm_models.classes_kept(folder):
+            llm = LLM(**options)
     finally:
         torch.set_num_threads = set_threads  # vLLM's CPU worker replaces it by a warning, also for a trainer in this process
     if card is None and (sampler := numerics.get("sampler")):

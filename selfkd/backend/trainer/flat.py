@@ -16,6 +16,10 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 ROW_BY_ROW = "selfkd_row_by_row"  # the name under which transformers finds `row_by_row`
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}  # others carry a state from token to token, over the border of two rows
 SAME = 1e-3  # nats: two ways to compute attention in fp32 differ by 1e-5, a row that sees its neighbour by 0.1 and more
+NOT_COMPUTED = (
+    "position_bias",
+    "s_aux",
+)  # of the parts that transformers hands to attention: ALiBi's, and the sinks of gpt-oss
 PER_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1", "label_mask")
 
 
@@ -29,33 +33,65 @@ def row_by_row(
     scaling: float | None = None,
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention, of each row of a flat batch on itself; transformers' interface for attention.
 
-    Without borders the tensors are a batch padded on the right, where what follows a token cannot change it: no mask is needed.
+    A part of a model's formula that is not computed here is an error, not left out. Without borders the tensors are a batch padded on the right, where what follows a token cannot change it: no mask is needed.
     In fp32 also under autocast: backward in bf16 takes a CPU three times as long for rows of 80 to 170 tokens, and no less for 400.
     """
+    if unknown := [name for name in NOT_COMPUTED if more.get(name) is not None]:
+        raise NotImplementedError(f"attention with {unknown[0]}")
     kind, query, key, value = query.dtype, query.float(), key.float(), value.float()
     lengths = [query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     queries, keys, values = (tensor.split(lengths, dim=2) for tensor in (query, key, value))
     with torch.autocast(query.device.type, enabled=False):
-        found = [_attend(*row, dropout, scaling, sliding_window) for row in zip(queries, keys, values, strict=True)]
+        rows = zip(queries, keys, values, strict=True)
+        found = [_attend(*row, dropout, scaling, sliding_window, softcap) for row in rows]
     return torch.cat([row.transpose(1, 2) for row in found], dim=1).to(kind), None
 
 
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, scaling: float | None, window: int | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    window: int | None,
+    cap: float | None,
 ) -> torch.Tensor:
-    length = query.shape[2]
-    mask = None
-    if window is not None and length > window:
-        ones = torch.ones(length, length, dtype=torch.bool, device=query.device)
-        mask = ones.tril() & ones.triu(1 - window)
-    shared = query.shape[1] != key.shape[1]
+    length, shared = query.shape[2], query.shape[1] // key.shape[1]
+    narrow = window is not None and length > window
+    if cap is not None:
+        return _attend_capped(query, key, value, dropout, scaling, _seen(length, window, query.device), cap)
+    mask = _seen(length, window, query.device) if narrow else None
     return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=shared
+        query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=shared > 1
     )
+
+
+def _attend_capped(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout: float,
+    scaling: float | None,
+    seen: torch.Tensor,
+    cap: float,
+) -> torch.Tensor:
+    """Return attention whose scores never leave (-cap, cap), by the formula of Gemma 2 (arXiv 2408.00118); torch's own has no cap."""
+    shared = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    weights = torch.softmax((cap * torch.tanh(scores / cap)).masked_fill(~seen, -torch.inf), -1)
+    return torch.nn.functional.dropout(weights, dropout) @ value
+
+
+def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Return which tokens of a row each of its tokens sees: those before it and itself, as far back as a window reaches."""
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril() if window is None else ones.tril() & ones.triu(1 - window)
 
 
 AttentionInterface.register(ROW_BY_ROW, row_by_row)
@@ -72,7 +108,8 @@ def may_be_flat(folder: str, longest: int) -> bool:
         return False
     kinds = getattr(text, "layer_types", None) or PLAIN_LAYERS
     model = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    return set(kinds) <= PLAIN_LAYERS and bool(getattr(model, "_supports_attention_backend", False))
+    replaceable = getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)
+    return set(kinds) <= PLAIN_LAYERS and bool(replaceable)
 
 
 def is_varlen(attention: str) -> bool:

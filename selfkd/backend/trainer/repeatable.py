@@ -16,7 +16,8 @@ FOR_CARDS = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTI
 # How an update adds up. Whatever changes its sums (attention, output head, micro-batches) is another name, or a run that goes on
 # with it would still be called exact.
 ARITHMETIC = "flat-1"
-_held: dict[str, bool] = {}  # whether the last update of this process kept to what repeats
+CAPPED = "flat-2"  # of models that cap their attention scores: under flat-1 they were trained without the cap
+_last: dict[str, Any] = {}  # how the last update of this process was computed: whether by what repeats, and by which arithmetic
 
 
 def prepare(numerics: Mapping[str, Any]) -> None:
@@ -28,7 +29,17 @@ def prepare(numerics: Mapping[str, Any]) -> None:
 
 def holds() -> bool:
     """Whether the last update of this process was computed in ways that repeat bit by bit."""
-    return _held.get("last", False)
+    return bool(_last.get("repeats", False))
+
+
+def arithmetic() -> str:
+    """Return how the last update of this process added up."""
+    return str(_last.get("arithmetic", ARITHMETIC))
+
+
+def adds_up_by(name: str) -> None:
+    """Note how an update adds up."""
+    _last["arithmetic"] = name
 
 
 @contextlib.contextmanager
@@ -52,7 +63,7 @@ def repeatable(numerics: Mapping[str, Any]) -> Iterator[None]:
         # On a card a warning is not enough: there attention takes its repeatable form only where the other one would fail.
         torch.use_deterministic_algorithms(True, warn_only=not (cards and ready))
         torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and hides nothing here
-    _held["last"] = not cards or (exact and ready)
+    _last["repeats"] = not cards or (exact and ready)
     try:
         yield
     finally:

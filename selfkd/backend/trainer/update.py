@@ -27,10 +27,11 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from selfkd.backend import probe, tokens
+from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
 from selfkd.backend.trainer import batches, checkpoint, flat, losses
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
-from selfkd.backend.trainer.repeatable import prepare, repeatable
+from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.trl_options import check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
@@ -50,7 +51,6 @@ TRL_DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False,  # less memory for about 30 % of the time: on where a model does not fit
     "ddp_find_unused_parameters": False,  # a mixture of experts needs True
 }
-PLAIN_ATTENTION = "sdpa"  # torch's own: everywhere, and in fp32
 PROOFS = 2  # rows on which a model shows that flat rows do not see each other
 # What selfkd decides for every update; trl_options.OWNED says why.
 TRL_FIXED: dict[str, Any] = {
@@ -160,7 +160,12 @@ def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: i
     named = numerics.get("trainer", {}).get("attn_implementation")
     if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder, longest):
         return flat.ROW_BY_ROW, True
-    return named or PLAIN_ATTENTION, asked or flat.is_varlen(named or "")
+    plain = plain_attention_of(folder)
+    if named == TORCH != plain:
+        what = f"{named} leaves out a part of this architecture's attention, such as a cap on its scores"
+        fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
+        raise UsageError(what, "machine.trainer.attn_implementation", fix)
+    return named or plain, asked or flat.is_varlen(named or "")
 
 
 def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
@@ -201,6 +206,7 @@ class _Update:
         with self._timed("load"):
             model, is_flat = self._opened(plan.start.path)
             parent = _scored(model, candidates)
+        adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
         references = references or self._references_of(model, is_flat)
         with self._timed("prepare"):
             trainer = self._trainer(model, tok, references, is_flat)
@@ -224,7 +230,7 @@ class _Update:
         _set_attention(model, plan.attention)
         if not scores or flat.same_as_padded(model, few, scores):
             return model, plan.is_flat
-        model.set_attn_implementation(PLAIN_ATTENTION)
+        model.set_attn_implementation(plain_attention(model.config))
         return model, False
 
     def _trainer(self, model: Any, tok: Any, references: Mapping[str, tuple[float, float]], is_flat: bool) -> Any:
@@ -281,7 +287,8 @@ class _Update:
                     raise GuardError(
                         "the trained model gives log-probabilities that are not finite", "train", checkpoint.LOWER_THE_STEP
                     )
-                probe.write_probe(plan.out, sequences, child, parent, plan.start.digest)
+                attention = plain_attention(model.config)
+                probe.write_probe(plan.out, sequences, child, parent, plan.start.digest, attention=attention)
             except SelfkdError as problem:
                 error = problem
         error = _from_rank_0(error, plan.split.ranks)
@@ -326,10 +333,10 @@ def _set_attention(model: Any, name: str) -> None:
 
 def _scored(model: Any, sequences: list[list[int]]) -> list[list[float]]:
     """Score the probe's sequences with the attention that every model and every device has, in fp32."""
-    attention = model.config._attn_implementation
-    if attention == PLAIN_ATTENTION:
+    attention, plain = model.config._attn_implementation, plain_attention(model.config)
+    if attention == plain:
         return probe.token_logprobs(model, sequences)
-    model.set_attn_implementation(PLAIN_ATTENTION)
+    model.set_attn_implementation(plain)
     try:
         return probe.token_logprobs(model, sequences)
     finally:
@@ -373,7 +380,9 @@ def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
 def _load(path: str) -> Any:
     """Load fp32 masters onto this rank's device, from local safetensors only and without the folder's own code."""
     local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=PLAIN_ATTENTION, **local)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation=plain_attention_of(path), **local
+    )
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
 
 
