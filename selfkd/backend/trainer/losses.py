@@ -54,9 +54,9 @@ class _Stepwise:
         first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
-        self.shard = sharded.is_sharded(self.model)  # type: ignore[has-type]
+        self.shard = sharded.is_sharded(self.model)  # type: ignore[attr-defined]
         if self.shard:
-            self.model._is_accelerate_prepared = True  # type: ignore[has-type]  # else Accelerate would wrap it in DDP
+            self.model._is_accelerate_prepared = True  # type: ignore[attr-defined]  # else Accelerate would wrap it in DDP
 
     def _send_telemetry(self) -> None:
         """Nothing leaves this machine."""

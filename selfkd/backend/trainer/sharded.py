@@ -4,7 +4,8 @@ Each rank reads its own slice of every tensor, and no rank ever holds the model 
 on every rank and let go afterwards; a checkpoint is gathered one tensor at a time. Knows no loss and no TRL.
 """
 
-# torch's FSDP has few types.
+# torch's FSDP has few types, transformers' callbacks none.
+# mypy: allow-subclassing-any
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def refuse(ranks: int, optimiser: str | None) -> None:
     refuse_lone_shard(ranks)
     if optimiser is not None and optimiser not in OPTIMISERS:
         what = f"the optimiser {optimiser} does not know weights that are divided over ranks"
-        raise UsageError(what, "train.trl.optim", f"Use one of {', '.join(OPTIMISERS)}, or leave out `shard` in the machine file.")
+        raise UsageError(
+            what, "train.trl.optim", f"Use one of {', '.join(OPTIMISERS)}, or leave out `shard` in the machine file."
+        )
 
 
 def load(path: str, **options: Any) -> Any:
@@ -103,7 +106,9 @@ def blocks(model: Any) -> list[Any]:
     found = [part for part in model.modules() if type(part).__name__ in names and part is not model]
     if not found:
         what = f"the blocks of {type(model).__name__}, by which a model is divided over ranks, cannot be found"
-        why = f"transformers names {', '.join(sorted(names))}, and there is none in it." if names else "transformers names none."
+        why = (
+            f"transformers names {', '.join(sorted(names))}, and there is none in it." if names else "transformers names none."
+        )
         raise UsageError(what, "machine.shard", f"{why} Leave out `shard`.")
     return found[::-1]
 
@@ -142,11 +147,13 @@ def held(model: Any, optimiser: Any) -> float:
     """
     weights = list(model.parameters())
     if whole := [name for name, weight in model.named_parameters() if not isinstance(weight, DTensor)]:
-        raise GuardError(f"{whole[0]} and {len(whole) - 1} more weights are not divided over ranks", "train")
+        what = f"every rank holds all of {whole[0]} and of {len(whole) - 1} more weights, although shard: true divides them"
+        fix = "Leave out `shard` in the machine file. A version of TRL or Accelerate that selfkd does not know may do this."
+        raise GuardError(what, "train", fix)
     states = [value for state in optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     tensors = [*weights, *(weight.grad for weight in weights if weight.grad is not None), *states]
     here = sum(_local(tensor).nbytes for tensor in tensors)
-    return here / sum(tensor.nbytes for tensor in tensors)
+    return float(here / sum(tensor.nbytes for tensor in tensors))
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -158,7 +165,9 @@ class Shares(TrainerCallback):
 
     held = math.nan
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
         if math.isnan(self.held):
             self.held = held(model, optimizer)
 
