@@ -84,6 +84,10 @@ class Machine:
     )
     generators: int = _setting("Engines that answer side by side; more of them change no answer.", 1, 1)
     trainers: int = _setting("Ranks that train together, each on its share of every batch.", 1, 1)
+    shard: bool = _setting(
+        "Whether ranks divide a model among them (FSDP2) instead of each holding all of it: with 2 or more `trainers`, for models that one card cannot train.",
+        False,
+    )
     tensor_parallel: int = _setting("GPUs that one engine is spread over.", 1, 1)
     turns: str = _setting(
         "On GPUs: share lets engines and ranks take turns on the same cards, split gives each of them cards of its own.",
@@ -141,6 +145,7 @@ NUMERIC = (
     "generator",
     "threads",
     "trainers",
+    "shard",
     "tensor_parallel",
     "dtype",
     "max_num_seqs",
@@ -163,6 +168,8 @@ def fixed_numerics(
     dtype 'auto' what `here` says of a machine with so many threads. `precision` is what a train step computes in that does not say
     itself; `number_format` says why. `on_cards`: whether cards compute; None asks this machine.
     """
+    if machine.shard:
+        refuse_lone_shard(machine.trainers)
     fake = machine.backend == "fake"
     card = not fake and (accelerator().on_cards if on_cards is None else on_cards)
     threads = machine.threads or (1 if fake else free_cores())
@@ -174,6 +181,13 @@ def fixed_numerics(
     chosen |= {} if vllm_chooses else {"sampler": inverse_cdf.NAME}  # a run without the word has vLLM's own
     packages = {package: version for package in PACKAGES if (version := installed_version(package))}
     return {**chosen, "number_format": found.why, "packages": packages, "digest": digest.of(chosen)}
+
+
+def refuse_lone_shard(ranks: int) -> None:
+    """Raise UsageError where a model is to be divided over one rank."""
+    if ranks == 1:
+        fix = "Set `trainers` in the machine file to 2 or more, or leave out `shard`."
+        raise UsageError("shard: true divides a model over ranks, and there is one", "machine.shard", fix)
 
 
 def chosen_generator(machine: Machine) -> str:

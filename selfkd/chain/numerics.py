@@ -33,10 +33,10 @@ def in_force(paths: Paths, info: Info, recipe: Recipe, machine: Machine) -> Mapp
     A run made before there was such a record is fixed to those of run.json.
     """
     if paths.numerics.exists():
-        return _with_generator(kept(paths, info))
+        return _of_any_age(kept(paths, info))
     same = machine.words() == {**Machine().words(), **info.machine}  # older runs did not record every field
     if same or (info.numerics_fixed and _was_used(paths)):
-        return _with_generator(info.numerics)
+        return _of_any_age(info.numerics)
     return asked(recipe, machine)
 
 
@@ -45,9 +45,9 @@ def kept(paths: Paths, info: Info) -> Mapping[str, Any]:
     return records.read(paths.numerics, Numerics).numerics if paths.numerics.exists() else info.numerics
 
 
-def _with_generator(numerics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Say of a run that was made before there was a choice what generated then."""
-    return {"generator": "vllm", **numerics}
+def _of_any_age(numerics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Say of a run that was made before there was a choice what generated then, and that each rank held the model whole."""
+    return {"generator": "vllm", "shard": False, **numerics}
 
 
 def fix(paths: Paths, numerics: Mapping[str, Any], attempt: int) -> None:

@@ -4,57 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pickle
 import shutil
-import socket
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
+from ranks import on_ranks
 from tiny import opened, tiny_model
+from updates import FAST, UNEVEN, update, write_rows
 
 from selfkd.backend import tokens
-from selfkd.backend.base import Trained, TrainSpec, nobody_listens
+from selfkd.backend.base import Trained, TrainSpec
 from selfkd.backend.trainer import batches, trl_options
 from selfkd.core import digest
-from selfkd.core.pool import Model, shape
+from selfkd.core.pool import Model
 from selfkd.errors import GuardError, UsageError
-
-FAST = {"learning_rate": 2e-3}
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tiny_model(tmp_path_factory.mktemp("tiny"))
     return Model("policy", str(folder), digest.weights(folder))
-
-
-def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
-    """Small sums of different lengths; `changes` replaces columns of every row."""
-    rows = [
-        {
-            "id": f"row-{number:02}",
-            "weight": 1.0,
-            "messages": [{"role": "user", "content": f"{number} + 1 = ?"}],
-            **{"chosen": f"Answer: {number + 1}", "chosen_ended": True},
-            **{"rejected": "I do not know." * (1 + number % 3), "rejected_ended": True},
-            **changes,
-        }
-        for number in range(count)
-    ]
-    shape("rows", rows).write_parquet(folder / "rows.parquet")
-    return [folder / "rows.parquet"]
-
-
-def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
-    from selfkd.backend.trainer.update import train_rank
-
-    on_progress, numerics = more.pop("on_progress", nobody_listens), more.pop("numerics", {})
-    spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
-    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1, **numerics}, on_progress)
 
 
 # What is learned
@@ -450,23 +422,13 @@ def test_long_rows_go_through_a_processor_a_few_at_a_time():
     assert batches.finer(split, plain(lengths=[400] * 4), 256) == batches.Share(16, 1, 16, 1)
 
 
-def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
-    return {**{name: str(value) for name, value in place.items()}, "MASTER_ADDR": "127.0.0.1"}
-
-
-UNEVEN = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "num_train_epochs": 2}
-
-
-def work(rank: int, start: Model, folder: Path, port: int) -> None:
-    """One of two processes: an update alone, then updates as a rank of two; what they returned or raised goes into a file."""
+def work(rank: int, join: Callable[[], None], start: Model, folder: Path) -> dict[str, Any]:
+    """One of two processes: an update alone, then updates as a rank of two; return what they returned or raised."""
     import torch
 
-    torch.set_num_threads(1)
     rows, found = [folder / "rows.parquet"], {}
     found["alone"] = update(start, rows, folder / f"alone-{rank}", precision="bf16")
-    os.environ.update(environment(rank, 2, port))
-    torch.distributed.init_process_group("gloo")
+    join()
     for loss in ("sft", "dpo"):
         found[loss] = update(start, rows, folder / f"{loss}-2", loss, trl=UNEVEN)
         torch.distributed.barrier()
@@ -475,21 +437,14 @@ def work(rank: int, start: Model, folder: Path, port: int) -> None:
             update(start, rows, folder / name, trl=trl)
         except GuardError as error:
             found[name] = str(error)
-    torch.distributed.destroy_process_group()
-    (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
+    return found
 
 
 @pytest.fixture(scope="module")
-def group(start: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
-    import torch.multiprocessing
-
+def group(start: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("group")
     write_rows(folder, 9)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (start, folder, port), nprocs=2)
-    yield folder, [pickle.loads((folder / f"found-{rank}").read_bytes()) for rank in range(2)]
+    return folder, on_ranks(2, work, start, folder)
 
 
 def test_the_same_update_in_three_processes_gives_the_same_bits(start, group, tmp_path):

@@ -20,11 +20,16 @@ LOWER_THE_STEP = "Lower trl.learning_rate or trl.max_grad_norm; nothing was writ
 
 
 def write(model: Any, parent: Path, out: Path) -> None:
-    """Write the weights as the model holds them; all else is the parent's. The padding token that TRL configured is not kept."""
+    """Write the weights as the model holds them; all else is the parent's."""
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig()
     model.save_pretrained(out, max_shard_size=SHARD_SIZE)
+    describe(parent, out)
+
+
+def describe(parent: Path, out: Path) -> None:
+    """Write beside the weights what the parent says of itself. The padding token that TRL configured is not kept."""
     (out / "generation_config.json").unlink(missing_ok=True)
     config = json.loads((parent / "config.json").read_text("utf-8"))
     config.pop("torch_dtype", None)

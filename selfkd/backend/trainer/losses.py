@@ -8,6 +8,7 @@ micro-batch would be wrong. Knows neither files nor folders.
 # mypy: allow-subclassing-any
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import DPOTrainer, SFTTrainer
 
 from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listens
-from selfkd.backend.trainer import cpu_head, flat
+from selfkd.backend.trainer import cpu_head, flat, sharded
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
 from selfkd.errors import GuardError, UsageError
@@ -53,6 +54,9 @@ class _Stepwise:
         first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+        self.shard = sharded.is_sharded(self.model)  # type: ignore[attr-defined]
+        if self.shard:
+            self.model._is_accelerate_prepared = True  # type: ignore[attr-defined]  # else Accelerate would wrap it in DDP
 
     def _send_telemetry(self) -> None:
         """Nothing leaves this machine."""
@@ -69,7 +73,13 @@ class _Stepwise:
 
     def _outputs(self, model: Any, **arguments: Any) -> Any:
         """Return what the model gives for a padded batch, through it without padding where it can be fed so."""
-        return flat.forward(model, **arguments) if self.is_flat else model(**arguments)
+        with self._autocast():
+            return flat.forward(model, **arguments) if self.is_flat else model(**arguments)
+
+    def _autocast(self) -> Any:
+        """Compute in bf16 where that is asked and Accelerate, which prepared nothing of a divided model, does not see to it."""
+        asked = self.shard and self.args.bf16  # type: ignore[attr-defined]
+        return torch.autocast(self.args.device.type, torch.bfloat16) if asked else contextlib.nullcontext()  # type: ignore[attr-defined]
 
     def training_step(self, *arguments: Any, **more: Any) -> Any:
         loss = super().training_step(*arguments, **more)  # type: ignore[misc]
@@ -78,7 +88,7 @@ class _Stepwise:
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         """Called on every rank before each optimiser step, with gradients already summed over ranks: all stop together."""
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[misc]
+        norm = sharded.number(super()._get_grad_norm(model, grad_norm=grad_norm))  # type: ignore[misc]
         if not math.isfinite(norm):
             raise not_finite(self.state.global_step + 1, f"the gradient norm is {norm}, the loss {float(self.latest)}")  # type: ignore[attr-defined]
         return norm
@@ -215,7 +225,7 @@ def completion_logprobs(
     """Return the sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off.
 
     Equal ones are computed once. Batches are cut from the list sorted by length, whoever computes them: the numbers do not depend on
-    the number of ranks. The model is as before afterwards.
+    the number of ranks. The model is as before afterwards. Ranks that hold it together go through it equally often.
     """
     names = [(prompt.tobytes(), completion.tobytes()) for prompt, completion in pairs]
     distinct = list(dict(zip(names, pairs, strict=True)).values())
@@ -225,10 +235,13 @@ def completion_logprobs(
     model.eval()
     trl.trainer.utils.add_fused_lm_head(model)
     try:
-        for cut in cuts[rank::ranks]:
+        mine = cuts[rank::ranks]
+        idle = len(cuts[::ranks]) - len(mine) if sharded.is_sharded(model) else 0
+        for cut in mine + cuts[:1] * idle:
             found.update(zip(cut, _sums(model, [distinct[i] for i in cut], bf16, is_flat), strict=True))
     finally:
         del model.forward  # the class's own forward shows again
+        sharded.rest(model)
         model.train(training)
     for part in _gathered(found, ranks):
         found.update(part)

@@ -136,7 +136,7 @@ _OWNED_BY_REASON: dict[str, str] = {
     "publishing is not done by selfkd yet": (
         "hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token push_to_hub"
     ),
-    "the machine file says where and on how many ranks a run trains": (
+    "the machine file says where and on how many ranks a run trains (`trainers`, `shard`)": (
         "ddp_backend ddp_broadcast_buffers ddp_static_graph deepspeed fsdp fsdp_config local_rank parallelism_config use_cpu"
     ),
     "it would change TRL's own forward pass, whose output head selfkd relies on": (

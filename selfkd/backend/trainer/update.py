@@ -29,7 +29,7 @@ from transformers.utils import logging
 from selfkd.backend import probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import batches, checkpoint, flat, losses
+from selfkd.backend.trainer import batches, checkpoint, flat, losses, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.trl_options import check_trl, for_loss
@@ -52,6 +52,11 @@ TRL_DEFAULTS: dict[str, Any] = {
     "ddp_find_unused_parameters": False,  # a mixture of experts needs True
 }
 PROOFS = 2  # rows on which a model shows that flat rows do not see each other
+# How a model is opened: fp32 masters, from local safetensors only and without the folder's own code.
+LOADED: dict[str, Any] = {
+    "dtype": torch.float32,
+    **{"local_files_only": True, "trust_remote_code": False, "use_safetensors": True},
+}
 # What selfkd decides for every update; trl_options.OWNED says why.
 TRL_FIXED: dict[str, Any] = {
     "save_strategy": "no",
@@ -127,6 +132,7 @@ class _Plan:
     rank: int
     attention: str
     is_flat: bool
+    shard: bool = False
 
     @property
     def bf16(self) -> bool:
@@ -143,13 +149,15 @@ def _planned(
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
+    if shard := bool(numerics.get("shard")):
+        sharded.refuse(ranks, options.get("optim"))
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
     longest = max(row.longest for row in rows)
     attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
-    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat)
+    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard)
 
 
 def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
@@ -196,7 +204,7 @@ class _Update:
     """One update: a plan, and the seconds that its stages took."""
 
     def __init__(self, plan: _Plan, on_progress: OnSteps) -> None:
-        self.plan, self.steps = plan, losses.StepReporter(on_progress)
+        self.plan, self.steps, self.shares = plan, losses.StepReporter(on_progress), sharded.Shares()
         self.seconds: dict[str, float] = {}
 
     def run(self) -> Trained:
@@ -207,6 +215,7 @@ class _Update:
             model, is_flat = self._opened(plan.start.path)
             parent = _scored(model, candidates)
         adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
+        self._compute_in(model, plan.bf16)
         references = references or self._references_of(model, is_flat)
         with self._timed("prepare"):
             trainer = self._trainer(model, tok, references, is_flat)
@@ -214,6 +223,7 @@ class _Update:
         trainer.train()
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
+        self._compute_in(trainer.model, False)
         child = _scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
@@ -224,7 +234,8 @@ class _Update:
 
         Where the attention is ours, the model proves on two rows that they do not see each other; else batches are padded.
         """
-        plan, model = self.plan, _load(path)
+        plan = self.plan
+        model = sharded.load(path, attn_implementation=plain_attention_of(path), **LOADED) if plan.shard else _load(path)
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
         scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
         _set_attention(model, plan.attention)
@@ -244,7 +255,7 @@ class _Update:
             split=plan.split,
             references=references,
             is_flat=is_flat,
-            callbacks=[self.steps],
+            callbacks=[self.steps, *([self.shares] if plan.shard else [])],
         )
 
     def _references_of_another(self) -> dict[str, tuple[float, float]]:
@@ -260,9 +271,15 @@ class _Update:
         if plan.reference.digest == plan.start.digest:
             return {}
         model, is_flat = self._opened(plan.reference.path)
-        if plan.bf16:
+        if plan.bf16 and not plan.shard:
             _round_linear_weights(model)
+        self._compute_in(model, plan.bf16)
         return self._references_of(model, is_flat)
+
+    def _compute_in(self, model: Any, bf16: bool) -> None:
+        """Choose what the blocks of a divided model compute in. One that is whole is told by autocast, pass by pass."""
+        if self.plan.shard:
+            sharded.compute_in(model, bf16)
 
     def _references_of(self, model: Any, is_flat: bool) -> dict[str, tuple[float, float]]:
         plan = self.plan
@@ -275,25 +292,34 @@ class _Update:
 
     def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, float]:
         """Rank 0 writes and checks the child; every rank learns whether that went well, so that none waits for a failed one."""
-        plan, parent_folder = self.plan, Path(self.plan.start.path)
+        plan = self.plan
         error: SelfkdError | None = None
         moved: dict[str, float] = {}
-        if plan.rank == 0:
-            try:
-                checkpoint.write(model, parent_folder, plan.out)
-                moved = checkpoint.moved(parent_folder, plan.out)
-                sequences, child, parent = evidence
-                if not all(map(math.isfinite, (value for row in child for value in row))):
-                    raise GuardError(
-                        "the trained model gives log-probabilities that are not finite", "train", checkpoint.LOWER_THE_STEP
-                    )
-                attention = plain_attention(model.config)
-                probe.write_probe(plan.out, sequences, child, parent, plan.start.digest, attention=attention)
-            except SelfkdError as problem:
-                error = problem
+        try:
+            if plan.shard:
+                sharded.save(model, plan.out)
+            if plan.rank == 0:
+                moved = self._finished(model, *evidence)
+        except SelfkdError as problem:
+            error = problem
         error = _from_rank_0(error, plan.split.ranks)
         if error is not None:
             raise error
+        return moved
+
+    def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, float]:
+        """Write what is not written yet, and return how far the child moved; GuardError where it is no child."""
+        plan, parent_folder = self.plan, Path(self.plan.start.path)
+        if plan.shard:
+            checkpoint.describe(parent_folder, plan.out)
+        else:
+            checkpoint.write(model, parent_folder, plan.out)
+        moved = checkpoint.moved(parent_folder, plan.out)
+        if not all(map(math.isfinite, (value for row in child for value in row))):
+            what = "the trained model gives log-probabilities that are not finite"
+            raise GuardError(what, "train", checkpoint.LOWER_THE_STEP)
+        attention = plain_attention(model.config)
+        probe.write_probe(plan.out, sequences, child, parent, plan.start.digest, attention=attention)
         return moved
 
     def _metrics(self, trainer: Any, train_call: float) -> dict[str, Any]:
@@ -302,6 +328,7 @@ class _Update:
         values = [entry["loss"] for entry in history]
         metrics: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
         metrics |= {"rows": len(self.plan.rows), "precision": self.plan.spec.precision}
+        metrics |= {"shard": self.plan.split.ranks, "shard_held": self.shares.held} if self.plan.shard else {}
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
         for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
@@ -378,11 +405,8 @@ def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
 
 
 def _load(path: str) -> Any:
-    """Load fp32 masters onto this rank's device, from local safetensors only and without the folder's own code."""
-    local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, attn_implementation=plain_attention_of(path), **local
-    )
+    """Load fp32 masters onto this rank's device."""
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=plain_attention_of(path), **LOADED)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
 
 
