@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def run_all(
         if left < LEAST:
             yield told(Result(check.name, check.sentence, SKIPPED, f"no time was left of {seconds:.0f} s"), say)
             continue
-        say(f"… {check.sentence}")
+        say(f"… {check.name}: {check.sentence}")
         yield told(run_one(check, program, scratch, min(check.seconds, left), model), say)
         if free is not None:
             accelerator.await_memory(free - GIB)
@@ -250,12 +250,20 @@ def _result(check: Check, folder: Path, code: int | None, limit: float, seconds:
 # ---- what is told ----
 
 
+def summary(results: Sequence[Result]) -> str:
+    """A line per check; the reason that all of them share is said once, above them."""
+    reasons = {result.why for result in results}
+    if len(results) < 2 or len(reasons) > 1 or "" in reasons:
+        return "\n".join(map(line, results))
+    return "\n".join([reasons.pop(), *(line(replace(result, why="")) for result in results)])
+
+
 def line(result: Result) -> str:
     figures = ", ".join(
         f"{name} {_short(value)}" for name, value in result.figures.items() if not isinstance(value, list | dict)
     )
     more = "; ".join(filter(None, (result.why, figures)))
-    return f"{result.status:8}{result.sentence} ({result.seconds:.0f} s)" + (f": {more}" if more else "")
+    return f"{result.status:8}{result.name:24}{result.sentence} ({result.seconds:.0f} s)" + (f": {more}" if more else "")
 
 
 def _short(value: Any) -> str:
@@ -309,7 +317,7 @@ def main(words: Sequence[str], checks: Sequence[Check] = CHECKS, program: Path =
     wanted = [one for one in checks if not options.only or one.name in options.only]
     results = on_this_machine(wanted, options, program)
     write(options.out, results)
-    print("\n" + "\n".join(map(line, results)) + f"\n\nresults: {options.out}")
+    print("\n" + summary(results) + f"\n\nresults: {options.out}")
     return int(any(result.status == FAILED for result in results))
 
 

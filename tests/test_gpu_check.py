@@ -117,7 +117,8 @@ def test_one_file_holds_what_every_check_came_to_and_one_that_fails_ends_with_1(
     assert found["machine"]["driver"] == "580.65" and found["machine"]["cards"][0].startswith("H100 (sm_90")
     assert found["checks"][0]["computed_with"]["python"] == found["machine"]["python"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["found.json"]
-    assert "passed  passes is so" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "… passes: passes is so" in out and f"passed  {'passes':24}passes is so" in out  # --only takes the name
 
 
 def test_where_all_pass_or_are_skipped_it_ends_with_0(card, fakes, tmp_path):
@@ -164,6 +165,10 @@ def test_without_a_card_every_check_is_skipped_with_the_reason_and_it_ends_with_
         one["why"] == f"no card: {found['machine']['not_used']}" and one["why"] != "no card: " for one in found["checks"]
     )
     assert done.stdout.count("skipped ") == 9 and str(out) in done.stdout
+    assert done.stdout.count(found["machine"]["not_used"]) == 1  # said once, above the names that --only takes
+    assert [row.split()[1] for row in done.stdout.splitlines() if row.startswith("skipped ")] == [
+        one["name"] for one in found["checks"]
+    ]
 
 
 def test_make_installs_the_lock_that_was_named_and_runs_the_program(tmp_path: Path):

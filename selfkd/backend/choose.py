@@ -10,14 +10,12 @@ from selfkd.backend.base import Backend
 from selfkd.backend.engine.held_engine import ENGINES
 from selfkd.backend.fake import Fake
 from selfkd.backend.local import LocalBackend
-from selfkd.backend.machine import Machine, fixed_numerics, how_to_install
+from selfkd.backend.machine import Machine, fixed_numerics, refuse_missing
 from selfkd.backend.ray.cluster import cards_to_join, is_private
 from selfkd.backend.ray.dispatcher import RayBackend
 from selfkd.backend.ray.placement import nobody_hears
 from selfkd.core.accelerator import accelerator
-from selfkd.core.hardware import installed_version
-from selfkd.core.wording import listed
-from selfkd.errors import BackendError, UsageError
+from selfkd.errors import UsageError
 
 
 def open_backend(
@@ -29,8 +27,7 @@ def open_backend(
     Nothing heavy is imported before a backend does something that needs it.
     """
     fixed = fixed_numerics(machine) if numerics is None else numerics
-    if machine.backend in ("ray", "local"):
-        _refuse_missing(machine.backend)
+    refuse_missing(machine.backend)
     if machine.backend == "ray":
         return RayBackend(machine, fixed, log, engine=engine_of(fixed), say=say)
     if machine.backend == "local":
@@ -38,14 +35,6 @@ def open_backend(
     if machine.backend == "fake":
         return Fake(fixed)
     raise UsageError(f"no backend '{machine.backend}'", "machine.backend", "There are: fake, local, ray.")
-
-
-def _refuse_missing(backend: str) -> None:
-    """Raise BackendError where no engine is installed, before a process is started for it."""
-    wanted = ("torch", "transformers", "trl", *(["ray"] if backend == "ray" else []))
-    if missing := [package for package in wanted if not installed_version(package)]:
-        what = f"this machine has no {listed(missing, 'and no')}: it can lint, show and verify, and run nothing"
-        raise BackendError(what, "engine", f"Install an engine: {how_to_install()}.")
 
 
 def engine_of(numerics: Mapping[str, Any]) -> str:

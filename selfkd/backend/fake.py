@@ -48,7 +48,8 @@ def adder(messages: list[dict[str, str]], seed: int, skill: float) -> str:
 class Fake:
     """`answer(messages, seed, skill)` is the model; `hook(call)` runs before every call, and may raise to imitate a crash.
 
-    Its calls end at once, so it never reports progress. `facts` stands for those of its engine and its rank.
+    Its calls end at once, so it never reports progress. `facts` stands for those of its engine and its rank. A token is a byte; with
+    `fits` it is as many as let every answer end within `max_tokens`, so that none is cut.
     """
 
     name = "fake"
@@ -59,11 +60,12 @@ class Fake:
         answer: Answer = adder,
         hook: Callable[[str], None] = lambda call: None,
         facts: Facts | None = None,
+        fits: bool = False,
     ) -> None:
         self._numerics, self.answer, self.hook = dict(numerics), answer, hook
         self._facts: Facts = of_process(()) if facts is None else facts
         self._up: dict[str, Facts] = {}
-        self.reverse = False
+        self.reverse, self.fits = False, fits
 
     def numerics(self) -> dict[str, Any]:
         return self._numerics
@@ -93,8 +95,11 @@ class Fake:
         seed = digest.seed(row["teacher_messages"][-1]["content"]) if sampling.temperature == 0 else row["seed"]
         text = self.answer(row["teacher_messages"], seed, skill)
         whole = min((text.split(stop)[0] for stop in sampling.stop), key=len, default=text)
-        ids = list(whole.encode()[: sampling.max_tokens])
-        said, cut = bytes(ids).decode(errors="ignore"), len(ids) < len(whole.encode())
+        if self.fits:
+            ids, said, cut = list(whole.encode()[:: -(-len(whole.encode()) // sampling.max_tokens) or 1]), whole, False
+        else:
+            ids = list(whole.encode()[: sampling.max_tokens])
+            said, cut = bytes(ids).decode(errors="ignore"), len(ids) < len(whole.encode())
         ended = [] if cut or whole != text else [0]  # a stop string ends an answer without an end token
         return Completion(said, [*ids, *ended], "length" if cut else "stop", -0.1 * len(ids))
 

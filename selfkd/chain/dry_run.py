@@ -52,13 +52,13 @@ def try_walk(recipe: Recipe, environment: Sequence[str] = ()) -> Report:
 def dry_run(recipe: Recipe, environment: Sequence[str] = ()) -> list[Seal]:
     """Walk two rounds in a temporary folder with a model that knows some of the answers; the records of the sealed rounds.
 
-    A few prompts of each split; those that lie on a hub are stood in for by sums with every column that a template or reward names.
+    No answer is cut: how long a stand-in is says nothing of a model's. A few prompts of each split; those that lie on a hub are stood in for by sums with every column that a template or reward names.
     """
 
     with TemporaryDirectory(prefix="selfkd-dry-") as folder:
         small = in_small(recipe)
         run = Run.open(small, Path(folder) / small.name, Machine(backend="fake", environment=list(environment)))
-        walk(run, Fake(run.numerics, knowing(small)), run.begin())
+        walk(run, Fake(run.numerics, knowing(small), fits=True), run.begin())
         return run.sealed()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,24 @@ def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
             _freeze_all(recipe, paths, machine)
 
 
+def begin_anew(recipe: Recipe, paths: Paths, machine: Machine, changed: Callable[[], Sequence[str]]) -> Sequence[str]:
+    """Create a run in which nothing was committed once more, if `changed` says that its recipe is another now; return what changed.
+
+    It is no chain yet, so nothing is lost but an attempt, whose log stays. run.json goes first: a crash from then on leaves what a
+    crash in `create` leaves. Under the lease, and judged there: another process may have begun it, or have begun it anew.
+    """
+    with Lease(paths.leases, paths.tmp):
+        said = changed() if paths.info.exists() and not paths.holds_a_chain else []
+        if said:
+            storage.retract(paths.info)
+        if not paths.info.exists():
+            _freeze_all(recipe, paths, machine)
+        return said
+
+
 def _freeze_all(recipe: Recipe, paths: Paths, machine: Machine) -> None:
     storage.sweep(paths.folder)
-    for leftover in paths.frozen:
+    for leftover in (*paths.frozen, *paths.attempted):
         if leftover.exists():
             storage.remove(leftover)
     storage.make_folder(paths.tmp)

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfkd.errors import UsageError
+
 
 @dataclass(frozen=True)
 class RoundPaths:
@@ -25,6 +27,10 @@ class RoundPaths:
 
     folder: Path
     index: int
+
+    @property
+    def holds_records(self) -> bool:
+        return any(self.folder.glob("*.json"))
 
     @property
     def seal(self) -> Path:
@@ -110,6 +116,16 @@ class Paths:
         """What creation writes before `run.json`; a crash in between leaves only these."""
         return self.prompts, self.code, self.recipe, self.resolved, self.tmp
 
+    @property
+    def attempted(self) -> tuple[Path, ...]:
+        """What attempts leave that committed nothing, beside their logs."""
+        return self.folder / "facts", *(names.folder for names in self.rounds() if not names.holds_records)
+
+    @property
+    def holds_a_chain(self) -> bool:
+        """Whether anything was committed, or computed that a commit may rest on."""
+        return bool(self.numerics.exists() or self.amendments() or any(names.holds_records for names in self.rounds()))
+
     def round(self, index: int) -> RoundPaths:
         return RoundPaths(self.folder / f"round-{index:03d}", index)
 
@@ -173,6 +189,19 @@ def _by_number(folder: Path, pattern: str) -> list[Path]:
     """Return the files whose names match `pattern`, by the number in it."""
     found = [(int(match[1]), path) for path in folder.glob("*.json") if (match := re.fullmatch(pattern, path.name))]
     return [path for _, path in sorted(found)]
+
+
+def find_run(given: Path, runs: Path) -> Path:
+    """Return the folder of a run that a person named, by its path or by its bare name under `runs`.
+
+    A folder of that name here is what is meant, also where it holds no run: another one must not be read in its place.
+    UsageError names both places where the run is in neither.
+    """
+    if given.exists() or given.is_absolute() or len(given.parts) != 1:
+        return given
+    if Paths(runs / given).info.is_file():
+        return runs / given
+    raise UsageError("no run here (run.json is missing)", f"{given} and {runs / given}", "List the runs: selfkd status")
 
 
 def runs_under(folder: Path) -> list[Path]:

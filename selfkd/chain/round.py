@@ -30,6 +30,7 @@ from selfkd.steps.score import ScoreStep
 
 def open_round(run: Run, index: int, backend: Backend, attempt: Attempt) -> Round:
     """Begin round `index`, or go on with it. Call it under the lease: it empties tmp/."""
+    run.refuse_replaced()
     run.clean_tmp()
     attempt.event("round", round=index, last=run.recipe.rounds)
     return Round(run, index, backend, attempt)

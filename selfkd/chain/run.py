@@ -19,7 +19,7 @@ from selfkd.chain import amend, contents, numerics, records, steering
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
-from selfkd.chain.freeze import create, edited_prompts
+from selfkd.chain.freeze import begin_anew, create, edited_prompts
 from selfkd.chain.models import known_models
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Commit, Info, Seal
@@ -32,6 +32,7 @@ from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool, read_light
 from selfkd.errors import ChainError, UsageError
 from selfkd.prompts import templates
+from selfkd.recipe import ready
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Origin, Recipe, Stop
 
@@ -55,6 +56,7 @@ class Run:
         self._splits: dict[str, Pool] = {}
         self._sealed: list[Seal] = []
         self._tokens: dict[int, int] = {}
+        self.anew: list[str] = []  # what changed in the recipe since an attempt that committed nothing
 
     @property
     def folder(self) -> Path:
@@ -64,12 +66,21 @@ class Run:
 
     @classmethod
     def open(cls, recipe: Recipe, folder: Path, machine: Machine, amended: bool = False) -> Run:
-        """Create the run, or go on with it if its recipe is the same; `amended` accepts changes to steps not made yet."""
-        paths = Paths(folder)
+        """Create the run, or go on with it if its recipe is the same; `amended` accepts changes to steps not made yet.
+
+        A run in which nothing was committed is no chain yet: another recipe begins it anew. Nothing is created that could not begin.
+        """
+        paths, whole, anew = Paths(folder), replace(machine, max_model_len=recipe.context), list[str]()
         if not paths.info.exists():
-            create(recipe, paths, replace(machine, max_model_len=recipe.context))
+            ready.refuse(recipe, machine)
+            create(recipe, paths, whole)
+        elif not paths.holds_a_chain and amend.changes(recipe, paths):
+            ready.refuse(recipe, machine)
+            anew = list(begin_anew(recipe, paths, whole, lambda: amend.changes(recipe, paths)))
         info = records.read(paths.info, Info)
-        return cls(paths, amend.accept(recipe, paths, info, machine.environment, amended), machine, info)
+        run = cls(paths, amend.accept(recipe, paths, info, machine.environment, amended), machine, info)
+        run.anew = anew
+        return run
 
     @classmethod
     def at(cls, folder: Path, machine: Machine | None = None) -> Run:
@@ -87,8 +98,9 @@ class Run:
         return run
 
     def remarks(self) -> list[str]:
-        """Return what a person should know who goes on with the run: files beside the recipe that it does not follow any more."""
-        return edited_prompts(self.recipe, self.info.prompts)
+        """Return what a person should know who goes on with the run: that it begins anew, files that it does not follow any more."""
+        anew = f"Nothing was committed in this run yet, so it begins anew: {'; '.join(self.anew)}."
+        return [*([anew] if self.anew else []), *edited_prompts(self.recipe, self.info.prompts)]
 
     # ---- rounds ----
 
@@ -213,6 +225,12 @@ class Run:
     def lease(self) -> Lease:
         """Return what keeps a second driver away while it is entered; entering it raises BusyError where one drives."""
         return Lease(self.paths.leases, self.paths.tmp)
+
+    def refuse_replaced(self) -> None:
+        """Raise ChainError where another process began the run anew since it was opened. Call it under the lease."""
+        if not self.paths.info.exists() or records.read(self.paths.info, Info) != self.info:
+            what = "another process began this run anew, with another recipe"
+            raise ChainError(what, str(self.folder), "Repeat the command, or give this run another name: --name X")
 
     def clean_tmp(self) -> None:
         """Empty tmp/. Call it under the lease, when no other driver can be writing."""

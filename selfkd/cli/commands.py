@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfkd.chain.paths import runs_under
+from selfkd.chain.paths import find_run, runs_under
 from selfkd.core.files import NAME, as_typed
 from selfkd.core.wording import counted
 from selfkd.errors import Stopped, UsageError
@@ -90,6 +90,7 @@ def resume(run: Path, on: Path | None) -> int:
     from selfkd.backend.machine import read_machine
     from selfkd.chain.run import Run
 
+    run = find_run(run, RUNS)
     return _drive(
         Run.at(run, read_machine(on) if on else None),
         lambda state: {"see this table again": command_line("status", str(run))},
@@ -153,6 +154,7 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
 
     to = tables.console()
     if run is not None:
+        run = find_run(run, runs)
         tables.print_status(bar.follow(run, to) if follow else status.read(run), to)
         return 0
     folders = runs_under(runs)
@@ -174,7 +176,7 @@ def show(run: Path, index: int | None, step: str | None, where: str | None, n: i
     from selfkd.report.tables import console
 
     find = rows.training_rows if training_rows else rows.samples
-    print_rows(find(run, index, step, where, n), console())
+    print_rows(find(find_run(run, RUNS), index, step, where, n), console())
     return 0
 
 
@@ -183,6 +185,7 @@ def verify(run: Path, quick: bool) -> int:
     from selfkd.report.tables import span
     from selfkd.report.verify import verify as check_run
 
+    run = find_run(run, RUNS)
     if not (run / "run.json").is_file():
         fix = f"List the runs: {command_line('status')}"
         raise UsageError("no run here (run.json is missing)", str(run), fix)
@@ -224,9 +227,10 @@ def lint(recipe: str, overrides: Sequence[str], dry_run: bool, on: Path | None) 
     from selfkd.recipe.load import read
 
     _tell_which(recipe)
-    words, allowed = read(recipe, overrides), read_machine(on).environment
+    words, machine = read(recipe, overrides), read_machine(on)
+    allowed = machine.environment
     doctests = Doctests(words, allowed)
-    report, frames = look(words)
+    report, frames = look(words, machine=machine if on else None)
     print(report.text(), flush=True)
     with _telling() as tell:
         rewards = try_rewards(words, frames, doctests, tell)

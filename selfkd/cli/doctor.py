@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Literal
 
 from selfkd.backend.bf16 import LEAST_CAPABILITY, format_here
-from selfkd.backend.machine import SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
-from selfkd.core import storage
+from selfkd.backend.machine import NEEDED, SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
+from selfkd.core import install, storage
 from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.hardware import free_cores, installed_version, usable_cores
 from selfkd.errors import StorageError
@@ -125,12 +125,12 @@ def _python() -> Check:
 def _versions(required: list[Requirement]) -> Iterator[Check]:
     """Check the base, then what the engine's extras add; without an engine, selfkd reads and checks runs but makes none."""
     if not required:
-        yield Check("warn", "selfkd", "not installed as a package, so no version was checked", "pip install -e .")
+        yield Check("warn", "selfkd", "not installed as a package, so no version was checked", install.itself())
     yield from (_version(one, "fail") for one in required if not one.extra)
     rewards = {one.package for one in required if one.extra == "rewards"}
     engine = {one.package: one for one in required if one.extra in ENGINE_EXTRAS and one.package != "selfkd"}
     if not any(installed_version(package) for package in engine.keys() - rewards):
-        yield Check("warn", "engine", "not installed: lint, status, show and verify work, run does not", how_to_install())
+        yield Check("fail", "engine", "not installed: lint, status, show and verify work, run does not", how_to_install())
         return
     yield from _vllm(engine)
     yield from (_version(one, "warn") for package, one in sorted(engine.items()) if package not in VLLM)
@@ -152,7 +152,7 @@ def _vllm(engine: dict[str, Requirement]) -> Iterator[Check]:
 def _version(required: Requirement, level: Literal["warn", "fail"]) -> Check:
     package, bounds, found = required.package, required.bounds, installed_version(required.package)
     if not found:
-        return Check(level, package, "not installed", f"pip install '{package}{bounds}'")
+        return Check("fail" if package in NEEDED else level, package, "not installed", f"pip install '{package}{bounds}'")
     good = fits(found, bounds)
     fix = f"Required: {package}{bounds}. Install the locked environment."
     return _ok_or(level, good, package, found if good else f"{found} does not fit", fix)
@@ -249,7 +249,7 @@ def _sandbox() -> Check:
 
 def _gpu(found: Accelerator) -> Iterator[Check]:
     if not found.on_cards:
-        fix = "Repair what this names, or install selfkd[cpu] in a fresh environment."
+        fix = f"Repair what this names, or in a fresh environment: {install.lock('cpu')}"
         yield _ok_or("warn", not found.cuda_build, "GPU", f"the CPU generates and trains: {found.why}", fix)
         return
     more = f". Left out, for they are of another kind: {found.left_out}" if found.left_out else ""

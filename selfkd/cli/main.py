@@ -67,7 +67,7 @@ def _topic(topic: str) -> str:
     from selfkd.steps import VERBS
 
     if topic == "recipe":
-        return reference.text().rstrip()
+        return reference.text().removeprefix(reference.GENERATED).rstrip()
     if topic == "machine":
         return machine.explain()
     if topic in VERBS:
@@ -109,7 +109,7 @@ RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (s
 OVERRIDES = Argument(
     "overrides", nargs="*", default=[], metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH"
 )
-RUN = Argument("run", type=Path, metavar="RUN", help="folder of a run")
+RUN = Argument("run", type=Path, metavar="RUN", help="a run: its folder, or its name under runs/")
 RUNS = Argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
 ON = Argument("--on", type=Path, metavar="MACHINE", help="machine settings, a YAML file (selfkd help machine)")
 
@@ -129,7 +129,13 @@ COMMANDS = {
     "status": Command(
         "show rounds, state and progress of runs",
         commands.status,
-        Argument("run", type=Path, nargs="?", metavar="RUN", help="folder of a run; without it, all runs are listed"),
+        Argument(
+            "run",
+            type=Path,
+            nargs="?",
+            metavar="RUN",
+            help="a run: its folder, or its name under --runs; without it, all runs are listed",
+        ),
         _flag("--follow", "keep showing the run until its driver ends"),
         RUNS,
     ),

@@ -26,7 +26,7 @@ from selfkd.prompts.sources import Raw
 from selfkd.prompts.templates import text_of
 from selfkd.rewards.advice import way_out
 from selfkd.rewards.check import score_batch
-from selfkd.rewards.contract import Result, failed
+from selfkd.rewards.contract import Result, failed, told
 from selfkd.rewards.pool import cut, spread
 
 BATCH_ROWS = 32  # small, so that slow rows at the end do not leave a core idle
@@ -107,7 +107,9 @@ def failure(function: Function, results: Sequence[Result]) -> str:
     reasons = [why for value, why in results if failed(value, why)]
     if not reasons:
         return ""
-    said = f"{len(reasons)} of {len(results)} rows could not be scored. First: {reasons[0]}"
+    said = f"{len(reasons)} of {len(results)} rows could not be scored. First: {told(function.name, reasons[0])}"
+    if os.environ.get("SELFKD_DEBUG") == "1" and (trace := getattr(reasons[0], "trace", "")):
+        said += f"\n{trace}"
     advice = way_out(reasons[0], str(function.path), function.environment)
     return said + "".join(f"\n    {line}" for line in advice.splitlines())
 
@@ -123,7 +125,8 @@ def print_scored(rows: Sequence[dict[str, Any]], results: Sequence[Result], name
             body.append(f"{name} unscored", "bold red")
         else:
             body.append(f"{name} {value:g}", "bold green")
-        to.print(Panel(body.append(f"   {why}" if why else "", "dim"), border_style="dim"))
+        at = getattr(why, "at", "")
+        to.print(Panel(body.append(f"   {at}: {why}" if at else f"   {why}" if why else "", "dim"), border_style="dim"))
     print_summary(results, to)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from selfkd.core import nvml
 from selfkd.core.hardware import installed_version
+from selfkd.core.install import lock
 
 ASK_SECONDS = 30.0  # a driver that hangs must not hang us
 MEMORY_SECONDS, PERIOD_SECONDS = 10.0, 0.2
@@ -103,7 +104,7 @@ def decide(built: Build, found: Inventory, visible: str | None) -> Accelerator:
     """Decide from what is installed, what the driver shows, and CUDA_VISIBLE_DEVICES (None where it is not set)."""
     shown = _shown(found.cards, visible)
     if built.cuda is None:
-        there = f"; {shown[0].name} is not used: install selfkd[gpu] in a fresh environment for it" if shown else ""
+        there = f"; {shown[0].name} is not used: for it, in a fresh environment: {lock('gpu')}" if shown else ""
         return Accelerator("cpu", why=built.name + there, cuda_build=False)
     if found.error or not found.cards:
         return Accelerator("cpu", why=found.error or "the driver shows no card")

@@ -159,6 +159,12 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def retract(path: Path) -> None:
+    """Take a record away for good before anything that it speaks of is touched."""
+    _do("remove", path, path.unlink)
+    _sync(path.parent)
+
+
 def sweep(folder: Path) -> None:
     """Finish the removals in `folder` that a kill cut short."""
     for leftover in sorted(folder.glob(f"{REMOVED}*")):

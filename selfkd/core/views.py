@@ -5,6 +5,7 @@ Expressions are Polars SQL. Row order is never left to a group-by: everything is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -26,18 +27,41 @@ _WANTED: dict[Kind, tuple[Callable[[pl.DataType], bool], str]] = {
 }
 
 
-def parse(text: str, where: str = "") -> pl.Expr:
+# What may be missing at the end of an expression, as an error says it.
+_ENDS = {" 1": "something", ")": "a ')'", " 1)": "something and a ')'", "'": "a quote (')"}
+_UNREAD = re.compile(r"unable to parse .* as Expr$", re.DOTALL)
+_PREFIX = re.compile(r"^(sql parser error: |invalid expression )")
+
+
+def parse(text: str, where: str = "", what: str = "an expression") -> pl.Expr:
     """`text` as one Polars SQL expression; RecipeError where it is none, or where something stands behind it."""
     try:
         parsed = pl.sql_expr(text)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
-        raise RecipeError(f"cannot read the expression '{text}': {first_line(error)}", where) from None
+        raise RecipeError(f"'{text}' is not {what} that SQL can read{_why_unread(text, error)}", where) from None
     if parsed.meta.has_multiple_outputs():
         raise RecipeError(f"'{text}' names several columns at once", where, "Name one column.")
     if not parsed.meta.eq(parsed.meta.undo_aliases()):  # SQL reads `a = 1 b = 2`'s first word behind a value as its new name
         name = parsed.meta.output_name()
         raise RecipeError(f"'{text}' is followed by '{name}', which says nothing", where, "Is an AND or OR missing?")
     return parsed
+
+
+def _why_unread(text: str, error: BaseException) -> str:
+    """Return what is wrong with an expression and where, as far as that is known; Polars says of most only that it cannot be read."""
+    if missing := next((said for more, said in _ENDS.items() if _reads(text + more)), ""):
+        return f": {missing} is missing at its end"
+    if _UNREAD.search(str(error)):
+        return ""
+    return f": {_PREFIX.sub('', first_line(error)).strip('()')}"
+
+
+def _reads(text: str) -> bool:
+    try:
+        pl.sql_expr(text)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        return False
+    return True
 
 
 def names_a_column(word: str) -> bool:
@@ -50,7 +74,7 @@ def names_a_column(word: str) -> bool:
 
 def expression(text: str, table: pl.DataFrame, kind: Kind, where: str = "") -> pl.Expr:
     """`text` as a Polars SQL expression over `table`; RecipeError where it names no column of it or gives another kind of value."""
-    parsed = parse(text, where)
+    parsed = parse(text, where, "a condition" if kind == "condition" else "an expression")
     unknown = [name for name in parsed.meta.root_names() if name not in table.columns]
     if unknown:
         hint = did_you_mean(unknown[0], table.columns)

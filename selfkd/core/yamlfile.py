@@ -95,7 +95,8 @@ def parse(text: str, shown: str, problems: Problems, lines: bool = True) -> Node
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{shown}:{mark.line + 1}" if mark and lines else shown
-        raise RecipeError(f"not valid YAML: {error.problem}{_tab(text, mark)}", where) from None
+        column = f" at column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"not valid YAML{column}: {error.problem}{_tab(text, mark)}", where) from None
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"not valid YAML: {first_line(error)}", shown) from None
     return (

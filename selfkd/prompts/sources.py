@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
-from selfkd.core import digest
+from selfkd.core import digest, install
 from selfkd.core.files import locate
 from selfkd.core.wording import did_you_mean, first_line
 from selfkd.errors import UsageError
@@ -141,7 +141,7 @@ def import_optional(name: str, extra: str, offline: bool = False) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UsageError(f"this recipe needs the package '{name}': {error}", fix=f"pip install 'selfkd[{extra}]'") from None
+        raise UsageError(f"this recipe needs the package '{name}': {error}", fix=install.extra(extra)) from None
     finally:
         if offline:
             os.environ.pop("HF_HUB_OFFLINE")

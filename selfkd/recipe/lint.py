@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,8 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend.machine import Machine
+from selfkd.core import install
 from selfkd.core.hardware import usable_cores
 from selfkd.core.pool import Function
 from selfkd.core.yamlfile import Problems
@@ -27,18 +30,19 @@ from selfkd.prompts.overlap import duplicates, leaks, shared_passages
 from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_kind, source_words
 from selfkd.prompts.sources import SOURCES
 from selfkd.prompts.template_fields import Columns
-from selfkd.recipe import checks
+from selfkd.recipe import checks, ready
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import GoldCheck, check_gold, check_parameters, run_doctests
+from selfkd.rewards.contract import told
 from selfkd.rewards.find import definition, find_function
 from selfkd.rewards.restate import BARE
 from selfkd.steps import Step
 
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
 GOLD_ROWS = 200
-MOST_UNREAD = 20  # gold answers that one finding names
+MOST_UNREAD = 20  # problems with gold answers that one finding names
 ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 Frames = Mapping[str, pl.DataFrame]
@@ -80,9 +84,15 @@ def lint(recipe: Recipe | str | Path, hub: bool = False, environment: Sequence[s
     return found + try_rewards(recipe, frames, doctests)
 
 
-def look(recipe: Recipe, hub: bool = False) -> tuple[Report, Frames]:
-    """Return what is found without running anything of the user's but `map` and prompt functions, and the prompts by split."""
+def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> tuple[Report, Frames]:
+    """Return what is found without running anything of the user's but `map` and prompt functions, and the prompts by split.
+
+    `machine` is the one that the recipe is to run on, where one is named.
+    """
     report, problems = Report(), Problems()
+    ready.add_problems(recipe, machine, problems)
+    if missing := ready.missing_model(recipe):
+        report.notes.append(f"model: {missing}")
     frames = _prompts(recipe, report, hub)
     _overlap(recipe, frames, report)
     report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})
@@ -237,7 +247,7 @@ class _Trial:
         missing = sorted({found[1] for failure in failures if (found := ABSENT.search(failure))})
         if first and missing:
             said = f"{function.path.name} needs {', '.join(missing)}, which is not installed here, so its examples were not run"
-            self.report.notes.append(f"{said}: pip install 'selfkd[rewards]', or that package")
+            self.report.notes.append(f"{said}: {install.extra('rewards')}, or that package")
         elif first:
             self.report.problems += [f"{at}: {failure}" for failure in failures]
         return not failures
@@ -249,9 +259,9 @@ def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, spli
     if not found.total:
         return
     counted = f"{reference} accepts {found.passed} of {found.total} gold answers of '{split}'"
-    unread = bound.unread(found, split)
+    unread = bound.unread(found, split, function.name)
     if unread and bound.exceeded(len(found.unread), frame.head(GOLD_ROWS).height):
-        report.problems.append(f"{at}: {counted}. {unread}\n    {bound.fix}")
+        report.problems.append(f"{at}: {counted}. {unread}\n    {bound.fix(found)}")
     elif found.passed < GOLD_SHARE * found.total:
         report.problems.append(f"{at}: {counted} ({GOLD_SHARE:.0%} wanted). First: {found.failure}")
     else:
@@ -283,22 +293,33 @@ class _Bound:
     def exceeded(self, unread: int, total: int) -> bool:
         return unread > self.share * total and not (self.one_may and unread == 1 < total)
 
-    @property
-    def fix(self) -> str:
+    def fix(self, found: GoldCheck) -> str:
+        if len(_by_problem(found)) == 1 < len(found.unread):  # whatever the answer is
+            return "A run would stop at them: mend the reward first."
         return "A run would stop at them, and it keeps its prompts: mend the gold answers or the reward first, or raise max_failed."
 
-    def unread(self, found: GoldCheck, split: str) -> str:
-        """Return the gold answers that the reward fails on, each with its place and the reason; "" where there is none."""
+    def unread(self, found: GoldCheck, split: str, name: str) -> str:
+        """Return what the reward fails with on gold answers, each problem once, with an example; "" where there is none."""
         if not found.unread:
             return ""
-        places = _places(self.recipe, split)
+        places, problems = _places(self.recipe, split), _by_problem(found)
         lines = [
-            f"{places[place] if place < len(places) else f'prompt {place + 1}'}  answer {answer!r}: {why}"
-            for place, answer, why in found.unread[:MOST_UNREAD]
+            f"{places[place] if place < len(places) else f'prompt {place + 1}'}  answer {answer!r}: {told(name, why)}"
+            + (f" (so it is for {count} answers)" if count > 1 else "")
+            for (place, answer, why), count in problems[:MOST_UNREAD]
         ]
-        more = len(found.unread) - MOST_UNREAD
+        more = len(problems) - MOST_UNREAD
         lines += [f"and {more} more"] if more > 0 else []
-        return "\n    ".join([f"It cannot read {len(found.unread)} of them (max_failed is {self.share:.0%}):", *lines])
+        raised = all(getattr(why, "raised", False) for _, _, why in found.unread)
+        said = "Its code raised on" if raised else "It cannot read"
+        return "\n    ".join([f"{said} {len(found.unread)} of them (max_failed is {self.share:.0%}):", *lines])
+
+
+def _by_problem(found: GoldCheck) -> list[tuple[tuple[int, str, str], int]]:
+    """Return the first answer of each distinct problem that a reward has with gold answers, and how many have it."""
+    counts = Counter((why, getattr(why, "at", "")) for _, _, why in found.unread)
+    first = {(why, getattr(why, "at", "")): (place, answer, why) for place, answer, why in reversed(found.unread)}
+    return [(first[key], count) for key, count in counts.items()]
 
 
 def _places(recipe: Recipe, split: str) -> list[str]:

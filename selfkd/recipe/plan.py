@@ -17,8 +17,10 @@ from typing import Any
 from selfkd.backend.machine import SLOW, Machine, chosen_generator
 from selfkd.backend.model_files import find_model
 from selfkd.core.accelerator import accelerator
+from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError
 from selfkd.prompts.read import on_hub, read_prompts
+from selfkd.recipe import ready
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.forecast import Cost, Forecast, figure, least
 
@@ -35,6 +37,9 @@ GB = 1e9
 def plan(recipe: Recipe, machine: Machine | None = None) -> list[tuple[str, str]]:
     """(what, how much), line by line: each step of the first and of the last round, then memory, disk and hours of the whole."""
     machine = machine or Machine()
+    problems = Problems()
+    ready.add_problems(recipe, machine, problems)
+    problems.stop()
     sizes = {split: size(recipe, split) for split in recipe.splits()}
     prompt_tokens = _prompt_tokens(recipe)
     longest = _longest_answer(recipe)
@@ -110,7 +115,8 @@ def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: 
     more = ", and what is marked with ?" if unknown else ""
     lines = [("all rounds", f"{made:,} tokens made, {learned:,} tokens learned{more}")]
     if weights is None:
-        return [*lines, ("memory, disk, hours", "unknown until the model is here")]
+        missing = ready.missing_model(recipe)
+        return [*lines, ("memory, disk, hours", "unknown until the model is here" + (f": {missing}" if missing else ""))]
     checkpoints = min(recipe.rounds + 1, recipe.keep.last + recipe.keep.best + recipe.keep.base + 1)  # one is being written
     disk = 4 * weights * checkpoints + BYTES_PER_TOKEN * made
     engine, trainer = 2 * weights / GB + machine.kv_cache_gb, 16 * weights / GB

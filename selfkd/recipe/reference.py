@@ -18,8 +18,10 @@ from selfkd.recipe.lines import TRL_LISTS, numbers
 from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
 from selfkd.steps import VERBS, Step
 
+GENERATED = (
+    "<!-- Generated: python -m selfkd.recipe.reference > docs/recipes.md -->\n"  # of the file; no reader of help needs it
+)
 INTRO = """\
-<!-- Generated: python -m selfkd.recipe.reference > docs/recipes.md -->
 # Recipes
 
 A recipe is a YAML file: a model, prompts, and the list of steps that a round walks once, in order. `selfkd lint RECIPE` finds every
@@ -50,7 +52,7 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 
 def text() -> str:
     lists = ", ".join(f"`{name}`" for name in sorted(TRL_LISTS))
-    parts = [INTRO.replace("{lists}", lists), "## Fields of a recipe\n", _doc(Recipe), *_table(Recipe)]
+    parts = [GENERATED + INTRO.replace("{lists}", lists), "## Fields of a recipe\n", _doc(Recipe), *_table(Recipe)]
     for cls, title in ((Prompts, "prompts"), (Origin, "model"), (Best, "best"), (Stop, "stop"), (Keep, "keep")):
         parts += [f"\n### {title}\n", _doc(cls), *_table(cls)]
     parts += [

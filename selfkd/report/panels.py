@@ -12,6 +12,7 @@ from rich.rule import Rule
 from rich.text import Text
 
 from selfkd.report.rows import Found
+from selfkd.rewards.contract import told
 
 SHOWN_CHARACTERS = 2000  # of one text: the thousandth line of a repetition loop says no more than the hundredth
 
@@ -20,10 +21,10 @@ def print_rows(found: Found, to: Console) -> None:
     """Print one panel per row, under a line that says how many there are in all."""
     to.print(Text(f"{found.title}: {found.matched} of {found.total}, showing {found.first.height}", "bold"))
     for row in found.first.iter_rows(named=True):
-        to.print(_training_row(row) if found.table == "rows" else _sample(row, found.scores))
+        to.print(_training_row(row) if found.table == "rows" else _sample(row, found.scores, found.reasons))
 
 
-def _sample(row: Mapping[str, Any], scores: Sequence[str]) -> Panel:
+def _sample(row: Mapping[str, Any], scores: Sequence[str], reasons: Mapping[tuple[str, str], str]) -> Panel:
     parts: list[RenderableType] = [_field("prompt", _last_user(row["messages"]))]
     if row["teacher_messages"] and row["messages"] and row["teacher_messages"] != row["messages"]:
         parts.append(_field("teacher saw", _teacher_text(row["teacher_messages"])))
@@ -32,7 +33,10 @@ def _sample(row: Mapping[str, Any], scores: Sequence[str]) -> Panel:
     values = "   ".join(f"{name} {_number(row[name])}" for name in scores)
     length = f"{row['tokens']} tokens, {'cut at the limit' if row['finish_reason'] == 'length' else row['finish_reason']}"
     foot = Text(f"{values}   " if values else "").append(_fate(row)).append(f"   {length}   {row['model']}", "dim")
-    return _panel(f"{row['stream']} {row['id']}", *parts, Rule(style="dim"), Text(_cut(row["text"])), Rule(style="dim"), foot)
+    failed = [(name, reasons[row["id"], name]) for name in scores if row[name] is None and (row["id"], name) in reasons]
+    whys = [Text(told(name, why), "yellow") for name, why in failed]
+    answer = (Rule(style="dim"), Text(_cut(row["text"])), Rule(style="dim"))
+    return _panel(f"{row['stream']} {row['id']}", *parts, *answer, foot, *whys)
 
 
 def _fate(row: Mapping[str, Any]) -> Text:

@@ -5,8 +5,8 @@ Reads through `chain.contents`. Knows not how they are printed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ import polars as pl
 from selfkd.chain import contents
 from selfkd.chain.paths import Paths
 from selfkd.core import views
+from selfkd.core.pool import Pool
 from selfkd.report import status
 
 
@@ -28,6 +29,7 @@ class Found:
     matched: int
     first: pl.DataFrame
     scores: Sequence[str] = ()  # those of its columns that are scores
+    reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why a sample has no value, by sample and score
 
 
 def samples(folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5) -> Found:
@@ -46,7 +48,15 @@ def samples(folder: Path, index: int | None = None, step: str | None = None, whe
         matched=found.rows.height,
         first=contents.with_prompts(paths, info, first, found.pool),
         scores=views.score_names(found.pool),
+        reasons=_reasons(first, found.pool),
     )
+
+
+def _reasons(shown: pl.DataFrame, pool: Pool) -> dict[tuple[str, str], str]:
+    """Return why these samples could not be scored; of a score that has a value from another draw, nothing."""
+    ours = pool.scores.filter(pl.col("sample").is_in(shown["id"].implode()) & pl.col("why").is_not_null())
+    rows = ours.filter(pl.col("value").is_null()).select("sample", "name", "why").iter_rows()
+    return {(sample, name): why for sample, name, why in rows}
 
 
 def training_rows(

@@ -17,7 +17,7 @@ from selfkd.core.pool import Function
 from selfkd.core.wording import did_you_mean
 from selfkd.rewards import restate
 from selfkd.rewards.advice import way_out
-from selfkd.rewards.contract import CONTRACT, GOLD_NAMES, PLURAL, TRL_EXTRAS, Parameters, Result, Row
+from selfkd.rewards.contract import CONTRACT, GOLD_NAMES, PLURAL, TRL_EXTRAS, Parameters, Result, Row, told
 from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import definition, parameters, required
 from selfkd.rewards.load import load
@@ -137,7 +137,13 @@ def check_gold(function: Function, prompts: Iterable[Row], timeout: float = 10.0
     return GoldCheck(
         passed=len(rows) - len(failures),
         total=len(rows),
-        failure=next((f"prompt {row['id']}, answer {row['answer']!r}: {describe(*result)}" for row, result, _ in failures), ""),
+        failure=next(
+            (
+                f"prompt {row['id']}, answer {row['answer']!r}: {describe(function.name, *result)}"
+                for row, result, _ in failures
+            ),
+            "",
+        ),
         unread=tuple((row["place"], str(row["answer"]), result[1]) for row, result, always in failures if always),
         forms=forms,
         uneven=uneven,
@@ -215,8 +221,8 @@ def _passes(result: Result) -> bool:
     return (result[0] or 0.0) > 0.5
 
 
-def describe(value: float | None, why: str) -> str:
-    return why if value is None else f"scored {value:g} {why}".rstrip()
+def describe(name: str, value: float | None, why: str) -> str:
+    return told(name, why) if value is None else f"scored {value:g} {why}".rstrip()
 
 
 # ------------------------------------------------------------------------------------------------------- in this process

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import linecache
 import math
 import numbers
 import re
@@ -53,6 +54,8 @@ GOLD_NAMES = ("solution", "ground_truth")  # what data sets for TRL call the gol
 TRL_EXTRAS = ("trainer_state", "log_metric", "log_extra")  # what TRL passes beside columns
 MOST = 1e100  # of a score, either way: sums of larger ones overflow
 WHY_CHARS = 300  # a reason must fit into a table
+AT_CHARS = 120  # of the place where it arose
+MOST_FRAMES = 12  # of a trace, the innermost ones
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")  # differs from process to process; a reason is part of a digest
 
 
@@ -77,6 +80,32 @@ class Unscored(Exception):
     """The function cannot be asked about this row; the message is the whole reason."""
 
 
+class Reason(str):
+    """Why a sample has no value, with the place in the user's files where that arose, such as 'right.py:12'.
+
+    It is its text: the place is shown and never recorded, for a comment above it would move it, and with it a digest. `trace` holds
+    the frames of the user's files, for a debugger in this process; it does not leave it.
+    """
+
+    at: str
+    raised: bool
+    trace: str
+
+    def __new__(cls, text: str, at: str = "", raised: bool = False, trace: str = "") -> Reason:
+        made = super().__new__(cls, text)
+        made.at, made.raised, made.trace = at[:AT_CHARS], raised, trace
+        return made
+
+    def __reduce__(self) -> tuple[type[Reason], tuple[str, str, bool]]:
+        return Reason, (str(self), self.at, self.raised)
+
+
+def told(name: str, why: str) -> str:
+    """Return a reason as a person reads it: 'right (right.py:12): IndexError: ...'."""
+    at = getattr(why, "at", "")
+    return f"{name} ({at}): {why}" if at else f"{name}: {why}"
+
+
 # -------------------------------------------------------------------------------------------------------------- calling
 
 
@@ -90,6 +119,8 @@ class Reward:
     takes: Parameters
     messages: bool = False
     copy: str = ""  # the file that was run, where it is a copy
+    shown: str = ""  # how messages and its frames call the file
+    line: int = 0  # where its definition begins; 0 where it has none
 
     @property
     def grouped(self) -> bool:
@@ -131,9 +162,37 @@ class Reward:
             returned = self.call(**arguments)
             if inspect.isawaitable(returned):
                 returned = event_loop().run_until_complete(awaited(returned))
-            return read_values(returned, len(rows)) if self.grouped else [read_value(returned)]
+            values = read_values(returned, len(rows)) if self.grouped else [read_value(returned)]
+            return [(value, Reason(why, self.defined) if failed(value, why) else why) for value, why in values]
         except (Exception, SystemExit) as error:  # sys.exit() is the function's own doing
-            return [(None, beside(reason_of(error), self.copy))] * len(rows)
+            return [(None, self.raised(error))] * len(rows)
+
+    @property
+    def defined(self) -> str:
+        """Return where the function is written."""
+        return f"{_name(self.shown)}:{self.line}" if self.line else ""
+
+    def raised(self, error: BaseException) -> Reason:
+        """Return the reason of a call that raised, with the innermost line of the user's files that it came through."""
+        reason = beside(reason_of(error), self.copy)
+        if isinstance(error, Unscored):
+            return Reason(reason)
+        frames = list(self.frames(error))[-MOST_FRAMES:]
+        lines = [f"  {at}, in {function}\n    {linecache.getline(file, line).strip()}" for at, function, file, line in frames]
+        at = frames[-1][0] if frames else self.defined
+        return Reason(reason, at, True, "\n".join(["Traceback, in your files only:", *lines, reason]))
+
+    def frames(self, error: BaseException) -> Iterator[tuple[str, str, str, int]]:
+        """Yield (place, function, file, line) of each frame of the function's file and of what lies beside it, the outermost first."""
+        folder = (self.copy or str(self.module.__file__)).rpartition("/")[0] + "/"
+        frame = error.__traceback__
+        while frame is not None:
+            file, line, code = frame.tb_frame.f_code.co_filename, frame.tb_lineno, frame.tb_frame.f_code
+            beside_it = file.startswith(folder) and "/site-packages/" not in file
+            if file == self.shown or beside_it:
+                name = _name(file) if file == self.shown else file.removeprefix(folder)
+                yield f"{name}:{line}", code.co_name, file, line
+            frame = frame.tb_next
 
     def arguments(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Return what the function is called with; Unscored where it requires a value that the prompt does not have."""
@@ -179,6 +238,10 @@ class Reward:
         offered = dict.fromkeys((*metas[0], *((*TRL_COLUMNS, *GOLD_NAMES, *TRL_EXTRAS) if self.trl else SINGULAR)))
         values = {name: self.value(name, rows, metas) for name in offered if name not in named}
         return {name: value for name, value in values.items() if value is not Missing}
+
+
+def _name(file: str) -> str:
+    return file.rpartition("/")[2]
 
 
 def conversation(row: Row) -> list[dict[str, Any]]:

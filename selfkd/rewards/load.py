@@ -38,7 +38,15 @@ def load(path: str | Path, name: str, params: Mapping[str, Any] | None = None, s
         parameters_of(call, name),
         reads_messages(call),
         str(path) if shown else "",
+        vars(module)[SHOWN],
+        _line_of(call, vars(module)[SHOWN]),
     )
+
+
+def _line_of(call: Callable[..., Any], file: str) -> int:
+    """Return the line at which a function of this file begins; 0 for one that is written elsewhere."""
+    function = function_of(call)
+    return function.__code__.co_firstlineno if function and function.__code__.co_filename == file else 0
 
 
 def parameters_of(call: Callable[..., Any], name: str) -> Parameters:

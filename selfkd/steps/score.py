@@ -20,6 +20,7 @@ from selfkd.prompts.templates import text_of
 from selfkd.rewards.advice import way_out
 from selfkd.rewards.check import read_notes, signature
 from selfkd.rewards.contract import failed as unscored
+from selfkd.rewards.contract import told
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
 from selfkd.steps.context import Context
@@ -165,7 +166,7 @@ class ScoreStep(Step):
             why = next(why for value, why in outcomes if unscored(value, why))
             advice = way_out(why, str(function.path), function.environment)
             raise RewardError(
-                f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {why}",
+                f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {told(function.name, why)}",
                 context.where,
                 f"{advice}\n{WAYS_OUT}".strip(),
             )
@@ -238,7 +239,8 @@ def _whole_groups(frame: pl.DataFrame, size: int) -> Iterator[pl.DataFrame]:
 def _score_rows(ids: list[str], name: str, outcomes: list[tuple[float | None, str]]) -> pl.DataFrame:
     values, whys = zip(*outcomes, strict=True) if outcomes else ((), ())
     frame = pl.DataFrame(
-        {"sample": ids, "value": values, "why": whys}, schema={"sample": pl.String, "value": pl.Float64, "why": pl.String}
+        {"sample": ids, "value": values, "why": [str(why) for why in whys]},
+        schema={"sample": pl.String, "value": pl.Float64, "why": pl.String},
     )
     why = pl.when(pl.col("why") == "").then(None).otherwise(pl.col("why"))
     return shape("scores", frame.with_columns(why.alias("why"), name=pl.lit(name), draw=pl.lit(0), weight=pl.lit(1.0)))

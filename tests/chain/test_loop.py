@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from chains import RECIPE, Faults, Killed, end, go, recipe_in
+from rich.console import Console
 
 import selfkd
 from selfkd.backend.fake import Fake
@@ -22,6 +24,8 @@ from selfkd.chain.run import Run
 from selfkd.core.lease import Lease
 from selfkd.errors import BusyError, ChainError, GuardError, RewardError, StorageError
 from selfkd.recipe.load import load
+from selfkd.report import rows
+from selfkd.report.panels import print_rows
 from selfkd.report.verify import verify
 
 
@@ -180,12 +184,29 @@ def test_a_changed_reward_is_refused_by_name_and_a_comment_in_it_is_not(tmp_path
         go(recipe_in(tmp_path, text), tmp_path / "run")
 
 
+def test_a_comment_that_moves_the_line_on_which_a_reward_raises_moves_no_digest_and_show_says_the_reason(tmp_path):
+    text = RECIPE.replace("score: reward/number.py:last_number", "score: {reward: mine.py:odd, max_failed: 1}").replace(
+        "last_number = 1", "odd = 1 or odd is null"
+    )
+    code = "def odd(completion, answer):\n    return 1.0 / (int(answer) % 4)\n"
+    ends = []
+    for name, above in (("plain", ""), ("moved", "# A remark.\n\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.py").write_text(above + code)
+        run = go(recipe_in(tmp_path / name, text), tmp_path / name / "run")
+        ends.append([seal.digest for seal in run.sealed()])
+    assert ends[0] == ends[1]
+    to = Console(record=True, width=200, file=io.StringIO())
+    print_rows(rows.samples(tmp_path / "plain/run", 1, "sample", "odd is null", 1), to)
+    assert "odd: ZeroDivisionError: " in to.export_text()
+
+
 def test_a_reward_that_crashes_is_mended_with_amend_and_nothing_is_generated_again(tmp_path):
     (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(completion.index('no such text'))\n")
     text = RECIPE.replace("  - score: reward/number.py:last_number", "  - score: mine.py:right").replace(
         "last_number = 1", "right = 1"
     )
-    with pytest.raises(RewardError, match=r"could not be scored.*ValueError"):
+    with pytest.raises(RewardError, match=r"could not be scored.*First: right \(mine\.py:2\): ValueError"):
         go(recipe_in(tmp_path, text), tmp_path / "run")
     (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
     calls: list[str] = []

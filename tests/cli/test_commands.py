@@ -84,12 +84,28 @@ def test_run_prints_a_line_per_round_the_table_and_commands_that_work_as_printed
         ("number", "'number' gives a number, where true or false is wanted"),
         ("tokens + 1", "'tokens + 1' gives a number, where true or false is wanted"),
         ("text > 3", "where  'text > 3' cannot be computed: cannot compare string with numeric type"),
-        ("((", "cannot read the expression '(('"),
+        ("((", "'((' is not a condition that SQL can read"),
         ("nmber = 1", "no column 'nmber' in 'nmber = 1'. Did you mean 'number'?"),
     ],
 )
 def test_a_where_that_is_not_true_or_false_is_refused_in_one_sentence(said, where, message):
     assert message in said("show", "runs/sums", "--where", where, code=2)
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("tokens > 1 and", ": something is missing at its end"),
+        ("(tokens > 1", ": a ')' is missing at its end"),
+        ("tokens in (1,", ": something and a ')' is missing at its end"),
+        ("text = 'a", ": a quote (') is missing at its end"),
+        ("tokens > 1)", ": found unexpected token ')'"),
+        ("tokens === 1", ""),
+    ],
+)
+def test_what_sql_cannot_read_is_said_in_our_words_with_the_place_where_it_is_known(said, where, why):
+    text = said("show", "runs/sums", "--where", where, code=2)
+    assert f"'{where}' is not a condition that SQL can read{why}\n" in text and "Expr" not in text
 
 
 def test_a_where_that_is_null_everywhere_finds_nothing(said):
@@ -285,7 +301,7 @@ def test_show_training_rows_shows_what_was_learned_and_from_which_sample(said):
     [
         (["--where", "corect = 1"], "no column 'corect'"),
         (["--where", "last_numbr = 1"], "Did you mean 'last_number'?"),
-        (["--where", "last_number ="], "cannot read the expression"),
+        (["--where", "last_number ="], "is not a condition that SQL can read: something is missing at its end"),
         (["--round", "9"], "Rounds: 0, 1, 2"),
         (["--step", "smaple"], "Steps with samples: measure, sample"),
     ],
@@ -307,6 +323,22 @@ def test_verify_accepts_the_run_and_refuses_it_after_one_flipped_bit(said):
 
 def test_verify_of_no_run_is_a_usage_error(said):
     assert "run.json is missing" in said("verify", "runs/nothing", code=2)
+
+
+@pytest.mark.parametrize("words", [["status"], ["show", "-n", "1"], ["verify"], ["resume"]], ids=" ".join)
+def test_a_run_is_found_by_its_bare_name_under_runs_and_both_places_are_named_where_it_is_not(said, words):
+    command, *more = words
+    by_name, by_folder = (re.sub(r"[\d.]+ m?s\b", "", said(command, run, *more)) for run in ("sums", "runs/sums"))
+    assert by_name == by_folder  # but for the seconds that `verify` took
+    assert "nothing and runs/nothing  no run here" in said(command, "nothing", *more, code=2)
+
+
+def test_a_folder_here_is_meant_before_a_run_of_its_name(said):
+    Path("sums").mkdir()
+    try:
+        assert "sums  no run here (run.json is missing)" in said("verify", "sums", code=2)
+    finally:
+        Path("sums").rmdir()
 
 
 def test_a_reader_that_goes_away_is_no_failure():

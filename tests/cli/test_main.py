@@ -24,6 +24,10 @@ def test_help_explains_every_command_every_verb_the_recipe_and_the_machine(said,
     assert len(said("help", topic).splitlines()) > 3
 
 
+def test_help_of_the_recipe_begins_with_its_title(said):
+    assert said("help", "recipe").startswith("# Recipes\n")
+
+
 def test_help_of_a_verb_names_every_field(said):
     text = said("help", "sample")
     assert all(field.alias or name in text for name, field in VERBS["sample"].model_fields.items())

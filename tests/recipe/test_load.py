@@ -244,9 +244,9 @@ def test_a_name_that_is_no_recipe_suggests_one():
         ("model: a\nmodel: b\n", "r.yaml:2  'model' stands here twice; first in r.yaml:1"),
         (
             "model: a\n\trounds: 2\n",
-            "r.yaml:2  not valid YAML: found character '\\t' that cannot start any token (a tab: indent with spaces)",
+            "r.yaml:2  not valid YAML at column 1: found character '\\t' that cannot start any token (a tab: indent with spaces)",
         ),
-        ("model: [a\n", "r.yaml:2  not valid YAML: expected ',' or ']', but got '<stream end>'"),
+        ("model: [a\n", "r.yaml:2  not valid YAML at column 1: expected ',' or ']', but got '<stream end>'"),
         (
             "model: !!python/object:os.system x\n",
             "r.yaml:1  tags such as '!!python/object:os.system' are not read: plain values only",
@@ -254,7 +254,7 @@ def test_a_name_that_is_no_recipe_suggests_one():
         ("- sample\n", "r.yaml:1  a recipe is a mapping of fields such as model, prompts and steps"),
         ("", "r.yaml:1  a recipe is a mapping of fields such as model, prompts and steps"),
         ("1: a\n", "r.yaml:1  a key must be a word, not 1"),
-        ("model: a\n---\nmodel: b\n", "r.yaml:2  not valid YAML: but found another document"),
+        ("model: a\n---\nmodel: b\n", "r.yaml:2  not valid YAML at column 1: but found another document"),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused_with_its_line(text, said):

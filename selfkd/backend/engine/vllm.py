@@ -40,6 +40,7 @@ from selfkd.backend.engine.vllm_options import (
     has_core_process,
     llm_options,
 )
+from selfkd.backend.machine import how_to_install
 from selfkd.backend.model_files import config_of, context_of
 from selfkd.backend.probe import Earlier, Probe, Scores, Verdict, judge, read_probe, weighed
 from selfkd.backend.tokens import encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
@@ -272,7 +273,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
         kernels.follow_torch(numerics)
         from vllm import LLM
     except ImportError as error:
-        fix = "Install the engine: pip install 'selfkd[cpu]' (or [gpu] on a machine with CUDA), or `generator: transformers`."
+        fix = f"Install the engine: {how_to_install()}; or write `generator: transformers`."
         raise BackendError(f"vLLM cannot be imported: {error}", "engine", fix) from error
     set_threads = torch.set_num_threads
     if threads := 1 if card else numerics["threads"]:

@@ -5,9 +5,13 @@ Plain data in and out: neither vLLM nor torch is imported, so that what a card g
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from selfkd.backend.model_files import text_sections
@@ -32,6 +36,28 @@ QUIET_ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
 }
+
+
+@cache
+def known_options() -> frozenset[str]:
+    """Return the names that the installed vLLM's LLM takes, read from its source, for importing it takes a quarter of a minute.
+
+    None of them where vLLM is not installed, or its source does not tell.
+    """
+    spec = find_spec("vllm")
+    places = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    sources = [place / file for place in places for file in ("engine/arg_utils.py", "entrypoints/llm.py")]
+    if not sources or not all(path.is_file() for path in sources):
+        return frozenset()
+    arguments, llm = (_class_body(path, name) for path, name in zip(sources, ("EngineArgs", "LLM"), strict=False))
+    fields = {one.target.id for one in arguments if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name)}
+    made = (one.args for one in llm if isinstance(one, ast.FunctionDef) and one.name == "__init__")
+    return frozenset(fields | {one.arg for args in made for one in (*args.args[1:], *args.kwonlyargs)} if fields else ())
+
+
+def _class_body(path: Path, name: str) -> list[ast.stmt]:
+    tree = ast.parse(path.read_text("utf-8"))
+    return next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from selfkd.backend.ray.transport import RayTransport
 from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.facts import Facts
+from selfkd.core.install import lock
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 
@@ -213,7 +214,7 @@ class RayBackend:
 def refuse_unusable(hardware: Accelerator) -> None:
     """Raise UsageError for an engine that was built for cards where none can be used: it would die at its start, twice."""
     if hardware.cuda_build and not hardware.on_cards and is_private():
-        fix = "`selfkd doctor` shows what is there. To run on the CPU, install selfkd[cpu] in a fresh environment."
+        fix = f"`selfkd doctor` shows what is there. To run on the CPU, in a fresh environment: {lock('cpu')}"
         raise UsageError(f"the installed engine needs an NVIDIA card: {hardware.why}", "machine", fix)
 
 
