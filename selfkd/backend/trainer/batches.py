@@ -155,7 +155,11 @@ def finer(split: Share, rows: Sequence[Row], fewest: int) -> Share:
     Rows of like length then lie together, so less padding is computed (PADDED_TOKENS), and less memory is held. Where nothing is padded,
     each micro-batch costs a pass over all gradients and gains no tokens: they are larger there (FLAT_TOKENS).
     """
-    mean = sum(row.tokens for row in rows) / len(rows)
+    return cut(split, sum(row.tokens for row in rows) / len(rows), fewest)
+
+
+def cut(split: Share, mean: float, fewest: int) -> Share:
+    """Cut steps of rows of so many tokens in the mean into the smallest micro-batches that have at least `fewest`."""
     for micro in range(1, split.micro):
         if split.micro % micro == 0 and micro * mean >= fewest:
             return replace(split, accumulation=split.accumulation * split.micro // micro, micro=micro)

@@ -53,6 +53,8 @@ class _Stepwise:
         first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+        if handler := self.accelerator.ddp_handler:  # type: ignore[attr-defined]
+            handler.gradient_as_bucket_view = True  # else what ranks exchange is a second copy of all gradients
 
     def _send_telemetry(self) -> None:
         """Nothing leaves this machine."""
