@@ -73,14 +73,15 @@ def refuse_second_driver(run: Run) -> None:
 def refuse_too_large(run: Run) -> None:
     """Raise UsageError where the model cannot fit on what is here, whatever is asked of it, or not be spread as the machine file says."""
     machine = run.machine
-    if machine.backend == "fake" or (machine.backend == "ray" and not is_private()):
-        return  # no memory is taken, or it is that of other nodes
+    if machine.backend == "fake":
+        return
+    place = fit.Place.here() if machine.backend == "local" or is_private() else fit.Place()  # nothing is known of other nodes
     loaded = next(iter(run.loaded().values()), None)
     kept = run.folder / loaded.path if loaded else None
     sizes = sizes_of({"path": str(kept)} if kept and kept.is_dir() else run.recipe.model_source())
     if isinstance(sizes, Sizes):
         whole = fit.Lengths(run.recipe.context, run.recipe.context)
-        fit.refuse(run.recipe, machine, run.numerics, sizes, whole, fit.Place.here())
+        fit.refuse(run.recipe, machine, run.numerics, sizes, whole, place)
 
 
 def drive(run: Run, attempt: Attempt) -> None:

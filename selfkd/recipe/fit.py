@@ -227,7 +227,7 @@ def _on_a_cpu(
 ) -> Iterator[Load]:
     """Yield what all processes ask of the memory together: there an engine keeps what it has while ranks train."""
     assert place.memory is not None
-    engines, ranks = machine.generators, words["trainers"]
+    engines, ranks = machine.generators * words["tensor_parallel"], words["trainers"]
     served = replace(served, step=(served.step[0], words["max_num_seqs"] or CPU_SEQUENCES))
     engine = memory.of_engine(sizes, served, int(words["kv_cache_gb"] * GIB)).times(engines)
     libraries = engine.libraries + ranks * memory.RANK_PROCESS + DRIVER

@@ -28,6 +28,7 @@ SWAP_SECONDS = 2.0
 CHARS_PER_TOKEN = 2.5  # of a prompt with its template, on the safe side: English text has about four
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
 GB = 1e9
+NO_MEMORY = "not compared: this system does not say how much it has; `memory_gb` in the machine file states it"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _memory(
         problems = list(fit.problems(recipe, machine, words, sizes, lengths, place))
     except UsageError as error:  # too few cards, or a batch that its ranks cannot share
         return [], [f"{error.what}. {error.fix}"]
-    return [(load.name, str(load)) for load in found], problems
+    return [(load.name, str(load)) for load in found] or [("memory", NO_MEMORY)], problems
 
 
 def _whole(

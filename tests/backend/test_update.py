@@ -503,6 +503,28 @@ def test_a_recipe_means_the_same_on_any_number_of_ranks(rows, batch, accumulatio
         assert all(other[step] == pytest.approx(first) for other in seen)
 
 
+def test_ranks_exchange_gradients_where_they_lie(start, tmp_path, monkeypatch):
+    import trl
+
+    seen, train = [], trl.SFTTrainer.train
+
+    def look(self):
+        seen.append(self.accelerator.ddp_handler.gradient_as_bucket_view)
+        return train(self)
+
+    monkeypatch.setattr(trl.SFTTrainer, "train", look)
+    update(start, write_rows(tmp_path, 4), tmp_path / "out")
+    assert seen == [True]
+
+
+def test_the_plan_takes_as_many_rows_at_once_as_the_trainer_does():
+    from selfkd.backend.trainer.update import TRL_DEFAULTS
+    from selfkd.recipe import fit
+
+    assert TRL_DEFAULTS["per_device_train_batch_size"] == fit.BATCH
+    assert (TRL_DEFAULTS["gradient_accumulation_steps"], TRL_DEFAULTS["gradient_checkpointing"]) == (1, False)
+
+
 def test_long_rows_go_through_a_processor_a_few_at_a_time():
     split = batches.share(8, 2, 1)
     assert batches.finer(split, plain(lengths=[10] * 4), 256) == split  # 8 pairs of 26 to 32 tokens are fewer than that
