@@ -1,8 +1,9 @@
-"""What every test has: nothing of this machine's own settings, and no idle worker left behind by the test before it."""
+"""What every test has: nothing of this machine's own settings, no hub that is asked, and no idle worker of the test before it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,4 +17,9 @@ def own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Settings of the person who runs the tests must not reach them."""
     for name in ("SELFKD_DEBUG", "RAY_ADDRESS", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("selfkd.backend.model_sizes.ask_hub", no_hub)
     yield
+
+
+def no_hub(name: str, revision: str | None) -> Any:
+    raise OSError("no test asks a hub")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import model_validator
+from pydantic.dataclasses import dataclass
 
 from selfkd.backend.base import REQUESTS, Chunk, Completion, OnSteps, Reply, Sampling, Trained, TrainSpec, write_chunk
 from selfkd.backend.probe import Earlier
@@ -20,6 +22,18 @@ from selfkd.errors import UsageError, WeightsError
 
 OLD, NEW = Model("policy", "old", "0" * 64), Model("policy", "new", "1" * 64)
 NUMERICS = {"threads": 1, "trainers": 1, "tensor_parallel": 1}
+
+
+@dataclass
+class Odd:
+    """A configuration like vLLM's own: what is wrong with it is an error of pydantic that holds all arguments, and does not pickle."""
+
+    heads: int
+    cards: int
+
+    @model_validator(mode="after")
+    def divides(self) -> Odd:
+        raise ValueError(f"{self.heads} attention heads must be divisible by {self.cards}")
 
 
 class Toy:
@@ -33,6 +47,8 @@ class Toy:
             raise WeightsError("the probe differs", model.path, "Repeat the command.")
         if model.path == "crash":
             os._exit(1)
+        if model.path == "odd":
+            Odd(9, 2)
         before, self.model, self.weights = self.weights, model, model.digest
         return {"seconds": 0.1, "proved": True, "survived": 0.9 if before else None}
 

@@ -15,6 +15,7 @@ from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.trl_options import OWNED, PASSED, check_trl
 from selfkd.core import digest, install, yamlfile
 from selfkd.core.accelerator import accelerator, inventory
+from selfkd.core.files import builtin_folder
 from selfkd.core.hardware import free_cores, installed_version
 from selfkd.core.number_format import NumberFormat, resolve
 from selfkd.core.wording import did_you_mean, listed
@@ -22,6 +23,7 @@ from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import BackendError, RecipeError, UsageError
 
 HINT = "All fields: selfkd help machine"
+SHIPPED = "recipes/machines"  # beside the shipped recipes, and as `--on` finds them
 TYPE_NAMES = {
     str: "a word",
     int: "a whole number",
@@ -120,6 +122,11 @@ class Machine:
         3600.0,
         1,
     )
+    cards: int = _setting(
+        "Cards that `--plan` plans for, with `card_gb` of memory each; 0: those of this machine. A run counts its own.", 0, 0
+    )
+    card_gb: float = _setting("GiB of memory of each card that `--plan` plans for.", 0.0, 0)
+    memory_gb: float = _setting("GiB of the machine's own memory that `--plan` plans for; 0: what this machine has.", 0.0, 0)
     environment: Sequence[str] = _setting(
         "Variables of the environment that rewards may see although their names look like secrets.", list
     )
@@ -226,11 +233,13 @@ def refuse_missing(backend: str) -> None:
 
 
 def read_machine(path: Path | None) -> Machine:
-    """Read machine settings from a YAML file, every field checked; the defaults without one. UsageError names every wrong field."""
+    """Read machine settings from a YAML file, or a shipped one by its name, every field checked; the defaults without one.
+
+    UsageError names every wrong field.
+    """
     if path is None:
         return Machine()
-    if not path.is_file():
-        raise UsageError("no such file", str(path), "A machine file holds fields such as `backend: ray`. " + HINT)
+    path = _located(path)
     problems = Problems()
     try:
         tree, _ = yamlfile.read(path, str(path), problems)
@@ -239,6 +248,22 @@ def read_machine(path: Path | None) -> Machine:
     except RecipeError as error:  # the reader's kind of error; this file is none of a recipe's
         raise UsageError(error.what, error.where, "\n".join(filter(None, (error.fix, HINT)))) from None
     return Machine(**words, named=tuple(words))
+
+
+def shipped() -> dict[str, Path]:
+    """Return the machine files that are shipped, by name."""
+    return {path.stem: path for path in sorted((builtin_folder() / SHIPPED).glob("*.yaml"))}
+
+
+def _located(path: Path) -> Path:
+    """Return a file as it was named, else the shipped one of that name."""
+    if path.is_file():
+        return path
+    named, known = path.name.removesuffix(".yaml"), shipped()
+    if path.parent == Path(".") and named in known:
+        return known[named]
+    fix = f"Shipped: {', '.join(known)}; or give a file with fields such as `backend: ray`. {HINT}"
+    raise UsageError(f"no such file.{did_you_mean(named, known)}", str(path), fix)
 
 
 def _checked(tree: Node, problems: Problems) -> dict[str, Any]:
@@ -250,6 +275,11 @@ def _checked(tree: Node, problems: Problems) -> dict[str, Any]:
     for name, node in tree.value.items():
         for problem in _wrong(name, yamlfile.plain(node)):
             problems.add(node.where, "", problem)
+    stated = [name for name in ("cards", "card_gb") if name in tree.value]
+    if len(stated) == 1:
+        problems.add(
+            tree.value[stated[0]].where, "", "cards and card_gb say together what there is: `cards: 8` and `card_gb: 80`"
+        )
     return {name: yamlfile.plain(node) for name, node in tree.value.items()}
 
 
@@ -318,4 +348,8 @@ def explain() -> str:
     for one in settings():
         default, fixed = getattr(Machine(), one.name), " *" if one.name in NUMERIC else ""
         lines += [f"  {one.name}: {default}{fixed}", f"      {one.metadata['sentence']}"]
+    lines += ["", "Shipped files, by name or to copy:"]
+    lines += [
+        f"  --on {name}    {path.read_text('utf-8').splitlines()[0].removeprefix('# ')}" for name, path in shipped().items()
+    ]
     return "\n".join(lines)

@@ -8,6 +8,8 @@ from pathlib import Path
 from selfkd.backend.bf16 import flags_here
 from selfkd.backend.choose import on_cards, open_backend
 from selfkd.backend.machine import Machine, read_machine
+from selfkd.backend.model_sizes import Sizes, sizes_of
+from selfkd.backend.ray.cluster import is_private
 from selfkd.chain import numerics
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.loop import walk
@@ -15,6 +17,7 @@ from selfkd.chain.retention import is_due, prune
 from selfkd.chain.run import Run
 from selfkd.core.lease import holder
 from selfkd.errors import BusyError
+from selfkd.recipe import fit
 from selfkd.recipe.load import load
 from selfkd.recipe.schema import Recipe
 
@@ -67,10 +70,25 @@ def refuse_second_driver(run: Run) -> None:
         raise BusyError(f"another driver holds this run ({driver})", str(run.folder), fix)
 
 
+def refuse_too_large(run: Run) -> None:
+    """Raise UsageError where the model cannot fit on what is here, whatever is asked of it, or not be spread as the machine file says."""
+    machine = run.machine
+    if machine.backend == "fake":
+        return
+    place = fit.Place.here() if machine.backend == "local" or is_private() else fit.Place()  # nothing is known of other nodes
+    loaded = next(iter(run.loaded().values()), None)
+    kept = run.folder / loaded.path if loaded else None
+    sizes = sizes_of({"path": str(kept)} if kept and kept.is_dir() else run.recipe.model_source())
+    if isinstance(sizes, Sizes):
+        whole = fit.Lengths(run.recipe.context, run.recipe.context)
+        fit.refuse(run.recipe, machine, run.numerics, sizes, whole, place)
+
+
 def drive(run: Run, attempt: Attempt) -> None:
     """Walk the run to its end on its own machine; `attempt` hears of every event."""
     with attempt.logging():
         run.check_head()  # before an engine starts
+        refuse_too_large(run)
         if run.ignored:
             kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
             attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")

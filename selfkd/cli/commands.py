@@ -41,9 +41,11 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
     loaded, machine = load(recipe, overrides), read_machine(on)
     _tell_which(recipe)
     if plan:
-        from selfkd.recipe.plan import text
+        from selfkd.recipe.plan import plan as planned
 
-        print(text(loaded, machine))
+        found = planned(loaded, machine)
+        print(found, flush=True)
+        found.refuse()
         return 0
     from selfkd.chain.run import Run
     from selfkd.report.bar import waiting

@@ -24,7 +24,7 @@ from selfkd.backend.bf16 import LEAST_CAPABILITY, format_here
 from selfkd.backend.machine import NEEDED, SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
 from selfkd.core import install, storage
 from selfkd.core.accelerator import Accelerator, accelerator
-from selfkd.core.hardware import free_cores, installed_version, usable_cores
+from selfkd.core.hardware import free_cores, free_memory, installed_version, usable_cores
 from selfkd.errors import StorageError
 
 GIB = 1 << 30
@@ -187,18 +187,6 @@ def _memory() -> Check:
         return Check("ok", "memory", "not known on this system")
     fact = f"{free / GIB:.1f} GiB free"
     return _ok_or("warn", free >= NEEDED_MEMORY, "memory", fact, "The quickstart wants up to 8 GiB.")
-
-
-def free_memory() -> int | None:
-    """Return what may still be allocated: the machine's figure, or less where a container sets a limit."""
-    info = Path("/proc/meminfo")
-    if not info.is_file():
-        return None
-    free = next(int(line.split()[1]) * 1024 for line in info.read_text().splitlines() if line.startswith("MemAvailable"))
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
 
 
 def _disk(runs: Path) -> Check:

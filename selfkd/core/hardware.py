@@ -35,3 +35,36 @@ def installed_version(package: str) -> str:
 def _idle_ticks() -> int:
     fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     return int(fields[4]) + int(fields[5])  # idle and waiting for the disk
+
+
+# ---- memory ----
+
+MEMORY = Path("/proc/meminfo")
+LIMIT, USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+
+
+def total_memory() -> int | None:
+    """Return the bytes that this machine has, swap included, or less where a container sets a limit; None where it does not say."""
+    own = _said("MemTotal")
+    return _least(None if own is None else own + (_said("SwapTotal") or 0), _limit())
+
+
+def free_memory() -> int | None:
+    """Return the bytes that may still be allocated: the machine's figure, or less where a container sets a limit."""
+    limit = _limit()
+    return _least(_said("MemAvailable"), None if limit is None else limit - int(USED.read_text()))
+
+
+def _said(name: str) -> int | None:
+    if not MEMORY.is_file():
+        return None
+    return next(int(line.split()[1]) * 1024 for line in MEMORY.read_text().splitlines() if line.startswith(name))
+
+
+def _limit() -> int | None:
+    said = LIMIT.read_text().strip() if LIMIT.is_file() and USED.is_file() else "max"
+    return None if said == "max" else int(said)
+
+
+def _least(*sizes: int | None) -> int | None:
+    return min((size for size in sizes if size is not None), default=None)

@@ -6,21 +6,18 @@ here (the size of a model or of a data set that lies on a hub) is said to be unk
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from selfkd.backend.machine import SLOW, Machine, chosen_generator
-from selfkd.backend.model_files import find_model
+from selfkd.backend.model_sizes import Sizes, Unknown, parameters, sizes_of
 from selfkd.core.accelerator import accelerator
 from selfkd.core.yamlfile import Problems
-from selfkd.errors import SelfkdError
+from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts.read import on_hub, read_prompts
-from selfkd.recipe import ready
+from selfkd.recipe import fit, ready
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.forecast import Cost, Forecast, figure, least
 
@@ -32,14 +29,32 @@ SWAP_SECONDS = 2.0
 CHARS_PER_TOKEN = 2.5  # of a prompt with its template, on the safe side: English text has about four
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
 GB = 1e9
+NO_MEMORY = "not compared: this system does not say how much it has; `memory_gb` in the machine file states it"
 
 
-def plan(recipe: Recipe, machine: Machine | None = None) -> list[tuple[str, str]]:
-    """(what, how much), line by line: each step of the first and of the last round, then memory, disk and hours of the whole."""
+@dataclass(frozen=True)
+class Plan:
+    """`lines` of (what, how much): each step of the first and of the last round, then memory, disk and hours; `problems`: what cannot be."""
+
+    lines: Sequence[tuple[str, str]]
+    problems: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.lines)
+        return "\n".join(f"{name.ljust(width)}  {what}" for name, what in self.lines) + "\nUpper bounds; nothing was started."
+
+    def refuse(self) -> None:
+        """Raise UsageError where something cannot be."""
+        if self.problems:
+            raise UsageError("\n".join(self.problems), "machine", "Change the machine file or the recipe, and plan again.")
+
+
+def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
+    """Return what a recipe will cost on a machine, and why it cannot run there."""
     machine = machine or Machine()
-    problems = Problems()
-    ready.add_problems(recipe, machine, problems)
-    problems.stop()
+    wrong = Problems()
+    ready.add_problems(recipe, machine, wrong)
+    wrong.stop()
     sizes = {split: size(recipe, split) for split in recipe.splits()}
     prompt_tokens = _prompt_tokens(recipe)
     longest = _longest_answer(recipe)
@@ -50,14 +65,10 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> list[tuple[str, str]
             skipped = "round 2 is" if index == 3 else f"rounds 2 to {index - 1} are"
             lines.append(("…", f"{skipped} counted below and not listed"))
         lines += [(f"round {index}  {cost.step}", cost.what) for cost in rounds[index] if cost.what]
-    weights = parameters(recipe.model_source()["path"])
-    return [*lines, *_whole(recipe, machine, rounds, weights)]
-
-
-def text(recipe: Recipe, machine: Machine | None = None) -> str:
-    lines = plan(recipe, machine)
-    width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name.ljust(width)}  {what}" for name, what in lines) + "\nUpper bounds; nothing was started."
+    found = sizes_of(recipe.model_source())
+    weights = found.parameters if isinstance(found, Sizes) else parameters(recipe.model_source()["path"])
+    memory, problems = _memory(recipe, machine, found, _lengths(recipe, prompt_tokens, longest))
+    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory)], problems)
 
 
 def size(recipe: Recipe, split: str) -> int | None:
@@ -109,19 +120,44 @@ def _prompt_tokens(recipe: Recipe) -> int | None:
 # ---- the whole ----
 
 
-def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None) -> list[tuple[str, str]]:
+def _lengths(recipe: Recipe, prompt_tokens: int | None, longest: int) -> fit.Lengths:
+    """Return the tokens of a training sequence: of a mean prompt with the longest answer, or as many as may be."""
+    row = Forecast(None, context=recipe.context, prompt_tokens=prompt_tokens, longest=longest).row_tokens
+    return fit.Lengths(row, min(row, longest or row))
+
+
+def _memory(
+    recipe: Recipe, machine: Machine, sizes: Sizes | Unknown, lengths: fit.Lengths
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the lines on memory, and what does not fit."""
+    if machine.backend == "fake":
+        return [], []
+    if isinstance(sizes, Unknown):
+        return [("memory", f"unknown: {sizes.why}")], []
+    place = fit.Place.of(machine)
+    words = fit.words_of(machine, place)
+    try:
+        found = fit.loads(recipe, machine, words, sizes, lengths, place)
+        problems = list(fit.problems(recipe, machine, words, sizes, lengths, place))
+    except UsageError as error:  # too few cards, or a batch that its ranks cannot share
+        return [], [f"{error.what}. {error.fix}"]
+    return [(load.name, str(load)) for load in found] or [("memory", NO_MEMORY)], problems
+
+
+def _whole(
+    recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None, memory: list[tuple[str, str]]
+) -> list[tuple[str, str]]:
     made, learned = _total(rounds, "made"), _total(rounds, "learned")
     unknown = any(None in (cost.made, cost.learned) for round_costs in rounds for cost in round_costs)
     more = ", and what is marked with ?" if unknown else ""
     lines = [("all rounds", f"{made:,} tokens made, {learned:,} tokens learned{more}")]
     if weights is None:
         missing = ready.missing_model(recipe)
-        return [*lines, ("memory, disk, hours", "unknown until the model is here" + (f": {missing}" if missing else ""))]
+        unknown_yet = "unknown until the model is here" + (f": {missing}" if missing else "")
+        return [*lines, *memory, ("disk, hours", unknown_yet)]
     checkpoints = min(recipe.rounds + 1, recipe.keep.last + recipe.keep.best + recipe.keep.base + 1)  # one is being written
     disk = 4 * weights * checkpoints + BYTES_PER_TOKEN * made
-    engine, trainer = 2 * weights / GB + machine.kv_cache_gb, 16 * weights / GB
-    lines += [("parameters", f"about {weights / 1e6:,.0f} million")]
-    lines += [("memory", f"engine {engine:.1f} GB, trainer {trainer:.1f} GB (fp32 weights, gradients, AdamW) and activations")]
+    lines += [("parameters", f"about {weights / 1e6:,.0f} million"), *memory]
     lines += [("disk", f"{disk / GB:.1f} GB: {checkpoints} checkpoints and the samples{more}")]
     if chosen_generator(machine) == "transformers":
         lines += [("generator", SLOW)]
@@ -132,36 +168,15 @@ def _whole(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: 
 
 
 def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
-    place = "gpu" if accelerator().on_cards else "cpu"
+    place = "gpu" if machine.cards or accelerator().on_cards else "cpu"
     makes, learns = SPEED[place]
     if chosen_generator(machine) == "transformers":
         makes *= TRANSFORMERS_SHARE
     generators, trainers = (machine.generators, machine.trainers) if place == "gpu" else (1, 1)
     seconds = made * weights / makes / generators + learned * weights / learns / trainers + rounds * SWAP_SECONDS
-    return f"{seconds / 3600:.1f}, roughly, on this machine's {place.upper()}"
+    where = "such cards" if machine.cards else f"this machine's {place.upper()}"
+    return f"{seconds / 3600:.1f}, roughly, on {where}"
 
 
 def _total(rounds: list[list[Cost]], field_: str) -> int:
     return sum(getattr(cost, field_) or 0 for round_costs in rounds for cost in round_costs)
-
-
-# ---- how large a model is ----
-
-
-def parameters(path: str) -> int | None:
-    """Of a local folder by its safetensors headers, of a GGUF file by its size and the bits its name tells; else None."""
-    found = find_model(path)
-    if found is None:
-        return None
-    if found.is_dir():
-        return sum(_header(shard) for shard in found.glob("*.safetensors")) or None
-    bits = re.search(r"[QF](\d+)", found.name.upper())
-    return int(found.stat().st_size * 8 / (int(bits[1]) + (0 if int(bits[1]) >= 16 else 1))) if bits else None
-
-
-def _header(shard: Path) -> int:
-    """Parameters in one safetensors file: the product of each shape in its header."""
-    with shard.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        tensors: dict[str, Any] = json.loads(handle.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")

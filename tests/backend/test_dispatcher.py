@@ -100,6 +100,13 @@ def test_an_engine_that_never_starts_is_not_tried_for_ever(backend: Any, tmp_pat
         list(backend().generate(Model("policy", "crash", "3" * 64), chunks_of(tmp_path, "answer"), Sampling()))
 
 
+def test_what_an_engine_raises_is_told_in_words_also_where_the_error_does_not_pickle(backend: Any, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="2 engines in a row did not start") as caught:
+        list(backend().generate(Model("policy", "odd", "4" * 64), chunks_of(tmp_path, "answer"), Sampling()))
+    assert caught.value.fix.count("engine lost: ValidationError: 9 attention heads must be divisible by 2\n") == 2
+    assert "serializable" not in str(caught.value)
+
+
 def test_an_error_of_the_user_keeps_its_type_and_is_not_retried(backend: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="prompt 7 is too long") as caught:
         list(backend().generate(OLD, chunks_of(tmp_path, "refuse"), Sampling()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,3 +66,19 @@ def test_ranks_meet_and_one_that_dies_or_fails_leaves_nobody_waiting(cluster: An
     assert type(caught.value) is UsageError
     assert time.monotonic() - began < 5.0
     ray.close()
+
+
+def test_only_ranks_on_cards_get_memory_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toys import learn
+
+    from selfkd.backend.ray.rank import GROWING, Group, Rank
+
+    monkeypatch.setattr("selfkd.backend.ray.rank.redirect", lambda log: None)
+    monkeypatch.setenv(GROWING[0], "mine")
+    Rank(0, Group(1, tmp_path, learn, "nccl")).join(None)
+    assert os.environ[GROWING[0]] == "mine"
+    monkeypatch.delenv(GROWING[0])
+    Rank(0, Group(1, tmp_path, learn, "gloo")).join(None)
+    assert GROWING[0] not in os.environ
+    Rank(0, Group(1, tmp_path, learn, "nccl")).join(None)
+    assert os.environ[GROWING[0]] == "expandable_segments:True"

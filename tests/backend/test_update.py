@@ -11,6 +11,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ranks import on_ranks
 from tiny import opened, tiny_model
 from updates import FAST, UNEVEN, update, write_rows
@@ -409,10 +411,90 @@ def test_ranks_divide_the_same_steps(ranks):
         assert sorted(name for part in parts for name in part[number]) == sorted(rows[i].id for i in step)
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused():
+def test_what_divides_evenly_is_divided_as_it_always_was():
+    assert batches.share(8, 2, 2) == batches.Share(16, 2, 2, 4)
     assert batches.share(3, 4, 2) == batches.Share(12, 2, 2, 3)
-    with pytest.raises(UsageError, match="3 x 1 rows cannot be divided over 2 ranks"):
-        batches.share(3, 1, 2)
+
+
+def test_only_the_product_of_batch_and_accumulation_counts():
+    assert batches.share(4, 4, 8) == batches.Share(16, 8, 1, 2)
+    assert batches.share(10, 8, 16) == batches.Share(80, 16, 1, 5)
+    assert batches.share(6, 2, 4) == batches.Share(12, 4, 1, 3)
+    assert batches.share(3, 1, 2) == batches.Share(3, 2, 1, 2)
+    assert batches.share(2, 3, 4) == batches.Share(6, 4, 1, 2)
+
+
+def test_more_ranks_than_rows_of_a_step_are_refused_with_the_numbers():
+    with pytest.raises(UsageError, match="2 x 2 = 4 rows, and 8 ranks are to share them") as caught:
+        batches.share(2, 2, 8)
+    assert "at most 4 ranks" in caught.value.fix
+
+
+def part_of_the_loss(record: dict[str, Any], part: list[Any], parts: int) -> float:
+    """What one row's loss is multiplied with on its way to the optimiser: TRL takes the mean of each micro-batch, and of all of them."""
+    return record["scale"] / parts if "scale" in record else 1 / (len(part) * parts)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from([1.0, 1.0, 0.5, 3.0])), min_size=1, max_size=40),
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 3),
+)
+def test_a_recipe_means_the_same_on_any_number_of_ranks(rows, batch, accumulation, epoch):
+    """Each optimiser step sees the same pairs, each with its share of the loss, and no rank waits for another."""
+    import numpy as np
+
+    pairs = [
+        batches.Row(f"row-{number}", weight, np.zeros(2, np.int32), np.arange(length, dtype=np.int32), np.zeros(1, np.int32))
+        for number, (length, weight) in enumerate(rows)
+    ]
+    seen = []
+    for ranks in [ranks for ranks in (1, 2, 3, 4, 8) if ranks <= batch * accumulation]:
+        split = batches.share(batch, accumulation, ranks)
+        assert split.micro <= batch
+        feeds = [batches.Feed(pairs, split, 7, rank, lambda records: records) for rank in range(ranks)]
+        for feed in feeds:
+            feed.set_epoch(epoch)
+        parts = [list(feed) for feed in feeds]
+        assert {len(of_rank) for of_rank in parts} == {len(feeds[0])}
+        steps: list[dict[str, float]] = []
+        for at in range(0, len(feeds[0]), split.accumulation):
+            learned: dict[str, float] = {}
+            for of_rank in parts:
+                for part in of_rank[at : at + split.accumulation]:
+                    for record in part:
+                        if share := part_of_the_loss(record, part, ranks * split.accumulation):
+                            assert record["id"] not in learned
+                            learned[record["id"]] = share
+            steps.append(learned)
+        seen.append(steps)
+    for step, first in enumerate(seen[0]):
+        whole = sum(pairs[int(name[4:])].weight for name in first)
+        assert first == pytest.approx({name: pairs[int(name[4:])].weight / whole for name in first})
+        assert all(other[step] == pytest.approx(first) for other in seen)
+
+
+def test_ranks_exchange_gradients_where_they_lie(start, tmp_path, monkeypatch):
+    import trl
+
+    seen, train = [], trl.SFTTrainer.train
+
+    def look(self):
+        seen.append(self.accelerator.ddp_handler.gradient_as_bucket_view)
+        return train(self)
+
+    monkeypatch.setattr(trl.SFTTrainer, "train", look)
+    update(start, write_rows(tmp_path, 4), tmp_path / "out")
+    assert seen == [True]
+
+
+def test_the_plan_takes_as_many_rows_at_once_as_the_trainer_does():
+    from selfkd.backend.trainer.update import TRL_DEFAULTS
+    from selfkd.recipe import fit
+
+    assert TRL_DEFAULTS["per_device_train_batch_size"] == fit.BATCH
+    assert (TRL_DEFAULTS["gradient_accumulation_steps"], TRL_DEFAULTS["gradient_checkpointing"]) == (1, False)
 
 
 def test_long_rows_go_through_a_processor_a_few_at_a_time():

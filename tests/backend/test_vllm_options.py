@@ -105,3 +105,10 @@ def test_vllm_schedules_in_a_process_of_its_own_where_it_must_or_where_it_pays(
     numerics = {**fixed_numerics(Machine(threads=1)), **words}
     assert has_core_process(numerics, card) is separate
     assert environment(numerics, card)["VLLM_ENABLE_V1_MULTIPROCESSING"] == str(int(separate))
+
+
+def test_workers_of_an_engine_over_several_cards_are_its_own_and_not_rays() -> None:
+    """An engine sits in a placement group of Ray, where vLLM would ask Ray for workers: on a CPU it then refuses to start."""
+    for card in (None, EMPTY):
+        assert asked(card, tensor_parallel=2)["distributed_executor_backend"] == "mp"
+        assert "distributed_executor_backend" not in asked(card)

@@ -427,3 +427,17 @@ def test_cp_refuses_to_replace_a_file_and_writes_nothing(said, tmp_path):
     (tmp_path / "sums.yaml").write_text("something else")
     assert "exists already with other content" in said("cp", "sums.yaml", str(tmp_path), code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["sums.yaml"]
+
+
+def test_a_plan_that_cannot_fit_is_shown_and_ends_as_a_mistake(said, tmp_path):
+    (tmp_path / "big").mkdir()
+    sizes = {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+    }
+    (tmp_path / "big" / "config.json").write_text(json.dumps(sizes))
+    text = said("run", "sums.yaml", f"model={tmp_path / 'big'}", "--plan", "--on", "1x24gb", code=2)
+    assert "DOES NOT FIT" in text and "What would fit: " in text

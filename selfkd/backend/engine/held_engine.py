@@ -20,6 +20,7 @@ import polars as pl
 
 from selfkd.backend.base import Chunk, Logprob, Reply, Sampling
 from selfkd.backend.probe import Earlier
+from selfkd.backend.reported import reported
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
 from selfkd.errors import GuardError, UsageError, WeightsError
@@ -67,13 +68,19 @@ def redirect(log: Path) -> None:
 
 
 @contextmanager
-def traced() -> Iterator[None]:
-    """Print the traceback of an error before it leaves this process, so that the log here has it."""
+def traced(log: Path | None = None) -> Iterator[None]:
+    """Print the traceback of an error before it leaves this process, so that the log here has it.
+
+    With a `log` this is a process of its own, and what leaves it are words: another one may not be able to read the error.
+    """
+    start = log.stat().st_size if log and log.exists() else 0
     try:
         yield
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        raise
+        if log is None:
+            raise
+        raise reported(error, log, start) from None
 
 
 class Beat:
@@ -112,11 +119,12 @@ class HeldEngine:
             os.environ.setdefault(*LOG_LEVEL)
             print(f"generator, process {os.getpid()}")
         self._target, self._numerics, self._beat = engine, dict(numerics), Beat(beat)
+        self._log = log
         self._engine: Any = None
         self._asleep = False
 
     def preload(self) -> float:
-        with traced():
+        with traced(self._log):
             return preload(self._target)
 
     def ensure(self, model: Model, earlier: Earlier | None = None) -> tuple[str, dict[str, Any], Facts]:
@@ -126,7 +134,7 @@ class HeldEngine:
         """
         started, known = time.perf_counter(), {"earlier": earlier} if earlier else {}
         kind = "start" if self._engine is None else "wake" if self._asleep else "swap"
-        with traced():
+        with traced(self._log):
             if self._engine is None:
                 self._engine = resolve(self._target)(self._numerics, model)
             notes = self._engine.wake(model, **known) if self._asleep else self._engine.swap(model, **known)
@@ -136,7 +144,7 @@ class HeldEngine:
 
     def generate(self, model: Model, chunk: Chunk, sampling: Sampling, following: Chunk | None = None) -> Reply:
         """Answer a chunk. An engine that can may begin with the chunk `following`, which it is then asked next, with the same sampling."""
-        with traced():
+        with traced(self._log):
             self._must_hold(model)
             self._beat.put(0, 0)
             may_begin = "following" in inspect.signature(self._engine.generate).parameters
@@ -146,7 +154,7 @@ class HeldEngine:
             return reply
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> list[Logprob]:
-        with traced():
+        with traced(self._log):
             self._must_hold(model)
             self._beat.put(0, 0)  # else the driver would count the last chunk's answers again
             scores: list[Logprob] = self._engine.logprobs(rows)
@@ -154,7 +162,7 @@ class HeldEngine:
 
     def before_update(self, start: Model, rows: Sequence[Path], pairs: bool, max_length: int) -> Earlier | None:
         """Return what the engine scores now of what an update of `start` keeps as evidence; None where it does not hold `start`."""
-        with traced(), suppress(GuardError, UsageError):  # of rows: the trainer refuses them too, and says so
+        with traced(self._log), suppress(GuardError, UsageError):  # of rows: the trainer refuses them too, and says so
             if self.holds(start):
                 found: Earlier = self._engine.before_update(rows, pairs, max_length)
                 return found
@@ -162,7 +170,7 @@ class HeldEngine:
 
     def sleep(self) -> None:
         """Free the GPU for the trainer; the next `ensure` wakes the engine with whatever model is current then."""
-        with traced():
+        with traced(self._log):
             if self._engine is not None and not self._asleep:
                 self._engine.sleep()
                 self._asleep = True

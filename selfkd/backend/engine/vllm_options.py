@@ -107,6 +107,10 @@ def llm_options(
         "disable_log_stats": True,
         "seed": 0,
     }
+    if (
+        numerics["tensor_parallel"] > 1
+    ):  # else vLLM, which finds itself in a placement group of Ray, asks Ray for workers of its own
+        chosen["distributed_executor_backend"] = "mp"
     if numerics["max_num_seqs"]:  # else as many as vLLM chooses for this card
         chosen["max_num_seqs"] = numerics["max_num_seqs"]
     place = _on_a_card(numerics, card) if card else _on_a_cpu(numerics, config, context)

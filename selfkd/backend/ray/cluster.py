@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.ray import guardian
+from selfkd.backend.reported import Reported
 from selfkd.errors import BackendError, SelfkdError, UsageError
 
 POLL_SECONDS = 0.25  # how long one look at running calls waits; signals are handled in between
@@ -188,7 +189,9 @@ def result_of(call: Any, what: str, log: Path, seconds: float) -> Any:
         cause = unwrapped(error)
         if isinstance(cause, SelfkdError):
             raise cause from None
-        raise BackendError(f"{what} failed: {cause}", str(log), "The log says more. Repeat the command.") from error
+        raise BackendError(
+            f"{what} failed: {in_one_line(cause)}", str(log), "The log says more. Repeat the command."
+        ) from error
 
 
 def unwrapped(error: BaseException) -> BaseException:
@@ -199,6 +202,8 @@ def unwrapped(error: BaseException) -> BaseException:
 
 def in_one_line(error: BaseException) -> str:
     """Describe an error of Ray in one line: of its dozens the first one says what matters, or the last where no actor was made."""
+    if isinstance(error, Reported):
+        return str(error)
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     text = (lines[-1] if "creation task" in lines[0] else lines[0]) if lines else "no message"
     return f"{type(error).__name__}: {text}"

@@ -223,9 +223,10 @@ class OneCall:
 
     def __init__(self, log: Path) -> None:
         redirect(log)
+        self._log = log
 
     def run(self, target: Importable, *arguments: Any) -> Any:
-        with traced():
+        with traced(self._log):
             return resolve(target)(*arguments)
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfkd.backend.base import TrainProgress, nobody_listens
-from selfkd.backend.engine.held_engine import TRAINER, Importable, preload, redirect, resolve
+from selfkd.backend.engine.held_engine import TRAINER, Importable, preload, redirect, resolve, traced
 from selfkd.backend.facts import of_trainer
+from selfkd.backend.reported import reported
 from selfkd.backend.trainer.repeatable import prepare
 from selfkd.core.facts import Facts
 from selfkd.errors import SelfkdError
@@ -28,6 +29,8 @@ from selfkd.errors import SelfkdError
 GROUP_SECONDS = 1800  # how long one rank waits for the others in a group call; TRL's default too
 # What accelerate reads of a distributed process. Each rank sees one card, the first, so that each is alone on a node of its own.
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Of torch on a card: batches of many lengths then leave no holes. Not for engines, whose sleep it would break.
+GROWING = ("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class Rank:
     """An actor."""
 
     def __init__(self, rank: int, group: Group) -> None:
-        redirect(group.log / f"trainer-{rank}.log")
+        self._log = group.log / f"trainer-{rank}.log"
+        redirect(self._log)
         print(f"rank {rank}, process {os.getpid()}")
         self._rank, self._group = rank, group
         self._door: socket.socket | None = None
@@ -74,7 +78,13 @@ class Rank:
 
     def join(self, meeting: tuple[str, int] | None) -> None:
         """Import what training needs, and join the process group that meets there; None where this rank is alone."""
+        with traced(self._log):
+            self._join(meeting)
+
+    def _join(self, meeting: tuple[str, int] | None) -> None:
         prepare({"exact": self._group.exact})  # before NCCL and CUDA read it
+        if self._group.process_group == "nccl":
+            os.environ.setdefault(*GROWING)
         for name in GROUP_VARIABLES:
             os.environ.pop(name, None)  # of a launcher around all of this, which would make a lone rank wait for others
         if meeting is not None:
@@ -113,7 +123,7 @@ def variables(rank: int, ranks: int, meeting: tuple[str, int]) -> dict[str, str]
 def _update(
     function: Callable[..., Any], arguments: tuple[Any, ...], steps_log: Path | None
 ) -> tuple[Any, BaseException | None]:
-    """Call the trainer once; an error that may not pickle becomes a RuntimeError with the same text."""
+    """Call the trainer once; of an error that is not selfkd's own the words leave this process."""
     try:
         return function(*arguments, partial(_append, steps_log) if steps_log else nobody_listens), None
     except SelfkdError as error:
@@ -121,7 +131,7 @@ def _update(
         return None, error.with_traceback(None)
     except Exception as error:
         traceback.print_exc()
-        return None, RuntimeError(f"{type(error).__name__}: {error}")
+        return None, reported(error)
 
 
 def _drop_tensors() -> None:

@@ -60,7 +60,7 @@ class TrainerGroup:
         while True:
             outcome = self._try(arguments, steps_log, on_progress)
             if isinstance(outcome, BaseException):
-                raise outcome if isinstance(outcome, SelfkdError) else self._failed(_told(outcome))
+                raise outcome if isinstance(outcome, SelfkdError) else self._failed(in_one_line(outcome))
             if isinstance(outcome, list):
                 self.facts |= {f"trainer-{rank}": update.facts for rank, update in enumerate(outcome)}
                 trained: Trained = outcome[0].trained
@@ -139,11 +139,6 @@ def _answer(call: Any, rank: int) -> Any:
 
 def _error(answer: Any) -> BaseException | None:
     return answer.error if isinstance(answer, Update) else answer if isinstance(answer, BaseException) else None
-
-
-def _told(error: BaseException) -> str:
-    """Say what an error was; one that a rank sent has its own type in its text."""
-    return str(error) if isinstance(error, RuntimeError) else in_one_line(error)
 
 
 def _new_lines(path: Path, place: int) -> Iterator[list[TrainProgress]]:

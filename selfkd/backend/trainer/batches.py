@@ -6,6 +6,7 @@ same global batches as one. Nothing is ever cut: a row that is too long is refus
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -126,16 +127,22 @@ class Share:
 
 
 def share(batch: int, accumulation: int, ranks: int) -> Share:
-    """Divide the GLOBAL batch, `per_device_train_batch_size` x `gradient_accumulation_steps`, so that ranks change no number."""
+    """Divide the GLOBAL batch, `per_device_train_batch_size` x `gradient_accumulation_steps`, so that ranks change no number.
+
+    Only the product counts: a rank computes at most `batch` rows at once, and where they do not come out even some micro-batches have
+    a row less. A batch or an accumulation that divides is divided alone, as it always was: other micro-batches add up otherwise.
+    """
+    rows = batch * accumulation
+    if rows < ranks:
+        what = f"an optimiser step has {batch} x {accumulation} = {rows} rows, and {ranks} ranks are to share them"
+        fix = f"Train on at most {rows} ranks (`trainers` in the machine file); a larger batch is another recipe."
+        raise UsageError(what, "trl.per_device_train_batch_size", fix)
     if batch % ranks == 0:
-        return Share(batch * accumulation, ranks, accumulation, batch // ranks)
+        return Share(rows, ranks, accumulation, batch // ranks)
     if accumulation % ranks == 0:
-        return Share(batch * accumulation, ranks, accumulation // ranks, batch)
-    raise UsageError(
-        f"a global batch of {batch} x {accumulation} rows cannot be divided over {ranks} ranks",
-        "trl.per_device_train_batch_size",
-        f"Make it, or trl.gradient_accumulation_steps, a multiple of {ranks}, or train on fewer ranks.",
-    )
+        return Share(rows, ranks, accumulation // ranks, batch)
+    turns = math.ceil(rows / (ranks * batch))
+    return Share(rows, ranks, turns, math.ceil(rows / (ranks * turns)))
 
 
 PADDED_TOKENS = 256
@@ -148,7 +155,11 @@ def finer(split: Share, rows: Sequence[Row], fewest: int) -> Share:
     Rows of like length then lie together, so less padding is computed (PADDED_TOKENS), and less memory is held. Where nothing is padded,
     each micro-batch costs a pass over all gradients and gains no tokens: they are larger there (FLAT_TOKENS).
     """
-    mean = sum(row.tokens for row in rows) / len(rows)
+    return cut(split, sum(row.tokens for row in rows) / len(rows), fewest)
+
+
+def cut(split: Share, mean: float, fewest: int) -> Share:
+    """Cut steps of rows of so many tokens in the mean into the smallest micro-batches that have at least `fewest`."""
     for micro in range(1, split.micro):
         if split.micro % micro == 0 and micro * mean >= fewest:
             return replace(split, accumulation=split.accumulation * split.micro // micro, micro=micro)

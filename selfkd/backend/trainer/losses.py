@@ -57,6 +57,8 @@ class _Stepwise:
         self.shard = sharded.is_sharded(self.model)  # type: ignore[attr-defined]
         if self.shard:
             self.model._is_accelerate_prepared = True  # type: ignore[attr-defined]  # else Accelerate would wrap it in DDP
+        if handler := self.accelerator.ddp_handler:  # type: ignore[attr-defined]
+            handler.gradient_as_bucket_view = True  # else what ranks exchange is a second copy of all gradients
 
     def _send_telemetry(self) -> None:
         """Nothing leaves this machine."""

@@ -1,0 +1,187 @@
+"""How much memory a model takes while it is trained and while it answers: arithmetic on its sizes, part by part, in bytes.
+
+Knows neither machines nor recipes, imports nothing heavy, and measures nothing: benchmarks/memory.py compares it with what is
+measured. What is said of cards follows from the sources of torch, TRL and vLLM; no card has shown it yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from selfkd.backend.model_sizes import Sizes
+
+GIB = 2**30
+FP32, HALF = 4, 2
+Parts = Mapping[str, int]  # {what: bytes}
+
+# Bytes of state for each trained number, by optimiser; AdamW, the default, holds two numbers in fp32.
+OPTIMISERS = {"adafactor": 0.0, "sgd": 0.0, "rmsprop": 4.0, "adagrad": 4.0, "lion": 4.0, "ademamix": 12.0}
+ADAM = 8.0
+# TRL's output head works in tiles of so many tokens and so many words of the vocabulary; ours on a CPU holds logits whole up to so many.
+TILE_TOKENS, TILE_WORDS, WHOLE_LOGITS = 4096, 32768, 1 << 27
+# What a process takes without a model: Python, torch and the libraries around it; on a card CUDA's context and what its libraries keep.
+RANK_PROCESS, ENGINE_PROCESS, CARD_CONTEXT = int(1.15 * GIB), int(1.3 * GIB), GIB
+# vLLM: tokens and requests of one step on cards of 70 GiB and more, and on smaller ones; and what its recorded graphs take.
+LARGE_CARD, LARGE_STEP, SMALL_STEP = 70 * GIB, (16384, 1024), (8192, 256)
+GRAPHS = GIB // 2
+CPU_STEP_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Training:
+    """How an update is made, as far as memory goes.
+
+    `rows` go through the model at once on one rank, each of `sequences` of `row_tokens`, of which `learned` are the answer's.
+    `shards`: over how many ranks weights, gradients and optimiser are spread; `trained`: how many numbers are learned, None for all.
+    """
+
+    rows: int
+    row_tokens: int
+    learned: int
+    sequences: int = 1
+    accumulation: int = 1
+    bf16: bool = True
+    checkpointing: bool = False
+    optimiser: str = "adamw_torch_fused"
+    ranks: int = 1
+    on_card: bool = True
+    shards: int = 1
+    trained: int | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.sequences * self.row_tokens
+
+    @property
+    def gradients_wait(self) -> bool:
+        """Whether gradients lie there while activations are at their most: else the ones are made as the others are let go."""
+        return self.accumulation > 1 or self.ranks > 1
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a process needs at its peak. `certain` lies there at once whatever the rows are; `passing` comes and goes with them.
+
+    `replaced`: bytes of `certain` that are not there yet when the passing ones are. `libraries`: what programs take of a machine's
+    memory, a part of which it can do without.
+    """
+
+    certain: Parts
+    passing: Parts
+    replaced: int = 0
+    libraries: int = 0
+
+    @property
+    def least(self) -> int:
+        return sum(self.certain.values())
+
+    @property
+    def peak(self) -> int:
+        return self.libraries + max(self.least, self.least - self.replaced + sum(self.passing.values()))
+
+    def times(self, count: int) -> Need:
+        """Return what so many processes need that each need this."""
+        certain, passing = ({name: count * size for name, size in parts.items()} for parts in (self.certain, self.passing))
+        return Need(certain, passing, count * self.replaced, count * self.libraries)
+
+
+# ---- training ----
+
+
+def of_training(sizes: Sizes, how: Training) -> Need:
+    """Return what one rank needs for an update."""
+    trained = sizes.parameters if how.trained is None else how.trained
+    states = {
+        "weights": FP32 * (sizes.parameters if how.trained is None else sizes.parameters + trained) // how.shards,
+        "gradients": FP32 * trained // how.shards,
+        "optimiser": int(optimiser_bytes(how.optimiser) * trained) // how.shards,
+        **({"CUDA": CARD_CONTEXT} if how.on_card else {}),
+    }
+    passing = {"activations": activations(sizes, how), "logits": logits(sizes, how)}
+    if how.bf16:
+        passing["bf16 copies"] = HALF * sizes.parameters // how.shards
+    return Need(states, passing, 0 if how.gradients_wait else states["gradients"], 0 if how.on_card else RANK_PROCESS)
+
+
+def optimiser_bytes(name: str) -> float:
+    """Return the bytes of state that an optimiser of transformers keeps for each number."""
+    kind = next((kind for kind in OPTIMISERS if name.removeprefix("paged_").startswith(kind)), None)
+    whole = ADAM if kind is None else OPTIMISERS[kind]
+    return whole / 4 if "8bit" in name else whole
+
+
+def activations(sizes: Sizes, how: Training) -> int:
+    """Return the bytes that forward leaves for backward. With checkpointing a layer leaves its input, and one is computed again whole."""
+    layer = how.tokens * _layer(sizes, how)
+    if not how.checkpointing:
+        return sizes.layers * layer
+    return sizes.layers * how.tokens * FP32 * sizes.hidden + layer
+
+
+def _layer(sizes: Sizes, how: Training) -> int:
+    """Return the bytes that one layer keeps of one token.
+
+    In fp32 whatever the precision: what enters each of two norms, and what leaves it before its weight. In the format of the compute: what
+    enters each product, queries, keys, values and what attention gives, the gate before and after its activation, and its partner.
+    """
+    width = HALF if how.bf16 else FP32
+    attention = HALF if how.bf16 and how.on_card else FP32  # on a CPU attention is computed in fp32
+    norms = 4 * FP32 * sizes.hidden
+    products = width * (2 * sizes.hidden + sizes.attended + sizes.inner)
+    return norms + products + attention * 2 * (sizes.attended + sizes.kept) + width * 3 * sizes.inner
+
+
+def logits(sizes: Sizes, how: Training) -> int:
+    """Return what the output head holds at its peak: logits and their log-softmax whole, or in tiles with the head's own gradient."""
+    tokens = how.rows * how.sequences * how.learned
+    if not how.on_card and tokens * sizes.vocabulary <= WHOLE_LOGITS:
+        return 2 * FP32 * tokens * sizes.vocabulary
+    tile = min(tokens, TILE_TOKENS) * min(sizes.vocabulary, TILE_WORDS)
+    return 2 * FP32 * tile + FP32 * sizes.embedding
+
+
+# ---- answering ----
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How an engine answers, as far as memory goes. `spread`: over how many cards; `step`: tokens and requests of one step."""
+
+    context: int
+    step: tuple[int, int]
+    width: int = HALF
+    spread: int = 1
+    on_card: bool = True
+
+
+def of_engine(sizes: Sizes, how: Serving, keys_and_values: int | None = None) -> Need:
+    """Return what an engine needs on each of its cards, with keys and values for one answer, or for so many bytes of them.
+
+    On a CPU these are taken as they are used.
+    """
+    weights = sizes.parameters + (0 if how.on_card or not sizes.tied else sizes.embedding)
+    kept = {"KV cache": how.context * token_bytes(sizes, how) if keys_and_values is None else keys_and_values}
+    held, step = {"weights": how.width * weights // how.spread}, {"activations": _step(sizes, how)}
+    if how.on_card:
+        return Need({**held, **kept, "CUDA": CARD_CONTEXT, "graphs": GRAPHS}, step)
+    return Need(held, {**step, **kept}, libraries=ENGINE_PROCESS)
+
+
+def token_bytes(sizes: Sizes, how: Serving) -> int:
+    """Return what keys and values of one token take on each card; heads that are fewer than cards lie on several."""
+    return 2 * sizes.layers * sizes.head_size * how.width * -(-sizes.kv_heads // how.spread)
+
+
+def _step(sizes: Sizes, how: Serving) -> int:
+    """Return what the largest step makes: of each token the widest layer, of each request logits in fp32 and a copy to draw from."""
+    tokens, requests = how.step
+    layer = 4 * sizes.hidden + (3 * sizes.inner + sizes.attended + 2 * sizes.kept) // how.spread
+    return tokens * how.width * layer + requests * 2 * FP32 * sizes.vocabulary
+
+
+def usual_step(card: int | None) -> tuple[int, int]:
+    """Return how many tokens and requests vLLM takes into one step: on a card of so many bytes, or on a CPU (None)."""
+    if card is None:
+        return CPU_STEP_TOKENS, 128
+    return LARGE_STEP if card >= LARGE_CARD else SMALL_STEP

@@ -1,0 +1,112 @@
+"""What memory a model takes, part by part, against sums made by hand; benchmarks/memory.py compares with what is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfkd.backend.memory import (
+    GIB,
+    Need,
+    Serving,
+    Training,
+    activations,
+    logits,
+    of_engine,
+    of_training,
+    optimiser_bytes,
+    token_bytes,
+)
+from selfkd.backend.model_sizes import Sizes
+
+SMALL = Sizes(1_000_000, layers=2, hidden=64, inner=128, heads=4, kv_heads=2, head_size=32, vocabulary=100, tied=True)
+PLAIN = Training(rows=2, row_tokens=10, learned=4, bf16=False)
+
+
+def test_adamw_in_fp32_takes_sixteen_bytes_a_number() -> None:
+    parts = of_training(SMALL, PLAIN).certain
+    assert (parts["weights"], parts["gradients"], parts["optimiser"]) == (4_000_000, 4_000_000, 8_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "each"),
+    [
+        ("adamw_torch_fused", 8),
+        ("adafactor", 0),
+        ("rmsprop", 4),
+        ("lion_8bit", 1),
+        ("adamw_bnb_8bit", 2),
+        ("paged_adamw_8bit", 2),
+    ],
+)
+def test_an_optimiser_keeps_so_many_bytes_of_each_number(name: str, each: float) -> None:
+    assert optimiser_bytes(name) == each
+
+
+def test_what_a_layer_keeps_of_a_token() -> None:
+    """fp32: norms 4 × 64, products 2 × 64 + 128 + 128, attention 2 × (128 + 64), gate and partner 3 × 128, of 4 bytes each."""
+    each = 4 * (4 * 64 + (2 * 64 + 128 + 128) + 2 * (128 + 64) + 3 * 128)
+    assert activations(SMALL, PLAIN) == 2 * 20 * each
+    halved = 4 * 4 * 64 + 2 * ((2 * 64 + 128 + 128) + 2 * (128 + 64) + 3 * 128)
+    assert activations(SMALL, replace(PLAIN, bf16=True)) == 2 * 20 * halved
+    assert activations(SMALL, replace(PLAIN, bf16=True, on_card=False)) == 2 * 20 * (halved + 2 * 2 * (128 + 64))
+    assert activations(SMALL, replace(PLAIN, checkpointing=True)) == 20 * (2 * 4 * 64 + each)
+
+
+def test_logits_are_whole_on_a_cpu_until_they_are_many_and_tiled_else() -> None:
+    assert logits(SMALL, replace(PLAIN, on_card=False)) == 2 * 4 * (2 * 4) * 100
+    large = replace(SMALL, vocabulary=100_000)
+    tiled = 2 * 4 * 4096 * 32768 + 4 * 64 * 100_000
+    assert (
+        logits(large, replace(PLAIN, rows=1000, learned=10, on_card=False)) == tiled == logits(large, replace(PLAIN, rows=5000))
+    )
+
+
+def test_gradients_and_activations_meet_only_where_gradients_wait() -> None:
+    alone, kept = of_training(SMALL, PLAIN), of_training(SMALL, replace(PLAIN, accumulation=2))
+    assert kept.peak == sum(kept.certain.values()) + sum(kept.passing.values())
+    assert alone.peak == max(alone.least, kept.peak - 4_000_000)
+    assert of_training(SMALL, replace(PLAIN, ranks=2)).replaced == 0
+
+
+def test_shards_divide_what_is_certain_and_adapters_learn_little() -> None:
+    whole, sharded = of_training(SMALL, PLAIN).certain, of_training(SMALL, replace(PLAIN, ranks=4, shards=4)).certain
+    assert {name: whole[name] // sharded[name] for name in ("weights", "gradients", "optimiser")} == dict.fromkeys(
+        ("weights", "gradients", "optimiser"), 4
+    )
+    adapted = of_training(SMALL, replace(PLAIN, trained=1000)).certain
+    assert (adapted["weights"], adapted["gradients"], adapted["optimiser"]) == (4_004_000, 4_000, 8_000)
+
+
+@given(st.integers(1, 64), st.integers(1, 4096), st.integers(1, 8), st.booleans(), st.booleans())
+def test_more_rows_never_take_less_and_checkpointing_never_takes_more(rows, tokens, accumulation, bf16, on_card) -> None:
+    how = Training(rows, tokens, tokens, accumulation=accumulation, bf16=bf16, on_card=on_card)
+    assert of_training(SMALL, how).peak <= of_training(SMALL, replace(how, rows=rows + 1)).peak
+    saved = of_training(SMALL, replace(how, checkpointing=True))
+    assert saved.least == of_training(SMALL, how).least
+    deep = replace(SMALL, layers=8)
+    assert of_training(deep, replace(how, checkpointing=True)).peak <= of_training(deep, how).peak
+
+
+def test_an_engine_spread_over_cards_shares_weights_and_heads() -> None:
+    one, two, four = (Serving(100, (8, 2), spread=spread) for spread in (1, 2, 4))
+    assert token_bytes(SMALL, one) == 2 * 2 * 2 * 32 * 2
+    assert token_bytes(SMALL, two) == token_bytes(SMALL, one) // 2 == token_bytes(SMALL, four)  # two heads: each on two cards
+    assert of_engine(SMALL, four).certain["weights"] == 500_000
+    assert of_engine(SMALL, one).certain["KV cache"] == 100 * token_bytes(SMALL, one)
+
+
+def test_on_a_cpu_a_tied_head_is_held_apart_and_keys_are_taken_as_they_are_used() -> None:
+    need = of_engine(SMALL, Serving(100, (8, 2), on_card=False), GIB)
+    assert need.certain["weights"] == 2 * (1_000_000 + 6_400)
+    assert "KV cache" not in need.certain and need.passing["KV cache"] == GIB
+
+
+def test_a_peak_is_never_under_what_is_certain() -> None:
+    assert Need({"weights": 100}, {"activations": 10}, replaced=50).peak == 100
+    assert Need({"weights": 100}, {"activations": 80}, replaced=50).peak == 130
+    several = Need({"weights": 100}, {"activations": 80}, replaced=50, libraries=7).times(3)
+    assert (several.least, several.peak) == (300, 3 * 137)

@@ -1,0 +1,196 @@
+"""Whether a recipe fits: a model that is too large is refused with the numbers and with what would fit, and no card is needed for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfkd.backend.machine import Machine, explain, read_machine, shipped
+from selfkd.backend.memory import GIB
+from selfkd.backend.model_sizes import Sizes
+from selfkd.errors import UsageError
+from selfkd.recipe import fit, plan
+from selfkd.recipe.load import load
+from selfkd.recipe.schema import Recipe
+
+RECIPE = """
+model: big
+context: 512
+rounds: 1
+prompts:
+  train: [{prompt: "1 + 1 = ?", answer: "2"}]
+steps:
+  - sample: {n: 1, max_tokens: 64}
+  - build: {kind: sft}
+  - train: {loss: sft}
+"""
+MISTRAL = {
+    "model_type": "mistral", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 14336, "vocab_size": 32000, "tie_word_embeddings": False,
+}  # fmt: skip
+SEVEN = Sizes(7_241_728_000, 32, 4096, 14336, 32, 8, 128, 32000)
+SMOL = Sizes(134_515_008, 30, 576, 1536, 9, 3, 64, 49152, tied=True)
+EIGHTY = 80 * GIB
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "config.json").write_text(json.dumps(MISTRAL))
+
+
+def asked(sizes: Sizes, cards: int = 1, recipe: Recipe | None = None, **words: Any) -> list[str]:
+    machine = Machine(cards=cards, card_gb=80.0, **words)
+    place = fit.Place((EIGHTY,) * cards)
+    return list(
+        fit.problems(recipe or load("r.yaml"), machine, fit.words_of(machine, place), sizes, fit.Lengths(512, 64), place)
+    )
+
+
+def test_seven_billion_parameters_do_not_train_whole_on_a_card_of_80_gib() -> None:
+    """16 bytes each: 7.24e9 × 16 / 2^30 = 107.9 GiB, with 1 for CUDA and 1.5 for the engine that sleeps there."""
+    [problem] = asked(SEVEN)
+    assert problem.startswith("card 1, training: 7.2 billion parameters need at least 110.4 GiB")
+    assert "weights 27.0, gradients 27.0, optimiser 54.0" in problem and "and there are 80.0" in problem
+    assert "optim: adafactor" in problem and re.search(r"1[23]\d GiB and more", problem)
+
+
+def test_what_is_said_to_fit_does_fit() -> None:
+    [problem] = asked(SEVEN)
+    changed = load("r.yaml", ["train.trl.optim=adafactor"])
+    assert "What would fit: optim: adafactor" in problem
+    assert all(load.fits for load in fitted(SEVEN, changed, 512))
+    [most] = re.findall(r"a model of up to ([\d.]+) billion", problem)
+    small, large = (replace(SEVEN, parameters=int(float(most) * factor * 1e9)) for factor in (0.97, 1.05))
+    assert all(load.fits for load in fitted(small, load("r.yaml"), 64)) and not all(
+        load.fits for load in fitted(large, load("r.yaml"), 64)
+    )
+
+
+def test_an_engine_that_is_too_large_for_a_card_is_told_over_how_many_it_fits() -> None:
+    problems = asked(replace(SEVEN, parameters=45_000_000_000), cards=4)
+    assert (
+        "card 1, answering: 45 billion parameters need at least" in problems[1] and "tensor_parallel: 2 (in the" in problems[1]
+    )
+
+
+def fitted(sizes: Sizes, recipe: Recipe, learned: int) -> list[fit.Load]:
+    machine, place = Machine(cards=1, card_gb=80.0), fit.Place((EIGHTY,))
+    return fit.loads(recipe, machine, fit.words_of(machine, place), sizes, fit.Lengths(512, learned), place)
+
+
+def test_eight_cards_make_it_no_smaller_and_neighbours_stand_in_one_line() -> None:
+    [problem] = asked(SEVEN, cards=8, generators=8, trainers=8)
+    assert problem.startswith("cards 1-8, training: ")
+
+
+def test_small_models_fit_and_say_how_many_answers() -> None:
+    machine = Machine(cards=2, card_gb=24.0, turns="split")
+    place = fit.Place((24 * GIB,) * 2)
+    words = fit.words_of(machine, place)
+    answering, training = fit.loads(load("r.yaml"), machine, words, SMOL, fit.Lengths(128, 64), place)
+    assert (answering.name, training.name) == ("card 1, answering", "card 2, training")
+    assert re.search(r"the rest holds 1,\d\d\d answers of 512 tokens at once", str(answering))
+    assert "sleeping engine" not in str(training) and answering.fits and training.fits
+
+
+def test_long_answers_that_may_not_fit_are_said_and_not_refused() -> None:
+    machine = Machine(cards=1, card_gb=24.0)
+    place = fit.Place((24 * GIB,))
+    recipe = load("r.yaml", ["context=32768", "train.trl.per_device_train_batch_size=32"])
+    words = fit.words_of(machine, place)
+    found = fit.loads(recipe, machine, words, SMOL, fit.Lengths(32768, 32768), place)
+    assert "May not fit" in str(found[0])
+    assert list(fit.problems(recipe, machine, words, SMOL, fit.Lengths(32768, 32768), place)) == []
+
+
+def test_heads_that_do_not_divide_are_refused_with_what_would() -> None:
+    [problem] = asked(SMOL, cards=2, tensor_parallel=2)
+    assert problem == (
+        "tensor_parallel: 2 does not divide this model (9 attention heads, 3 for keys and values, and layers 1,536 wide); "
+        "possible: 1, 3."
+    )
+    assert fit.spread_problem(SMOL, 3) == fit.spread_problem(SEVEN, 8) == ""
+    assert "possible: 1, 2, 4, 8, 16, 32" in fit.spread_problem(SEVEN, 3)
+
+
+def test_on_a_cpu_all_processes_share_the_memory() -> None:
+    machine, place = Machine(memory_gb=16.0), fit.Place((), 16 * GIB)
+    words = fit.words_of(machine, place)
+    training, answering = fit.loads(load("r.yaml"), machine, words, SMOL, fit.Lengths(128, 64), place)
+    assert (training.name, answering.name) == ("memory, training", "memory, answering")
+    assert training.fits and answering.fits
+    [first, *_] = fit.problems(load("r.yaml"), machine, words, SEVEN, fit.Lengths(128, 64), place)
+    assert first.startswith("memory, training: 7.2 billion parameters need at least")
+
+
+def test_a_batch_that_ranks_cannot_share_is_found_by_the_plan() -> None:
+    found = plan.plan(load("r.yaml", ["train.trl.per_device_train_batch_size=2"]), Machine(cards=8, card_gb=80.0, trainers=8))
+    with pytest.raises(UsageError, match="2 x 1 = 2 rows, and 8 ranks are to share them"):
+        found.refuse()
+
+
+@pytest.mark.parametrize("name", ["laptop", "1x24gb", "1x80gb", "8x80gb"])
+def test_every_shipped_machine_file_is_sound_and_found_by_its_name(name: str) -> None:
+    machine = read_machine(Path(name))
+    assert machine == read_machine(Path(f"{name}.yaml")) == read_machine(shipped()[name])
+    assert shipped()[name].read_text().startswith("# ") and f"--on {name}    " in explain()
+    place = fit.Place.of(machine)
+    cards, _, size = name.removesuffix("gb").partition("x")
+    assert place.cards == ((int(size) * GIB,) * int(cards) if size else ())
+    words = fit.words_of(machine, place)
+    small = load("r.yaml", ["train.trl.num_train_epochs=2"])
+    assert list(fit.problems(small, machine, words, SMOL, fit.Lengths(512, 64), place)) == []
+    assert all(load.fits for load in fit.loads(small, machine, words, SMOL, fit.Lengths(512, 512), place))
+
+
+def test_what_the_shipped_files_say_of_sizes_is_what_fits() -> None:
+    """Their first lines name a whole model that fits with room for its rows; one a third larger is refused."""
+    for name in ("1x24gb", "1x80gb"):
+        machine = read_machine(Path(name))
+        [said] = re.findall(r"up to about ([\d.]+) billion", shipped()[name].read_text())
+        place, words = fit.Place.of(machine), fit.words_of(machine, fit.Place.of(machine))
+        for factor, fits in ((1.0, True), (1.35, False)):
+            sizes = replace(SEVEN, parameters=int(float(said) * factor * 1e9))
+            assert (list(fit.problems(load("r.yaml"), machine, words, sizes, fit.Lengths(512, 64), place)) == []) is fits
+
+
+def test_a_name_that_is_no_file_is_answered_with_those_that_are_shipped() -> None:
+    with pytest.raises(UsageError, match=r"no such file\. Did you mean '1x80gb'") as caught:
+        read_machine(Path("1x81gb"))
+    assert "Shipped: 1x24gb, 1x80gb, 8x80gb, laptop" in caught.value.fix
+    Path("1x24gb").write_text("generators: 3\n")
+    assert read_machine(Path("1x24gb")).generators == 3  # one's own comes first
+
+
+def test_cards_are_stated_with_their_memory() -> None:
+    Path("half.yaml").write_text("cards: 2\n")
+    with pytest.raises(UsageError, match="cards and card_gb say together"):
+        read_machine(Path("half.yaml"))
+
+
+def test_a_plan_for_cards_that_are_not_here_says_gib_line_by_line_and_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = plan.plan(load("r.yaml"), read_machine(Path("1x24gb")))
+    lines = dict(found.lines)
+    assert (
+        lines["card 1, training"].startswith("up to ")
+        and "of 24.0 GiB: weights 27.0, gradients 27.0" in lines["card 1, training"]
+    )
+    assert lines["card 1, training"].endswith("DOES NOT FIT")
+    assert lines["card 1, answering"].startswith("up to ")
+    with pytest.raises(UsageError, match=r"7\.2 billion parameters need at least 110\.4 GiB"):
+        found.refuse()
+
+
+def test_a_model_whose_sizes_are_not_known_is_not_refused() -> None:
+    (Path("big") / "config.json").unlink()
+    found = plan.plan(load("r.yaml"), read_machine(Path("1x24gb")))
+    assert dict(found.lines)["memory"].startswith("unknown: ")
+    found.refuse()
