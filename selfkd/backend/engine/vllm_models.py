@@ -16,6 +16,8 @@ WAY_OUT = "`generator: transformers` in the machine file generates with whatever
 # What vLLM raises where it lacks something, and would again. A RuntimeError at its start may be any trouble of a machine.
 LACKS = (ValueError, NotImplementedError, TypeError, AttributeError, LookupError, AssertionError, ImportError)
 
+BEGINNING = "__init__"
+
 
 def architecture(folder: Path) -> str:
     """Return the architecture that a model folder names, such as Qwen3ForCausalLM."""
@@ -63,13 +65,11 @@ def classes_kept(folder: Path) -> Iterator[None]:
 
     config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     classes = {AutoModel._model_mapping.get(type(part), None) for part in (config, config.get_text_config(decoder=True))}
-    before = {one: one.__init__ for one in classes if isinstance(one, type)}
+    before = {one: vars(one).get(BEGINNING) for one in classes if isinstance(one, type)}
     try:
         yield
     finally:
         for one, begin in before.items():
-            if (
-                one.__init__ is not begin
-            ):  # vLLM's own model keeps its way of being called; one made from now on is not compiled
-                one.__init__ = begin  # type: ignore[misc]
-                one.do_not_compile = True  # type: ignore[attr-defined]
+            if vars(one).get(BEGINNING) is not begin:
+                setattr(one, BEGINNING, begin)
+                one.do_not_compile = True  # type: ignore[attr-defined]  # vLLM's own model knows for itself

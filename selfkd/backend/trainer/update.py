@@ -23,7 +23,7 @@ import polars as pl
 import torch
 import torch.distributed
 import trl
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from selfkd.backend import probe, tokens
@@ -49,7 +49,7 @@ TRL_DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": False,  # less memory for about 30 % of the time: on where a model does not fit
-    "ddp_find_unused_parameters": False,  # a mixture of experts needs True
+    "ddp_find_unused_parameters": False,  # experts lie in one tensor, which has a gradient whoever of them was asked
 }
 PROOFS = 2  # rows on which a model shows that flat rows do not see each other
 # How a model is opened: fp32 masters, from local safetensors only and without the folder's own code.
@@ -155,6 +155,7 @@ def _planned(
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
     longest = max(row.longest for row in rows)
     attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
+    _refuse_router_loss(options, start.path)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
     return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard)
@@ -174,6 +175,14 @@ def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: i
         fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
         raise UsageError(what, "machine.trainer.attn_implementation", fix)
     return named or plain, asked or flat.is_varlen(named or "")
+
+
+def _refuse_router_loss(options: Mapping[str, Any], folder: str) -> None:
+    """Raise UsageError for a loss that spreads tokens over experts where a model has none, or does not tell whom it asked."""
+    text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
+    if options.get("router_aux_loss_coef") and not hasattr(text, "output_router_logits"):
+        what = f"router_aux_loss_coef is for mixtures of experts, and {text.model_type} is none that tells of its router"
+        raise UsageError(what, "train.trl.router_aux_loss_coef", "Leave it out.")
 
 
 def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
