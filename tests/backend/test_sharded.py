@@ -138,7 +138,7 @@ def work(rank: int, join: Callable[[], None], folder: Path) -> dict[str, Any]:
         ("bf16", start, "sft", {"precision": "bf16"}),
         ("experts", experts, "sft", {}),
     ):
-        found[name] = learn(model, rows, folder / name, loss, **{"trl": UNEVEN, "numerics": SHARD, **more})
+        found[name] = learn(model, rows, folder / f"{name}-2", loss, **{"trl": UNEVEN, "numerics": SHARD, **more})
         torch.distributed.barrier()
 
     def nobody(path: str) -> Any:

@@ -61,22 +61,31 @@ def load(path: str, **options: Any) -> Any:
     """Load this rank's part of a model: transformers reads of each tensor the slice that is wanted, whatever names its files use."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-    with _divided_before_reading(mesh):
-        place = {"device_map": {"": torch.device(device, torch.cuda.current_device())}} if device == "cuda" else {}
-        return AutoModelForCausalLM.from_pretrained(path, **options, **place)
+    place = {"device_map": {"": torch.device(device, torch.cuda.current_device())}} if device == "cuda" else {}
+    with _divided_before_reading(mesh) as divided:
+        model = AutoModelForCausalLM.from_pretrained(path, **options, **place)
+    if len(list(model.parameters())) != divided[0]:  # it was untied once both were read, too late to divide it so
+        what = "config.json ties the output head to the embedding, and the files hold a head of its own"
+        raise UsageError(what, path, "Write `tie_word_embeddings: false` into the config.json that the chain began with.")
+    return model
 
 
 @contextlib.contextmanager
-def _divided_before_reading(mesh: Any) -> Iterator[None]:
-    """Divide what transformers loads meanwhile, before it reads weights. Its own plan exists for four kinds of models."""
+def _divided_before_reading(mesh: Any) -> Iterator[list[int]]:
+    """Divide what transformers loads meanwhile, before it reads weights; its own plan exists for four kinds of models.
+
+    The list holds afterwards how many weights there were.
+    """
+    counts: list[int] = []
 
     def divided(cls: Any, model: Any, *_: Any) -> Any:
         divide(model, mesh)
+        counts.append(len(list(model.parameters())))
         return model
 
     PreTrainedModel.maybe_distribute_model = classmethod(divided)
     try:
-        yield
+        yield counts
     finally:
         del PreTrainedModel.maybe_distribute_model  # that of its parent class shows again
 
