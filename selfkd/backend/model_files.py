@@ -19,6 +19,10 @@ from selfkd.core.files import builtin_folder
 
 PACKAGE = "package:"  # in front of the name of an installed package that carries one GGUF file
 TEXT_SECTIONS = ("text_config", "decoder", "generator")  # where transformers looks for it
+LIMITS = (
+    "max_position_embeddings",
+    "n_positions",
+)  # how configurations name the most tokens; the second is GPT-2's and its kin's
 SHARD_SIZE = "2GB"  # of the safetensors files that selfkd writes
 
 
@@ -82,7 +86,9 @@ def said_of_text(config: Mapping[str, Any], word: str) -> Any:
 
 def context_of(folder: Path, wanted: int) -> int:
     """Return how many tokens a prompt and its answer may have together: as many as are wanted, or the model's limit if that is less."""
-    return min(wanted, said_of_text(config_of(folder), "max_position_embeddings") or wanted)
+    config = config_of(folder)
+    limits = [limit for word in LIMITS if (limit := said_of_text(config, word))]
+    return min([wanted, *limits])
 
 
 @lru_cache(maxsize=256)

@@ -42,6 +42,7 @@ def test_a_package_that_is_not_installed_has_no_model() -> None:
             512,
             False,
         ),  # the head is the outer model's
+        ({"n_positions": 300, "tie_word_embeddings": True}, 300, True),  # GPT-2
         ({"decoder": None, "vision_config": {"max_position_embeddings": 9}}, 512, None),
     ],
 )

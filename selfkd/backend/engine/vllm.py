@@ -77,7 +77,9 @@ class Engine:
         )  # to score what fills the context, vLLM draws one more
         self.llm: Any = _start(numerics, model, self.room)
         config = self.llm.llm_engine.vllm_config
-        self._may_sleep = config.device_config.device_type != "cpu" and config.model_config.enable_sleep_mode
+        card = config.device_config.device_type != "cpu"
+        self._may_sleep = card and config.model_config.enable_sleep_mode
+        self._has_core_process = has_core_process(self.numerics, card)
         self._tok = tokenizer(model.path)
         self.facts = _facts(self.llm)
         self._lots = Lots(self.llm, together=bool(numerics.get("exact")))
@@ -201,7 +203,7 @@ class Engine:
         """Weights wake before the KV cache does, so that the peak of memory is no higher than at the start."""
         if self._asleep:
             self.llm.wake_up(["weights"])
-        with vllm_models.in_words(model, "take the weights of", self.numerics["engine"], (Exception,)):
+        with vllm_models.in_words(model, "take the weights of", self.numerics["engine"], alone=not self._has_core_process):
             loaded = self.llm.collective_rpc("selfkd_reload", args=(model.path,))
         missing = {name for names in loaded for name in names}
         if self._asleep:

@@ -13,7 +13,7 @@ from selfkd.core.wording import first_line
 from selfkd.errors import SelfkdError, UsageError
 
 WAY_OUT = "`generator: transformers` in the machine file generates with whatever transformers knows, several times slower."
-# What vLLM raises where it lacks something, and would again. A RuntimeError at its start may be any trouble of a machine.
+# What vLLM raises where it lacks something, and would again. Any other RuntimeError may be a trouble of the machine, or of a process.
 LACKS = (ValueError, NotImplementedError, TypeError, AttributeError, LookupError, AssertionError, ImportError)
 
 BEGINNING = "__init__"
@@ -27,13 +27,13 @@ def architecture(folder: Path) -> str:
 
 
 @contextmanager
-def in_words(
-    model: Model, doing: str, options: Mapping[str, Any], kinds: tuple[type[Exception], ...] = LACKS
-) -> Iterator[None]:
+def in_words(model: Model, doing: str, options: Mapping[str, Any], alone: bool = False) -> Iterator[None]:
     """Raise UsageError, which names the architecture and the way out, for what vLLM raises while it is `doing` something with a model.
 
-    `options` are those that a machine file passes through. What it says of memory is no matter of the architecture: that is raised as it is.
+    `options` are those that a machine file passes through. `alone`: no other process takes part, so that a RuntimeError is one of the
+    model's too. What vLLM says of memory is no matter of the architecture: that is raised as it is.
     """
+    kinds = (*LACKS, RuntimeError) if alone else LACKS
     try:
         yield
     except SelfkdError:
