@@ -22,7 +22,7 @@ from selfkd.backend.model_sizes import Sizes, sizes_of
 SEED, ROWS, BATCH, STEPS = 1, 16, 8, 2
 MODELS, PRECISIONS, WAYS = ("smollm2", "tiny"), ("fp32", "bf16"), ("plain", "checkpointing")
 WORDS = 90  # of each answer
-LIMIT = 1800.0
+LIMIT = 7200.0
 
 
 def root(model: str, folder: Path) -> Path:
