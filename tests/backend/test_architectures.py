@@ -22,6 +22,7 @@ from toys import chunk_of
 from selfkd.backend import probe, tokens
 from selfkd.backend.base import Sampling, Trained, TrainSpec
 from selfkd.backend.engine import vllm
+from selfkd.backend.engine.held_engine import ENGINES
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.trainer.update import sequence_logprobs
@@ -40,7 +41,7 @@ def machine(generator: str, dtype: str = "float32") -> Machine:
 @contextmanager
 def backend(folder: Path, generator: str, dtype: str = "float32") -> Iterator[LocalBackend]:
     chosen = machine(generator, dtype)
-    local = LocalBackend(chosen, fixed_numerics(chosen), folder / "log")
+    local = LocalBackend(chosen, fixed_numerics(chosen), folder / "log", ENGINES[generator])
     try:
         yield local
     finally:
@@ -113,6 +114,7 @@ def goes_round(kind: str, folder: Path, generator: str, dtype: str = "float32") 
         root = as_model(folder / "root")
         answers = asked(local, root, folder)
         lengths, formula = answers["tokens"].to_numpy(), by_formula(root, answers)
+        assert local.facts()["engine-0"]["runner"].startswith(generator)
         assert local.swap_notes()["proved"] is True and answers["text"].n_unique() > 8
         assert (abs(answers["logprob"].to_numpy() - formula) < near * lengths).all()
         assert (abs(scored(local, root, answers) - formula) < near * lengths).all()

@@ -54,7 +54,8 @@ def test_what_the_user_set_stays(card):
     assert facts.of_trainer()["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
-def test_a_rank_names_how_its_updates_add_up_and_an_engine_has_no_such_word():
+def test_a_rank_names_how_its_updates_add_up_and_an_engine_has_no_such_word(monkeypatch):
+    monkeypatch.setattr(repeatable, "_last", {})
     assert facts.of_trainer()["arithmetic"] == repeatable.ARITHMETIC
     assert "arithmetic" not in facts.of_engine()
 

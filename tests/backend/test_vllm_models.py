@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from architectures import architecture
+from tiny import opened
 
-from selfkd.backend.engine.vllm_models import in_words
+from selfkd.backend.engine.vllm_models import classes_kept, in_words
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError
 
@@ -67,3 +70,18 @@ def test_a_runtime_error_is_the_models_where_no_other_process_takes_part(model: 
     said = "cannot take the weights of OddForCausalLM: exceeds dimension size"
     with pytest.raises(UsageError, match=said), in_words(model, "take the weights of", {}, alone=True):
         raise RuntimeError("exceeds dimension size")
+
+
+def test_a_class_of_transformers_that_vllm_changed_makes_models_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import Olmo2Model
+
+    def only_inside_vllm(self: Any, config: Any) -> None:
+        raise AssertionError("Current vLLM config is not set")
+
+    folder = architecture("olmo2", tmp_path)
+    monkeypatch.setattr(Olmo2Model, "do_not_compile", False, raising=False)
+    with classes_kept(folder):
+        Olmo2Model.__init__ = only_inside_vllm
+        with pytest.raises(AssertionError):
+            opened(folder)
+    assert opened(folder).model.do_not_compile is True

@@ -35,6 +35,8 @@ class WorkerExtension:
             return filled
 
         model.load_weights = loading
+        if self.model_runner.device.type == "cpu":
+            _lay_out_experts_again(model)
         try:
             head = any(name.endswith(HEAD) for name in wanted)  # some architectures never hold one, others only where untied
             self.reload_weights(weights_iterator=checkpoint_tensors(Path(folder), head))
@@ -61,6 +63,14 @@ class WorkerExtension:
             "attention": sorted({group.backend.get_name() for group in groups}),
             "sampler": _sampler(getattr(runner, "sampler", None)),
         }
+
+
+def _lay_out_experts_again(model: Any) -> None:
+    """Have vLLM make the kernels of a mixture of experts anew: for a CPU it lays their weights out there only, not in a reload (0.31)."""
+    for part in model.modules():
+        method = getattr(part, "quant_method", None)
+        if getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _sampler(sampler: Any) -> str:
