@@ -142,6 +142,8 @@ COMMANDS = {
         Argument("--where", metavar="EXPR", help='a SQL expression: "correct = 0 AND tokens > 100" or "NOT kept"'),
         Argument("-n", type=_at_least_one, default=5, metavar="N", help="rows to show; default: 5"),
         _flag("--training-rows", "show what the model was trained on instead of samples"),
+        _flag("--as-prompted", "show exactly what the model saw: its chat template applied, control tokens written out"),
+        _flag("--ids", "with --as-prompted: the token ids too"),
     ),
     "verify": Command(
         "prove that a run is as it was committed",

@@ -8,6 +8,7 @@ import pytest
 from tiny import say, tiny_tokenizer
 
 from selfkd.backend import tokens
+from selfkd.backend.chat import Chat
 from selfkd.backend.trainer import batches
 from selfkd.core.pool import shape
 from selfkd.errors import UsageError
@@ -279,6 +280,37 @@ def test_no_more_prompts_are_remembered_than_have_room(monkeypatch: pytest.Monke
     monkeypatch.setattr(tokens, "KEPT_TOKENS", 100)
     tok = Counting(tiny_tokenizer())
     long = [tokens.encode_prompt(tok, say(f"{number:030d}")) for number in range(10)]
-    known = tokens._encoded(tok, str(tok.chat_template))
+    known = tokens._encoded(tok, str(tok.chat_template), repr(tokens.chat_of(tok)))
     assert known.tokens == sum(map(len, known.ids.values())) <= 100 and known.ids
     assert [tokens.encode_prompt(tok, say(f"{number:030d}")) for number in range(10)] == long
+
+
+# ---- a gold answer behind its prompt ----
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("text", ["hello", "hello hello", "o", " hello", "an <s> in it"])
+def test_an_answer_that_nobody_sampled_has_the_ids_that_it_has_behind_its_prompt(scheme: str, text: str) -> None:
+    """Llama 2 puts a blank in front of a text that stands alone; behind `answer:` the model itself would draw none."""
+    tok = tokens.with_chat(word_marking(scheme), Chat(behind=True))
+    prompt = tokens.encode_prompt(tok, say("o"))
+    written = tokens.rendered(tok, say("o"))
+    found = tokens.encode_completion(tok, text, ended=False, messages=say("o"))
+    joint = tok(written + text.replace("<s>", "(s)"), add_special_tokens=False)["input_ids"][len(prompt) :]
+    assert tok.convert_ids_to_tokens(found) == [{"(": "<", ")": ">"}.get(one, one) for one in tok.convert_ids_to_tokens(joint)]
+    assert tok.decode([*prompt, *found]) == tok.decode(prompt) + text
+
+
+def test_a_gold_answer_of_an_older_run_is_encoded_alone_as_it_was() -> None:
+    tok = word_marking("always")
+    alone = tok("hello", add_special_tokens=False)["input_ids"]
+    behind = tokens.encode_completion(tokens.with_chat(word_marking("always"), Chat(behind=True)), "hello", messages=say("o"))
+    assert tokens.encode_completion(tok, "hello", messages=say("o"))[:-1] == alone != behind[:-1]
+
+
+def test_a_bare_prompt_and_its_answer_that_would_become_one_token_stay_two() -> None:
+    """'It is 42.' is one token; behind a prompt that ends in 'It', no model draws the rest of it."""
+    tok = tokens.with_chat(byte_level(), Chat(behind=True))
+    tok.chat_template = None
+    found = tokens.encode_completion(tok, " is 42.", ended=False, messages=say("It"))
+    assert tok.decode(found) == " is 42." and found == tok(" is 42.", add_special_tokens=False)["input_ids"]

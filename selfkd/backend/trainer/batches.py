@@ -91,7 +91,8 @@ def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
         )
     if not text and not sampled:
         return np.zeros(0, np.int32)
-    return np.array(tokens.encode_completion(tok, text or "", sampled, ended is not False), np.int32)
+    ids = tokens.encode_completion(tok, text or "", sampled, ended is not False, messages=record["messages"])
+    return np.array(ids, np.int32)
 
 
 def _refused(row: Row, max_length: int) -> str:
