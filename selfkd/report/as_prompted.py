@@ -19,6 +19,7 @@ from selfkd.backend import tokens
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
+from selfkd.core.wording import counted
 from selfkd.errors import UsageError
 from selfkd.report.rows import Found
 
@@ -71,20 +72,23 @@ def shown(found: Found, tok: Any) -> Iterator[Shown]:
 
 
 def _sample(row: Mapping[str, Any], tok: Any) -> Shown:
-    messages = row["teacher_messages"]
-    answer = _answer(tok, row["text"], row["token_ids"], row["finish_reason"] == "stop", messages)
+    """The ids of a sample as they were drawn; of one that nobody sampled as they would be learned."""
+    messages, drawn = row["teacher_messages"], row["token_ids"]
+    answer = drawn if drawn is not None else _learned(tok, row["text"], None, row["finish_reason"] == "stop", messages)
     return Shown(f"{row['stream']} {row['id']}", tokens.encode_prompt(tok, messages), {"answer": answer})
 
 
 def _training_row(row: Mapping[str, Any], tok: Any) -> Shown:
     messages = row["messages"]
     sides = [side for side in SIDES if row[side] is not None]
-    answers = {side: _answer(tok, row[side], row[f"{side}_ids"], row[f"{side}_ended"] is not False, messages) for side in sides}
+    answers = {
+        side: _learned(tok, row[side], row[f"{side}_ids"], row[f"{side}_ended"] is not False, messages) for side in sides
+    }
     return Shown(f"{row['kind']} {row['id']}", tokens.encode_prompt(tok, messages), answers)
 
 
-def _answer(tok: Any, text: str | None, sampled: Any, ended: bool, messages: Any) -> list[int]:
-    """Return an answer's ids: of one that was sampled those that were drawn, with the end that training gives it."""
+def _learned(tok: Any, text: str | None, sampled: Any, ended: bool, messages: Any) -> list[int]:
+    """Return an answer's ids as training has them, with the end that it gives them."""
     return tokens.encode_completion(tok, text or "", sampled, ended, messages=messages)
 
 
@@ -117,13 +121,13 @@ def print_prompted(found: Found, tok: Any, ids: bool, to: Console) -> None:
     to.print(Text(f"{found.title}: {found.matched} of {found.total}, showing {found.first.height}", "bold"))
     for one in shown(found, tok):
         to.print(Rule(Text(one.title, "dim"), align="left", style="dim"))
-        _print_part(f"prompt, {len(one.prompt)} tokens", tok, (), one.prompt, ids, to)
+        _print_part("prompt", tok, (), one.prompt, ids, to)
         for name, answer in one.answers.items():
-            _print_part(f"{name}, {len(answer)} tokens", tok, one.prompt, answer, ids, to)
+            _print_part(name, tok, one.prompt, answer, ids, to)
 
 
 def _print_part(title: str, tok: Any, before: Sequence[int], part: Sequence[int], ids: bool, to: Console) -> None:
-    to.print(Text(f"── {title}", "dim"))
+    to.print(Text(f"── {title}, {counted(len(part), 'token')}", "dim"), soft_wrap=True)
     text = Text()
     for piece in pieces(tok, before, part):
         text.append(piece.text, CONTROL if piece.control else "")

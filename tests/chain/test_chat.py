@@ -137,7 +137,7 @@ def test_the_words_for_the_template_reach_it_and_are_part_of_what_the_chain_is(t
 
 def test_the_words_for_the_template_are_fixed_when_a_run_is_created(tmp_path: Path) -> None:
     go(recipe_in(tmp_path, SILENT), tmp_path / "run", Speaking(THINKING))
-    with pytest.raises(ChainError, match=r"chat\.enable_thinking .*fixed when a run is created"):
+    with pytest.raises(ChainError, match="enable_thinking: False was changed to True: this is fixed when a run is created"):
         go(recipe_in(tmp_path, SILENT.replace("false", "true")), tmp_path / "run", Speaking(THINKING), amend=True)
 
 

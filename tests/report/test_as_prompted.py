@@ -61,7 +61,7 @@ def test_both_sides_of_a_training_row_are_printed_with_the_ends_that_are_learned
     row = {"id": "r1", "kind": "pair", "messages": talk(*RULE), "chosen": "Fine", "chosen_ended": True}
     row |= {"rejected": "Say", "rejected_ids": [31], "rejected_ended": False}
     said = printed(Found("rows", "round 1 · training rows", 1, 1, shape("rows", [row])), speaking("ChatML"))
-    assert "── chosen, 2 tokens\nFine<|im_end|>\n" in said and "── rejected, 1 tokens\nSay\n" in said
+    assert "── chosen, 2 tokens\nFine<|im_end|>\n" in said and "── rejected, 1 token\nSay\n" in said
 
 
 @pytest.fixture(scope="module")
