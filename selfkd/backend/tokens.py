@@ -33,6 +33,7 @@ UNWRITABLE = "names a special token, and this tokenizer cannot write that name a
 REWORD = "Reword it, or leave it out."
 BORDER = 64  # characters of a bare prompt that decide how its answer is encoded
 OF_A_PROMPT = ("the prompt ", "sample ")  # how the place in an error begins that only names a prompt, or an answer to one
+REFUSED = "the model's chat template refuses it"
 REARRANGE = "Write its turns otherwise: the model's template knows no other way."
 NO_END = "neither the tokenizer nor the model's configuration names an end token, so no answer could end"
 NAME_END = "Set `eos_token` in tokenizer_config.json, or `eos_token_id` in generation_config.json, of the model's folder."
@@ -130,7 +131,7 @@ def rendered(tok: Any, messages: Messages, name: str = "") -> str:
     try:
         return writer(tok, chat)(chat.arranged(messages), True)
     except Exception as error:  # a template is a program of somebody else's, so any exception is possible
-        what = f"the model's chat template refuses it: {said_by(error)} (turns: {', '.join(m['role'] for m in messages)})"
+        what = f"{REFUSED}: {said_by(error)} (turns: {', '.join(m['role'] for m in messages)})"
         raise UsageError(what, name or named(messages), REARRANGE) from None
 
 
@@ -379,7 +380,7 @@ def settled(tok: Any, words: Mapping[str, Any], now: str) -> Chat:
 
     UsageError for a word that nothing would read, and where no answer could end.
     """
-    source = tok.get_chat_template(tools=words.get("tools")) if tok.chat_template else None
+    source = _template(tok, words) if tok.chat_template else None
     if wrong := chat_trial.unknown_words(source, words):
         raise UsageError(
             "; ".join(problem for _, problem in wrong), "chat", "See the template: chat_template in the model's folder."
@@ -393,6 +394,14 @@ def settled(tok: Any, words: Mapping[str, Any], now: str) -> Chat:
     if not (end_ids(tok) or chat.end):
         raise UsageError(NO_END, tok.name_or_path, NAME_END)
     return chat
+
+
+def _template(tok: Any, words: Mapping[str, Any]) -> str:
+    try:
+        source: str = tok.get_chat_template(tools=words.get("tools"))
+    except ValueError as error:  # several, and none of them is called default
+        raise UsageError(f"no chat template can be chosen: {error}", tok.name_or_path, "Name one of them `default`.") from None
+    return source
 
 
 def _written_end(tok: Any, behind: str) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from rich.rule import Rule
 from rich.text import Text
 
 from selfkd.backend import tokens
+from selfkd.backend.chat import CLOCK
+from selfkd.backend.chat_template import names_in
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
@@ -25,6 +27,7 @@ from selfkd.report.rows import Found
 
 CONTROL = "bold cyan"  # tokens that no text can say
 SIDES = ("chosen", "rejected")
+UNDATED = "The chat template writes the date, and this run is older than the record of it: today's is shown."
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,11 @@ def _learned(tok: Any, text: str | None, sampled: Any, ended: bool, messages: An
     return tokens.encode_completion(tok, text or "", sampled, ended, messages=messages)
 
 
+def undated(tok: Any) -> bool:
+    """Whether the template writes a date that nobody kept."""
+    return bool(tok.chat_template) and not tokens.chat_of(tok).now and CLOCK in names_in(tok.get_chat_template())
+
+
 # ---- on a terminal ----
 
 
@@ -119,6 +127,8 @@ def decoded(tok: Any, ids: Sequence[int]) -> str:
 def print_prompted(found: Found, tok: Any, ids: bool, to: Console) -> None:
     """Print each row as the model saw it; with `ids` the numbers too, one list per part."""
     to.print(Text(f"{found.title}: {found.matched} of {found.total}, showing {found.first.height}", "bold"))
+    if undated(tok):
+        to.print(Text(UNDATED, "yellow"), soft_wrap=True)
     for one in shown(found, tok):
         to.print(Rule(Text(one.title, "dim"), align="left", style="dim"))
         _print_part("prompt", tok, (), one.prompt, ids, to)

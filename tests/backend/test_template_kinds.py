@@ -161,6 +161,13 @@ def test_a_word_that_the_template_does_not_read_is_refused_with_the_one_meant() 
         tokens.settled(tokenizer_of(kind_named("no template")), {"enable_thinking": False}, NOW)
 
 
+def test_several_templates_of_which_none_is_the_default_are_refused_in_words() -> None:
+    tok = tokenizer_of(kind_named("ChatML"))
+    tok.chat_template = {"rag": "{{ messages }}", "tool_use": "{{ messages }}"}
+    with pytest.raises(UsageError, match="no chat template can be chosen"):
+        tokens.settled(tok, {}, NOW)
+
+
 # ---- no end token at all ----
 
 

@@ -11,7 +11,7 @@ from selfkd.backend import tokens
 from selfkd.backend.chat import Chat
 from selfkd.backend.trainer import batches
 from selfkd.core.pool import shape
-from selfkd.errors import UsageError
+from selfkd.errors import GuardError, UsageError
 
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
@@ -216,6 +216,16 @@ def test_a_training_row_that_cannot_be_written_is_refused_and_the_others_are_lea
     kept, drops = batches.read_rows(tok, [tmp_path / "rows.parquet"], False, 100)
     assert [one.id for one in kept] == ["good"] and tok.decode(kept[0].chosen) == "an end<end>"
     assert drops == {"bad": "names a special token, and this tokenizer cannot write that name as text"}
+
+
+def test_rows_that_the_template_refuses_are_counted_as_that(tmp_path):
+    tok = byte_level()
+    tok.chat_template = "{{ raise_exception('not today') }}"
+    shape("rows", [{"id": "r", "messages": say("a"), "chosen": "b", "chosen_ended": True}]).write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    with pytest.raises(GuardError, match="all 1 rows were refused: 1 refused by the chat template"):
+        batches.read_rows(tok, [tmp_path / "rows.parquet"], False, 100)
 
 
 def test_a_prompt_is_known_by_how_its_last_message_begins():

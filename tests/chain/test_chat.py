@@ -70,6 +70,16 @@ def test_all_shapes_that_are_refused_are_named_at_once(tmp_path: Path) -> None:
     assert "train.jsonl:13: " in str(caught.value) and "train.jsonl:14: " in str(caught.value)
 
 
+def test_a_prompt_that_only_a_real_answer_makes_unwritable_is_named_with_the_step_that_asks_it(tmp_path: Path) -> None:
+    late = "{% if of.chars > 3 %}\n\n      --- assistant\n\n      x\n\n      {% endif %}\n\n      --- user\n\n      Sure?"
+    about = f"  - sample: {{of: sample, as: again, template: '{late}'}}\n"
+    recipe = recipe_in(tmp_path, RECIPE.replace("  - score:", about + "  - score:", 1))
+    with pytest.raises(
+        UsageError, match=r"round-001/sample-2: the prompt 'Sure\?'  the model's chat template refuses it: roles must"
+    ):
+        go(recipe, tmp_path / "run", Speaking(STRICT))
+
+
 # ---- told once ----
 
 

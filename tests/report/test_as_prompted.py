@@ -97,5 +97,11 @@ def test_a_run_without_a_tokenizer_says_so(tmp_path: Path) -> None:
         as_prompted.tokenizer_of(folder)
 
 
+def test_an_older_run_whose_template_shows_the_date_says_that_it_shows_todays() -> None:
+    older = tokenizer_of(kind_named("today"))
+    assert as_prompted.UNDATED[:30] in printed(sample(talk(*RULE), token_ids=[34]), older)
+    assert as_prompted.UNDATED[:30] not in printed(sample(talk(*RULE), token_ids=[34]), speaking("today"))
+
+
 def test_rows_without_ids_are_as_they_were(run: Path) -> None:
     assert isinstance(rows.samples(run, n=1).first, pl.DataFrame) and "token_ids" not in rows.samples(run, n=1).first.columns

@@ -111,6 +111,7 @@ def _none_left(drops: dict[str, str], max_length: int) -> str:
     reasons = list(drops.values())
     counts = {"empty": reasons.count("empty completion"), "without weight": sum("weight" in reason for reason in reasons)}
     counts["not writable in this tokenizer"] = reasons.count(tokens.UNWRITABLE)
+    counts["refused by the chat template"] = sum(reason.startswith(tokens.REFUSED) for reason in reasons)
     counts[f"longer than {max_length} tokens"] = len(reasons) - sum(counts.values())
     listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return f"all {len(drops)} rows were refused: {listed}"
