@@ -91,8 +91,9 @@ def as_model(folder: Path) -> Model:
 def save_child(parent: Path, weights: Any, folder: Path, sequences: Any = None) -> Path:
     """What a trainer leaves: fp32 weights, the parent's tokenizer, and a probe of `sequences`, else of WORDS."""
     weights.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
-        shutil.copy(parent / name, folder / name)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "chat.json"):
+        if (parent / name).exists():
+            shutil.copy(parent / name, folder / name)
     tok = tokens.tokenizer(str(parent))
     sequences = sequences or probe.candidate_sequences(tok, [tokens.encode_prompt(tok, say(text)) for text in WORDS])
     before = probe.token_logprobs(opened(parent), sequences)

@@ -90,14 +90,25 @@ class Reply:
 class Questions:
     """All that a run will ask: files with the columns QUESTIONS, and the `context` that a prompt and its answer share, in tokens.
 
-    `place` is how an error names the prompt, `room` the most tokens of its answer.
+    `place` is how an error names the prompt, `step` who asks it, `room` the most tokens of its answer. `shapes` are files of what is
+    asked about samples: only its roles are known yet. `words` are the recipe's `chat`, `now` is when the run was created.
     """
 
     files: Sequence[Path]
     context: int
+    shapes: Sequence[Path] = ()
+    words: Mapping[str, Any] = field(default_factory=dict)
+    now: str = ""
 
 
-QUESTIONS: dict[str, Any] = {"id": pl.String, "split": pl.String, "place": pl.String, "room": pl.Int32, "messages": MESSAGES}
+QUESTIONS: dict[str, Any] = {
+    "id": pl.String,
+    "split": pl.String,
+    "place": pl.String,
+    "step": pl.String,
+    "room": pl.Int32,
+    "messages": MESSAGES,
+}
 
 
 class LongPrompt(TypedDict):
@@ -225,7 +236,8 @@ class Backend(Protocol):
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         """Bring the root of a chain (hub id, folder, GGUF) into `out` as fp32; `dither` is a seed or None. Return notes.
 
-        The note `long` lists, as `LongPrompt`, those of the questions `asked` that do not fit into the context of model and run.
+        The note `long` lists, as `LongPrompt`, those of the questions `asked` that do not fit into the context of model and run. The note
+        `refused` lists those that the chat template refuses, and then nothing else is done; `chat` says what it does to the others.
         """
 
     def generate(

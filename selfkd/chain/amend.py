@@ -30,7 +30,17 @@ from selfkd.steps.step import Step, several
 from selfkd.steps.train import TrainStep
 
 SHOWN_CHANGES = 6
-FIXED = ("model", "seed", "prompts", "overlap", "context", "chunk", "exact", "dither")  # all that the first step rests on
+FIXED = (
+    "model",
+    "seed",
+    "prompts",
+    "overlap",
+    "context",
+    "chunk",
+    "exact",
+    "dither",
+    "chat",
+)  # all that the first step rests on
 FREE = ("name", "rounds")  # of the folder, which was given; and what needs no amendment
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from selfkd.backend.base import (
     TrainSpec,
     made_by,
 )
+from selfkd.backend.tokens import OF_A_PROMPT
 from selfkd.chain import chunks
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import Asked, Tally
@@ -37,8 +39,9 @@ from selfkd.core.known_models import KnownModels
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Pool
 from selfkd.core.views import Kind
-from selfkd.errors import BackendError, ChainError, GuardError
+from selfkd.errors import BackendError, ChainError, GuardError, UsageError
 from selfkd.prompts import templates
+from selfkd.prompts.read import places_of
 from selfkd.rewards.pool import spread, worker_facts
 from selfkd.steps.context import Messages, Render, Row
 
@@ -93,13 +96,35 @@ class StepContext:
 
     # ---- machines ----
 
-    def load(self, source: Mapping[str, Any], dither: int | None, asked: Iterable[pl.DataFrame]) -> tuple[Path, dict[str, Any]]:
+    def load(
+        self,
+        source: Mapping[str, Any],
+        dither: int | None,
+        asked: Iterable[pl.DataFrame],
+        shapes: Iterable[pl.DataFrame] = (),
+        chat: Mapping[str, Any] | None = None,
+    ) -> tuple[Path, dict[str, Any]]:
         out = storage.temporary(self.run.paths.tmp, "-model")
-        files = []
-        for part in asked:
-            files.append(storage.temporary(self.run.paths.tmp, "-questions.parquet"))
-            part.write_parquet(files[-1])
-        return out, self.backend.load(source, out, dither, Questions(files, self.max_length))
+        questions = Questions(
+            files=list(self._written(asked)),
+            context=self.max_length,
+            shapes=list(self._written(shapes)),
+            words=chat or {},
+            now=self.run.info.created,
+        )
+        return out, self.backend.load(source, out, dither, questions)
+
+    def _written(self, parts: Iterable[pl.DataFrame]) -> Iterator[Path]:
+        for part in parts:
+            path = storage.temporary(self.run.paths.tmp, "-questions.parquet")
+            part.write_parquet(path)
+            yield path
+
+    def places(self, split: str, ids: Collection[str]) -> dict[str, str]:
+        return places_of(self.run.recipe.splits()[split], self.run.recipe.folders, split, ids)
+
+    def say(self, text: str) -> None:
+        self.attempt.warn(text)
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         self._refuse_repeats(requests)
@@ -132,15 +157,25 @@ class StepContext:
         """Return {key: file} of chunks that the backend answers now, each with the weights that were asked for."""
         asked = {chunk.key: chunk for chunk in todo}
         done: dict[str, Path] = {}
-        for reply in self.backend.generate(self.run.trust.weights(model), todo, sampling, tally.tell):
-            self._met()  # before the answers count: which numerics and which facts they are of is then on disk
-            chunk = asked[reply.key]
-            done[reply.key] = chunks.named(chunk, reply, model, self.where)
-            self.head_start.add(done[reply.key])
-            tally.add(chunk.requests.height, reply.tokens)
+        with self._asking():
+            for reply in self.backend.generate(self.run.trust.weights(model), todo, sampling, tally.tell):
+                self._met()  # before the answers count: which numerics and which facts they are of is then on disk
+                chunk = asked[reply.key]
+                done[reply.key] = chunks.named(chunk, reply, model, self.where)
+                self.head_start.add(done[reply.key])
+                tally.add(chunk.requests.height, reply.tokens)
         if swap := self.backend.swap_notes():
             self.notes["swap"] = swap
         return done
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Have an error about a prompt, which an engine knows by its words alone, name the step that asks it too."""
+        try:
+            yield
+        except UsageError as error:
+            known = f"{self.where}: {error.where}" if error.where.startswith(OF_A_PROMPT) else error.where
+            raise UsageError(error.what, known, error.fix) from error
 
     def _refuse_repeats(self, requests: pl.DataFrame) -> None:
         if requests["id"].n_unique() < requests.height:
@@ -160,8 +195,9 @@ class StepContext:
         def tell(unfinished: AnswerProgress) -> None:
             self.progress(scored + unfinished["requests"], rows.height, "samples")
 
-        for scored, score in enumerate(self.backend.logprobs(self.run.trust.weights(model), rows, tell), 1):  # noqa: B007 - told above
-            yield score
+        with self._asking():
+            for scored, score in enumerate(self.backend.logprobs(self.run.trust.weights(model), rows, tell), 1):  # noqa: B007 - told above
+                yield score
         self._met("engine")
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:

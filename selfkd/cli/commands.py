@@ -171,14 +171,26 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
     return 0
 
 
-def show(run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool) -> int:
-    """Show rows: what was asked, answered, scored, kept."""
+def show(
+    run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool, as_prompted: bool, ids: bool
+) -> int:
+    """Show rows: what was asked, answered, scored, kept; with --as-prompted what the model saw of it."""
     from selfkd.report import rows
-    from selfkd.report.panels import print_rows
     from selfkd.report.tables import console
 
     find = rows.training_rows if training_rows else rows.samples
-    print_rows(find(find_run(run, RUNS), index, step, where, n), console())
+    if ids and not as_prompted:
+        raise UsageError("is for --as-prompted", "--ids", "Write both, or leave it out.")
+    folder = find_run(run, RUNS)
+    found = find(folder, index, step, where, n, as_prompted)
+    if as_prompted:
+        from selfkd.report.as_prompted import print_prompted, tokenizer_of
+
+        print_prompted(found, tokenizer_of(folder), ids, console())
+        return 0
+    from selfkd.report.panels import print_rows
+
+    print_rows(found, console())
     return 0
 
 

@@ -111,7 +111,12 @@ OVERRIDES = Argument(
 )
 RUN = Argument("run", type=Path, metavar="RUN", help="a run: its folder, or its name under runs/")
 RUNS = Argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
-ON = Argument("--on", type=Path, metavar="MACHINE", help="machine settings, a YAML file or the name of a shipped one (selfkd help machine)")
+ON = Argument(
+    "--on",
+    type=Path,
+    metavar="MACHINE",
+    help="machine settings, a YAML file or the name of a shipped one (selfkd help machine)",
+)
 
 COMMANDS = {
     "run": Command(
@@ -148,6 +153,8 @@ COMMANDS = {
         Argument("--where", metavar="EXPR", help='a SQL expression: "correct = 0 AND tokens > 100" or "NOT kept"'),
         Argument("-n", type=_at_least_one, default=5, metavar="N", help="rows to show; default: 5"),
         _flag("--training-rows", "show what the model was trained on instead of samples"),
+        _flag("--as-prompted", "show exactly what the model saw: its chat template applied, control tokens written out"),
+        _flag("--ids", "with --as-prompted: the token ids too"),
     ),
     "verify": Command(
         "prove that a run is as it was committed",

@@ -25,7 +25,7 @@ TOKENIZER_FILES = (
 )
 # What a model folder says beside its tensors: all that decides how text becomes ids, ids become text, and where an answer ends.
 DESCRIPTIONS = (
-    *("config.json", "adapter_config.json", "generation_config.json"),
+    *("config.json", "adapter_config.json", "generation_config.json", "chat.json"),
     *TOKENIZER_FILES,
     *("chat_template.jinja", "chat_template.json", "chat_templates/*"),
 )

@@ -21,7 +21,7 @@ import polars as pl
 from selfkd.core import digest
 from selfkd.core.pool import SCHEMAS, shape
 from selfkd.core.wording import did_you_mean
-from selfkd.errors import UsageError
+from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.forms import ANSWER_NAMES, Message, Row, kind_of, likely, parts_of, yaml_word
 from selfkd.prompts.rows import NESTED
@@ -54,6 +54,34 @@ def read_prompts(source: Words | str | Sequence[Any], folders: Sequence[Path], s
         fix = "The source is empty, or `map` left every row out."
         raise UsageError("no prompts", place_of(kind, words, split_name), fix)
     return shape("prompts", pl.DataFrame(with_ids(taken), schema=SCHEMAS["prompts"]))
+
+
+def places_of(
+    source: Words | str | Sequence[Any], folders: Sequence[Path], split_name: str, ids: Collection[str]
+) -> dict[str, str]:
+    """Return {id: file and line} of prompts, for an error; those that the source does not say any more are left out."""
+    words = source_words(source)
+    if on_hub(words):
+        return {}
+    try:
+        raws = list(map_rows(words, SOURCES[source_kind(words)].read(words, folders, split_name), folders))
+        template = templates.load(words["template"], folders) if words.get("template") else None
+        made = [{**make_prompt(words, raw, template), "where": f"{raw.source}{line_of(raw.where)}"} for raw in raws]
+    except SelfkdError:  # it was read when the run was created; now it is not what it was
+        return {}
+    if words.get("shuffle") is not None:
+        made = shuffle(made, words["shuffle"])
+    return {one["id"]: one["where"] for one in with_ids(made[: words.get("limit")]) if one["id"] in ids}
+
+
+def line_of(where: str) -> str:
+    """Return the end of a place that says which line, `:3`, or which row, ` row 3`.
+
+    >>> line_of("/home/me/train.jsonl:3")
+    ':3'
+    """
+    found = re.search(r"(:| row )\d+$", where)
+    return found[0] if found else ""
 
 
 def meta_columns(frame: pl.DataFrame) -> list[str]:

@@ -17,6 +17,7 @@ from selfkd.core.yamlfile import Node, Problems, plain
 from selfkd.errors import RecipeError
 from selfkd.prompts.read import source_problems
 from selfkd.prompts.template_fields import Columns
+from selfkd.recipe.chat import owned_words
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
@@ -53,6 +54,7 @@ def meaning(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) 
     shown, metrics = walk(recipe, problems, prompts)
     _steering(recipe, metrics, problems)
     _copies(recipe, problems)
+    owned_words(recipe, problems)
     return shown
 
 

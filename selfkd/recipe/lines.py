@@ -73,6 +73,11 @@ class Line:
         """In how many rounds it differs from the one before."""
         return variants(VERBS[self.verb], self.words)
 
+    @property
+    def written(self) -> str:
+        """Return where it stands and how errors name it."""
+        return f"{self.where}  {self.label}".strip() or self.name
+
     def place(self, name: str) -> str:
         """Return where a field was written; the step's own line if it was not."""
         return self.places.get(name, self.where)

@@ -31,6 +31,7 @@ from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, s
 from selfkd.prompts.sources import SOURCES
 from selfkd.prompts.template_fields import Columns
 from selfkd.recipe import checks, ready
+from selfkd.recipe.chat import look_at_chat
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
 from selfkd.recipe.schema import Recipe
@@ -97,6 +98,8 @@ def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> t
     _overlap(recipe, frames, report)
     report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})
     report.problems += problems.ordered()
+    spoken = look_at_chat(recipe, frames)
+    report.problems, report.notes = [*report.problems, *spoken.problems], [*report.notes, *spoken.notes]
     return report, frames
 
 

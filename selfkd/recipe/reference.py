@@ -37,6 +37,9 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 - **Templates** are Jinja, inline or a .j2 file. They see `prompt` (`text`, `answer`, `messages`, `meta` and its columns) and, with `of`, the sample `of`, and
   become the last user message. A line `--- user`, `--- assistant` or `--- system` of the template begins a message of its own, so a teacher can be shown
   examples as turns. What `{{ }}` brings in, or a filter makes, begins none.
+- **Chat templates** are the model's own, and are used as they are; `chat: {enable_thinking: false}` gives them words. Where one has no system role,
+  a system message opens the next user turn; where it wants turns to alternate, those of one role in a row are joined by a blank line; a date is
+  that of the run's creation. A run says once which of these it does; `selfkd show RUN --as-prompted` prints prompts as the model saw them.
 - **Expressions** (`where`, `by`, `chosen`, …) are SQL over the columns that `selfkd lint` prints after each step; a window such as
   `OVER (PARTITION BY prompt)` is allowed. A condition that is null drops the row with the reason "unscored".
 - **`extends: star.yaml`** merges one parent: mappings field by field, lists whole. A prompt source of another kind replaces the parent's.

@@ -97,6 +97,10 @@ class Recipe(_Words):
         ge=16,
         description="Most tokens of a prompt and its answer together, for engine and trainer; nothing is cut silently.",
     )
+    chat: dict[str, Any] = Field(
+        {},
+        description="Words that the model's chat template is given, for generation and training alike: {enable_thinking: false}.",
+    )
     chunk: int = Field(
         256,
         ge=1,
@@ -162,18 +166,20 @@ class Recipe(_Words):
             name="load",
             source=self.model_source(),
             dither=self.dither,
-            questions=tuple(self._questions()),
+            questions=tuple(self.questions()),
             long=self.long,
+            chat=self.chat,
         )
         return [first, *self._measures(0), *self._measures(0, "test"), *before, *warm]
 
-    def _questions(self) -> Iterator[Question]:
+    def questions(self) -> Iterator[Question]:
         """Yield how the steps of all rounds ask about the prompts of each split, test included."""
         lines = [line for part in LISTS for line in getattr(self, part)]
-        steps = [line.at(index) for line in lines for index in range(1, line.variants + 1)]
-        found = [question for step in steps if (question := step.question())]
+        steps = [(line.at(index), line) for line in lines for index in range(1, line.variants + 1)]
+        asked = [(replace(one, step=line.written), step) for step, line in steps if (one := step.question())]
+        found = [question for question, _ in asked]
         if self.prompts.test is not None:
-            found += [replace(question, split="test") for step in steps if step.outside and (question := step.question())]
+            found += [replace(question, split="test") for question, step in asked if step.outside]
         return longest(found)
 
     def _measures(self, index: int, suffix: str = "") -> list[Step]:

@@ -6,7 +6,7 @@ here by the code that would trip, for every step, and not only the first of each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -216,8 +216,21 @@ class LintContext:
     def model(self, reference: ModelRef) -> Model:
         return _stand_in(reference.role)
 
-    def load(self, source: Mapping[str, Any], dither: int | None, asked: Iterable[pl.DataFrame]) -> tuple[Path, dict[str, Any]]:
+    def load(
+        self,
+        source: Mapping[str, Any],
+        dither: int | None,
+        asked: Iterable[pl.DataFrame],
+        shapes: Iterable[pl.DataFrame] = (),
+        chat: Mapping[str, Any] | None = None,
+    ) -> tuple[Path, dict[str, Any]]:
         return Path(), {}
+
+    def places(self, split: str, ids: Collection[str]) -> dict[str, str]:
+        return {}
+
+    def say(self, text: str) -> None:
+        pass
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         return []

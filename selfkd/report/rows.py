@@ -32,15 +32,19 @@ class Found:
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why a sample has no value, by sample and score
 
 
-def samples(folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5) -> Found:
+def samples(
+    folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5, ids: bool = False
+) -> Found:
     """Find samples of round `index` (None: the newest with samples), by prompt; only those of one step, or where `where` holds.
 
-    `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason).
+    `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason). `ids`: with
+    the tokens that were drawn.
     """
     paths = Paths(folder)
     info = status.info_of(paths)
     found = contents.samples(paths, index, step, where)
-    first = views.with_heavy(found.rows.head(n), found.pool, ["text", "teacher_messages"])
+    heavy = ["text", "teacher_messages", *(["token_ids"] if ids else [])]
+    first = views.with_heavy(found.rows.head(n), found.pool, heavy)
     return Found(
         table="samples",
         title=_title(found.index, step, where, "samples"),
@@ -60,18 +64,19 @@ def _reasons(shown: pl.DataFrame, pool: Pool) -> dict[tuple[str, str], str]:
 
 
 def training_rows(
-    folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5
+    folder: Path, index: int | None = None, step: str | None = None, where: str | None = None, n: int = 5, ids: bool = False
 ) -> Found:
     """Find the rows a model was trained on; `where` sees the columns of the row table (kind, stream, role, weight, chosen, …)."""
     paths = Paths(folder)
     status.info_of(paths)
     found = contents.training_rows(paths, index, step, where)
+    heavy = ["messages", "chosen", "rejected", *(["chosen_ids", "rejected_ids"] if ids else [])]
     return Found(
         table="rows",
         title=_title(found.index, step, where, "training rows"),
         total=found.total,
         matched=found.rows.height,
-        first=views.with_heavy(found.rows.head(n), found.pool, ["messages", "chosen", "rejected"], "rows"),
+        first=views.with_heavy(found.rows.head(n), found.pool, heavy, "rows"),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,11 +51,25 @@ class Context(Protocol):
     def model(self, reference: ModelRef) -> Model:
         """Return the model that a reference names at this point; ChainError where there is none."""
 
-    def load(self, source: Mapping[str, Any], dither: int | None, asked: Iterable[pl.DataFrame]) -> tuple[Path, dict[str, Any]]:
-        """Bring the chain's first model in; `dither` is a seed or None. Returns its folder and notes.
+    def load(
+        self,
+        source: Mapping[str, Any],
+        dither: int | None,
+        asked: Iterable[pl.DataFrame],
+        shapes: Iterable[pl.DataFrame] = (),
+        chat: Mapping[str, Any] | None = None,
+    ) -> tuple[Path, dict[str, Any]]:
+        """Bring the chain's first model in; `dither` is a seed or None, `chat` what its template is given. Returns its folder and notes.
 
-        The note `long` says which of the questions `asked` (columns QUESTIONS) do not fit; without a tokenizer there is none.
+        The note `long` says which of the questions `asked` (columns QUESTIONS) do not fit, `refused` which of them, or of the `shapes` of
+        questions about samples, the chat template refuses; without a tokenizer there is neither.
         """
+
+    def places(self, split: str, ids: Collection[str]) -> dict[str, str]:
+        """Return {prompt: file and line} of prompts of a split, as far as their source still says them."""
+
+    def say(self, text: str) -> None:
+        """Tell whoever watches something that they should know, once."""
 
     def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
         """Answer `requests` in canonical chunks; finished chunks of an earlier attempt are used. Returns files of table `samples`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 import polars as pl
@@ -13,11 +14,12 @@ from selfkd.backend.tokens import opening
 from selfkd.core import views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import UsageError
-from selfkd.steps.context import Context
+from selfkd.steps.context import Context, Messages
 from selfkd.steps.question import Question
 from selfkd.steps.step import Step
 
 SLICE = 20_000  # prompts whose texts are in memory at once
+STOOD_IN = "1"  # what a sample says that is not there yet
 TOO_LONG = "longer than the context allows"
 
 
@@ -26,7 +28,8 @@ class LoadStep(Step):
 
     `dither` 'auto' is yes where the engine casts. Its notes say what was done.
 
-    With the model comes its tokenizer: every prompt that the run will ask is measured, before anything is generated.
+    With the model comes its tokenizer: every prompt that the run will ask is measured, and each shape of them is written once with the
+    chat template, before anything is generated. `chat` is what the template is given.
     """
 
     verb: ClassVar[str] = "load"
@@ -35,11 +38,16 @@ class LoadStep(Step):
     dither: Literal["auto"] | bool = "auto"
     questions: tuple[Question, ...] = ()
     long: Literal["refuse", "drop"] = "refuse"
+    chat: dict[str, Any] = {}
 
     def run(self, pool: Pool, context: Context) -> Addition:
         wanted = context.engine_casts if self.dither == "auto" else self.dither
         seed = context.seed("dither") if wanted else None
-        folder, notes = context.load(self.source, seed, self._asked(context))
+        folder, notes = context.load(self.source, seed, self._asked(context), self._shapes(context), self.chat)
+        if refused := notes.get("refused"):
+            raise _refused(refused, context)
+        for remark in notes.get("chat", ()):
+            context.say(remark)
         notes["dither"] = bool(wanted)
         found: Sequence[LongPrompt] = notes.pop("long", ())
         if not found:
@@ -53,25 +61,48 @@ class LoadStep(Step):
 
     def _asked(self, context: Context) -> Iterator[pl.DataFrame]:
         """Yield all that the steps will show a model, as table QUESTIONS."""
-        for question in self.questions:
+        for question in (one for one in self.questions if not one.about_samples):
             held = context.split(question.split)
             render = context.template("template", question.template) if question.template else None
             for part in held.prompts.iter_slices(SLICE):
                 rows = views.with_heavy(part, held, ["messages", "meta"], "prompts").to_dicts()
-                yield pl.DataFrame(
-                    {
-                        "id": [row["id"] for row in rows],
-                        "split": [question.split for row in rows],
-                        "place": [f"{row['source']}: {opening(row['messages'])}" for row in rows],
-                        "room": [question.room for row in rows],
-                        "messages": [question.messages(row, render) for row in rows],
-                    },
-                    schema=QUESTIONS,
-                )
+                yield _as_questions(rows, question, [question.messages(row, render) for row in rows])
+
+    def _shapes(self, context: Context) -> Iterator[pl.DataFrame]:
+        """Yield one prompt of each shape as the steps that work on samples will show it, about a sample that stands in for one."""
+        for question in (one for one in self.questions if one.about_samples):
+            held = context.split(question.split)
+            render = context.template("template", question.template, list(StandIn())) if question.template else None
+            heavy = views.with_heavy(held.prompts, held, ["messages", "meta"], "prompts")
+            roles = pl.col("messages").list.eval(pl.element().struct.field("role")).list.join(" ")
+            firsts = heavy.unique(roles, keep="first", maintain_order=True)
+            for row in firsts.to_dicts():
+                with suppress(UsageError):  # a template may want of a sample what only a real one has
+                    yield _as_questions([row], question, [question.messages(row, render, StandIn(text=STOOD_IN))])
 
     def identity(self) -> dict[str, Any]:
         """Without the place the model came from and what `auto` came to: the weights digest in the commit says what it is."""
-        return {"verb": self.verb, "name": self.name, "role": self.role, "dither": self.dither is not False}
+        chat = {"chat": self.chat} if self.chat else {}
+        return {"verb": self.verb, "name": self.name, "role": self.role, "dither": self.dither is not False, **chat}
+
+
+class StandIn(dict[str, Any]):
+    """A sample that is not there yet: whatever is asked of it is a short text."""
+
+    def __missing__(self, name: str) -> str:
+        return STOOD_IN
+
+
+def _as_questions(rows: Sequence[Mapping[str, Any]], question: Question, messages: Sequence[Messages]) -> pl.DataFrame:
+    columns = {
+        "id": [row["id"] for row in rows],
+        "split": [question.split] * len(rows),
+        "place": [f"{row['source']}: {opening(row['messages'])}" for row in rows],
+        "step": [question.step] * len(rows),
+        "room": [question.room] * len(rows),
+        "messages": list(messages),
+    }
+    return pl.DataFrame(columns, schema=QUESTIONS)
 
 
 def _counts(found: Sequence[LongPrompt]) -> dict[str, int]:
@@ -85,8 +116,24 @@ def _refusal(found: Sequence[LongPrompt], context: Context) -> UsageError:
     most = max(found, key=lambda one: one["tokens"] - one["limit"])
     shown = {"First": found[0]} if most["id"] == found[0]["id"] else {"First": found[0], "Longest": most}
     lines = (
-        *(f"{name}: {one['place']}, {one['tokens']:,} tokens where {one['limit']:,} fit." for name, one in shown.items()),
+        *(
+            f"{name}: {_placed(one, context)}, {one['tokens']:,} tokens where {one['limit']:,} fit."
+            for name, one in shown.items()
+        ),
         "Leave them out of every round: write `long: drop` in the recipe and repeat the command with --amend.",
         "Or shorten them, lower max_tokens, or raise `context`, in a new run.",
     )
     return UsageError(what, context.where, "\n".join(lines))
+
+
+def _refused(found: Sequence[Mapping[str, str]], context: Context) -> UsageError:
+    """Return one error for all shapes that the template refuses, each with a prompt, the step that asks it, and the template's words."""
+    lines = [f"{_placed(one, context)}, asked by {one['step']}: {one['said']}" for one in found]
+    fix = "Nothing was asked yet. Change their turns, or what the step shows of them; another template lies in the model's folder."
+    return UsageError(lines[0], context.where, "\n".join([*lines[1:], fix]))
+
+
+def _placed(one: Mapping[str, Any], context: Context) -> str:
+    """Return a prompt's file, line and first words; the line where its source still says it."""
+    found = context.places(one["split"], [one["id"]]).get(one["id"])
+    return f"{found}: {one['place'].partition(': ')[2]}" if found else str(one["place"])

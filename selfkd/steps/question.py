@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from selfkd.steps.context import Messages, Render, Row
 
 
 @dataclass(frozen=True)
 class Question:
-    """How a step asks about the prompts of a split: in whose words, and how many tokens the answer may have."""
+    """How a step asks about the prompts of a split: in whose words, and how many tokens the answer may have.
+
+    `about_samples`: it asks about samples of these prompts, which are not known beforehand. `step` says where it is written.
+    """
 
     split: str
     template: str | None
     system: str | None
     room: int
+    about_samples: bool = False
+    step: str = field(default="", compare=False)
 
     def messages(self, prompt: Row, render: Render | None, of: Row | None = None) -> Messages:
         """Return what the model is shown of `prompt`; `render` is `template`, ready to use, and `of` a sample that it is about."""

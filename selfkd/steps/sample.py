@@ -54,10 +54,10 @@ class SampleStep(Step):
         return {"model": ModelRef.parse(self.model)}
 
     def question(self) -> Question | None:
-        return None if self.of else self._wording()
+        return self._wording()
 
     def _wording(self) -> Question:
-        return Question("train", self.template, self.system, self.max_tokens)
+        return Question("train", self.template, self.system, self.max_tokens, bool(self.of))
 
     def problems(self) -> Iterator[Problem]:
         for name, value in self.vllm.items():

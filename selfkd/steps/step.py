@@ -76,7 +76,7 @@ class Step(BaseModel):
         return {}
 
     def question(self) -> Question | None:
-        """Return how it asks a model about prompts; None where it asks nobody, or about samples, which are not known beforehand."""
+        """Return how it asks a model about prompts, or about samples of them; None where it asks nobody."""
         return None
 
     def trained_role(self) -> str | None:

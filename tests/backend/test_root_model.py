@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import WORDS, on_the_grid, opened, say, tiny_model, tiny_tokenizer
+from tiny import TEMPLATE, WORDS, on_the_grid, opened, say, tiny_model, tiny_tokenizer
 
 from selfkd.backend import probe, tokens
 from selfkd.backend.base import QUESTIONS, Questions
@@ -262,3 +262,31 @@ def test_the_models_own_limit_counts_where_it_is_less_than_the_recipes(tmp_path:
     source = {"path": str(tiny_model(tmp_path / "source"))}
     (found,) = root_model.load_model(source, tmp_path / "out", None, Questions([tmp_path / "one.parquet"], 4096))["long"]
     assert found["limit"] == 512 - 8
+
+
+def test_what_the_chat_template_refuses_is_returned_before_anything_is_written(tmp_path: Path) -> None:
+    source = tiny_model(tmp_path / "source")
+    (source / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
+    row = {"id": "p", "split": "train", "place": "a.jsonl: 'hi'", "step": "r.yaml:3  steps[0].sample", "room": 8}
+    pl.DataFrame([{**row, "messages": say("hi")}], schema=QUESTIONS).write_parquet(tmp_path / "one.parquet")
+    notes = root_model.load_model({"path": str(source)}, tmp_path / "out", None, Questions([tmp_path / "one.parquet"], 100))
+    [refused] = notes["refused"]
+    assert refused["said"] == "the model's chat template refuses it: not today (turns: user)"
+    assert {name: refused[name] for name in ("id", "split", "place", "step")} == {
+        name: row[name] for name in row if name != "room"
+    }
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_a_model_is_spoken_to_is_kept_beside_its_weights_and_told_by_its_name(tmp_path: Path) -> None:
+    source = tiny_model(tmp_path / "source")
+    (source / "chat_template.jinja").write_text(f"{TEMPLATE}{{# #}}{{% if hush %}}...{{% endif %}}{{{{ strftime_now('%d') }}}}")
+    asked = Questions([], 100, words={"hush": True}, now="2026-11-27T12:00:00Z")
+    notes = root_model.load_model({"path": str(source)}, tmp_path / "out", None, asked)
+    kept = json.loads((tmp_path / "out/chat.json").read_text())
+    assert kept["words"] == {"hush": True} and kept["now"] == "2026-11-27T12:00:00Z"
+    assert notes["chat"] == [
+        f"{source}: the chat template writes the date: this run keeps 2026-11-27, on whatever day it goes on."
+    ]
+    tok = tokens.tokenizer(str(tmp_path / "out"))
+    assert tok.decode(tokens.encode_prompt(tok, say("hi"))) == "<s>user: hi\nassistant: ...27"

@@ -8,9 +8,10 @@ import pytest
 from tiny import say, tiny_tokenizer
 
 from selfkd.backend import tokens
+from selfkd.backend.chat import Chat
 from selfkd.backend.trainer import batches
 from selfkd.core.pool import shape
-from selfkd.errors import UsageError
+from selfkd.errors import GuardError, UsageError
 
 TURNS = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] | trim }}<|im_end|>\n{% endfor %}"
@@ -217,6 +218,16 @@ def test_a_training_row_that_cannot_be_written_is_refused_and_the_others_are_lea
     assert drops == {"bad": "names a special token, and this tokenizer cannot write that name as text"}
 
 
+def test_rows_that_the_template_refuses_are_counted_as_that(tmp_path):
+    tok = byte_level()
+    tok.chat_template = "{{ raise_exception('not today') }}"
+    shape("rows", [{"id": "r", "messages": say("a"), "chosen": "b", "chosen_ended": True}]).write_parquet(
+        tmp_path / "rows.parquet"
+    )
+    with pytest.raises(GuardError, match="all 1 rows were refused: 1 refused by the chat template"):
+        batches.read_rows(tok, [tmp_path / "rows.parquet"], False, 100)
+
+
 def test_a_prompt_is_known_by_how_its_last_message_begins():
     assert tokens.opening([{"role": "system", "content": "s"}, *say("two\n  lines")]) == "'two lines'"
     assert tokens.opening(say("x" * 61)) == f"'{'x' * 60}…'"
@@ -279,6 +290,37 @@ def test_no_more_prompts_are_remembered_than_have_room(monkeypatch: pytest.Monke
     monkeypatch.setattr(tokens, "KEPT_TOKENS", 100)
     tok = Counting(tiny_tokenizer())
     long = [tokens.encode_prompt(tok, say(f"{number:030d}")) for number in range(10)]
-    known = tokens._encoded(tok, str(tok.chat_template))
+    known = tokens._encoded(tok, str(tok.chat_template), repr(tokens.chat_of(tok)))
     assert known.tokens == sum(map(len, known.ids.values())) <= 100 and known.ids
     assert [tokens.encode_prompt(tok, say(f"{number:030d}")) for number in range(10)] == long
+
+
+# ---- a gold answer behind its prompt ----
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("text", ["hello", "hello hello", "o", " hello", "an <s> in it"])
+def test_an_answer_that_nobody_sampled_has_the_ids_that_it_has_behind_its_prompt(scheme: str, text: str) -> None:
+    """Llama 2 puts a blank in front of a text that stands alone; behind `answer:` the model itself would draw none."""
+    tok = tokens.with_chat(word_marking(scheme), Chat(behind=True))
+    prompt = tokens.encode_prompt(tok, say("o"))
+    written = tokens.rendered(tok, say("o"))
+    found = tokens.encode_completion(tok, text, ended=False, messages=say("o"))
+    joint = tok(written + text.replace("<s>", "(s)"), add_special_tokens=False)["input_ids"][len(prompt) :]
+    assert tok.convert_ids_to_tokens(found) == [{"(": "<", ")": ">"}.get(one, one) for one in tok.convert_ids_to_tokens(joint)]
+    assert tok.decode([*prompt, *found]) == tok.decode(prompt) + text
+
+
+def test_a_gold_answer_of_an_older_run_is_encoded_alone_as_it_was() -> None:
+    tok = word_marking("always")
+    alone = tok("hello", add_special_tokens=False)["input_ids"]
+    behind = tokens.encode_completion(tokens.with_chat(word_marking("always"), Chat(behind=True)), "hello", messages=say("o"))
+    assert tokens.encode_completion(tok, "hello", messages=say("o"))[:-1] == alone != behind[:-1]
+
+
+def test_a_bare_prompt_and_its_answer_that_would_become_one_token_stay_two() -> None:
+    """'It is 42.' is one token; behind a prompt that ends in 'It', no model draws the rest of it."""
+    tok = tokens.with_chat(byte_level(), Chat(behind=True))
+    tok.chat_template = None
+    found = tokens.encode_completion(tok, " is 42.", ended=False, messages=say("It"))
+    assert tok.decode(found) == " is 42." and found == tok(" is 42.", add_special_tokens=False)["input_ids"]

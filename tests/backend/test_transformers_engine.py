@@ -262,6 +262,15 @@ def test_a_stop_text_inside_a_token_leaves_no_log_probability_of_what_nobody_dre
     assert (answer.completion(tok, True).token_ids, answer.completion(tok, True).logprob) == ([70, 93], None)
 
 
+def test_special_tokens_are_in_a_text_where_they_are_asked_for_and_the_end_token_never_is(engine: Engine) -> None:
+    tok = tokens.tokenizer(engine.model.path)
+    answer = Answer([1], None, [70, 0, 71, 2], [-1.0] * 4, "stop")
+    shown, plain = (answer.completion(tok, False, skip_special=skip) for skip in (False, True))
+    assert (shown.text, plain.text) == ("a<pad>b", "ab") and shown.token_ids == plain.token_ids == [70, 0, 71, 2]
+    ends = Ends(tok, Sampling(max_tokens=9, stop=("<pad>b",), extra={"skip_special_tokens": False}))
+    assert ends.cut([1], [70, 0, 71]) == "a"
+
+
 def test_an_answer_that_fills_the_context_is_scored_and_a_longer_prompt_is_named(engine: Engine, tmp_path: Path) -> None:
     prompt = len(tokens.encode_prompt(tokens.tokenizer(engine.model.path), say("hi")))
     row = answers(engine, tmp_path, ["hi"], max_tokens=256 - prompt).rename({"teacher_messages": "messages"})

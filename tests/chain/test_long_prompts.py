@@ -77,8 +77,8 @@ def test_all_prompts_that_are_too_long_are_refused_at_once_and_nothing_is_genera
     assert backend.calls == ["load"]
     said = str(caught.value)
     assert "too long for the context of 80 tokens, prompt and answer together (2 in train, 1 in dev)" in said
-    assert "First: train.jsonl: 'Very word word" in said and "24 tokens where 16 fit" in said
-    assert "Longest: train.jsonl: 'So word word" in said and "34 tokens where 16 fit" in said
+    assert "First: train.jsonl:13: 'Very word word" in said and "24 tokens where 16 fit" in said
+    assert "Longest: train.jsonl:14: 'So word word" in said and "34 tokens where 16 fit" in said
 
 
 def test_a_refused_run_goes_on_without_them_when_the_recipe_says_so_and_amend_is_given(tmp_path):

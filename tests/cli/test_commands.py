@@ -296,6 +296,11 @@ def test_show_training_rows_shows_what_was_learned_and_from_which_sample(said):
     assert sample[1] in said("show", "runs/sums", "--round", "1", "--where", f"id = '{sample[1]}'")
 
 
+def test_show_as_prompted_needs_a_model_with_a_tokenizer_and_ids_need_it(said):
+    assert "no checkpoint of this run has a tokenizer" in said("show", "runs/sums", "--as-prompted", code=2)
+    assert "--ids  is for --as-prompted" in said("show", "runs/sums", "--ids", code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

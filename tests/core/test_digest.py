@@ -141,6 +141,7 @@ TEXTS = {
     "tokenizer.model": ("one", "two"),
     "spiece.model": ("one", "two"),
     "qwen.tiktoken": ("YQ== 0", "YQ== 1"),
+    "chat.json": ('{"fold": true}', '{"fold": true, "end": [6]}'),
     "chat_template.jinja": ("{{ messages }}", "{{ bos_token }}"),
     "chat_templates/tools.jinja": ("{{ messages }}", "{{ tools }}"),
 }

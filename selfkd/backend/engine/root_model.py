@@ -18,6 +18,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend import chat, conversations
 from selfkd.backend.attention import plain_attention
 from selfkd.backend.base import LongPrompt, Questions
 from selfkd.backend.model_files import (
@@ -31,7 +32,7 @@ from selfkd.backend.model_files import (
     said_of_text,
 )
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
-from selfkd.backend.tokens import encode_prompt, encode_prompts
+from selfkd.backend.tokens import encode_prompts
 from selfkd.core import digest
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
@@ -68,12 +69,19 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None, asked: 
     with quietly():
         folder, origin = _find(str(source["path"]), source.get("revision"))
         model, tok = _open(folder)
+    seen = conversations.look(tok, asked)
+    if seen.refused:
+        return {**origin, "refused": list(seen.refused)}
     notes = {**origin, "tensors": 0, "parameters": 0, "on_grid": 0.0, "dithered": 0.0, **_dither(model, dither)}
     with quietly():
         _save(model, tok, out)
-    sequences = candidate_sequences(tok, [encode_prompt(tok, [{"role": "user", "content": text}]) for text in QUESTIONS])
+    chat.write(out, seen.chat)
+    sequences = candidate_sequences(tok, [conversations.question(tok, text) for text in QUESTIONS])
     write_probe(out, sequences, token_logprobs(model, sequences), None, None, attention=plain_attention(model.config))
-    return {**notes, "long": long_prompts(tok, asked, context_of(out, asked.context))} if asked else notes
+    if asked is None:
+        return notes
+    long = long_prompts(tok, asked, context_of(out, asked.context))
+    return {**notes, "long": long, "chat": [remark.replace("The ", f"{origin['source']}: the ", 1) for remark in seen.remarks]}
 
 
 def long_prompts(tok: Any, asked: Questions, context: int) -> list[LongPrompt]:

@@ -42,7 +42,7 @@ INNER: dict[str, tuple[str, ...]] = {
     "repetition_detection": ("max_pattern_size", "min_pattern_size", "min_count"),
 }
 # What the generator transformers obeys; any other word would change which answers are drawn, and nobody would obey it.
-OF_TRANSFORMERS = ("logprobs",)
+OF_TRANSFORMERS = ("logprobs", "skip_special_tokens")
 _OWNED_BY_REASON: dict[str, str] = {
     "write it as a field of the step": "n temperature top_p top_k max_tokens stop",
     "each answer has a seed of its own, from the recipe's field `seed`": "seed",

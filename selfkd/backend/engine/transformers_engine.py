@@ -35,6 +35,7 @@ from selfkd.errors import BackendError, UsageError, WeightsError
 SCORED_TOKENS = 2048  # of one forward pass that scores: its logits, for a vocabulary of 150,000 in fp32, take 1.2 GB
 GREEDY_BELOW = 1e-5  # a temperature under it is none, as in vLLM
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+SKIP = "skip_special_tokens"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -83,7 +84,8 @@ class Engine:
         tell = Teller(answers, on_tokens)
         for batch in self._batches(answers, sampling.max_tokens):
             self._answer(batch, sampling, tell)
-        completions = [answer.completion(self._tok, "logprobs" in sampling.extra) for answer in answers]
+        skip = bool(sampling.extra.get(SKIP, True))
+        completions = [answer.completion(self._tok, "logprobs" in sampling.extra, skip) for answer in answers]
         path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
@@ -234,15 +236,18 @@ class Answer:
         elif len(self.ids) >= ends.most:
             self.finish = "length"
 
-    def completion(self, tok: Any, with_chances: bool) -> Completion:
-        """Return the answer with ids that say its text; its log-probability where it was asked for and all ids were drawn."""
+    def completion(self, tok: Any, with_chances: bool, skip_special: bool = True) -> Completion:
+        """Return the answer with ids that say its text; its log-probability where it was asked for and all ids were drawn.
+
+        Without `skip_special` the text has the special tokens that were drawn, but not the one that ended it.
+        """
         if self.text is None:
             ended = self.finish == "stop"
-            text = said(tok, self.prompt, self.ids[:-1] if ended else self.ids)
+            text = said(tok, self.prompt, self.ids[:-1] if ended else self.ids, skip_special)
             ids, kept = self.ids, len(self.ids)
         else:
             text = self.text
-            ids, kept = ids_of_text(tok, self.prompt, self.ids, text)
+            ids, kept = ids_of_text(tok, self.prompt, self.ids, text, skip_special)
         known = with_chances and kept == len(ids)
         return Completion(text, ids, self.finish, sum(self.chances[:kept]) if known else None)
 
@@ -252,15 +257,16 @@ class Ends:
 
     def __init__(self, tok: Any, sampling: Sampling) -> None:
         self.tokens, self.most, self._tok, self._stop = end_ids(tok), sampling.max_tokens, tok, sampling.stop
+        self._skip = bool(sampling.extra.get(SKIP, True))
         # A stop string has at most four bytes a character and a token at least one byte; a few tokens more for what a
         # tokenizer changes at the beginning of a text.
         self._window = max((4 * len(one) for one in sampling.stop), default=0) + BEFORE
 
     def cut(self, prompt: Sequence[int], ids: Sequence[int]) -> str | None:
         """Return the text up to the first stop string; None while there is none. Only the newest tokens are read for it."""
-        if not self._stop or not self._found(self._tok.decode(ids[-self._window :], skip_special_tokens=True)):
+        if not self._stop or not self._found(self._tok.decode(ids[-self._window :], skip_special_tokens=self._skip)):
             return None
-        text = said(self._tok, prompt, ids)
+        text = said(self._tok, prompt, ids, self._skip)
         places = self._found(text)
         return text[: min(places)] if places else None
 
@@ -293,13 +299,13 @@ class Teller:
             self._on_tokens(done, sum(len(answer.ids) for answer in self._answers), self._steps)
 
 
-def said(tok: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+def said(tok: Any, prompt: Sequence[int], ids: Sequence[int], skip_special: bool = True) -> str:
     """Return what ids say behind a prompt. The first bytes of a character that was cut off are no text."""
     lead, whole = (
-        tok.decode(part, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tok.decode(part, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
         for part in (list(prompt[-BEFORE:]), [*prompt[-BEFORE:], *ids])
     )
-    text = whole[len(lead) :] if whole.startswith(lead) else tok.decode(list(ids), skip_special_tokens=True)
+    text = whole[len(lead) :] if whole.startswith(lead) else tok.decode(list(ids), skip_special_tokens=skip_special)
     return str(text).rstrip(UNFINISHED)
 
 

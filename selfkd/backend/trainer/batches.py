@@ -92,7 +92,8 @@ def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
         )
     if not text and not sampled:
         return np.zeros(0, np.int32)
-    return np.array(tokens.encode_completion(tok, text or "", sampled, ended is not False), np.int32)
+    ids = tokens.encode_completion(tok, text or "", sampled, ended is not False, messages=record["messages"])
+    return np.array(ids, np.int32)
 
 
 def _refused(row: Row, max_length: int) -> str:
@@ -111,6 +112,7 @@ def _none_left(drops: dict[str, str], max_length: int) -> str:
     reasons = list(drops.values())
     counts = {"empty": reasons.count("empty completion"), "without weight": sum("weight" in reason for reason in reasons)}
     counts["not writable in this tokenizer"] = reasons.count(tokens.UNWRITABLE)
+    counts["refused by the chat template"] = sum(reason.startswith(tokens.REFUSED) for reason in reasons)
     counts[f"longer than {max_length} tokens"] = len(reasons) - sum(counts.values())
     listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return f"all {len(drops)} rows were refused: {listed}"

@@ -108,7 +108,8 @@ def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, A
     tok, pairs = tokens.tokenizer(str(folder)), []
     for row in rows.iter_rows(named=True):
         sampled = row.get("token_ids")
-        completion = tokens.encode_completion(tok, row["text"] or "", sampled, row["finish_reason"] == "stop")
+        ended, messages = row["finish_reason"] == "stop", row["messages"]
+        completion = tokens.encode_completion(tok, row["text"] or "", sampled, ended, messages=messages)
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
     logging.disable_progress_bar()
     with repeatable(numerics):
