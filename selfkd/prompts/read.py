@@ -77,7 +77,7 @@ def places_of(
 def line_of(where: str) -> str:
     """Return the end of a place that says which line, `:3`, or which row, ` row 3`.
 
-    >>> line_of("/home/me/train.jsonl:3")
+    >>> line_of("/elsewhere/train.jsonl:3")
     ':3'
     """
     found = re.search(r"(:| row )\d+$", where)

@@ -97,7 +97,7 @@ def test_a_where_that_is_not_true_or_false_is_refused_in_one_sentence(said, wher
     [
         ("tokens > 1 and", ": something is missing at its end"),
         ("(tokens > 1", ": a ')' is missing at its end"),
-        ("tokens in (1,", ": something and a ')' is missing at its end"),
+        ("tokens in (1,", ": a ')' is missing at its end"),
         ("text = 'a", ": a quote (') is missing at its end"),
         ("tokens > 1)", ": found unexpected token ')'"),
         ("tokens === 1", ""),

@@ -260,6 +260,7 @@ def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
     header = json.dumps({"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4]}}).encode()
     Path("m").mkdir()
     Path("m/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    Path("m/config.json").write_text("{}")
     Path("r.yaml").write_text(RECIPE)
     lines = dict(plan.plan(load("r.yaml", ["model=m"]), Machine()).lines)
     assert lines["parameters"] == "about 1 million"

@@ -55,7 +55,7 @@ def test_a_misspelt_package_is_named_at_its_line_by_lint_and_plan_and_nobody_adv
     said = "r.yaml:4  model: the package 'my_tiny_modle' is not installed. Did you mean 'my_tiny_model'?"
     assert problems("package:my_tiny_modle") == [said]
     with pytest.raises(RecipeError) as caught:
-        plan.text(load("r.yaml"))
+        plan.plan(load("r.yaml"))
     assert str(caught.value) == said
     with pytest.raises(RecipeError) as caught:
         Run.open(load("r.yaml"), tmp_path / "run", HERE)
@@ -170,7 +170,7 @@ def test_words_that_the_generator_of_a_machine_does_not_know_are_refused_before_
     Path("r.yaml").write_text(text)
     slow = Machine(backend="local", generator="transformers", threads=1)
     assert [problem.startswith(TOLD) for problem in look(read("r.yaml"), machine=slow)[0].problems] == [True]
-    for refused in (lambda: plan.text(load("r.yaml"), slow), lambda: Run.open(load("r.yaml"), tmp_path / "run", slow)):
+    for refused in (lambda: plan.plan(load("r.yaml"), slow), lambda: Run.open(load("r.yaml"), tmp_path / "run", slow)):
         with pytest.raises(RecipeError) as caught:
             refused()
         assert str(caught.value).startswith(TOLD) and not (tmp_path / "run").exists()
