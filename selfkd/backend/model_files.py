@@ -60,7 +60,7 @@ def said_of_text(config: Mapping[str, Any], word: str) -> Any:
 def context_of(folder: Path, wanted: int) -> int:
     """Return how many tokens a prompt and its answer may have together: as many as are wanted, or the model's limit if that is less."""
     config = config_of(folder)
-    limits = [limit for word in LIMITS if (limit := said_of_text(config, word))]
+    limits: list[int] = [limit for word in LIMITS if (limit := said_of_text(config, word))]
     return min([wanted, *limits])
 
 

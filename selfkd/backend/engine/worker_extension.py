@@ -68,7 +68,7 @@ class WorkerExtension:
 def _lay_out_experts_again(model: Any) -> None:
     """Have vLLM make the kernels of a mixture of experts anew: for a CPU it lays their weights out there only, not in a reload (0.31)."""
     for part in model.modules():
-        method = getattr(part, "quant_method", None)
+        method: Any = getattr(part, "quant_method", None)
         if getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 
