@@ -178,3 +178,17 @@ def test_an_architecture_that_vllm_lacks_is_named_with_the_way_out(tmp_path: Pat
     with pytest.raises(UsageError, match=r"vLLM cannot run CodeGenForCausalLM: .*not supported") as error:
         vllm.Engine(numerics, as_model(folder))
     assert error.value.where == str(folder) and "generator: transformers" in error.value.fix
+
+
+@pytest.mark.nightly
+@pytest.mark.real
+def test_weights_that_vllm_cannot_take_are_told_with_the_way_out(tmp_path: Path) -> None:
+    """It makes Phi's MLP four times as wide as the model, whatever the configuration says (0.31)."""
+    with backend(tmp_path, "vllm") as local:
+        local.load({"path": str(architecture("phi", tmp_path / "source", intermediate_size=128))}, tmp_path / "root", None)
+        root = as_model(tmp_path / "root")
+        with pytest.raises(UsageError, match=r"vLLM cannot take the weights of PhiForCausalLM: .*exceeds") as error:
+            asked(local, root, tmp_path)
+    assert "generator: transformers" in error.value.fix
+    with backend(tmp_path, "transformers") as local:
+        assert asked(local, root, tmp_path).height == 2 * len(WORDS) and local.swap_notes()["proved"] is True
