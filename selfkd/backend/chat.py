@@ -35,7 +35,7 @@ Message = Mapping[str, str]
 class Chat:
     """The words of one model. The defaults are what a run did that was made before there was such a record.
 
-    `words` are given to the template, as is `now`, the instant that its clock shows ("" is the clock of the machine). `fold` puts what
+    `words` are given to the template, as is `now`, the day that its clock shows, at midnight ("" is the clock of the machine). `fold` puts what
     a system message says in front of the next user turn, `join` makes one turn of several in a row by the same role. `end` are the ids
     that the template writes behind an assistant's turn, () the end token alone. `behind`: an answer that nobody sampled is encoded
     as it would be behind its prompt.

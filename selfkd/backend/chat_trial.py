@@ -17,6 +17,7 @@ from selfkd.core.wording import did_you_mean
 # Contents that stand in no template, so that what a template makes of each can be found again.
 RULE, ASKED, ASKED_NEXT, THOUGHT, SAID = "Basalt", "Quartz", "Marble", "Gneiss", "Garnet"
 OPENS, CLOSES = "<think>", "</think>"
+DAY = len("2026-11-27")  # of an instant: runs of one day are shown the same, so that they can be the same
 SHOWN = 80  # characters of a template's own text in a remark
 
 
@@ -39,12 +40,12 @@ def unknown_words(source: str | None, words: Mapping[str, Any]) -> list[tuple[st
 
 
 def settled(source: str, write: Write, words: Mapping[str, Any], now: str) -> Chat:
-    """Return how a conversation is written with a template that is given `words`; `now` only where it asks for the time.
+    """Return how a conversation is written with a template that is given `words`; the day of `now` only where it asks for the time.
 
     `write` gives it both. A template that can write no user turn at all is left as it is: its first prompt is refused in its own words.
     """
     head = [] if _holds(write, turns(("user", ASKED))) else turns(("system", RULE))
-    chat = Chat(words=dict(words), now=now if CLOCK in names_in(source) else "", behind=True)
+    chat = Chat(words=dict(words), now=now[:DAY] if CLOCK in names_in(source) else "", behind=True)
     if not _holds(write, [*head, *turns(("user", ASKED))]):
         return chat
     fold = not _holds(write, turns(("system", RULE), ("user", ASKED)))
@@ -142,7 +143,7 @@ def remarks(write: Write, chat: Chat, counts: Counts) -> list[str]:
     if counts.lost:
         found.append(f"The chat template leaves out something of what {_prompts(counts.lost)} say, first {counts.lost_first}.")
     if chat.now:
-        found.append(f"The chat template writes the date: this run keeps {chat.now[:10]}, on whatever day it goes on.")
+        found.append(f"The chat template writes the date: this run keeps {chat.now}, on whatever day it goes on.")
     return found
 
 

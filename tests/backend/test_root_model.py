@@ -284,7 +284,7 @@ def test_how_a_model_is_spoken_to_is_kept_beside_its_weights_and_told_by_its_nam
     asked = Questions([], 100, words={"hush": True}, now="2026-11-27T12:00:00Z")
     notes = root_model.load_model({"path": str(source)}, tmp_path / "out", None, asked)
     kept = json.loads((tmp_path / "out/chat.json").read_text())
-    assert kept["words"] == {"hush": True} and kept["now"] == "2026-11-27T12:00:00Z"
+    assert kept["words"] == {"hush": True} and kept["now"] == "2026-11-27"
     assert notes["chat"] == [
         f"{source}: the chat template writes the date: this run keeps 2026-11-27, on whatever day it goes on."
     ]

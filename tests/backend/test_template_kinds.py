@@ -86,7 +86,7 @@ def test_what_a_template_cannot_write_is_found_by_trying_it(kind: Kind) -> None:
     tok = tokenizer_of(kind)
     found = tokens.settled(tok, kind.words, NOW)
     assert (found.fold, found.join) == (kind.fold, kind.join)
-    assert found.now == (NOW if kind.template == DATED else "")
+    assert found.now == ("2026-11-27" if kind.template == DATED else "")
     assert found.end == (() if list(kind.answer[1:]) == [tok.eos_token_id] else tuple(kind.answer[1:]))
 
 
@@ -127,6 +127,8 @@ def test_the_day_is_in_the_digest_only_of_a_model_whose_template_shows_it(tmp_pa
             said[name, day[:10]] = digest.descriptions(folder, digest.DESCRIPTIONS)
     assert said["ChatML", "2026-11-27"] == said["ChatML", "2026-11-28"] != {}
     assert said["today", "2026-11-27"] != said["today", "2026-11-28"]
+    later = tokens.settled(tokenizer_of(kind_named("today")), {}, "2026-11-27T23:59:59Z")
+    assert later == tokens.settled(tokenizer_of(kind_named("today")), {}, "2026-11-27T00:00:00Z")
 
 
 # ---- older runs ----
