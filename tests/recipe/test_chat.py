@@ -18,6 +18,7 @@ from selfkd.recipe.load import read
 def model(folder: Path, template: str | None, special: tuple[str, ...] = ()) -> None:
     """The files of a model that lint looks at."""
     folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
     config: dict[str, Any] = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, **({"chat_template": template} if template else {})}))
     added = [{"content": token, "special": True} for token in special]

@@ -190,7 +190,7 @@ def test_a_plan_for_cards_that_are_not_here_says_gib_line_by_line_and_refuses(mo
 
 
 def test_a_model_whose_sizes_are_not_known_is_not_refused() -> None:
-    (Path("big") / "config.json").unlink()
+    (Path("big") / "config.json").write_text('{"model_type": "of tomorrow"}')
     found = plan.plan(load("r.yaml"), read_machine(Path("1x24gb")))
     assert dict(found.lines)["memory"].startswith("unknown: ")
     found.refuse()
