@@ -1,4 +1,4 @@
-"""What a recipe will cost: requests, tokens, rows, memory, disk and hours, as upper bounds, from words alone. Starts nothing.
+"""What a recipe will cost: requests, tokens, rows, memory, disk and time, as upper bounds, from words alone. Starts nothing.
 
 Every figure assumes that each answer is as long as it may be and that nothing is dropped but what a cap drops. What is not known
 here (the size of a model or of a data set that lies on a hub) is said to be unknown, not guessed.
@@ -34,7 +34,7 @@ NO_MEMORY = "not compared: this system does not say how much it has; `memory_gb`
 
 @dataclass(frozen=True)
 class Plan:
-    """`lines` of (what, how much): each step of the first and of the last round, then memory, disk and hours; `problems`: what cannot be."""
+    """`lines` of (what, how much): each step of the first and of the last round, then memory, disk and time; `problems`: what cannot be."""
 
     lines: Sequence[tuple[str, str]]
     problems: Sequence[str] = ()
@@ -154,7 +154,7 @@ def _whole(
     if weights is None:
         missing = ready.missing_model(recipe)
         unknown_yet = "unknown until the model is here" + (f": {missing}" if missing else "")
-        return [*lines, *memory, ("disk, hours", unknown_yet)]
+        return [*lines, *memory, ("disk, time", unknown_yet)]
     checkpoints = min(recipe.rounds + 1, recipe.keep.last + recipe.keep.best + recipe.keep.base + 1)  # one is being written
     disk = 4 * weights * checkpoints + BYTES_PER_TOKEN * made
     lines += [("parameters", f"about {weights / 1e6:,.0f} million"), *memory]
@@ -163,11 +163,11 @@ def _whole(
         lines += [("generator", SLOW)]
     return [
         *lines,
-        ("hours", f"up to {_hours(made, learned, weights, recipe.rounds, machine)}{more}; answers are usually shorter"),
+        ("time", f"up to {_time(made, learned, weights, recipe.rounds, machine)}{more}; answers are usually shorter"),
     ]
 
 
-def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
+def _time(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
     place = "gpu" if machine.cards or accelerator().on_cards else "cpu"
     makes, learns = SPEED[place]
     if chosen_generator(machine) == "transformers":
@@ -175,7 +175,9 @@ def _hours(made: int, learned: int, weights: int, rounds: int, machine: Machine)
     generators, trainers = (machine.generators, machine.trainers) if place == "gpu" else (1, 1)
     seconds = made * weights / makes / generators + learned * weights / learns / trainers + rounds * SWAP_SECONDS
     where = "such cards" if machine.cards else f"this machine's {place.upper()}"
-    return f"{seconds / 3600:.1f}, roughly, on {where}"
+    minutes = math.ceil(seconds / 60)
+    took = f"{minutes} minutes" if 1 < minutes < 100 else "a minute" if minutes <= 1 else f"{seconds / 3600:.1f} hours"
+    return f"{took}, roughly, on {where}"
 
 
 def _total(rounds: list[list[Cost]], field_: str) -> int:

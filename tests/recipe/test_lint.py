@@ -252,7 +252,7 @@ def test_a_plan_counts_upper_bounds_and_says_what_it_does_not_know():
     assert lines["round 1  select"] == "at most 40 samples kept"
     assert lines["round 1  train"].startswith("40 rows, 40 read in all")
     assert lines["all rounds"].startswith("25,600 tokens made")  # 2 rounds x 5,120 and 3 measures x 20 x 256
-    assert lines["disk, hours"] == "unknown until the model is here"
+    assert lines["disk, time"] == "unknown until the model is here"
     assert lines["memory"].startswith("unknown: ")
 
 
@@ -264,7 +264,7 @@ def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
     Path("r.yaml").write_text(RECIPE)
     lines = dict(plan.plan(load("r.yaml", ["model=m"]), Machine()).lines)
     assert lines["parameters"] == "about 1 million"
-    assert lines["hours"].startswith("up to 0.0, roughly") and "generator" not in lines
+    assert lines["time"].startswith("up to a minute, roughly") and "generator" not in lines
     slow = dict(plan.plan(load("r.yaml", ["model=m"]), Machine(generator="transformers")).lines)
     assert slow["generator"].startswith("transformers (slow: ")
 
