@@ -153,6 +153,7 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
         optimiser=options.get("optim") or Training.optimiser,
         ranks=ranks,
         on_card=on_card,
+        shards=ranks if words.get("shard") else 1,
     )
 
 
@@ -213,12 +214,13 @@ def _answering(where: str, card: int, has: _Seated, words: Mapping[str, Any], si
 
 
 def _on_the_host(machine: Machine, words: Mapping[str, Any], sizes: Sizes, place: Place) -> Iterator[Load]:
-    """Yield what ranks on cards ask of the machine's memory: each reads the whole checkpoint there first."""
+    """Yield what ranks on cards ask of the machine's memory: each reads the whole checkpoint there first, or its part of a divided model."""
     if place.memory is None:
         return
     ranks, engines = words["trainers"], machine.generators * words["tensor_parallel"]
     processes = ranks * memory.RANK_PROCESS + engines * memory.ENGINE_PROCESS + DRIVER
-    need = Need({"weights": ranks * memory.FP32 * sizes.parameters}, {}, libraries=processes)
+    copies = 1 if words.get("shard") else ranks
+    need = Need({"weights": copies * memory.FP32 * sizes.parameters}, {}, libraries=processes)
     yield Load("memory", "loading", place.memory, need)
 
 
@@ -255,6 +257,7 @@ WAYS = (
         "per_device_train_batch_size: 1 (in train.trl, with gradient_accumulation_steps larger by as much)",
         lambda how: replace(how, rows=1, accumulation=how.accumulation * how.rows),
     ),
+    Way("shard: true (in the machine file)", lambda how: replace(how, shards=how.ranks)),
     Way("optim: adafactor (in train.trl; it learns otherwise)", lambda how: replace(how, optimiser="adafactor")),
 )
 

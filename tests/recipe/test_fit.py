@@ -86,9 +86,21 @@ def fitted(sizes: Sizes, recipe: Recipe, learned: int) -> list[fit.Load]:
     return fit.loads(recipe, machine, fit.words_of(machine, place), sizes, fit.Lengths(512, learned), place)
 
 
-def test_eight_cards_make_it_no_smaller_and_neighbours_stand_in_one_line() -> None:
+def test_eight_cards_with_a_whole_model_each_make_it_no_smaller_and_neighbours_stand_in_one_line() -> None:
     [problem] = asked(SEVEN, cards=8, generators=8, trainers=8)
     assert problem.startswith("cards 1-8, training: ")
+    assert "What would fit: shard: true (in the machine file): up to 21.7 GiB;" in problem
+
+
+def test_a_model_that_is_divided_over_eight_cards_fits_where_a_whole_one_does_not() -> None:
+    """7.24e9 × 16 / 8 / 2^30 = 13.5 GiB on each, beside 1 for CUDA and 1.5 for the engine that sleeps there."""
+    words = {"cards": 8, "generators": 8, "trainers": 8, "shard": True}
+    assert asked(SEVEN, **words) == []
+    machine, place = Machine(card_gb=80.0, **words), fit.Place((EIGHTY,) * 8, 200 * GIB)
+    found = fit.loads(load("r.yaml"), machine, fit.words_of(machine, place), SEVEN, fit.Lengths(512, 64), place)
+    assert found[0].need.least / GIB == pytest.approx(13.5 + 1 + 1.5, abs=0.1)
+    host = next(one for one in found if one.stage == "loading")
+    assert host.need.certain["weights"] == 4 * SEVEN.parameters  # a part of the checkpoint each, not eight times the whole
 
 
 def test_small_models_fit_and_say_how_many_answers() -> None:
