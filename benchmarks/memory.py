@@ -9,7 +9,7 @@ Prints one line a case: what was measured, what was predicted, and how far apart
 from __future__ import annotations
 
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,6 +52,12 @@ def rows_of(model: str, folder: Path) -> Path:
     return folder / "rows.parquet"
 
 
+def held(name: str) -> int:
+    """Return the bytes that this process holds now (VmRSS), or held at most (VmHWM)."""
+    [kibibytes] = re.findall(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kibibytes) * 1024
+
+
 def measure(model: str, precision: str, way: str, folder: Path) -> None:
     """Train the root in `folder` and print what it took; what a child process does."""
     from selfkd.backend import tokens
@@ -59,13 +65,14 @@ def measure(model: str, precision: str, way: str, folder: Path) -> None:
     from selfkd.backend.trainer import batches, update
     from selfkd.core.pool import Model
 
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Path("/proc/self/clear_refs").write_text("5")  # a process begins with the peak of the one that started it
+    base = held("VmRSS")
     start, rows = Model("policy", str(folder / "root"), "digest"), [folder / "rows.parquet"]
     checkpointing = way == "checkpointing"
     trl = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "gradient_checkpointing": checkpointing}
     spec = TrainSpec("sft", SEED, max_length=512, precision=precision, trl={**trl, "learning_rate": 1e-4})
     update.train_rank(start, None, rows, spec, folder / f"out-{precision}-{way}", {"threads": 1})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = held("VmHWM")
     read, _ = batches.read_rows(tokens.tokenizer(start.path), rows, False, 512)
     split = batches.finer(batches.share(BATCH, 1, 1), read, batches.FLAT_TOKENS)
     shape = {

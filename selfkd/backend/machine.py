@@ -117,7 +117,9 @@ class Machine:
         1,
     )
     cards: int = _setting(
-        "Cards that `--plan` plans for, with `card_gb` of memory each; 0: those of this machine, which a run counts itself.", 0, 0
+        "Cards that `--plan` plans for, with `card_gb` of memory each; 0: those of this machine, which a run counts itself.",
+        0,
+        0,
     )
     card_gb: float = _setting("GiB of memory of each card that `--plan` plans for.", 0.0, 0)
     memory_gb: float = _setting("GiB of the machine's own memory that `--plan` plans for; 0: what this machine has.", 0.0, 0)

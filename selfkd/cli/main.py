@@ -111,7 +111,12 @@ OVERRIDES = Argument(
 )
 RUN = Argument("run", type=Path, metavar="RUN", help="folder of a run")
 RUNS = Argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
-ON = Argument("--on", type=Path, metavar="MACHINE", help="machine settings, a YAML file or the name of a shipped one (selfkd help machine)")
+ON = Argument(
+    "--on",
+    type=Path,
+    metavar="MACHINE",
+    help="machine settings, a YAML file or the name of a shipped one (selfkd help machine)",
+)
 
 COMMANDS = {
     "run": Command(
