@@ -21,7 +21,7 @@ ADAM = 8.0
 # TRL's output head works in tiles of so many tokens and so many words of the vocabulary; ours on a CPU holds logits whole up to so many.
 TILE_TOKENS, TILE_WORDS, WHOLE_LOGITS = 4096, 32768, 1 << 27
 # What a process takes without a model: Python, torch and the libraries around it; on a card CUDA's context and what its libraries keep.
-RANK_PROCESS, ENGINE_PROCESS, CARD_CONTEXT = int(1.15 * GIB), int(1.3 * GIB), GIB
+RANK_PROCESS, ENGINE_PROCESS, CARD_CONTEXT = int(0.58 * GIB), int(1.3 * GIB), GIB
 # vLLM: tokens and requests of one step on cards of 70 GiB and more, and on smaller ones; and what its recorded graphs take.
 LARGE_CARD, LARGE_STEP, SMALL_STEP = 70 * GIB, (16384, 1024), (8192, 256)
 GRAPHS = GIB // 2
@@ -63,8 +63,8 @@ class Training:
 class Need:
     """What a process needs at its peak. `certain` lies there at once whatever the rows are; `passing` comes and goes with them.
 
-    `replaced`: bytes of `certain` that are not there yet when the passing ones are. `libraries`: what programs take of a machine's
-    memory, a part of which it can do without.
+    `replaced`: bytes of `certain` that are not there yet when the passing ones are. `libraries`: what programs and mapped files
+    take of a machine's memory, a part of which it can do without.
     """
 
     certain: Parts
@@ -101,7 +101,9 @@ def of_training(sizes: Sizes, how: Training) -> Need:
     passing = {"activations": activations(sizes, how), "logits": logits(sizes, how)}
     if how.bf16:
         passing["bf16 copies"] = HALF * sizes.parameters // how.shards
-    return Need(states, passing, 0 if how.gradients_wait else states["gradients"], 0 if how.on_card else RANK_PROCESS)
+    # On a CPU a copy more was measured: of checkpoints that are read and written, whose files are mapped.
+    beside = 0 if how.on_card else RANK_PROCESS + FP32 * sizes.parameters
+    return Need(states, passing, 0 if how.gradients_wait else states["gradients"], beside)
 
 
 def optimiser_bytes(name: str) -> float:

@@ -232,12 +232,12 @@ def _on_a_cpu(
     engines, ranks = machine.generators * words["tensor_parallel"], words["trainers"]
     served = replace(served, step=(served.step[0], words["max_num_seqs"] or CPU_SEQUENCES))
     engine = memory.of_engine(sizes, served, int(words["kv_cache_gb"] * GIB)).times(engines)
-    libraries = engine.libraries + ranks * memory.RANK_PROCESS + DRIVER
+    waiting = engine.libraries + DRIVER
     for need in sorted((memory.of_training(sizes, how).times(ranks) for how in trainings), key=lambda need: -need.peak)[:1]:
         certain = {**need.certain, "engine's weights": engine.certain["weights"]}
         passing = {**need.passing, "KV cache": engine.passing["KV cache"]}
-        yield Load("memory", "training", place.memory, Need(certain, passing, need.replaced, libraries))
-    yield Load("memory", "answering", place.memory, replace(engine, libraries=libraries))
+        yield Load("memory", "training", place.memory, Need(certain, passing, need.replaced, need.libraries + waiting))
+    yield Load("memory", "answering", place.memory, replace(engine, libraries=waiting + ranks * memory.RANK_PROCESS))
 
 
 # ---- what is refused, and what would fit ----
