@@ -21,6 +21,7 @@ from selfkd.backend.chat_template import names_in
 from selfkd.chain import records
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
+from selfkd.core import install
 from selfkd.core.wording import counted
 from selfkd.errors import UsageError
 from selfkd.report.rows import Found
@@ -63,9 +64,7 @@ def _loaded(model: Path) -> Any:
     try:
         return tokens.tokenizer(str(model))
     except ImportError as error:
-        raise UsageError(
-            f"transformers cannot be imported: {error}", "--as-prompted", "pip install 'selfkd[engine]'"
-        ) from error
+        raise UsageError(f"transformers cannot be imported: {error}", "--as-prompted", install.extra("engine")) from error
 
 
 def shown(found: Found, tok: Any) -> Iterator[Shown]:
