@@ -52,7 +52,8 @@ def try_walk(recipe: Recipe, environment: Sequence[str] = ()) -> Report:
 def dry_run(recipe: Recipe, environment: Sequence[str] = ()) -> list[Seal]:
     """Walk two rounds in a temporary folder with a model that knows some of the answers; the records of the sealed rounds.
 
-    No answer is cut: how long a stand-in is says nothing of a model's. A few prompts of each split; those that lie on a hub are stood in for by sums with every column that a template or reward names.
+    No answer is cut: how long a stand-in is says nothing of a model's. A few prompts of each split; those that lie on a hub are stood in
+    for by sums with every column that a template or reward names.
     """
 
     with TemporaryDirectory(prefix="selfkd-dry-") as folder:
