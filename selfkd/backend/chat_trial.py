@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from selfkd.backend.chat import CLOCK, OWNED, Chat, Message
@@ -50,7 +50,7 @@ def settled(source: str, write: Write, words: Mapping[str, Any], now: str) -> Ch
         return chat
     fold = not _holds(write, turns(("system", RULE), ("user", ASKED)))
     join = not _holds(write, [*head, *turns(("user", ASKED), ("user", ASKED_NEXT))])
-    return Chat(chat.words, chat.now, fold, join, (), True)
+    return replace(chat, fold=fold, join=join)
 
 
 def _holds(write: Write, messages: Sequence[Message]) -> bool:

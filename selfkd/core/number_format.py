@@ -19,6 +19,7 @@ KEEPING = {
     "DNNL_MAX_CPU_ISA": ONEDNN_NARROW,
     "ATEN_CPU_CAPABILITY": ("DEFAULT", "AVX2"),
 }
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}  # of a number
 SLOW = 3.0  # a bfloat16 matmul that takes so many times as long as in float32 is emulated, whatever the flags say
 Slowdown = Callable[[], float | str]  # how many times as long it takes, or why that is not known
 

@@ -23,13 +23,12 @@ from selfkd.backend.trainer.batches import FLAT_TOKENS, cut, share
 from selfkd.backend.trainer.trl_options import for_loss
 from selfkd.core.accelerator import accelerator
 from selfkd.core.hardware import total_memory
-from selfkd.core.number_format import in_hardware, of_training
+from selfkd.core.number_format import BYTES, in_hardware, of_training
 from selfkd.errors import UsageError
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
 BATCH = 8  # rows that go through the model at once where nobody says otherwise; that of trainer/update.py
-WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 DRIVER = GIB // 2
 
 
@@ -161,7 +160,7 @@ def serving(recipe: Recipe, words: Mapping[str, Any], place: Place) -> Serving:
     """Return how an engine answers."""
     tokens, requests = memory.usual_step(min(place.cards) if place.cards else None)
     asked = words["engine"].get("max_num_batched_tokens") or max(tokens, recipe.context + 1)
-    width, spread = WIDTHS.get(words["dtype"], memory.HALF), words["tensor_parallel"]
+    width, spread = BYTES.get(words["dtype"], memory.HALF), words["tensor_parallel"]
     return Serving(recipe.context, (asked, words["max_num_seqs"] or requests), width, spread, bool(place.cards))
 
 

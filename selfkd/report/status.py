@@ -81,10 +81,12 @@ def read(folder: Path) -> Status:
     """Return the state of the run in `folder`; raise UsageError where there is none."""
     paths = Paths(folder)
     info = info_of(paths)
-    finished, wanted = rounds(paths), rounds_wanted(paths, info)
+    amendments, sealed = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()], _sealed(paths)
+    recipe = amendments[-1].recipe if amendments else info.recipe  # the one in force
+    finished, wanted = rounds(paths), int(recipe["rounds"])
     attempts = paths.attempts()
     events = _tail(paths.events(attempts[-1])) if attempts else []
-    state, note = _state(paths, finished, wanted, ended_early(paths, info), events)
+    state, note = _state(paths, finished, wanted, _ended_early(recipe, sealed, amendments), events)
     return Status(
         folder=folder,
         name=info.name,
@@ -95,7 +97,7 @@ def read(folder: Path) -> Status:
         note=note,
         log=paths.attempt(attempts[-1]) if attempts else None,
         progress={} if state == "done" else _progress(events),
-        best=_best(paths, info),
+        best=_best(recipe, sealed),
     )
 
 
@@ -115,22 +117,15 @@ def info_of(paths: Paths) -> Info:
     return records.read(paths.info, Info, unchanged=False)
 
 
-def rounds_wanted(paths: Paths, info: Info) -> int:
-    """Return how many rounds the newest amendment asks for, else the run as created."""
-    return int(_recipe_in_force(info, _amendments(paths))["rounds"])
-
-
-def ended_early(paths: Paths, info: Info) -> str:
+def _ended_early(recipe: Mapping[str, Any], sealed: Sequence[Seal], amendments: Sequence[Amendment]) -> str:
     """Return why the run ended before its last round, or '': a stop that the recipe in force would not make is none any more."""
-    amendments = _amendments(paths)
-    words = _recipe_in_force(info, amendments).get("stop")
-    sealed = _sealed(paths)
+    words = recipe.get("stop")
     spent = sum(seal.notes.get("tokens", 0) for seal in sealed)
     return steering.ended_early(Stop.model_validate(words) if words else None, sealed, amendments, spent)
 
 
-def _best(paths: Paths, info: Info) -> str:
-    words, sealed = _recipe_in_force(info, _amendments(paths)).get("best"), _sealed(paths)
+def _best(recipe: Mapping[str, Any], sealed: Sequence[Seal]) -> str:
+    words = recipe.get("best")
     if not words or len(sealed) < 2:
         return ""
     best = Best.model_validate(words)
@@ -140,14 +135,6 @@ def _best(paths: Paths, info: Info) -> str:
 
 def _sealed(paths: Paths) -> list[Seal]:
     return [records.read(names.seal, Seal, unchanged=False) for names in paths.rounds() if names.seal.is_file()]
-
-
-def _recipe_in_force(info: Info, amendments: Sequence[Amendment]) -> Mapping[str, Any]:
-    return amendments[-1].recipe if amendments else info.recipe
-
-
-def _amendments(paths: Paths) -> list[Amendment]:
-    return [records.read(path, Amendment, unchanged=False) for path in paths.amendments()]
 
 
 def rounds(paths: Paths) -> list[RoundSummary]:

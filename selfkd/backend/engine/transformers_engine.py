@@ -29,6 +29,7 @@ from selfkd.backend.probe import Earlier, Probe, Scores, judge, read_probe, toke
 from selfkd.backend.tokens import BEFORE, encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
 from selfkd.backend.trainer import batches
 from selfkd.core.install import extra
+from selfkd.core.number_format import BYTES
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
 
@@ -36,7 +37,6 @@ SCORED_TOKENS = 2048  # of one forward pass that scores: its logits, for a vocab
 GREEDY_BELOW = 1e-5  # a temperature under it is none, as in vLLM
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
 SKIP = "skip_special_tokens"
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class Engine:
