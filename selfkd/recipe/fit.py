@@ -20,7 +20,7 @@ from selfkd.backend.memory import GIB, Need, Serving, Training
 from selfkd.backend.model_sizes import Sizes
 from selfkd.backend.ray import placement
 from selfkd.backend.trainer.batches import FLAT_TOKENS, cut, share
-from selfkd.backend.trainer.trl_options import for_loss
+from selfkd.backend.trainer.trl_options import BATCH, for_loss
 from selfkd.core.accelerator import accelerator
 from selfkd.core.hardware import total_memory
 from selfkd.core.number_format import BYTES, in_hardware, of_training
@@ -28,7 +28,6 @@ from selfkd.errors import UsageError
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
-BATCH = 8  # rows that go through the model at once where nobody says otherwise; that of trainer/update.py
 DRIVER = GIB // 2
 
 

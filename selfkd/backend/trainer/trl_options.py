@@ -13,6 +13,7 @@ from selfkd.backend.option_kinds import is_kind
 from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.wording import did_you_mean
 
+BATCH = 8  # rows that go through the model at once where nobody says otherwise
 # name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
 COMMON: dict[str, tuple[str, float | None]] = {
     "activation_offloading": ("bool", None),

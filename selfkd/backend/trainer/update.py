@@ -32,7 +32,7 @@ from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_lis
 from selfkd.backend.trainer import batches, checkpoint, flat, losses, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
-from selfkd.backend.trainer.trl_options import check_trl, for_loss
+from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
 from selfkd.core.wording import first_line
@@ -41,7 +41,7 @@ from selfkd.errors import GuardError, SelfkdError, UsageError
 # Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
 # decay to zero in each would make the step size a saw-tooth over the chain.
 TRL_DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": BATCH,
     "gradient_accumulation_steps": 1,
     "num_train_epochs": 1,
     "lr_scheduler_type": "constant",
