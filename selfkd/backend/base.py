@@ -17,6 +17,7 @@ from selfkd.core.facts import Facts
 from selfkd.core.pool import MESSAGES, Model, shape
 
 REPORT_SECONDS = 1.0  # between two reports of progress
+TOO_LONG = "too long"  # finish_reason of a request that was not asked, because the context does not hold it with its answer
 REQUESTS: dict[str, Any] = {
     "id": pl.String,
     "prompt": pl.String,
@@ -47,6 +48,7 @@ class Chunk:
     Replies depend on who else is in the batch, so a chunk is generated alone, from an empty prefix cache, and asked again
     whole if it was interrupted. `key` names it by content. Its answers wait in `tmp` until it is proved which weights gave
     them; then they lie in `folder` as one immutable file named `prefix` + the hash of its bytes.
+    `drop_long`: a request that the context does not hold with its answer is answered by `NOT_ASKED`, and does not end the run.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Chunk:
     requests: pl.DataFrame
     folder: Path
     tmp: Path
+    drop_long: bool = False
 
     @property
     def prefix(self) -> str:
@@ -73,6 +76,9 @@ class Completion:
     token_ids: Sequence[int]
     finish_reason: str
     logprob: float | None
+
+
+NOT_ASKED = Completion("", (), TOO_LONG, None)
 
 
 @dataclass(frozen=True)

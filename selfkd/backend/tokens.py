@@ -418,13 +418,19 @@ def _written_end(tok: Any, behind: str) -> tuple[int, ...]:
 # ---- what engines are asked ----
 
 
-def encode_requests(tok: Any, conversations: Sequence[Messages], room: int, context: int) -> list[list[int]]:
-    """Return the ids of prompts whose answers may have `room` tokens; UsageError names one that `context` does not hold with them."""
+def encode_requests(
+    tok: Any, conversations: Sequence[Messages], room: int, context: int, drop_long: bool = False
+) -> list[list[int] | None]:
+    """Return the ids of prompts whose answers may have `room` tokens.
+
+    One that `context` does not hold with its answer is a UsageError which names it; None with `drop_long`.
+    """
     places = [named(messages) for messages in conversations]
     prompts = encode_prompts(tok, conversations, places)
-    for place, ids in zip(places, prompts, strict=True):
-        _must_fit(place, len(ids), room, context)
-    return prompts
+    if not drop_long:
+        for place, ids in zip(places, prompts, strict=True):
+            _must_fit(place, len(ids), room, context)
+    return [ids if len(ids) + room <= context else None for ids in prompts]
 
 
 def encode_samples(tok: Any, rows: Sequence[Mapping[str, Any]], room: int, context: int) -> tuple[list[list[int]], list[int]]:
@@ -445,4 +451,6 @@ def encode_samples(tok: Any, rows: Sequence[Mapping[str, Any]], room: int, conte
 def _must_fit(place: str, length: int, room: int, context: int) -> None:
     if length + room > context:
         what = f"has {length} tokens and {room} more are to be generated, but the context holds {context}"
-        raise UsageError(what, place, "Shorten or drop it, lower max_tokens, or raise the recipe's `context`.")
+        raise UsageError(
+            what, place, "Shorten or drop it (the recipe's `long: drop` does so), lower max_tokens, or raise `context`."
+        )

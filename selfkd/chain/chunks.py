@@ -28,7 +28,10 @@ LOOSE_FACTOR = 16  # times the recipe's `chunk`: the largest ones, and the only 
 
 @dataclass(frozen=True)
 class Asked:
-    """All that is asked at one place of a run. `key` is of what the step generates; answers lie in `folder`."""
+    """All that is asked at one place of a run. `key` is of what the step generates; answers lie in `folder`.
+
+    `drop_long` is in no key: a chunk with a request that is too long has no answers where that ends the run.
+    """
 
     requests: pl.DataFrame
     key: str
@@ -37,6 +40,7 @@ class Asked:
     stream: str
     folder: Path
     tmp: Path
+    drop_long: bool = False
 
     def name(self, part: pl.DataFrame) -> str:
         """Return the key of a part of the requests: it names `key`, the weights, the sampling and the requests themselves."""
@@ -47,7 +51,7 @@ class Asked:
     def cut(self, size: int) -> list[Chunk]:
         """Return the requests in chunks of `size`."""
         parts = self.requests.iter_slices(size)
-        return [Chunk(self.name(part), self.stream, part, self.folder, self.tmp) for part in parts]
+        return [Chunk(self.name(part), self.stream, part, self.folder, self.tmp, self.drop_long) for part in parts]
 
 
 def recorded_size(asked: Asked, engines: int, usual: int, path: Callable[[str], Path]) -> int:

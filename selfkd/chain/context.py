@@ -126,10 +126,13 @@ class StepContext:
     def say(self, text: str) -> None:
         self.attempt.warn(text)
 
-    def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
+    def generate(
+        self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str, about_samples: bool = False
+    ) -> list[Path]:
         self._refuse_repeats(requests)
         place, tmp = self.place, self.run.paths.tmp
-        asked = Asked(requests, place.generation_key, model, sampling, stream, place.data, tmp)
+        drop = about_samples and self.run.recipe.long == "drop"
+        asked = Asked(requests, place.generation_key, model, sampling, stream, place.data, tmp, drop)
         wanted = asked.cut(self._chunk_size(asked))
         done = chunks.finished(wanted, model)
         for path in done.values():

@@ -90,7 +90,8 @@ class Recipe(_Words):
     )
     long: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="Prompts that with their answer are longer than `context`: refuse to start, or leave them out of every round.",
+        description="Prompts that with their answer are longer than `context`: refuse to start, or leave them out of every round. "
+        "What a step asks about a sample (`of`) is measured when it is asked: refuse ends the run there, drop leaves that question out.",
     )
     context: int = Field(
         1024,

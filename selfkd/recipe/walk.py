@@ -232,7 +232,9 @@ class LintContext:
     def say(self, text: str) -> None:
         pass
 
-    def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
+    def generate(
+        self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str, about_samples: bool = False
+    ) -> list[Path]:
         return []
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:

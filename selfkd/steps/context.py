@@ -71,8 +71,14 @@ class Context(Protocol):
     def say(self, text: str) -> None:
         """Tell whoever watches something that they should know, once."""
 
-    def generate(self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str) -> list[Path]:
-        """Answer `requests` in canonical chunks; finished chunks of an earlier attempt are used. Returns files of table `samples`."""
+    def generate(
+        self, model: Model, requests: pl.DataFrame, sampling: Sampling, stream: str, about_samples: bool = False
+    ) -> list[Path]:
+        """Answer `requests` in canonical chunks; finished chunks of an earlier attempt are used. Returns files of table `samples`.
+
+        One that the context does not hold ends the run. Where it is `about_samples`, whose length nobody knew before, it has the
+        finish_reason TOO_LONG instead if the recipe says `long: drop`.
+        """
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         """Yield (id, summed log-probability, tokens) of each row's text after its messages, under `model`."""

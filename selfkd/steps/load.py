@@ -15,12 +15,11 @@ from selfkd.core import views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import UsageError
 from selfkd.steps.context import Context, Messages
-from selfkd.steps.question import Question
+from selfkd.steps.question import LONGER, Question
 from selfkd.steps.step import Step
 
 SLICE = 20_000  # prompts whose texts are in memory at once
 STOOD_IN = "1"  # what a sample says that is not there yet
-TOO_LONG = "longer than the context allows"
 
 
 class LoadStep(Step):
@@ -55,7 +54,7 @@ class LoadStep(Step):
         if self.long == "refuse":
             raise _refusal(found, context)
         ids = sorted({one["id"] for one in found})
-        drops = [{"id": name, "step": self.name, "reason": TOO_LONG} for name in ids]
+        drops = [{"id": name, "step": self.name, "reason": LONGER} for name in ids]
         told = {"long": {**_counts(found), "longest": max(one["tokens"] for one in found)}}
         return Addition({"drops": [shape("drops", drops)]}, models={self.role: folder}, notes={**notes, **told})
 

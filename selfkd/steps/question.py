@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 
 from selfkd.steps.context import Messages, Render, Row
 
+LONGER = "longer than the context allows"  # why a prompt or a question about a sample is dropped
+
 
 @dataclass(frozen=True)
 class Question:

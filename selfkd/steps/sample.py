@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import polars as pl
 from pydantic import Field
 
-from selfkd.backend.base import REQUESTS, Sampling
+from selfkd.backend.base import REQUESTS, TOO_LONG, Sampling
 from selfkd.backend.engine.sampling_options import check_length, check_vllm
 from selfkd.core import digest, views
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Addition, Pool
+from selfkd.core.pool import Addition, Pool, shape
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, times
 from selfkd.steps.outlook import Outlook
-from selfkd.steps.question import Question
+from selfkd.steps.question import LONGER, Question
 from selfkd.steps.step import Problem, Stage, Step, TextList
 
 
@@ -86,8 +87,15 @@ class SampleStep(Step):
 
     def run(self, pool: Pool, context: Context) -> Addition:
         sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop, self.vllm)
-        files = context.generate(context.model(ModelRef.parse(self.model)), self.requests(pool, context), sampling, self.as_)
-        return Addition({"samples": list(files)})
+        model, requests = context.model(ModelRef.parse(self.model)), self.requests(pool, context)
+        files = context.generate(model, requests, sampling, self.as_, about_samples=bool(self.of))
+        drops = self._not_asked(files) if self.of and files else []
+        return Addition({"samples": list(files), **({"drops": [shape("drops", drops)]} if drops else {})})
+
+    def _not_asked(self, files: Sequence[Path]) -> list[dict[str, str]]:
+        """Return a drop for each request about a sample that did not fit into the context."""
+        found = pl.scan_parquet(list(files), glob=False).filter(pl.col("finish_reason") == TOO_LONG).select("id").collect()
+        return [{"id": name, "stream": self.as_, "step": self.name, "reason": LONGER} for name in sorted(found["id"])]
 
     def requests(self, pool: Pool, context: Context) -> pl.DataFrame:
         """The sorted request list: one row per answer wanted, seeded by names only (round, step, prompt, number)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,14 @@ def test_an_answer_that_fills_the_context_is_scored_and_a_longer_prompt_is_named
     assert engine.logprobs(full)[0][2] == 256 - prompt
     with pytest.raises(UsageError, match=r"the prompt 'x{60}…'  has \d+ tokens and 64 more .* holds 256"):
         engine.generate(chunk_of(tmp_path, ["hi", "x" * 190]), Sampling(max_tokens=64))
+
+
+def test_a_prompt_longer_than_the_context_is_not_asked_where_it_may_be_left_out(engine: Engine, tmp_path: Path) -> None:
+    asked = replace(chunk_of(tmp_path, ["x" * 190, "hi", "y" * 190]), drop_long=True)
+    found = pl.read_parquet(engine.generate(asked, Sampling(max_tokens=64, temperature=0)).path).sort("number")
+    assert [reason == "too long" for reason in found["finish_reason"]] == [True, False, True]
+    alone = pl.read_parquet(engine.generate(chunk_of(tmp_path, ["hi"], 1), Sampling(max_tokens=64, temperature=0)).path)
+    assert found["text"].to_list() == ["", alone["text"][0], ""] and found["tokens"].to_list() == [0, alone["tokens"][0], 0]
 
 
 def test_progress_is_told_and_an_interrupted_chunk_is_answered_anew(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,6 +276,22 @@ def test_a_prompt_longer_than_the_context_is_named_and_nothing_is_generated(engi
     with pytest.raises(UsageError, match=r"the prompt 'x{60}…'  has \d+ tokens and 64 more .* holds 256"):
         engine.generate(chunk(tmp_path, ["hi", "x" * 190]), Sampling(max_tokens=64))
     assert not (tmp_path / "data").exists()
+
+
+def test_a_prompt_longer_than_the_context_is_not_asked_where_it_may_be_left_out(engine: vllm.Engine, tmp_path: Path) -> None:
+    asked = replace(chunk(tmp_path, ["x" * 190, "hi", "y" * 190]), drop_long=True)
+    found = pl.read_parquet(engine.generate(asked, Sampling(max_tokens=64, temperature=0)).path)
+    assert [reason == "too long" for reason in found["finish_reason"]] == [True, False, True]
+    alone = pl.read_parquet(engine.generate(chunk(tmp_path, ["hi"], key="l"), Sampling(max_tokens=64, temperature=0)).path)
+    assert found["text"].to_list() == ["", alone["text"][0], ""] and found["tokens"].to_list() == [0, alone["tokens"][0], 0]
+
+
+def test_a_chunk_of_which_nothing_fits_is_answered_without_a_step(engine: vllm.Engine, tmp_path: Path) -> None:
+    asked = replace(chunk(tmp_path, ["x" * 190]), drop_long=True)
+    following = replace(chunk(tmp_path, ["y" * 190], key="l"), drop_long=True)
+    for one, then in ((asked, following), (following, None)):
+        reply = engine.generate(one, Sampling(max_tokens=64), following=then)
+        assert pl.read_parquet(reply.path)["finish_reason"].to_list() == ["too long"]
 
 
 def test_ids_end_where_a_stop_text_ends_the_answer_and_the_end_token_comes_once(engine: vllm.Engine, tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ import polars as pl
 import pytest
 from chains import RECIPE, go, recipe_in
 
-from selfkd.backend.base import Questions
+from selfkd.backend.base import NOT_ASKED, Completion, Questions, Sampling
 from selfkd.backend.fake import Fake
 from selfkd.chain.run import Run
+from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 from selfkd.steps.question import Question, longest
 
 WORD = "word "
-SMALL = RECIPE.replace("rounds: 2", "rounds: 2\ncontext: 80")
+CONTEXT = 80
+SMALL = RECIPE.replace("rounds: 2", f"rounds: 2\ncontext: {CONTEXT}")
 MEASURE = "  - measure: {reward: reward/number.py:last_number, max_tokens: 60}\n"
 SMALL = SMALL.replace("  - measure: reward/number.py:last_number\n", MEASURE)
 
@@ -39,6 +41,19 @@ class Counting(Fake):
                 place = {name: row[name] for name in ("id", "split", "place")}
                 found.append({**place, "tokens": tokens, "limit": asked.context - row["room"]})
         return {**notes, "long": found}
+
+    def generate(self, model: Model, chunks: Any, sampling: Sampling, *rest: Any) -> Any:
+        for chunk in chunks:
+            self.drop_long = chunk.drop_long
+            yield from super().generate(model, [chunk], sampling, *rest)
+
+    def _complete(self, row: Any, skill: float, sampling: Sampling) -> Completion:
+        words = sum(len(message["content"].split()) for message in row["teacher_messages"])
+        if words + sampling.max_tokens > CONTEXT and self.drop_long:
+            return NOT_ASKED
+        if words + sampling.max_tokens > CONTEXT:
+            raise UsageError("too long", "engine")
+        return super()._complete(row, skill, sampling)
 
 
 def rows_in(folder: Path, name: str, *questions: str) -> None:
@@ -123,8 +138,20 @@ def test_what_is_asked_about_samples_is_not_known_beforehand(tmp_path):
         f"  - sample: {{of: sample, as: again, max_tokens: 8, template: '{WORD * 99}{{{{ of.text }}}}'}}\n  - score:",
         1,
     )
-    run = go(recipe_with(tmp_path, text=again), tmp_path / "run", Counting())
-    assert "long" not in run.made(0)["load"].notes and "drops" not in run.made(0)["load"].tables
+    backend = Counting()
+    with pytest.raises(UsageError, match="too long"):
+        go(recipe_with(tmp_path, text=again), tmp_path / "run", backend)
+    assert backend.calls.count("generate") > 2
+
+
+def test_what_is_asked_about_a_sample_and_does_not_fit_is_left_out_with_a_reason_where_the_recipe_says_drop(tmp_path):
+    ask = f"  - sample: {{of: sample, as: again, max_tokens: 8, template: '{{% if prompt.text.startswith(\"What is 10 \") %}}{WORD * 99}{{% endif %}}{{{{ of.text }}}}'}}\n"
+    again = SMALL.replace("  - score:", f"{ask}  - score:", 1)
+    run = go(recipe_with(tmp_path, "long=drop", text=again), tmp_path / "run", Counting())
+    funnel = {stage: count for stage, count in run.sealed()[1].notes["funnel"]}
+    assert funnel["dropped by sample-2: longer than the context allows"] == 3  # the three answers to one of twelve prompts
+    kept = run.made(1)["score"].tables["scores"].rows
+    assert kept == 2 * 12 * 3 - 3
 
 
 def test_a_run_without_long_prompts_has_the_digest_of_one_that_was_never_measured(tmp_path):

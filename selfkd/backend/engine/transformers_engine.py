@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from selfkd.backend.base import REPORT_SECONDS, Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.base import NOT_ASKED, REPORT_SECONDS, Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.engine.held_engine import REPORT_IT
 from selfkd.backend.engine.lots import OnTokens
@@ -80,12 +80,14 @@ class Engine:
         self._must_know_its_weights()
         refuse_unknown(sampling.extra)
         started = time.perf_counter()
-        answers = self._asked(chunk, sampling)
+        asked = self._asked(chunk, sampling)
+        answers = [answer for answer in asked if answer]
         tell = Teller(answers, on_tokens)
         for batch in self._batches(answers, sampling.max_tokens):
             self._answer(batch, sampling, tell)
         skip = bool(sampling.extra.get(SKIP, True))
-        completions = [answer.completion(self._tok, "logprobs" in sampling.extra, skip) for answer in answers]
+        known = "logprobs" in sampling.extra
+        completions = [answer.completion(self._tok, known, skip) if answer else NOT_ASKED for answer in asked]
         path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
@@ -152,10 +154,12 @@ class Engine:
 
     # ---- requests ----
 
-    def _asked(self, chunk: Chunk, sampling: Sampling) -> list[Answer]:
-        prompts = encode_requests(self._tok, chunk.requests["teacher_messages"].to_list(), sampling.max_tokens, self.context)
-        seeds = chunk.requests["seed"].to_list()
-        return [Answer(ids, self._torch.Generator().manual_seed(seed)) for ids, seed in zip(prompts, seeds, strict=True)]
+    def _asked(self, chunk: Chunk, sampling: Sampling) -> list[Answer | None]:
+        """Return an answer to begin for each request; None for one that the context does not hold."""
+        asked, seeds = chunk.requests["teacher_messages"].to_list(), chunk.requests["seed"].to_list()
+        prompts = encode_requests(self._tok, asked, sampling.max_tokens, self.context, chunk.drop_long)
+        draw = self._torch.Generator
+        return [Answer(ids, draw().manual_seed(seed)) if ids else None for ids, seed in zip(prompts, seeds, strict=True)]
 
     def _batches(self, answers: Sequence[Answer], room: int) -> Iterator[list[Answer]]:
         """Yield as many answers at a time as `max_num_seqs` and the memory for keys and values allow, in the chunk's order."""

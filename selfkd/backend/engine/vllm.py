@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from selfkd.backend.base import Chunk, Completion, Logprob, Reply, Sampling, write_chunk
+from selfkd.backend.base import NOT_ASKED, Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import kernels, vllm_models
 from selfkd.backend.engine.lots import Lot, Lots, OnTokens
 from selfkd.backend.engine.sampling_params import request_params
@@ -51,12 +51,12 @@ from selfkd.errors import BackendError, UsageError, WeightsError
 CANARY_TOKENS = 2 * BLOCK_TOKENS + 1  # of a prompt that a swap must make the engine forget
 
 
-Encoded = tuple[list[list[int]], list[Any]]  # prompts, and how each request draws
+Encoded = tuple[list[list[int]], list[Any]]  # the prompts that fit, and how each request draws: None for one that does not fit
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A chunk inside vLLM: its key, how each request draws, and the requests."""
+    """A chunk inside vLLM: its key, how each of its requests draws (None: it is not asked), and those that are asked."""
 
     key: str
     params: list[Any]
@@ -125,7 +125,8 @@ class Engine:
         if following:
             self._encoding[following.key] = self._encoder.submit(self._encoded, following, sampling)
         outputs = self._lots.finish(asked.lot, on_tokens, partial(self._begin, following, sampling.extra))
-        completions = [_completion(self._tok, output, param) for output, param in zip(outputs, asked.params, strict=True)]
+        given = iter(outputs)
+        completions = [_completion(self._tok, next(given), param) if param else NOT_ASKED for param in asked.params]
         path = write_chunk(chunk, self.model, completions, self.weights, self.facts)
         tokens = sum(len(completion.token_ids) for completion in completions)
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
@@ -141,18 +142,23 @@ class Engine:
         begun = self._encoding.pop(chunk.key, None)
         self._forget()
         prompts, params = begun.result() if begun else self._encoded(chunk, sampling)
-        return Asked(chunk.key, params, self._lots.enter(prompts, params, sampling.extra))
+        return self._entered(chunk.key, prompts, params, sampling.extra)
+
+    def _entered(self, key: str, prompts: list[list[int]], params: list[Any], extra: Mapping[str, Any]) -> Asked:
+        return Asked(key, params, self._lots.enter(prompts, [param for param in params if param], extra))
 
     def _encoded(self, chunk: Chunk, sampling: Sampling) -> Encoded:
-        prompts = encode_requests(self._tok, chunk.requests["teacher_messages"].to_list(), sampling.max_tokens, self.context)
-        return prompts, request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
+        asked = chunk.requests["teacher_messages"].to_list()
+        prompts = encode_requests(self._tok, asked, sampling.max_tokens, self.context, chunk.drop_long)
+        params = request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
+        return [ids for ids in prompts if ids], [param if ids else None for ids, param in zip(prompts, params, strict=True)]
 
     def _begin(self, following: Chunk | None, extra: Mapping[str, Any]) -> None:
         """Have the requests of the next chunk enter once they are encoded. What is wrong with them is said when it is asked."""
         if following and following.key in self._encoding and self._encoding[following.key].done():
             with suppress(UsageError):
                 prompts, params = self._encoding.pop(following.key).result()
-                self._ahead = Asked(following.key, params, self._lots.enter(prompts, params, extra))
+                self._ahead = self._entered(following.key, prompts, params, extra)
 
     def _drop_ahead(self) -> None:
         """Take out the chunk that was begun: something else is asked instead."""
