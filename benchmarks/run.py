@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark once, on an otherwise idle machine, into the first part of docs/benchmarks.md. About 50 minutes on two cores.
+"""`make bench`: every benchmark once, on an otherwise idle machine, into docs/benchmarks.md between its two marks. About 50 minutes on two cores.
 
 Nothing here is a test. Two runs of the quickstart are made first, as shipped and with short rounds (or a finished one as shipped is named:
 `python benchmarks/run.py runs/quickstart`), and everything else is measured on the model of the shipped one.
@@ -26,7 +26,8 @@ from selfkd.core.hardware import usable_cores
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-BELOW = "<!-- Above this line `make bench` writes; below it, people do. -->"
+ABOVE = "<!-- From here `make bench` writes. -->"
+BELOW = "<!-- To here `make bench` writes; above and below, people do. -->"
 SHORT = ("prompts.take=32", "rounds=2")  # a quarter of the shipped rounds, which take two minutes each
 
 
@@ -182,12 +183,12 @@ def table(entries: list[dict[str, Any]]) -> list[str]:
 
 
 def write(run: Run, rows: list[tuple[str, str]], idle: list[dict[str, Any]], lengths: list[dict[str, Any]]) -> None:
-    """Put the tables into the page; what people wrote below them stays."""
+    """Put the tables into the page, between its two marks; what people wrote above and below them stays."""
     packages = ", ".join(f"{name} {version}" for name, version in run.numerics["packages"].items())
     flags = [flag for flag in flags_here() if flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")]
     cpu = f"{facts.of_process(())['cpu']} ({', '.join(flags)})"
     lines = [
-        "# Benchmarks",
+        ABOVE,
         "",
         f"Made by `make bench` on {platform.system()} {platform.machine()}, {cpu}, {run.numerics['threads']} threads, {run.numerics['dtype']}, {time.strftime('%Y-%m-%d')}. {packages}.",
         "One session on a shared machine: read the ratios, not the seconds. Generation: one engine answers in turns; medians of five turns, of two with",
@@ -202,8 +203,8 @@ def write(run: Run, rows: list[tuple[str, str]], idle: list[dict[str, Any]], len
         "",
         *table(lengths),
     ]
-    kept = PAGE.read_text().split(BELOW, 1)[1]
-    PAGE.write_text("\n".join([*lines, BELOW]) + kept)
+    opening, _, rest = PAGE.read_text().partition(ABOVE)
+    PAGE.write_text(opening + "\n".join([*lines, BELOW]) + rest.partition(BELOW)[2])
 
 
 if __name__ == "__main__":
