@@ -72,6 +72,11 @@ class Keep(_Words):
     last: int = Field(2, ge=0, description="Those of so many newest rounds.")
     best: bool = Field(True, description="That of the best round.")
     base: bool = Field(True, description="That of round 0, which every report compares with.")
+    as_: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        alias="as",
+        description="bf16: those that no later training needs are rounded, as an engine in bfloat16 rounds them; half of the disk.",
+    )
 
 
 class Recipe(_Words):
