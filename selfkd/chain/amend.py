@@ -39,6 +39,7 @@ FIXED = (
     "chunk",
     "exact",
     "dither",
+    "dither_seed",
     "chat",
 )  # all that the first step rests on
 FREE = ("name", "rounds")  # of the folder, which was given; and what needs no amendment

@@ -118,6 +118,11 @@ class Recipe(_Words):
         "auto",
         description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: where it computes in 16 bits.",
     )
+    dither_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Seed of that shift, instead of one from `seed`: runs of several seeds then begin with the same weights, once on disk.",
+    )
     before: tuple[Line, ...] = Field(
         (), description="Steps that run once, in round 0, after the base was measured (a warm-up)."
     )
@@ -171,6 +176,7 @@ class Recipe(_Words):
             name="load",
             source=self.model_source(),
             dither=self.dither,
+            dither_seed=self.dither_seed,
             questions=tuple(self.questions()),
             long=self.long,
             chat=self.chat,

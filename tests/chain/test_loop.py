@@ -296,6 +296,16 @@ def test_only_the_checkpoints_that_keep_names_stay_on_disk(tmp_path):
     assert len(go(recipe_in(tmp_path, text.replace("rounds: 4", "rounds: 5")), tmp_path / "run").sealed()) == 6
 
 
+def test_runs_of_several_seeds_begin_with_one_root_where_the_dither_has_a_seed_of_its_own(tmp_path):
+    def root(name: str, *overrides: str) -> str:
+        run = go(recipe_in(tmp_path / name, RECIPE, "rounds=1", *overrides), tmp_path / name / "run")
+        return str(run.loaded()["policy"].digest)
+
+    assert root("a") != root("b", "seed=1")
+    assert root("c", "dither_seed=7") == root("d", "dither_seed=7", "seed=1") != root("e", "dither_seed=0")
+    assert root("e2", "dither_seed=0") not in (root("f"), root("g", "dither=false"))
+
+
 def test_a_window_that_is_wider_than_the_chain_keeps_all_of_it(tmp_path):
     text = RECIPE.replace("rounds: 2", "rounds: 2\nkeep: {last: 4, best: false, base: false}")
     run = go(recipe_in(tmp_path, text), tmp_path / "run")
