@@ -43,7 +43,7 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
     if plan:
         from selfkd.recipe.plan import plan as planned
 
-        found = planned(loaded, machine)
+        found = planned(loaded, machine, runs / (name or loaded.name))
         print(found, flush=True)
         found.refuse()
         return 0
