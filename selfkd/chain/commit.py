@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.chain import records
+from selfkd.chain import records, rounded
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import CodeEntry, Commit, ModelEntry, Seal, SealedStep, TableEntry, Tombstone
 from selfkd.core import digest, storage
@@ -233,7 +233,7 @@ def pruned_paths(names: RoundPaths) -> list[str]:
 
 def _check_files(place: Place, commit: Commit) -> None:
     """Compare sizes of everything and hashes of tables; a checkpoint that retention took away is not damage."""
-    pruned = tuple(f"{path}/" for path in pruned_paths(place.round))
+    pruned = tuple(f"{path}/" for path in [*pruned_paths(place.round), *rounded.copies(place.round)])
     files = {name: entry for name, entry in commit.files.items() if not name.startswith(pruned)} if pruned else commit.files
     wrong: list[str] = []
     for rehash in (True, False):

@@ -183,7 +183,7 @@ class Round:
         )
         records.write(names.seal, seal, self.run.paths.tmp)
         sealed = records.read(names.seal, Seal)
-        prune(self.run)
+        prune(self.run, self.attempt.warn)
         told = {"metrics": sealed.metrics, "accepted": sealed.accepted, "notes": sealed.notes, "digest": sealed.digest}
         self.attempt.event("sealed", round=self.index, **told)
 

@@ -121,7 +121,7 @@ def _default(field: FieldInfo) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, BaseModel):
-        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.model_dump().items()) + "}"
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.model_dump(by_alias=True).items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
