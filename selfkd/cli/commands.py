@@ -207,6 +207,8 @@ def verify(run: Path, quick: bool) -> int:
     found = check_run(run, quick)
     for path in found.pruned:
         print(f"pruned   {path}")
+    for moved in found.moved:
+        print(f"moved    {moved}")
     for problem in found.problems:
         print(f"damaged  {problem}")
     what = "sizes" if quick else "hashes"
