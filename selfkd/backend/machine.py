@@ -122,6 +122,11 @@ class Machine:
         3600.0,
         1,
     )
+    checkpoint_minutes: float = _setting(
+        "Minutes of an update between two of its checkpoints, from which it goes on where it is killed; 0 makes none.",
+        10.0,
+        0,
+    )
     cards: int = _setting(
         "Cards that `--plan` plans for, with `card_gb` of memory each; 0: those of this machine, which a run counts itself.",
         0,

@@ -92,6 +92,9 @@ def drive(run: Run, attempt: Attempt) -> None:
         if run.ignored:
             kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
             attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")
+        if run.other_ranks:
+            said = f"Not the ranks that this run began with: {', '.join(run.other_ranks)}."
+            attempt.event("warning", text=f"{said} What they train may differ in its last digits, and its rounds say so.")
         if slow := numerics.emulation(run.numerics, run.recipe, flags_here(), on_cards(run.machine)):
             attempt.event("warning", text=slow)
         if kept := format_remark(run.recipe, run.numerics):

@@ -9,6 +9,7 @@ round-001/pruned-001.json         which checkpoints retention took away, and the
 round-001/rounded-001.json        which checkpoints it rounded to bf16, and what they hold since
 numerics.json                     what fixes the numbers, from the first engine or trainer on
 facts/engine-001.json             what the processes that computed ran on and with
+updates/KEY/                      the checkpoints of an update in progress, until its step is committed
 amendments/001.json  leases/  logs/attempt-001/  tmp/
 """
 
@@ -119,6 +120,19 @@ class Paths:
     def tmp(self) -> Path:
         """Garbage by definition: whatever a crash leaves here is removed by the next attempt."""
         return self.folder / "tmp"
+
+    @property
+    def updates(self) -> Path:
+        """What an update in progress goes on from. It goes when its step is committed, and no record names it."""
+        return self.folder / "updates"
+
+    def update(self, key: str) -> Path:
+        return self.updates / key[:32]
+
+    @property
+    def holds_checkpoints(self) -> bool:
+        """Whether there is something that an update may go on from."""
+        return any(self.updates.glob("*/step-*/seal.json"))
 
     @property
     def frozen(self) -> tuple[Path, ...]:

@@ -45,7 +45,9 @@ class Run:
     def __init__(self, paths: Paths, recipe: Recipe, machine: Machine, info: Info) -> None:
         self.paths, self.recipe, self.info = paths, recipe, info
         machine = replace(machine, max_model_len=recipe.context)
-        self.numerics: Mapping[str, Any] = numerics.in_force(paths, info, recipe, machine)
+        kept = numerics.in_force(paths, info, recipe, machine)
+        self.numerics: Mapping[str, Any] = numerics.with_ranks(kept, machine)
+        self.other_ranks = numerics.other_ranks(kept, [{name: self.numerics[name] for name in numerics.RANKS if name in kept}])
         self.ignored = numerics.ignored(self.numerics, machine)
         self.machine = replace(machine, **{name: self.numerics[name] for name in NUMERIC if name in self.numerics})
         self.trust, self.computers = Trust(paths.folder), Computers(paths, info)

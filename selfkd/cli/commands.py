@@ -209,6 +209,8 @@ def verify(run: Path, quick: bool) -> int:
         print(f"pruned   {path}")
     for path in found.rounded:
         print(f"in bf16  {path}")
+    for moved in found.moved:
+        print(f"moved    {moved}")
     for problem in found.problems:
         print(f"damaged  {problem}")
     what = "sizes" if quick else "hashes"

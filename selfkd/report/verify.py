@@ -43,12 +43,14 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 class Findings:
     """What an examination found: `problems`, one sentence each, naming the file; empty where all is as committed.
 
-    `pruned` names checkpoints that retention took away on purpose, `rounded` those of which it left a copy in bf16: no damage.
+    `pruned` names checkpoints that retention took away on purpose, `rounded` those of which it left a copy in bf16: no damage. `moved`
+    says which rounds were made with something else than the run began with, so that their numbers may differ from what they would be.
     """
 
     problems: list[str] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
     rounded: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
     files: int = 0
     steps: int = 0
     rounds: int = 0
@@ -234,6 +236,8 @@ class _Walk:
             return
         self.found.rounds += 1
         self.found.head = self.parent = seal.digest
+        if what := seal.notes.get("level", "").partition(": ")[2]:
+            self.found.moved.append(f"round {names.index} was not made with what the run began with: {what}")
         where = self.paths.relative(names.seal)
         if opened is not None and seal.parent != opened:
             self.problem(f"{where} does not follow the round before it")

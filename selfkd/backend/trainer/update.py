@@ -32,6 +32,7 @@ from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_lis
 from selfkd.backend.trainer import batches, checkpoint, flat, losses, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
+from selfkd.backend.trainer.resume import Resumption
 from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
@@ -216,6 +217,9 @@ class _Update:
     def __init__(self, plan: _Plan, on_progress: OnSteps) -> None:
         self.plan, self.steps, self.shares = plan, losses.StepReporter(on_progress), sharded.Shares()
         self.seconds: dict[str, float] = {}
+        self.resumption = Resumption(plan.spec, plan.rank, plan.split.ranks, plan.shard, on_progress)
+        self.steps.before = self.steps.seconds = self.resumption.words.get("seconds", 0.0)
+        self.resumption.seconds = lambda: self.steps.seconds
 
     def run(self) -> Trained:
         plan, tok = self.plan, tokens.tokenizer(self.plan.start.path)
@@ -230,14 +234,15 @@ class _Update:
         with self._timed("prepare"):
             trainer = self._trainer(model, tok, references, is_flat)
         began = time.perf_counter()
-        trainer.train()
+        trainer.train(resume_from_checkpoint=self.resumption.folder and str(self.resumption.folder))
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
         self._compute_in(trainer.model, False)
         child = _scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
-        return Trained(plan.out, {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}, plan.drops)
+        metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
+        return Trained(plan.out, metrics, plan.drops)
 
     def _opened(self, path: str) -> tuple[Any, bool]:
         """Return a model with the attention that it trains with, and whether it takes rows flat.
@@ -265,6 +270,7 @@ class _Update:
             split=plan.split,
             references=references,
             is_flat=is_flat,
+            resumption=self.resumption,
             callbacks=[self.steps, *([self.shares] if plan.shard else [])],
         )
 
@@ -338,16 +344,19 @@ class _Update:
         values = [entry["loss"] for entry in history]
         metrics: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
         metrics |= {"rows": len(self.plan.rows), "precision": self.plan.spec.precision}
-        metrics |= {"shard": self.plan.split.ranks, "shard_held": self.shares.held} if self.plan.shard else {}
+        metrics |= {"shard": self.plan.split.ranks} if self.plan.shard else {}
+        metrics |= {"shard_held": self.shares.held} if math.isfinite(self.shares.held) else {}  # no step was left to make
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
         for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
             if name in first:
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
+        metrics |= {"made_by": self.resumption.made_by}
+        metrics |= {"continued_at": self.resumption.continued_at} if self.resumption.continued_at else {}
         seconds = self.steps.seconds
         metrics |= {f"seconds_{name}": value for name, value in self.seconds.items()}
         metrics["seconds_load"] += (
-            metrics.pop("seconds_prepare") + train_call - seconds
+            metrics.pop("seconds_prepare") + train_call - (seconds - self.steps.before)
         )  # with what train() does before its first step
         return {**metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
 
