@@ -25,10 +25,13 @@ class Trust:
     _known: set[tuple[str, str]] = field(default_factory=set)
 
     def weights(self, model: Model) -> Model:
-        """Return the model with its path absolute; ChainError where its folder does not hold the weights that were committed."""
+        """Return the model with its path absolute; ChainError where its folder, or that of its base, does not hold what was committed."""
         if (model.path, model.digest) not in self._known:
             self._hash(model)
             self.know(model)
+        if model.base is not None:
+            named = digest.base_of(self.folder / model.path)
+            self.weights(Model(model.role, model.base, named or "no adapter"))
         return model.at(self.folder)
 
     def know(self, model: Model) -> None:
