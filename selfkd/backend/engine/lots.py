@@ -49,8 +49,9 @@ class Lots:
         One that it does not take because of the recipe's words `extra` is a UsageError, and the engine lives on.
         """
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        beside = {"lora_request": self.adapter} if self.adapter else {}
         with refusals(extra), self._paused():
-            lot = Lot(self._llm.enqueue(inputs, list(params), use_tqdm=False, lora_request=self.adapter) if inputs else [])
+            lot = Lot(self._llm.enqueue(inputs, list(params), use_tqdm=False, **beside) if inputs else [])
         self._lots.append(lot)
         self._lot_of |= dict.fromkeys(lot.ids, lot)
         return lot
