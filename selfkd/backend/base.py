@@ -177,13 +177,30 @@ class Saves:
 
 
 @dataclass(frozen=True)
+class LoraSpec:
+    """How an adapter is made (Hu et al. 2021, arXiv 2106.09685): W + scale · B·A, B and A of rank `r`, scale alpha / r (`rslora`: alpha / √r).
+
+    `targets` end the names of the modules that it changes; empty is every linear layer of the blocks. `goes_on`: with the adapter that
+    the start is, if it is one; else what the start is, an adapter included, lies still beneath a new one.
+    """
+
+    r: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    rslora: bool = False
+    serve: str = "auto"
+    goes_on: bool = False
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One update. `trl` passes checked options through to TRL's config; lengths are in tokens.
 
     `loss` names a row of trainer.loss_kinds.LOSSES. For a loss on pairs, `beta` is the strength of the tie to the reference
     model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
-    `precision` 'auto' is that of the run's numerics. `saves` says where it goes on from, if it was stopped before; None makes
-    no checkpoints.
+    `precision` 'auto' is that of the run's numerics. With `lora` all weights stay as they are, and an adapter learns. `saves` says
+    where it goes on from, if it was stopped before; None makes no checkpoints.
     """
 
     loss: str
@@ -194,11 +211,12 @@ class TrainSpec:
     precision: str = "fp32"
     trl: Mapping[str, Any] = field(default_factory=dict)
     saves: Saves | None = None
+    lora: LoraSpec | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a trainer leaves: a Hugging Face folder under tmp/ holding fp32 weights, its numbers, and the rows it refused.
+    """What a trainer leaves: a folder under tmp/ holding fp32 weights, or an adapter of its start's, its numbers, and the rows it refused.
 
     metrics: steps, loss_first, loss_last, seconds, tokens, update_norm, …; drops: {row id: reason}. The folder also holds
     `probe.json` (digest excluded): token sequences on which parent and child differ most, with both log-probabilities.

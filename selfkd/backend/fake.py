@@ -125,7 +125,10 @@ class Fake:
         history = digest.of(
             weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest
         )
-        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history})
+        base = {"base": digest.base_of(Path(start.path)) or start.digest} if spec.lora else {}
+        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history, **base})
+        if base:
+            (out / digest.ADAPTER).write_text(json.dumps(base))
         metrics: dict[str, Any] = {
             "steps": frame.height,
             "rows": frame.height,

@@ -26,7 +26,7 @@ class Trust:
     _known: set[tuple[str, str]] = field(default_factory=set)
 
     def weights(self, model: Model) -> Model:
-        """Return the model with its path absolute; ChainError where its folder does not hold the weights that were committed.
+        """Return the model with its path absolute; ChainError where its folder, or that of its base, does not hold what was committed.
 
         Of one that is kept in bf16, the copy: an engine loads the same bytes of it.
         """
@@ -34,6 +34,9 @@ class Trust:
         if (lies.path, model.digest) not in self._known:
             self._hash(model)
             self._known.add((lies.path, model.digest))
+        if model.base is not None:
+            named = digest.base_of(self.folder / model.path)
+            self.weights(Model(model.role, model.base, named or "no adapter"))
         return lies.at(self.folder)
 
     def masters(self, model: Model) -> Model:

@@ -44,6 +44,10 @@ def add_problems(recipe: Recipe, machine: Machine | None, problems: Problems) ->
     """Add what no install mends: a model that is nowhere; and of a machine, where one is named, words that its generator does not know."""
     if wrong := wrong_model(recipe):
         problems.add(place_of_model(recipe), "model", wrong)
+    if machine and machine.shard:
+        for line in (line for part in LISTS for line in getattr(recipe, part) if getattr(line.at(1), "lora", None)):
+            said = "'lora' learns an adapter, and `shard: true` of the machine divides full weights: leave out one of the two"
+            problems.add(line.place("lora"), line.label, said)
     if machine and machine.backend != "fake" and chosen_generator(machine) == "transformers":
         for where, label, problem in _of_transformers(recipe):
             problems.add(where, label, problem)

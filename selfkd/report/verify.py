@@ -227,6 +227,7 @@ class _Walk:
             self.models[model.path] = model
             if not damaged and not self.quick and not self.is_gone(f"{model.path}/"):
                 self.weights(f"{name}: model '{role}'", model.path, model.digest)
+                self.base(f"{name}: model '{role}'", model)
 
     def sealed(self, names: RoundPaths, opened: str | None, commits: Sequence[Commit | None]) -> None:
         """Compare the seal with the steps on disk; after it the next round must follow this one."""
@@ -343,6 +344,14 @@ class _Walk:
             return
         if not same:
             self.problem(f"{where} at {path} does not hold the weights that were committed")
+
+    def base(self, where: str, model: ModelEntry) -> None:
+        """Compare the base that an adapter's folder names with the model that was committed where its record says it lies."""
+        named = digest.base_of(self.paths.folder / model.path)
+        known = self.models.get(model.base or "")
+        if not self.blind and named != (known and known.digest):
+            told = f"{named[:12]} is its base" if named else "it is no adapter"
+            self.problem(f"{where} at {model.path} says that {told}, and its record names {model.base or 'none'}")
 
 
 class _Recipes:

@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,16 @@ import trl
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from selfkd.backend import probe, tokens
+from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import batches, checkpoint, flat, losses, sharded
+from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Resumption
 from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
-from selfkd.core.wording import first_line
 from selfkd.errors import GuardError, SelfkdError, UsageError
 
 # Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
@@ -104,8 +104,13 @@ def train_rank(
         gc.collect()  # trainer, callbacks and model refer to each other
 
 
-def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False) -> list[Logprob]:
-    """Return (id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder."""
+def sequence_logprobs(
+    folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False, base: Path | None = None
+) -> list[Logprob]:
+    """Return (id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder.
+
+    `base` is the folder beneath an adapter.
+    """
     tok, pairs = tokens.tokenizer(str(folder)), []
     for row in rows.iter_rows(named=True):
         sampled = row.get("token_ids")
@@ -114,7 +119,7 @@ def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, A
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
     logging.disable_progress_bar()
     with repeatable(numerics):
-        sums = losses.completion_logprobs(_load(str(folder)), pairs, bf16)
+        sums = losses.completion_logprobs(_load(str(folder), None if base is None else str(base)), pairs, bf16)
     return [(name, value, len(pair[1])) for name, value, pair in zip(rows["id"], sums, pairs, strict=True)]
 
 
@@ -135,10 +140,16 @@ class _Plan:
     attention: str
     is_flat: bool
     shard: bool = False
+    numerics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bf16(self) -> bool:
         return self.spec.precision == "bf16"
+
+    @cached_property
+    def adapter(self) -> adapter.Plan | None:
+        """Return how an adapter learns; None where all weights do."""
+        return adapter.planned(self.spec.lora, self.start) if self.spec.lora else None
 
 
 def _planned(
@@ -147,20 +158,22 @@ def _planned(
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
     kind, (rank, ranks) = LOSSES[spec.loss], _place()
     machine = for_loss(spec.loss, numerics.get("trainer", {}))
-    options = {**TRL_DEFAULTS, "learning_rate": kind.learning_rate, **machine, **spec.trl}
+    options = {**TRL_DEFAULTS, "learning_rate": kind.rate(spec.lora is not None), **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
     if shard := bool(numerics.get("shard")):
         sharded.refuse(ranks, options.get("optim"))
+        adapter.refuse_shards(spec, start, reference)
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
+    adapter.refuse_unserved(spec, start, numerics)
     longest = max(row.longest for row in rows)
     attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
     _refuse_router_loss(options, start.path)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
-    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard)
+    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard, numerics)
 
 
 def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
@@ -226,8 +239,8 @@ class _Update:
         candidates = probe.candidate_sequences(tok, batches.sequences(plan.rows))
         references = self._references_of_another()
         with self._timed("load"):
-            model, is_flat = self._opened(plan.start.path)
-            parent = _scored(model, candidates)
+            model, is_flat = self._policy()
+            parent = opened.scored(model, candidates)
         adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
         self._compute_in(model, plan.bf16)
         references = references or self._references_of(model, is_flat)
@@ -238,24 +251,36 @@ class _Update:
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
         self._compute_in(trainer.model, False)
-        child = _scored(trainer.model, candidates)
+        child = opened.scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
         metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
         return Trained(plan.out, metrics, plan.drops)
 
-    def _opened(self, path: str) -> tuple[Any, bool]:
+    def _policy(self) -> tuple[Any, bool]:
+        """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""
+        plan = self.plan
+        if plan.adapter is None:
+            return self._opened(plan.start)
+        rounded = plan.bf16 and plan.numerics.get("dtype", "bfloat16") == "bfloat16"
+        model, is_flat = self._opened(plan.adapter.beneath, rounded)
+        adapter.attach(model, plan.adapter, plan.spec.seed)
+        return model, is_flat
+
+    def _opened(self, one: Model, rounded: bool = False) -> tuple[Any, bool]:
         """Return a model with the attention that it trains with, and whether it takes rows flat.
 
         Where the attention is ours, the model proves on two rows that they do not see each other; else batches are padded.
         """
-        plan = self.plan
-        model = sharded.load(path, attn_implementation=plain_attention_of(path), **LOADED) if plan.shard else _load(path)
+        plan, path = self.plan, one.path
+        whole = partial(sharded.load, path, attn_implementation=plain_attention_of(path), **LOADED)
+        model = whole() if plan.shard else _load(path, one.base, rounded)
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
-        scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
-        _set_attention(model, plan.attention)
-        if not scores or flat.same_as_padded(model, few, scores):
-            return model, plan.is_flat
+        with opened.in_fp32(model):
+            scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
+            opened.set_attention(model, plan.attention)
+            if not scores or flat.same_as_padded(model, few, scores):
+                return model, plan.is_flat
         model.set_attn_implementation(plain_attention(model.config))
         return model, False
 
@@ -277,20 +302,23 @@ class _Update:
     def _references_of_another(self) -> dict[str, tuple[float, float]]:
         """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads.
 
-        Empty where there are none, and where the reference is the model that training starts from: that one is loaded once.
+        Empty where there are none, and where the reference is the model that training starts from, or the one beneath the adapter: that
+        one is loaded once.
         """
         plan = self.plan
         if plan.kind.rows != "pair":
             return {}
         if plan.reference is None or not plan.kind.reference:
             return {row.id: (0.0, 0.0) for row in plan.rows}
-        if plan.reference.digest == plan.start.digest:
+        if plan.reference.digest == plan.start.digest or self._lies_beneath(plan.reference):
             return {}
-        model, is_flat = self._opened(plan.reference.path)
-        if plan.bf16 and not plan.shard:
-            _round_linear_weights(model)
+        model, is_flat = self._opened(plan.reference, rounded=plan.bf16 and not plan.shard)
         self._compute_in(model, plan.bf16)
         return self._references_of(model, is_flat)
+
+    def _lies_beneath(self, one: Model | None) -> bool:
+        """Whether a model is the one that the policy is without its adapter."""
+        return one is not None and self.plan.adapter is not None and one.digest == self.plan.adapter.beneath.digest
 
     def _compute_in(self, model: Any, bf16: bool) -> None:
         """Choose what the blocks of a divided model compute in. One that is whole is told by autocast, pass by pass."""
@@ -302,15 +330,15 @@ class _Update:
         if plan.kind.rows != "pair":
             return {}
         sides = [(row.prompt, side) for row in plan.rows for side in (row.chosen, row.rejected) if side is not None]
-        with self._timed("reference"):
+        with self._timed("reference"), adapter.off(model) if self._lies_beneath(plan.reference) else contextlib.nullcontext():
             values = losses.completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
         return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
 
-    def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, float]:
+    def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, Any]:
         """Rank 0 writes and checks the child; every rank learns whether that went well, so that none waits for a failed one."""
         plan = self.plan
         error: SelfkdError | None = None
-        moved: dict[str, float] = {}
+        moved: dict[str, Any] = {}
         try:
             if plan.shard:
                 sharded.save(model, plan.out)
@@ -323,14 +351,16 @@ class _Update:
             raise error
         return moved
 
-    def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, float]:
+    def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, Any]:
         """Write what is not written yet, and return how far the child moved; GuardError where it is no child."""
         plan, parent_folder = self.plan, Path(self.plan.start.path)
-        if plan.shard:
-            checkpoint.describe(parent_folder, plan.out)
+        if plan.adapter:
+            measured = adapter.save(model, plan.adapter, plan.out, plan.numerics)
+            rate = {"learning_rate": plan.config.learning_rate}
+            moved = {name: measured.pop(name) for name in checkpoint.MOVED} | {"lora": {**measured, **rate}}
         else:
-            checkpoint.write(model, parent_folder, plan.out)
-        moved = checkpoint.moved(parent_folder, plan.out)
+            checkpoint.describe(parent_folder, plan.out) if plan.shard else checkpoint.write(model, parent_folder, plan.out)
+            moved = checkpoint.moved(adapters.Weights(parent_folder, plan.start.base), plan.out)
         if not all(map(math.isfinite, (value for row in child for value in row))):
             what = "the trained model gives log-probabilities that are not finite"
             raise GuardError(what, "train", checkpoint.LOWER_THE_STEP)
@@ -367,36 +397,6 @@ class _Update:
         self.seconds[name] = time.perf_counter() - began
 
 
-def _set_attention(model: Any, name: str) -> None:
-    """Give a model the attention of this name; UsageError where this machine or the model's code cannot compute it."""
-    try:
-        model.set_attn_implementation(name)
-    except (ImportError, ValueError, KeyError) as error:
-        what = f"this machine cannot compute attention by {name}: {first_line(error)}"
-        fix = "Install what it needs, or leave the option out: torch's own attention is always there."
-        raise UsageError(what, "machine.trainer.attn_implementation", fix) from error
-
-
-def _scored(model: Any, sequences: list[list[int]]) -> list[list[float]]:
-    """Score the probe's sequences with the attention that every model and every device has, in fp32."""
-    attention, plain = model.config._attn_implementation, plain_attention(model.config)
-    if attention == plain:
-        return probe.token_logprobs(model, sequences)
-    model.set_attn_implementation(plain)
-    try:
-        return probe.token_logprobs(model, sequences)
-    finally:
-        model.set_attn_implementation(attention)
-
-
-def _round_linear_weights(model: Any) -> None:
-    """Round the weights of a frozen model's products to bf16 once, as autocast would in each forward pass: the same numbers for half of the memory."""
-    shared = model.get_input_embeddings().weight
-    for part in model.modules():
-        if isinstance(part, torch.nn.Linear) and part.weight is not shared:
-            part.weight.data = part.weight.data.bfloat16()
-
-
 def _array(ids: list[int]) -> batches.Ids:
     return np.array(ids, np.int32)
 
@@ -423,9 +423,14 @@ def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
     return errors[0]
 
 
-def _load(path: str) -> Any:
-    """Load fp32 masters onto this rank's device."""
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=plain_attention_of(path), **LOADED)
+def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
+    """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged. `rounded` ones lie there in bf16."""
+    full = str(adapters.base_folder(path, base))
+    model = AutoModelForCausalLM.from_pretrained(full, attn_implementation=plain_attention_of(full), **LOADED)
+    if full != path:
+        adapters.Weights(path, base).merge_into(model)
+    if rounded:
+        opened.round_linear_weights(model)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
 
 
