@@ -17,7 +17,7 @@ from ranks import on_ranks
 from tiny import as_model, tiny_model
 from updates import update, write_rows
 
-from selfkd.backend.base import Saves
+from selfkd.backend.base import LoraSpec, Saves
 from selfkd.backend.trainer import sealed
 from selfkd.core import digest
 from selfkd.core.pool import Model
@@ -84,6 +84,20 @@ def test_killed_in_the_middle_it_ends_on_the_same_bits(start, folder, tmp_path, 
     assert went_on.metrics["continued_at"] == [6] and "continued_at" not in whole.metrics
     for name in ("steps", "epochs", "tokens", "loss_first", "loss_last", "loss_mean", "grad_norm_max", "update_norm"):
         assert went_on.metrics[name] == whole.metrics[name], name
+
+
+def test_an_adapter_that_was_learning_goes_on_to_the_same_bits_and_its_checkpoint_holds_nothing_of_the_weights_beneath(
+    start, folder, tmp_path
+):
+    rows, lora = [folder / "rows.parquet"], LoraSpec(r=2, alpha=4.0)
+    with suppress(Enough):
+        update(start, rows, tmp_path / "x", trl=CURVED, lora=lora, saves=saves(tmp_path / "update"), on_progress=stopped_at(7))
+    sizes = [path.stat().st_size for path in (tmp_path / "update").rglob("*.safetensors")]
+    assert sizes and max(sizes) < next((folder / "tiny").glob("*.safetensors")).stat().st_size / 2
+    went_on = update(start, rows, tmp_path / "b", trl=CURVED, lora=lora, saves=saves(tmp_path / "update"))
+    whole = update(start, rows, tmp_path / "a", trl=CURVED, lora=lora)
+    assert went_on.metrics["continued_at"] == [6]
+    assert digest.weights(went_on.folder) == digest.weights(whole.folder)
 
 
 def opened(folder: Path) -> dict[str, Any]:
