@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, architecture
+from architectures import ARCHITECTURES, WHOLE_HEADS, architecture
 from local_engines import asked, backend, scored
 from ranks import on_ranks
 from safetensors.torch import load_file, save_file
@@ -295,7 +295,7 @@ def test_every_architecture_learns_an_adapter_that_vllm_serves_merged(tmp_path, 
 @pytest.mark.real
 @pytest.mark.parametrize("kind", sorted(adapter.NATIVE - {"llama"}))
 def test_every_architecture_that_is_said_to_be_is_served_beside_its_weights(tmp_path, kind):
-    goes_round(kind, tmp_path, "vllm", "adapter")
+    goes_round(kind, tmp_path, "vllm", "adapter", **(WHOLE_HEADS if kind == "qwen2" else {}))
 
 
 def test_engines_with_room_for_an_adapter_are_another_kind(root, tmp_path):
