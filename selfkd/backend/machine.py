@@ -118,7 +118,7 @@ class Machine:
         "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
     )
     chunk_timeout: float = _setting(
-        "Seconds after which an engine that has not answered a chunk counts as hanging; in proportion more for a chunk that may have more than 65,536 tokens.",
+        "Seconds after which an engine that has not answered a chunk counts as hanging; in proportion more for a chunk that may have more than 65,536 tokens, and never one that makes the steps of a long answer.",
         3600.0,
         1,
     )

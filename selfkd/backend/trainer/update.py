@@ -34,7 +34,7 @@ from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, o
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Resumption
-from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
+from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
 from selfkd.errors import GuardError, SelfkdError, UsageError
@@ -162,6 +162,7 @@ def _planned(
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
+    refuse_offloading(options)
     if shard := bool(numerics.get("shard")):
         sharded.refuse(ranks, options.get("optim"))
         adapter.refuse_shards(spec, start, reference)
@@ -190,6 +191,12 @@ def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: i
         fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
         raise UsageError(what, "machine.trainer.attn_implementation", fix)
     return named or plain, asked or flat.is_varlen(named or "")
+
+
+def refuse_offloading(options: Mapping[str, Any]) -> None:
+    """Raise UsageError where activations are to leave a card and none computes: TRL would fail on its first row."""
+    if options.get("activation_offloading") and not torch.cuda.is_available():
+        raise UsageError(NOTHING_TO_OFFLOAD, "train.trl.activation_offloading", INSTEAD_OF_OFFLOADING)
 
 
 def _refuse_router_loss(options: Mapping[str, Any], folder: str) -> None:
