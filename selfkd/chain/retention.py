@@ -11,6 +11,7 @@ from selfkd.chain.commit import pruned_paths
 from selfkd.chain.records import Seal, Tombstone
 from selfkd.chain.run import Run, head_of
 from selfkd.chain.steering import best_rounds
+from selfkd.chain.trust import Trust
 from selfkd.core import storage
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
@@ -92,7 +93,7 @@ def _is_sound(run: Run, path: str, say: Callable[[str], None]) -> bool:
         if entry.path == path
     )
     try:
-        run.trust.weights(model)
+        Trust(run.folder).weights(model)  # hashed now, whatever was known of it when it was committed
     except ChainError as error:
         say(f"{path} stays in fp32: {error.what}.")
         return False

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Saves, TrainSpec
+from selfkd.backend.trainer.sealed import STOP
 from selfkd.chain.paths import Paths
 from selfkd.core import digest, number_format, storage
 from selfkd.core.pool import KEYS, Model
@@ -25,8 +26,10 @@ def key(start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSp
 
 
 def saves(paths: Paths, name: str, minutes: float) -> Saves:
-    """Return where the update of this name keeps its checkpoints."""
-    return Saves(storage.make_folder(paths.update(name)).absolute(), name, minutes)
+    """Return where the update of this name keeps its checkpoints. A stop that an earlier attempt was asked for is over."""
+    folder = storage.make_folder(paths.update(name)).absolute()
+    (folder / STOP).unlink(missing_ok=True)
+    return Saves(folder, name, minutes)
 
 
 def clear(paths: Paths) -> None:

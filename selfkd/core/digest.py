@@ -35,7 +35,7 @@ FIRST_DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json",
 # Fields of these files that name their writer, or the place they were read from, instead of the model.
 WRITER_FIELDS = {
     *("transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"),
-    *("name_or_path", "tokenizer_file", "is_local", "local_files_only"),
+    *("name_or_path", "tokenizer_file", "is_local", "local_files_only", "peft_version"),
 }
 
 # Made once, because seeds are hashed by the million.

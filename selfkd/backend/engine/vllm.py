@@ -104,6 +104,8 @@ class Engine:
         started = time.perf_counter()
         probe = read_probe(Path(model.path))
         held, self.weights = self.weights, ""
+        if fresh or not held:
+            self._full = ""  # nothing is known of what lies there: it is loaded whole
         scores = None if self._asleep else self._score(probe)[0]  # also puts a prompt into the cache that must be forgotten
         self._reload(model)
         self._forget()

@@ -143,13 +143,13 @@ def _ended_gently(saves: Saves | None) -> Iterator[list[Any]]:
     import ray
 
     calls: list[Any] = []
-    flag, began = saves and saves.minutes and saves.folder / sealed.STOP, time.monotonic()
+    flag, began = saves and saves.folder / sealed.STOP, time.monotonic()
     if flag:
-        flag.unlink(missing_ok=True)
+        flag.unlink(missing_ok=True)  # of an earlier attempt: whatever asks for a checkpoint now, it is not that
     try:
         yield calls
     except (Stopped, KeyboardInterrupt):
-        if flag and time.monotonic() - began >= sealed.WORTH_SECONDS:
+        if flag and saves and saves.minutes and time.monotonic() - began >= sealed.WORTH_SECONDS:
             flag.touch()
             ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
         raise

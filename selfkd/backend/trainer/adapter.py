@@ -85,6 +85,7 @@ def attach(model: Any, plan: Plan, seed: int) -> None:
     _refuse_other_names(targets, plan.start)
     if plan.earlier is not None and plan.goes_on:
         _refuse_other_words(plan.earlier, _words(plan.spec, targets))
+        _refuse_other_layers(plan.earlier, targets)
     for weight in model.parameters():
         weight.requires_grad_(False)
     peft.inject_adapter_in_model(_config(model, plan.spec, targets), model, NAME)
@@ -137,6 +138,13 @@ def _refuse_other_words(earlier: Adapter, words: Mapping[str, Any]) -> None:
         what = f"continue goes on with an adapter of the same words, and here differ, asked for and there: {said}"
         fix = "Give it the words that it was made with, or leave out `continue`: then a new adapter is laid over it."
         raise UsageError(what, "train.continue", fix)
+
+
+def _refuse_other_layers(earlier: Adapter, targets: Sequence[str]) -> None:
+    """Raise UsageError where layers have the same names in the words and are not the same: what they learned would be lost."""
+    if apart := sorted(set(targets) ^ set(earlier.modules)):
+        what = f"continue goes on with an adapter at the same layers, and only one of the two has {apart[0]} and {len(apart) - 1} more"
+        raise UsageError(what, "train.continue", "Give `targets` as they were, or leave out `continue`.")
 
 
 def _config(model: Any, spec: LoraSpec, targets: Sequence[str]) -> Any:
@@ -215,7 +223,8 @@ def save(model: Any, plan: Plan, out: Path, numerics: Mapping[str, Any]) -> dict
     scale = float(config.scaling[NAME])
     own = {name: (a.cpu(), b.cpu()) for name, (a, b) in own.items()}
     if plan.earlier is not None and not plan.goes_on:
-        own, words = _over(plan.earlier, own, scale), {**words, "r": plan.earlier.rank + plan.spec.r, "rslora": False}
+        rank = plan.earlier.rank + plan.spec.r
+        own, words = _over(plan.earlier, own, scale, rank), {**words, "r": rank, "rslora": False}
         words |= {"alpha": float(words["r"]), "modules": sorted({name.rpartition(".")[2] for name in own})}
         peft_words |= {"r": words["r"], "lora_alpha": words["r"], "use_rslora": False}
     _write(out, own, {**peft_words, "target_modules": _short(own, model)})
@@ -229,8 +238,8 @@ def save(model: Any, plan: Plan, out: Path, numerics: Mapping[str, Any]) -> dict
     return {**measured, "serve": served, "rank": words["r"]}
 
 
-def _over(earlier: Adapter, own: Factors, scale: float) -> Factors:
-    """Return two adapters as one that does what both do, their ranks side by side and their scales in B; where one has nothing: zeros."""
+def _over(earlier: Adapter, own: Factors, scale: float, rank: int) -> Factors:
+    """Return two adapters as one of `rank` that does what both do, their ranks side by side and their scales in B; where one has nothing: zeros."""
     found = {}
     for name in sorted({*earlier.modules, *own}):
         parts = []
@@ -241,7 +250,6 @@ def _over(earlier: Adapter, own: Factors, scale: float) -> Factors:
             a, b = own[name]
             parts.append((a, scale * b))
         found[name] = (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1))
-    rank = max(a.shape[0] for a, _ in found.values())
     return {name: (_padded(a, rank, 0), _padded(b, rank, 1)) for name, (a, b) in found.items()}
 
 

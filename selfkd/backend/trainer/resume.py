@@ -315,4 +315,6 @@ class Resumption(TrainerCallback):
             return
         if not self._broken and self.rank == 0:
             self._tell(warning=f"train: no checkpoint could be written at step {step}: {problem}. The update goes on without.")
+        if self.rank == 0 and self.saves:
+            sealed.forget_draft(self.saves.folder)  # the room that it takes is the child's
         self._broken = True

@@ -66,16 +66,22 @@ def seal(draft: Path, folder: Path, key: str, step: int, files: Mapping[str, Map
     if target.exists():  # it was ignored, or this very step would not have been made again
         storage.remove(target)
     storage.adopt(draft, target)
-    for _, path in steps(folder)[KEPT:]:
+    found = steps(folder)
+    ignored = [path for at, path in found if at > step]  # else the update would have gone on from there
+    for path in [*ignored, *[path for at, path in found if at <= step][KEPT:]]:
         storage.remove(path)
     return target
 
 
 def fresh_draft(folder: Path) -> Path:
     """Return an empty draft; what a kill left of another one goes."""
-    shutil.rmtree(folder / DRAFT, ignore_errors=True)
+    forget_draft(folder)
     (folder / DRAFT).mkdir(parents=True)
     return folder / DRAFT
+
+
+def forget_draft(folder: Path) -> None:
+    shutil.rmtree(folder / DRAFT, ignore_errors=True)
 
 
 def entries(paths: Sequence[Path]) -> dict[str, Any]:
