@@ -20,8 +20,9 @@ from selfkd.backend.memory import GIB, Training, of_training
 from selfkd.backend.model_sizes import Sizes, sizes_of
 
 SEED, ROWS, BATCH, STEPS = 1, 16, 8, 2
-MODELS, PRECISIONS, WAYS = ("smollm2", "tiny"), ("fp32", "bf16"), ("plain", "checkpointing")
+MODELS, PRECISIONS, WAYS = ("smollm2", "tiny"), ("fp32", "bf16"), ("plain", "checkpointing", "lora")
 WORDS = 90  # of each answer
+RANK = 16  # of the adapter in "lora"
 LIMIT = 7200.0
 
 
@@ -61,7 +62,7 @@ def held(name: str) -> int:
 def measure(model: str, precision: str, way: str, folder: Path) -> None:
     """Train the root in `folder` and print what it took; what a child process does."""
     from selfkd.backend import tokens
-    from selfkd.backend.base import TrainSpec
+    from selfkd.backend.base import LoraSpec, TrainSpec
     from selfkd.backend.trainer import batches, update
     from selfkd.core.pool import Model
 
@@ -70,7 +71,8 @@ def measure(model: str, precision: str, way: str, folder: Path) -> None:
     start, rows = Model("policy", str(folder / "root"), "digest"), [folder / "rows.parquet"]
     checkpointing = way == "checkpointing"
     trl = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "gradient_checkpointing": checkpointing}
-    spec = TrainSpec("sft", SEED, max_length=512, precision=precision, trl={**trl, "learning_rate": 1e-4})
+    lora = LoraSpec(RANK, 2.0 * RANK) if way == "lora" else None
+    spec = TrainSpec("sft", SEED, max_length=512, precision=precision, trl={**trl, "learning_rate": 1e-4}, lora=lora)
     update.train_rank(start, None, rows, spec, folder / f"out-{precision}-{way}", {"threads": 1})
     peak = held("VmHWM")
     read, _ = batches.read_rows(tokens.tokenizer(start.path), rows, False, 512)
@@ -89,7 +91,11 @@ def case(model: str, precision: str, way: str, folder: Path, sizes: Sizes) -> st
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     peak, base = found.pop("peak"), found.pop("base")
-    need = of_training(sizes, Training(**found, bf16=precision == "bf16", checkpointing=way == "checkpointing", on_card=False))
+    bf16, rank = precision == "bf16", RANK if way == "lora" else 0
+    how = Training(
+        **found, bf16=bf16, checkpointing=way == "checkpointing", on_card=False, rank=rank, rounded=bf16 and rank > 0
+    )
+    need = of_training(sizes, how)
     parts = ", ".join(
         f"{name} {size / GIB:.2f}" for name, size in {**need.certain, **need.passing, "libraries": need.libraries}.items()
     )

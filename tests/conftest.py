@@ -12,6 +12,14 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is no fail
 settings.load_profile("untimed")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the cache of the person who runs the tests, and nothing of theirs is met."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFKD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Settings of the person who runs the tests must not reach them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 import polars as pl
 
@@ -165,12 +165,42 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion], w
 
 
 @dataclass(frozen=True)
+class Saves:
+    """Where an update in progress keeps its checkpoints, and every how many minutes it makes one; 0 is never.
+
+    `key` names the update by content: a checkpoint of another one is not used.
+    """
+
+    folder: Path
+    key: str
+    minutes: float = 10.0
+
+
+@dataclass(frozen=True)
+class LoraSpec:
+    """How an adapter is made (Hu et al. 2021, arXiv 2106.09685): W + scale · B·A, B and A of rank `r`, scale alpha / r (`rslora`: alpha / √r).
+
+    `targets` end the names of the modules that it changes; empty is every linear layer of the blocks. `goes_on`: with the adapter that
+    the start is, if it is one; else what the start is, an adapter included, lies still beneath a new one.
+    """
+
+    r: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    rslora: bool = False
+    serve: str = "auto"
+    goes_on: bool = False
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One update. `trl` passes checked options through to TRL's config; lengths are in tokens.
 
     `loss` names a row of trainer.loss_kinds.LOSSES. For a loss on pairs, `beta` is the strength of the tie to the reference
     model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
-    `precision` 'auto' is that of the run's numerics.
+    `precision` 'auto' is that of the run's numerics. With `lora` all weights stay as they are, and an adapter learns. `saves` says
+    where it goes on from, if it was stopped before; None makes no checkpoints.
     """
 
     loss: str
@@ -180,11 +210,13 @@ class TrainSpec:
     max_length: int = 1024
     precision: str = "fp32"
     trl: Mapping[str, Any] = field(default_factory=dict)
+    saves: Saves | None = None
+    lora: LoraSpec | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a trainer leaves: a Hugging Face folder under tmp/ holding fp32 weights, its numbers, and the rows it refused.
+    """What a trainer leaves: a folder under tmp/ holding fp32 weights, or an adapter of its start's, its numbers, and the rows it refused.
 
     metrics: steps, loss_first, loss_last, seconds, tokens, update_norm, …; drops: {row id: reason}. The folder also holds
     `probe.json` (digest excluded): token sequences on which parent and child differ most, with both log-probabilities.
@@ -208,13 +240,18 @@ class AnswerProgress(TypedDict):
 
 
 class TrainProgress(TypedDict):
-    """What is known after an optimiser step: which of how many, its loss, the tokens and the seconds up to here."""
+    """What is known after an optimiser step: which of how many, its loss, the tokens and the seconds up to here.
+
+    `said` and `warning` are what a person should hear, once.
+    """
 
     step: int
     steps: int
     loss: float
     tokens: int
     seconds: float
+    said: NotRequired[str]
+    warning: NotRequired[str]
 
 
 OnAnswers = Callable[[AnswerProgress], None]

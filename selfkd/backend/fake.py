@@ -125,8 +125,18 @@ class Fake:
         history = digest.of(
             weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest
         )
-        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history})
-        metrics = {"steps": frame.height, "rows": frame.height, "loss_first": 1.0, "loss_last": 0.5, "seconds": 0.0}
+        base = {"base": digest.base_of(Path(start.path)) or start.digest} if spec.lora else {}
+        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history, **base})
+        if base:
+            (out / digest.ADAPTER).write_text(json.dumps(base))
+        metrics: dict[str, Any] = {
+            "steps": frame.height,
+            "rows": frame.height,
+            "loss_first": 1.0,
+            "loss_last": 0.5,
+            "seconds": 0.0,
+        }
+        metrics["made_by"] = [{"trainers": self._numerics.get("trainers", 1), "shard": self._numerics.get("shard", False)}]
         return Trained(out, metrics, {})
 
     def swap_notes(self) -> dict[str, Any]:

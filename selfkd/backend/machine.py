@@ -118,9 +118,14 @@ class Machine:
         "Tokens of prompt and answer together in one engine; not for this file, for it is the recipe's `context`.", 1024, 1
     )
     chunk_timeout: float = _setting(
-        "Seconds after which an engine that has not answered a chunk counts as hanging; in proportion more for a chunk that may have more than 65,536 tokens.",
+        "Seconds after which an engine that has not answered a chunk counts as hanging; in proportion more for a chunk that may have more than 65,536 tokens, and never one that makes the steps of a long answer.",
         3600.0,
         1,
+    )
+    checkpoint_minutes: float = _setting(
+        "Minutes of an update between two of its checkpoints, from which it goes on where it is killed; 0 makes none.",
+        10.0,
+        0,
     )
     cards: int = _setting(
         "Cards that `--plan` plans for, with `card_gb` of memory each; 0: those of this machine, which a run counts itself.",

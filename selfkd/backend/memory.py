@@ -33,7 +33,8 @@ class Training:
     """How an update is made, as far as memory goes.
 
     `rows` go through the model at once on one rank, each of `sequences` of `row_tokens`, of which `learned` are the answer's.
-    `shards`: over how many ranks weights, gradients and optimiser are spread; `trained`: how many numbers are learned, None for all.
+    `shards`: over how many ranks weights, gradients and optimiser are spread; `rank`: of the
+    adapter that learns, 0 where all weights do; `rounded`: the weights beneath it lie there in 16 bits.
     """
 
     rows: int
@@ -47,7 +48,8 @@ class Training:
     ranks: int = 1
     on_card: bool = True
     shards: int = 1
-    trained: int | None = None
+    rank: int = 0
+    rounded: bool = False
 
     @property
     def tokens(self) -> int:
@@ -91,19 +93,31 @@ class Need:
 
 def of_training(sizes: Sizes, how: Training) -> Need:
     """Return what one rank needs for an update."""
-    trained = sizes.parameters if how.trained is None else how.trained
+    trained = adapter(sizes, how.rank) if how.rank else sizes.parameters
     states = {
-        "weights": FP32 * (sizes.parameters if how.trained is None else sizes.parameters + trained) // how.shards,
+        "weights": (_frozen(sizes, how) + FP32 * trained if how.rank else FP32 * trained) // how.shards,
         "gradients": FP32 * trained // how.shards,
         "optimiser": int(optimiser_bytes(how.optimiser) * trained) // how.shards,
         **({"CUDA": CARD_CONTEXT} if how.on_card else {}),
     }
     passing = {"activations": activations(sizes, how), "logits": logits(sizes, how)}
     if how.bf16:
-        passing["bf16 copies"] = HALF * sizes.parameters // how.shards
+        cast = sizes.embedding + trained if how.rounded else sizes.parameters
+        passing["bf16 copies"] = HALF * cast // how.shards
     # On a CPU a copy more was measured: of checkpoints that are read and written, whose files are mapped.
     beside = 0 if how.on_card else RANK_PROCESS + FP32 * sizes.parameters
     return Need(states, passing, 0 if how.gradients_wait else states["gradients"], beside)
+
+
+def adapter(sizes: Sizes, rank: int) -> int:
+    """Return how many numbers an adapter of this rank has at most: two matrices at every linear layer of the blocks."""
+    attention = 2 * (sizes.hidden + sizes.attended) + 2 * (sizes.hidden + sizes.kept)
+    return rank * sizes.layers * (attention + 3 * (sizes.hidden + sizes.inner))
+
+
+def _frozen(sizes: Sizes, how: Training) -> int:
+    """Return the bytes of the weights beneath an adapter; the embedding is no product, and stays as it is."""
+    return FP32 * sizes.parameters - (FP32 - HALF) * (sizes.parameters - sizes.embedding) * how.rounded
 
 
 def optimiser_bytes(name: str) -> float:

@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend import adapters
 from selfkd.core import digest
 from selfkd.core.files import builtin_folder
 
@@ -93,10 +94,12 @@ def context_of(folder: Path, wanted: int) -> int:
 
 @lru_cache(maxsize=256)
 def engine_kind(folder: Path, weights: str, dtype: str) -> str:
-    """Return which engines can hold a model: those that came up with this architecture, these sizes, this tokenizer and this `dtype`.
+    """Return which engines can hold a model: those that came up with this architecture, these sizes, this tokenizer and this `dtype`, and with
+    as much room for an adapter beside the weights.
 
     `weights` is the digest of the folder's contents, which is why the files are read once. A folder without config.json is no
     model of an engine's; all of them are one kind.
     """
+    room = adapters.room_for(folder)
     described = ("config.json", *digest.TOKENIZER_FILES) if (folder / "config.json").is_file() else ()
-    return digest.of("engine", digest.descriptions(folder, described), dtype)
+    return digest.of("engine", digest.descriptions(folder, described), dtype, *([room] if room.rank else []))

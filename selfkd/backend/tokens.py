@@ -419,17 +419,13 @@ def _written_end(tok: Any, behind: str) -> tuple[int, ...]:
 
 
 def encode_requests(
-    tok: Any, conversations: Sequence[Messages], room: int, context: int, drop_long: bool = False
+    tok: Any, asked: Sequence[Messages], room: int, context: int, drop_long: bool = False
 ) -> list[list[int] | None]:
-    """Return the ids of prompts whose answers may have `room` tokens.
-
-    One that `context` does not hold with its answer is a UsageError which names it; None with `drop_long`.
-    """
-    places = [named(messages) for messages in conversations]
-    prompts = encode_prompts(tok, conversations, places)
-    if not drop_long:
-        for place, ids in zip(places, prompts, strict=True):
-            _must_fit(place, len(ids), room, context)
+    """Return the ids of prompts whose answers may have `room` tokens; one that `context` does not hold is a UsageError, None with `drop_long`."""
+    places = [named(messages) for messages in asked]
+    prompts = encode_prompts(tok, asked, places)
+    for place, ids in zip(places, prompts, strict=True) if not drop_long else ():
+        _must_fit(place, len(ids), room, context)
     return [ids if len(ids) + room <= context else None for ids in prompts]
 
 
@@ -451,6 +447,4 @@ def encode_samples(tok: Any, rows: Sequence[Mapping[str, Any]], room: int, conte
 def _must_fit(place: str, length: int, room: int, context: int) -> None:
     if length + room > context:
         what = f"has {length} tokens and {room} more are to be generated, but the context holds {context}"
-        raise UsageError(
-            what, place, "Shorten or drop it (the recipe's `long: drop` does so), lower max_tokens, or raise `context`."
-        )
+        raise UsageError(what, place, "Drop it (`long: drop`), shorten it, lower max_tokens, or raise `context`.")

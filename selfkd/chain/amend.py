@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from selfkd.chain import commit, numerics, records, steering
+from selfkd.chain import commit, numerics, records, rounded, steering
 from selfkd.chain.commit import Place
 from selfkd.chain.freeze import code_digests, freeze_code, now, prove_code
 from selfkd.chain.paths import Paths
@@ -39,6 +39,7 @@ FIXED = (
     "chunk",
     "exact",
     "dither",
+    "dither_seed",
     "chat",
 )  # all that the first step rests on
 FREE = ("name", "rounds")  # of the folder, which was given; and what needs no amendment
@@ -250,7 +251,13 @@ class _Standing:
         for step in recipe.steps_of(recipe.rounds) if self.sealed else ():
             for field, model in step.models().items():
                 path = self._path(model, recipe)
-                if path and not (self.paths.folder / path).exists():
+                copy = path and rounded.copy_of(self.paths.folder, path)
+                if copy and isinstance(step, TrainStep):
+                    what = (
+                        f"{step.name}.{field}: of the weights of '{model}' only a copy in bf16 is left (`keep: {{as: bf16}}`)"
+                    )
+                    return self._no(f"{what}, and an update needs them in fp32")
+                if path and not copy and not (self.paths.folder / path).exists():
                     what = f"{step.name}.{field}: the weights of '{model}' are not on disk any more: `keep` had them taken away"
                     return self._no(what)
         return None

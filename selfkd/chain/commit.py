@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.chain import records
+from selfkd.chain import records, rounded
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import CodeEntry, Commit, ModelEntry, Seal, SealedStep, TableEntry, Tombstone
 from selfkd.core import digest, storage
@@ -83,7 +83,7 @@ def write(place: Place, added: Addition, pool: Pool, before: Mapping[str, Model]
     files = {name: [_written(place, part) for part in parts] for name, parts in added.tables.items()}
     tables = {name: _table(place, name, paths, pool) for name, paths in files.items()}
     hashes: dict[Path, str] = {}
-    models = {role: _adopted(place, role, folder, before, hashes) for role, folder in added.models.items()}
+    models = {role: _adopted(place, role, added, before, hashes) for role in added.models}
     kept = [path for paths in files.values() for path in paths]
     kept += [path for entry in models.values() for path in storage.files_in(place.paths.folder / entry.path)]
     record = Commit(
@@ -133,11 +133,12 @@ def _refuse_repeats(place: Place, name: str, frame: pl.DataFrame, pool: Pool) ->
     raise GuardError(f"two rows of the table '{name}' are the same one: {said}", place.where, fix)
 
 
-def _adopted(place: Place, role: str, folder: Path, before: Mapping[str, Model], hashes: dict[Path, str]) -> ModelEntry:
+def _adopted(place: Place, role: str, added: Addition, before: Mapping[str, Model], hashes: dict[Path, str]) -> ModelEntry:
     """Move a finished checkpoint into the step's folder, under a name that carries its weights digest; note the hashes of its shards.
 
     Nothing that the trainer says of its files is taken over: they are read here, once, for the digest and for the hashes of the record.
     """
+    folder, base = added.models[role], added.bases.get(role)
     found, files = digest.weights_and_files(folder)
     if role in before and found == before[role].digest:
         fix = "Raise trl.learning_rate, or look at the loss in the log."
@@ -146,7 +147,7 @@ def _adopted(place: Place, role: str, folder: Path, before: Mapping[str, Model],
     kept = not target.exists()  # one that lies there already is hashed itself
     path = storage.adopt(folder, target)
     hashes.update((path / file.relative_to(folder), whole) for file, whole in files.items() if kept)
-    return ModelEntry(path=place.paths.relative(path), digest=found)
+    return ModelEntry(path=place.paths.relative(path), digest=found, kind="adapter" if base else "full", base=base)
 
 
 # ---- reading back ----
@@ -233,7 +234,7 @@ def pruned_paths(names: RoundPaths) -> list[str]:
 
 def _check_files(place: Place, commit: Commit) -> None:
     """Compare sizes of everything and hashes of tables; a checkpoint that retention took away is not damage."""
-    pruned = tuple(f"{path}/" for path in pruned_paths(place.round))
+    pruned = tuple(f"{path}/" for path in [*pruned_paths(place.round), *rounded.copies(place.round)])
     files = {name: entry for name, entry in commit.files.items() if not name.startswith(pruned)} if pruned else commit.files
     wrong: list[str] = []
     for rehash in (True, False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from selfkd.backend.base import (
     made_by,
 )
 from selfkd.backend.tokens import OF_A_PROMPT
-from selfkd.chain import chunks
+from selfkd.chain import chunks, rounded, updates
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.chunks import Asked, Tally
 from selfkd.chain.commit import Place, pruned_paths
@@ -88,7 +88,8 @@ class StepContext:
     def model(self, reference: ModelRef) -> Model:
         found = self.models.find(reference, self.pool.models, self.where)
         names = (self.run.paths.round(seal.round) for seal in self.run.sealed())
-        if not (self.run.folder / found.path).exists() and any(found.path in pruned_paths(one) for one in names):
+        lies = rounded.located(self.run.folder, found).path
+        if not (self.run.folder / lies).exists() and any(found.path in pruned_paths(one) for one in names):
             what = f"the weights of '{reference}' are not on disk any more: `keep` had them taken away ({found.path})"
             fix = f"Name other weights, such as '{reference.role}@now', and repeat the command with --amend."
             raise ChainError(what, self.where, f"{fix}   Or restore this folder from a copy.")
@@ -204,17 +205,24 @@ class StepContext:
         self._met("engine")
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
+        name = updates.key(start, reference, rows, spec, self.run.numerics)
+        spec = replace(spec, saves=updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes))
         path = storage.temporary(self.run.paths.tmp, "-rows.parquet")
         rows.write_parquet(path)
         out = storage.temporary(self.run.paths.tmp, "-child")
-
-        def tell(done: TrainProgress) -> None:
-            self.progress(done["step"], done["steps"], "steps", loss=done["loss"])
-
-        held = reference and self.run.trust.weights(reference)
-        trained = self.backend.train(self.run.trust.weights(start), held, [path], spec, out, tell)
+        held = reference and self.run.trust.masters(reference)
+        trained = self.backend.train(self.run.trust.masters(start), held, [path], spec, out, self._hear)
         self._met("trainer")
         return trained
+
+    def _hear(self, done: TrainProgress) -> None:
+        """Pass on how far an update is, and what its ranks have to say."""
+        if done.get("warning"):
+            self.attempt.warn(done["warning"])
+        elif done.get("said"):
+            self.attempt.event("continues", text=done["said"])
+        else:
+            self.progress(done["step"], done["steps"], "steps", loss=done["loss"])
 
     def map(
         self, function: Function, batches: Iterable[list[Row]], samples: Iterable[str], timeout: float

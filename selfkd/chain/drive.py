@@ -13,7 +13,7 @@ from selfkd.backend.ray.cluster import is_private
 from selfkd.chain import numerics
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.loop import walk
-from selfkd.chain.retention import is_due, prune
+from selfkd.chain.retention import format_remark, is_due, prune
 from selfkd.chain.run import Run
 from selfkd.core.lease import holder
 from selfkd.errors import BusyError
@@ -92,8 +92,13 @@ def drive(run: Run, attempt: Attempt) -> None:
         if run.ignored:
             kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
             attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")
+        if run.other_ranks:
+            said = f"Not the ranks that this run began with: {', '.join(run.other_ranks)}."
+            attempt.event("warning", text=f"{said} What they train may differ in its last digits, and its rounds say so.")
         if slow := numerics.emulation(run.numerics, run.recipe, flags_here(), on_cards(run.machine)):
             attempt.event("warning", text=slow)
+        if kept := format_remark(run.recipe, run.numerics):
+            attempt.event("warning", text=kept)
         with closing(open_backend(run.machine, dict(run.numerics), attempt.logs, attempt.warn)) as backend:
             walk(run, backend, attempt)
         attempt.event("done")

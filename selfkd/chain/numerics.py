@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
 OPEN = {"threads": 0, "max_num_seqs": 0, "dtype": "auto", "generator": "auto"}  # values that leave it to whoever creates a run
+RANKS = (
+    "trainers",
+    "shard",
+)  # who trains may change: an update goes on from its checkpoint on other ranks, and a round says so
 COMPUTING = ("engine", "trainer")  # the kinds of processes whose numbers the numerics fix
 
 
@@ -103,10 +107,39 @@ def ignored(numerics: Mapping[str, Any], machine: Machine) -> list[str]:
 
     A file asks for what it names, a Machine made in Python for what is not the default; what is in OPEN asks for nothing.
     """
+    return [
+        f"{name} {numerics.get(name)} ({value} asked)"
+        for name, value in _asked_for(machine).items()
+        if value != numerics.get(name)
+    ]
+
+
+def _asked_for(machine: Machine) -> dict[str, Any]:
     usual = Machine()
     named = machine.named or [name for name in NUMERIC if getattr(machine, name) != getattr(usual, name)]
-    asked = {name: getattr(machine, name) for name in named if name in NUMERIC and getattr(machine, name) != OPEN.get(name)}
-    return [f"{name} {numerics.get(name)} ({value} asked)" for name, value in asked.items() if value != numerics.get(name)]
+    return {name: getattr(machine, name) for name in named if name in NUMERIC and getattr(machine, name) != OPEN.get(name)}
+
+
+# ---- other ranks ----
+
+
+def with_ranks(numerics: Mapping[str, Any], machine: Machine) -> Mapping[str, Any]:
+    """Return numerics with the ranks that a machine asks for: those of the record may not be there any more.
+
+    One rank holds a model whole, unless `shard` is asked for by name, which is then refused.
+    """
+    asked = {name: value for name, value in _asked_for(machine).items() if name in RANKS}
+    if asked.get("trainers") == 1:
+        asked = {"shard": False, **asked}
+    return {**numerics, **asked}
+
+
+def other_ranks(recorded: Mapping[str, Any], made_by: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return in what the ranks that trained differ from those that a run began with: 'trainers 4 → 2'."""
+    begun = {"trainers": 1, "shard": False, **recorded}
+    changed = ((name, ranks.get(name, begun[name])) for ranks in made_by for name in RANKS)
+    said = (f"{name} {begun[name]} → {value}" for name, value in changed if value != begun[name])
+    return list(dict.fromkeys(said))
 
 
 # ---- number formats ----

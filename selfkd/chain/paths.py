@@ -6,8 +6,10 @@ round-001/01-sample/              its data, each file named by its content
 round-001/cut-01-sample-KEY.json  into chunks of what size its answers are cut, where a run is not exact
 round-001/sealed.json             the commit of the round
 round-001/pruned-001.json         which checkpoints retention took away, and the next time -002
+round-001/rounded-001.json        which checkpoints it rounded to bf16, and what they hold since
 numerics.json                     what fixes the numbers, from the first engine or trainer on
 facts/engine-001.json             what the processes that computed ran on and with
+updates/KEY/                      the checkpoints of an update in progress, until its step is committed
 amendments/001.json  leases/  logs/attempt-001/  tmp/
 """
 
@@ -47,6 +49,14 @@ class RoundPaths:
     def next_tombstone(self) -> Path:
         numbers = [int(path.stem.rpartition("-")[2]) for path in self.tombstones() if "-" in path.stem]
         return self.tombstone(1 + max(numbers, default=0))
+
+    def rounded(self) -> list[Path]:
+        """Return the records of checkpoints that were rounded to bf16, oldest first."""
+        return _by_number(self.folder, r"rounded-([0-9]{3,})\.json")
+
+    def next_rounded(self) -> Path:
+        numbers = [int(path.stem.rpartition("-")[2]) for path in self.rounded()]
+        return self.folder / f"rounded-{1 + max(numbers, default=0):03d}.json"
 
     def commit(self, number: int, step: str) -> Path:
         return self.folder / f"{number:02d}-{step}.json"
@@ -112,6 +122,19 @@ class Paths:
         return self.folder / "tmp"
 
     @property
+    def updates(self) -> Path:
+        """What an update in progress goes on from. It goes when its step is committed, and no record names it."""
+        return self.folder / "updates"
+
+    def update(self, key: str) -> Path:
+        return self.updates / key[:32]
+
+    @property
+    def holds_checkpoints(self) -> bool:
+        """Whether there is something that an update may go on from."""
+        return any(self.updates.glob("*/step-*/seal.json"))
+
+    @property
     def frozen(self) -> tuple[Path, ...]:
         """What creation writes before `run.json`; a crash in between leaves only these."""
         return self.prompts, self.code, self.recipe, self.resolved, self.tmp
@@ -128,6 +151,10 @@ class Paths:
 
     def round(self, index: int) -> RoundPaths:
         return RoundPaths(self.folder / f"round-{index:03d}", index)
+
+    def round_of(self, path: str) -> RoundPaths | None:
+        """Return the round that a path relative to the run lies in; None where it lies in none."""
+        return next((names for names in self.rounds() if names.folder.name == path.partition("/")[0]), None)
 
     def rounds(self) -> list[RoundPaths]:
         """Return the rounds that have a folder, by number."""

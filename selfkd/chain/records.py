@@ -266,6 +266,24 @@ class Tombstone(Record):
     paths: list[str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundedEntry(Record):
+    """A copy of a checkpoint rounded to bf16: its folder and files relative to the run, and the digest of the weights in it."""
+
+    path: str
+    digest: str
+    files: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded(Record):
+    """rounded-001.json, …: {checkpoint that a step committed: the copy that retention left of it}."""
+
+    nested = {"models": RoundedEntry}
+
+    models: Mapping[str, RoundedEntry]
+
+
 # ---- reading and writing ----
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import commit, measured, records, steering
+from selfkd.chain import commit, measured, numerics, records, steering, updates
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -106,6 +106,8 @@ class Round:
         context.makers["driver"].add(self.run.computers.driver(self.attempt))
         makers = {kind: sorted(made - {""}) for kind, made in sorted(context.makers.items())}
         commit.write(place, added, pool, self.start, {**context.notes, **added.notes, **spent, "makers": makers})
+        if step.trained_role():
+            updates.clear(self.run.paths)
 
     def _expect(self, step: Step, pool: Pool) -> None:
         """Let the rewards of the score step behind a `sample` step begin with what that one finishes."""
@@ -181,9 +183,10 @@ class Round:
             measures=measures,
             notes=self._notes(pool),
         )
+        updates.clear(self.run.paths)  # of an update that a kill came behind, or that another recipe made
         records.write(names.seal, seal, self.run.paths.tmp)
         sealed = records.read(names.seal, Seal)
-        prune(self.run)
+        prune(self.run, self.attempt.warn)
         told = {"metrics": sealed.metrics, "accepted": sealed.accepted, "notes": sealed.notes, "digest": sealed.digest}
         self.attempt.event("sealed", round=self.index, **told)
 
@@ -210,7 +213,9 @@ class Round:
     def _level(self) -> str:
         """Return `exact` (canonical chunks, made by what the run began with, trained so that it repeats), or `data` and what moved."""
         makers = [made.notes.get("makers", {}) for made in self.made]
-        if moved := self.run.computers.moved(makers):
+        made_by = [ranks for made in self.made for ranks in made.notes.get("train", {}).get("made_by", ())]
+        ranks = numerics.other_ranks(numerics.kept(self.run.paths, self.run.info), made_by)
+        if moved := [*self.run.computers.moved(makers), *ranks]:
             return "data: " + "; ".join(moved)
         if not self.run.numerics["exact"]:
             return "data"

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import NUMERIC, Machine, settings
-from selfkd.chain import amend, contents, numerics, records, steering
+from selfkd.chain import amend, contents, numerics, records, rounded, steering
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
@@ -45,7 +45,9 @@ class Run:
     def __init__(self, paths: Paths, recipe: Recipe, machine: Machine, info: Info) -> None:
         self.paths, self.recipe, self.info = paths, recipe, info
         machine = replace(machine, max_model_len=recipe.context)
-        self.numerics: Mapping[str, Any] = numerics.in_force(paths, info, recipe, machine)
+        kept = numerics.in_force(paths, info, recipe, machine)
+        self.numerics: Mapping[str, Any] = numerics.with_ranks(kept, machine)
+        self.other_ranks = numerics.other_ranks(kept, [{name: self.numerics[name] for name in numerics.RANKS if name in kept}])
         self.ignored = numerics.ignored(self.numerics, machine)
         self.machine = replace(machine, **{name: self.numerics[name] for name in NUMERIC if name in self.numerics})
         self.trust, self.computers = Trust(paths.folder), Computers(paths, info)
@@ -205,7 +207,7 @@ class Run:
         if problem := named.problem(list(head), len(sealed), best_is_named=True):
             raise ChainError(problem, str(self.folder))
         known = known_models(len(sealed), head, sealed, self.recipe.best, self.loaded)
-        found = known.find(named, head, str(self.folder)).at(self.folder.absolute())
+        found = rounded.located(self.folder, known.find(named, head, str(self.folder))).at(self.folder.absolute())
         if not Path(found.path).is_dir():
             fix = "The recipe's `keep` says which checkpoints stay: keep: {last: 2, best: true, base: true}"
             raise ChainError(f"the weights of '{reference}' are not on disk any more", found.path, fix)

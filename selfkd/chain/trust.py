@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selfkd.chain import rounded
 from selfkd.core import digest, storage
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
@@ -25,11 +26,23 @@ class Trust:
     _known: set[tuple[str, str]] = field(default_factory=set)
 
     def weights(self, model: Model) -> Model:
-        """Return the model with its path absolute; ChainError where its folder does not hold the weights that were committed."""
-        if (model.path, model.digest) not in self._known:
+        """Return the model with its path absolute; ChainError where its folder, or that of its base, does not hold what was committed.
+
+        Of one that is kept in bf16, the copy: an engine loads the same bytes of it.
+        """
+        lies = rounded.located(self.folder, model)
+        if (lies.path, model.digest) not in self._known:
             self._hash(model)
-            self.know(model)
-        return model.at(self.folder)
+            self._known.add((lies.path, model.digest))
+        if model.base is not None:
+            named = digest.base_of(self.folder / model.path)
+            self.weights(Model(model.role, model.base, named or "no adapter"))
+        return lies.at(self.folder)
+
+    def masters(self, model: Model) -> Model:
+        """Return the model as `weights` does, for a training; ChainError where only a copy in bf16 is left of it."""
+        rounded.refuse_rounded(self.folder, model)
+        return self.weights(model)
 
     def know(self, model: Model) -> None:
         """Take a model as it is: this process hashed it when it was committed."""
@@ -48,8 +61,10 @@ class Trust:
         self._known.update((name, entry["sha256"]) for name, entry in wanted.items())
 
     def _hash(self, model: Model) -> None:
+        copy = rounded.copy_of(self.folder, model.path)
+        lies, expected = (copy.path, copy.digest) if copy else (model.path, model.digest)
         try:
-            same = digest.holds(self.folder / model.path, model.digest)
+            same = digest.holds(self.folder / lies, expected)
         except (OSError, ValueError, KeyError) as error:
             what = f"these weights cannot be read: {error}"
         else:
@@ -57,4 +72,4 @@ class Trust:
                 return
             what = "these weights were changed after they were committed"
         fix = "Restore it from a copy, or go on from an earlier round in a new run."
-        raise ChainError(what, f"{self.folder.name}/{model.path}", fix)
+        raise ChainError(what, f"{self.folder.name}/{lies}", fix)

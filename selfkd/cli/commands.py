@@ -43,7 +43,7 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
     if plan:
         from selfkd.recipe.plan import plan as planned
 
-        found = planned(loaded, machine)
+        found = planned(loaded, machine, runs / (name or loaded.name))
         print(found, flush=True)
         found.refuse()
         return 0
@@ -207,6 +207,10 @@ def verify(run: Path, quick: bool) -> int:
     found = check_run(run, quick)
     for path in found.pruned:
         print(f"pruned   {path}")
+    for path in found.rounded:
+        print(f"in bf16  {path}")
+    for moved in found.moved:
+        print(f"moved    {moved}")
     for problem in found.problems:
         print(f"damaged  {problem}")
     what = "sizes" if quick else "hashes"

@@ -91,7 +91,7 @@ def drive(run: Run) -> None:
         attempt = run.begin(_observer(interrupts, display))
         with attempt.shielded(WATCHER):
             _announce(run, attempt, display)
-            if line := begins_again(stopped_in):
+            if (line := begins_again(stopped_in)) and not run.paths.holds_checkpoints:
                 display.print(line, "dim")
         try:
             walk_to_the_end(run, attempt)

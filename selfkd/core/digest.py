@@ -23,9 +23,11 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
 )
+ADAPTER = "adapter.json"  # in the folder of an adapter: the digest of the weights that it changes, and how it is served
 # What a model folder says beside its tensors: all that decides how text becomes ids, ids become text, and where an answer ends.
 DESCRIPTIONS = (
     *("config.json", "adapter_config.json", "generation_config.json", "chat.json"),
+    ADAPTER,
     *TOKENIZER_FILES,
     *("chat_template.jinja", "chat_template.json", "chat_templates/*"),
 )
@@ -33,7 +35,7 @@ FIRST_DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json",
 # Fields of these files that name their writer, or the place they were read from, instead of the model.
 WRITER_FIELDS = {
     *("transformers_version", "_name_or_path", "_model_name_or_path", "_from_model_config", "dtype", "torch_dtype"),
-    *("name_or_path", "tokenizer_file", "is_local", "local_files_only"),
+    *("name_or_path", "tokenizer_file", "is_local", "local_files_only", "peft_version"),
 }
 
 # Made once, because seeds are hashed by the million.
@@ -130,6 +132,12 @@ def weights_and_files(folder: Path) -> tuple[str, dict[Path, str]]:
     """Return the digest of a model folder, and the SHA-256 of each of its safetensors files, all from one reading of them."""
     files: dict[Path, str] = {}
     return next(_readings(folder, files)), files
+
+
+def base_of(folder: Path) -> str | None:
+    """Return the digest of the full weights that the adapter in a folder changes; None where the folder holds full weights."""
+    path = folder / ADAPTER
+    return str(json.loads(path.read_text("utf-8"))["base"]) if path.is_file() else None
 
 
 def holds(folder: Path, expected: str) -> bool:

@@ -202,13 +202,15 @@ Part = pl.DataFrame | Path  # of a table: a frame with its heavy columns, or a f
 class Addition:
     """What a step adds. A table is a list of frames (heavy columns included) or of files a worker already wrote.
 
-    `models` maps a role to a finished folder under the run's tmp/; `notes` stand outside every digest.
+    `models` maps a role to a finished folder under the run's tmp/, `bases` one whose folder holds an adapter to the folder of full weights
+    that it changes, relative to the run; `notes` stand outside every digest.
     """
 
     tables: Mapping[str, list[Part]] = field(default_factory=dict)
     models: Mapping[str, Path] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    bases: Mapping[str, str] = field(default_factory=dict)
 
     def whole(self, table: str) -> pl.DataFrame:
         """A table of this addition in memory, with every column."""

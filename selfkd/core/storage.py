@@ -58,6 +58,11 @@ def _do(action: str, path: Path, operation: Callable[[], Result]) -> Result:
     return result
 
 
+def written(path: Path, operation: Callable[[], Result]) -> Result:
+    """Have `operation` write the draft `path`, as whatever is written here; StorageError where the disk is full."""
+    return _do("write", path, operation)
+
+
 def _sync(path: Path) -> None:
     """Bring bytes (a file) or names (a folder) to disk. A failed fsync is fatal: repeating it may report a false success."""
 

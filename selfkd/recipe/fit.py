@@ -29,6 +29,7 @@ from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
 DRIVER = GIB // 2
+ADAPTER_RANK = 16  # of the one that is offered
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
     options: dict[str, Any] = {**for_loss(step.loss, words.get("trainer", {})), **step.trl}
     ranks, sequences = words["trainers"], step.kind.sequences
     batch, accumulation = options.get("per_device_train_batch_size", BATCH), options.get("gradient_accumulation_steps", 1)
-    split = share(batch, accumulation, ranks)
+    split, bf16 = share(batch, accumulation, ranks), of_training(step.precision, words) == "bf16"
     if not on_card:
         split = cut(split, sequences * lengths.row, FLAT_TOKENS)
     return Training(
@@ -146,12 +147,14 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
         learned=lengths.answer,
         sequences=sequences,
         accumulation=split.accumulation,
-        bf16=of_training(step.precision, words) == "bf16",
+        bf16=bf16,
         checkpointing=bool(options.get("gradient_checkpointing")),
         optimiser=options.get("optim") or Training.optimiser,
         ranks=ranks,
         on_card=on_card,
         shards=ranks if words.get("shard") else 1,
+        rank=step.lora.r if step.lora else 0,
+        rounded=bool(step.lora) and bf16 and words["dtype"] == "bfloat16",
     )
 
 
@@ -249,6 +252,11 @@ class Way:
     change: Callable[[Training], Training]
 
 
+def _with_adapter(how: Training) -> Training:
+    """An adapter is not divided over ranks."""
+    return how if how.rank or how.shards > 1 else replace(how, rank=ADAPTER_RANK, rounded=how.bf16)
+
+
 WAYS = (
     Way("gradient_checkpointing: true (in `trainer` of the machine file)", lambda how: replace(how, checkpointing=True)),
     Way(
@@ -256,6 +264,7 @@ WAYS = (
         lambda how: replace(how, rows=1, accumulation=how.accumulation * how.rows),
     ),
     Way("shard: true (in the machine file)", lambda how: replace(how, shards=how.ranks)),
+    Way("train.lora.r=16 (an override, or lora: {r: 16} in the step; an adapter learns, and not all weights)", _with_adapter),
     Way("optim: adafactor (in train.trl; it learns otherwise)", lambda how: replace(how, optimiser="adafactor")),
 )
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from selfkd.backend.machine import SLOW, Machine, chosen_generator
 from selfkd.backend.model_sizes import Sizes, Unknown, parameters, sizes_of
@@ -17,7 +18,7 @@ from selfkd.core.accelerator import accelerator
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts.read import on_hub, read_prompts
-from selfkd.recipe import fit, ready
+from selfkd.recipe import disk, fit, ready
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.forecast import Cost, Forecast, figure, least
 
@@ -27,8 +28,6 @@ SPEED = {"cpu": (280 * 135e6, 147 * 135e6), "gpu": (3.5e12, 1.5e13)}
 TRANSFORMERS_SHARE = 0.2  # of that speed of generation: 53 instead of 280 tokens/s
 SWAP_SECONDS = 2.0
 CHARS_PER_TOKEN = 2.5  # of a prompt with its template, on the safe side: English text has about four
-BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
-GB = 1e9
 NO_MEMORY = "not compared: this system does not say how much it has; `memory_gb` in the machine file states it"
 
 
@@ -49,8 +48,8 @@ class Plan:
             raise UsageError("\n".join(self.problems), "machine", "Change the machine file or the recipe, and plan again.")
 
 
-def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
-    """Return what a recipe will cost on a machine, and why it cannot run there."""
+def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = None) -> Plan:
+    """Return what a recipe will cost on a machine, and why it cannot run there; `folder` is where the run would lie."""
     machine = machine or Machine()
     wrong = Problems()
     ready.add_problems(recipe, machine, wrong)
@@ -68,7 +67,18 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> Plan:
     found = sizes_of(recipe.model_source())
     weights = found.parameters if isinstance(found, Sizes) else parameters(recipe.model_source()["path"])
     memory, problems = _memory(recipe, machine, found, _lengths(recipe, prompt_tokens, longest))
-    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory)], problems)
+    room = disk.free(folder) if folder else None
+    taken = _disk(recipe, machine, rounds, weights)
+    problems += [taken.problem(room, folder)] if taken and taken.problem(room, folder) else []
+    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory, room)], problems)
+
+
+def _disk(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None) -> disk.Disk | None:
+    """Return what the run takes on disk; None where the size of the model is not known."""
+    if weights is None:
+        return None
+    dtype = fit.words_of(machine, fit.Place.of(machine))["dtype"]
+    return disk.of(recipe, weights, _total(rounds, "made"), dtype)
 
 
 def size(recipe: Recipe, split: str) -> int | None:
@@ -145,20 +155,24 @@ def _memory(
 
 
 def _whole(
-    recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None, memory: list[tuple[str, str]]
+    recipe: Recipe,
+    machine: Machine,
+    rounds: list[list[Cost]],
+    weights: int | None,
+    memory: list[tuple[str, str]],
+    room: int | None,
 ) -> list[tuple[str, str]]:
     made, learned = _total(rounds, "made"), _total(rounds, "learned")
     unknown = any(None in (cost.made, cost.learned) for round_costs in rounds for cost in round_costs)
     more = ", and what is marked with ?" if unknown else ""
     lines = [("all rounds", f"{made:,} tokens made, {learned:,} tokens learned{more}")]
-    if weights is None:
+    taken = _disk(recipe, machine, rounds, weights)
+    if weights is None or taken is None:
         missing = ready.missing_model(recipe)
         unknown_yet = "unknown until the model is here" + (f": {missing}" if missing else "")
         return [*lines, *memory, ("disk, time", unknown_yet)]
-    checkpoints = min(recipe.rounds + 1, recipe.keep.last + recipe.keep.best + recipe.keep.base + 1)  # one is being written
-    disk = 4 * weights * checkpoints + BYTES_PER_TOKEN * made
     lines += [("parameters", f"about {weights / 1e6:,.0f} million"), *memory]
-    lines += [("disk", f"{disk / GB:.1f} GB: {checkpoints} checkpoints and the samples{more}")]
+    lines += [("disk", taken.text(more, room))]
     if chosen_generator(machine) == "transformers":
         lines += [("generator", SLOW)]
     return [

@@ -18,6 +18,7 @@ from selfkd.backend.model_files import (
     packages_with_gguf,
     shipped_packages,
 )
+from selfkd.backend.trainer.trl_options import INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD
 from selfkd.core.wording import did_you_mean
 from selfkd.core.yamlfile import Problems
 from selfkd.recipe.lines import LISTS
@@ -44,9 +45,33 @@ def add_problems(recipe: Recipe, machine: Machine | None, problems: Problems) ->
     """Add what no install mends: a model that is nowhere; and of a machine, where one is named, words that its generator does not know."""
     if wrong := wrong_model(recipe):
         problems.add(place_of_model(recipe), "model", wrong)
+    if machine and machine.shard:
+        for line in (line for part in LISTS for line in getattr(recipe, part) if getattr(line.at(1), "lora", None)):
+            said = "'lora' learns an adapter, and `shard: true` of the machine divides full weights: leave out one of the two"
+            problems.add(line.place("lora"), line.label, said)
+    offloading = list(_offloading(recipe, machine)) if machine and machine.backend != "fake" else []
+    if offloading and machine and not _has_cards(machine):
+        for where, label in offloading:
+            problems.add(where, label, f"{NOTHING_TO_OFFLOAD}. {INSTEAD_OF_OFFLOADING}")
     if machine and machine.backend != "fake" and chosen_generator(machine) == "transformers":
         for where, label, problem in _of_transformers(recipe):
             problems.add(where, label, problem)
+
+
+def _offloading(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, str]]:
+    """Yield (place, label) wherever a step or the machine asks that activations leave a card."""
+    for line in (line for part in LISTS for line in getattr(recipe, part)):
+        if getattr(line.at(1), "trl", {}).get("activation_offloading"):
+            yield line.place("trl.activation_offloading"), line.label
+    if machine.trainer.get("activation_offloading"):
+        yield "machine.trainer", ""
+
+
+def _has_cards(machine: Machine) -> bool:
+    """Whether a run computes on cards, or a plan is made for some."""
+    from selfkd.backend.choose import on_cards  # loads the dispatcher, which nothing else here needs
+
+    return bool(machine.cards) or on_cards(machine)
 
 
 def wrong_model(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from selfkd.prompts.sources import COMMON_FIELDS, SOURCES
 from selfkd.recipe.lines import TRL_LISTS, numbers
 from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
 from selfkd.steps import VERBS, Step
+from selfkd.steps.lora import Lora
 
 GENERATED = (
     "<!-- Generated: python -m selfkd.recipe.reference > docs/recipes.md -->\n"  # of the file; no reader of help needs it
@@ -67,6 +68,8 @@ def text() -> str:
     parts += ["\n## Verbs\n"]
     for verb, step in VERBS.items():
         parts += [f"### {verb}\n", _doc(step), _short(step), *_table(step), ""]
+        if verb == "train":
+            parts += ["#### lora\n", _doc(Lora), *_table(Lora), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -121,7 +124,7 @@ def _default(field: FieldInfo) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, BaseModel):
-        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.model_dump().items()) + "}"
+        return "{" + ", ".join(f"{key}: {_value(item)}" for key, item in value.model_dump(by_alias=True).items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

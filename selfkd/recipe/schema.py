@@ -72,6 +72,11 @@ class Keep(_Words):
     last: int = Field(2, ge=0, description="Those of so many newest rounds.")
     best: bool = Field(True, description="That of the best round.")
     base: bool = Field(True, description="That of round 0, which every report compares with.")
+    as_: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        alias="as",
+        description="bf16: those that no later training needs are rounded, as an engine in bfloat16 rounds them; half of the disk.",
+    )
 
 
 class Recipe(_Words):
@@ -113,6 +118,11 @@ class Recipe(_Words):
     dither: Switch = Field(
         "auto",
         description="Shift the first weights off the bf16 grid, so that small updates reach the engine; auto: where it computes in 16 bits.",
+    )
+    dither_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Seed of that shift, instead of one from `seed`: runs of several seeds then begin with the same weights, once on disk.",
     )
     before: tuple[Line, ...] = Field(
         (), description="Steps that run once, in round 0, after the base was measured (a warm-up)."
@@ -167,6 +177,7 @@ class Recipe(_Words):
             name="load",
             source=self.model_source(),
             dither=self.dither,
+            dither_seed=self.dither_seed,
             questions=tuple(self.questions()),
             long=self.long,
             chat=self.chat,

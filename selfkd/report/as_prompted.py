@@ -18,7 +18,7 @@ from rich.text import Text
 from selfkd.backend import tokens
 from selfkd.backend.chat import CLOCK
 from selfkd.backend.chat_template import names_in
-from selfkd.chain import records
+from selfkd.chain import records, rounded
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core import install
@@ -54,8 +54,9 @@ def tokenizer_of(folder: Path) -> Any:
     for names in paths.rounds():
         for made in (records.read(path, Commit) for path in names.commits()):
             for entry in made.models.values():
-                if (folder / entry.path / "tokenizer_config.json").is_file():
-                    return _loaded(folder / entry.path)
+                lies = folder / rounded.located(folder, entry.model("")).path
+                if (lies / "tokenizer_config.json").is_file():
+                    return _loaded(lies)
     what = "no checkpoint of this run has a tokenizer: it has no model yet, or a fake one, or `keep` had all of them taken away"
     raise UsageError(what, str(folder), "What was asked, as messages: leave out --as-prompted.")
 

@@ -13,10 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfkd.chain import records
+from selfkd.chain import records, rounded
 from selfkd.chain.numerics import computed
 from selfkd.chain.paths import Paths, RoundPaths
-from selfkd.chain.records import Amendment, Commit, Computer, Cut, Info, ModelEntry, Numerics, Record, Seal, Tombstone
+from selfkd.chain.records import (
+    Amendment,
+    Commit,
+    Computer,
+    Cut,
+    Info,
+    ModelEntry,
+    Numerics,
+    Record,
+    Rounded,
+    RoundedEntry,
+    Seal,
+    Tombstone,
+)
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
@@ -30,11 +43,14 @@ AnyRecord = TypeVar("AnyRecord", bound=Record)
 class Findings:
     """What an examination found: `problems`, one sentence each, naming the file; empty where all is as committed.
 
-    `pruned` names checkpoints that retention took away on purpose: no damage.
+    `pruned` names checkpoints that retention took away on purpose, `rounded` those of which it left a copy in bf16: no damage. `moved`
+    says which rounds were made with something else than the run began with, so that their numbers may differ from what they would be.
     """
 
     problems: list[str] = field(default_factory=list)
     pruned: list[str] = field(default_factory=list)
+    rounded: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
     files: int = 0
     steps: int = 0
     rounds: int = 0
@@ -78,7 +94,11 @@ class _Walk:
         gone = {path: self.tombstone(path) for names in self.paths.rounds() for path in names.tombstones()}
         taken = [path for paths in gone.values() for path in paths]
         self.found.pruned = [path for path in taken if not (self.paths.folder / path).exists()]
+        copied = self.copies()
+        self.found.rounded = sorted(rounded.gone(self.paths.folder, copied) - set(self.found.pruned))
         self.rounds()
+        for name in () if self.blind else sorted(copied.keys() - self.models.keys()):
+            self.problem(f"{copied[name].path} is a copy of {name}, which no step committed")
         self.lost_numerics(info)
         self.lost_facts(facts)
         self.lost_amendments(info, amendments)
@@ -127,6 +147,17 @@ class _Walk:
         """Return what retention says it took away. A damaged tombstone hides nothing: the checkpoint then counts as missing."""
         record = self.record(path, Tombstone)
         return list(record.paths) if record else []
+
+    def copies(self) -> dict[str, RoundedEntry]:
+        """Check the copies in bf16 of checkpoints that are not pruned by now; return {committed checkpoint: copy} of all that are recorded."""
+        known: dict[str, RoundedEntry] = {}
+        for path in (path for names in self.paths.rounds() for path in names.rounded()):
+            record = self.record(path, Rounded)
+            known |= record.models if record else {}
+        for name, copy in known.items():
+            if name not in self.found.pruned and not self.files(copy.files, f"the copy in bf16 of {name}") and not self.quick:
+                self.weights("the copy in bf16", copy.path, copy.digest)
+        return known
 
     def frozen(self, info: Info) -> None:
         """Check prompts, recipe and code, as frozen when the run was created."""
@@ -194,8 +225,9 @@ class _Walk:
                 self.table(table, entry.files, entry.rows, entry.digest, f"{name}: table '{table}'")
         for role, model in commit.models.items():
             self.models[model.path] = model
-            if not damaged and not self.quick and model.path not in self.found.pruned:
-                self.weights(f"{name}: model '{role}'", model)
+            if not damaged and not self.quick and not self.is_gone(f"{model.path}/"):
+                self.weights(f"{name}: model '{role}'", model.path, model.digest)
+                self.base(f"{name}: model '{role}'", model)
 
     def sealed(self, names: RoundPaths, opened: str | None, commits: Sequence[Commit | None]) -> None:
         """Compare the seal with the steps on disk; after it the next round must follow this one."""
@@ -205,6 +237,8 @@ class _Walk:
             return
         self.found.rounds += 1
         self.found.head = self.parent = seal.digest
+        if what := seal.notes.get("level", "").partition(": ")[2]:
+            self.found.moved.append(f"round {names.index} was not made with what the run began with: {what}")
         where = self.paths.relative(names.seal)
         if opened is not None and seal.parent != opened:
             self.problem(f"{where} does not follow the round before it")
@@ -282,15 +316,16 @@ class _Walk:
     # ---- contents ----
 
     def files(self, recorded: Mapping[str, Any], where: str) -> bool:
-        """Add a problem for each missing, resized or changed file; return whether there are any. Pruned ones are passed over."""
-        expected = {name: entry for name, entry in recorded.items() if not self.is_pruned(name)}
+        """Add a problem for each missing, resized or changed file; return whether there are any. What retention took is passed over."""
+        expected = {name: entry for name, entry in recorded.items() if not self.is_gone(name)}
         self.found.files += len(expected)
         wrong = storage.damaged(expected, self.paths.folder, rehash=not self.quick)
         self.found.problems += [f"{text} (named by {where})" for text in wrong]
         return bool(wrong)
 
-    def is_pruned(self, name: str) -> bool:
-        return any(name.startswith(f"{path}/") for path in self.found.pruned)
+    def is_gone(self, name: str) -> bool:
+        """Whether retention took the checkpoint of a file away, with or without leaving a copy."""
+        return any(name.startswith(f"{path}/") for path in (*self.found.pruned, *self.found.rounded))
 
     def table(self, table: str, files: Sequence[str], rows: int, meaning: str, where: str) -> None:
         if self.quick:
@@ -301,14 +336,22 @@ class _Walk:
         elif digest.table(frame, KEYS[table]) != meaning:
             self.problem(f"{where} does not mean what was committed")
 
-    def weights(self, where: str, model: ModelEntry) -> None:
+    def weights(self, where: str, path: str, expected: str) -> None:
         try:
-            same = digest.holds(self.paths.folder / model.path, model.digest)
+            same = digest.holds(self.paths.folder / path, expected)
         except (OSError, ValueError, KeyError) as error:
-            self.problem(f"{where} at {model.path} cannot be read: {error}")
+            self.problem(f"{where} at {path} cannot be read: {error}")
             return
         if not same:
-            self.problem(f"{where} at {model.path} does not hold the weights that were committed")
+            self.problem(f"{where} at {path} does not hold the weights that were committed")
+
+    def base(self, where: str, model: ModelEntry) -> None:
+        """Compare the base that an adapter's folder names with the model that was committed where its record says it lies."""
+        named = digest.base_of(self.paths.folder / model.path)
+        known = self.models.get(model.base or "")
+        if not self.blind and named != (known and known.digest):
+            told = f"{named[:12]} is its base" if named else "it is no adapter"
+            self.problem(f"{where} at {model.path} says that {told}, and its record names {model.base or 'none'}")
 
 
 class _Recipes:

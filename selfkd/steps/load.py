@@ -11,7 +11,7 @@ import polars as pl
 
 from selfkd.backend.base import QUESTIONS, LongPrompt
 from selfkd.backend.tokens import opening
-from selfkd.core import views
+from selfkd.core import digest, views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import UsageError
 from selfkd.steps.context import Context, Messages
@@ -35,13 +35,14 @@ class LoadStep(Step):
     role: str = "policy"
     source: dict[str, Any]
     dither: Literal["auto"] | bool = "auto"
+    dither_seed: int | None = None
     questions: tuple[Question, ...] = ()
     long: Literal["refuse", "drop"] = "refuse"
     chat: dict[str, Any] = {}
 
     def run(self, pool: Pool, context: Context) -> Addition:
         wanted = context.engine_casts if self.dither == "auto" else self.dither
-        seed = context.seed("dither") if wanted else None
+        seed = self._seed(context) if wanted else None
         folder, notes = context.load(self.source, seed, self._asked(context), self._shapes(context), self.chat)
         if refused := notes.get("refused"):
             raise _refused(refused, context)
@@ -81,8 +82,12 @@ class LoadStep(Step):
 
     def identity(self) -> dict[str, Any]:
         """Without the place the model came from and what `auto` came to: the weights digest in the commit says what it is."""
+        own = {} if self.dither_seed is None else {"dither_seed": self.dither_seed}
         chat = {"chat": self.chat} if self.chat else {}
-        return {"verb": self.verb, "name": self.name, "role": self.role, "dither": self.dither is not False, **chat}
+        return {"verb": self.verb, "name": self.name, "role": self.role, "dither": self.dither is not False, **own, **chat}
+
+    def _seed(self, context: Context) -> int:
+        return context.seed("dither") if self.dither_seed is None else digest.seed("dither", self.dither_seed)
 
 
 class StandIn(dict[str, Any]):

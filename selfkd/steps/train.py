@@ -21,6 +21,7 @@ from selfkd.errors import GuardError
 from selfkd.steps.build import BuildStep
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, figure, least, times
+from selfkd.steps.lora import Lora
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Stage, Step
 
@@ -40,6 +41,7 @@ class TrainStep(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
+    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_"})
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
         "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
@@ -59,6 +61,15 @@ class TrainStep(Step):
         description="Compute: bf16 autocast over fp32 masters, or fp32 throughout; auto: bf16 where the hardware has it and the engine is not in float32.",
     )
     min_rows: int = Field(1, ge=1, description="Stop before the trainer loads when there are fewer rows.")
+    lora: Lora | None = Field(
+        None,
+        description="Train an adapter instead of all weights: {r: 16}; its fields are below. Its default learning rate is ten times the usual: 1e-4, for dpo 5e-6.",
+    )
+    continue_: bool = Field(
+        False,
+        alias="continue",
+        description="Where training starts from an adapter: go on with it; else a new one is laid over it, and both are committed as one.",
+    )
     trl: dict[str, Any] = Field({}, description="Options of TRL's SFTConfig or DPOConfig, checked and passed through.")
 
     @model_validator(mode="after")
@@ -68,6 +79,8 @@ class TrainStep(Step):
             foreign = [field for field in kind.fields if field not in self.kind.fields]
             if any(getattr(self, field) != type(self).model_fields[field].default for field in foreign):
                 raise ValueError(f"{listed(foreign)} belong to loss: {name}")
+        if self.continue_ and self.lora is None:
+            raise ValueError("continue goes on with an adapter, and there is none without lora: {r: 16}")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -89,6 +102,16 @@ class TrainStep(Step):
     def problems(self) -> Iterator[Problem]:
         for name, value in self.trl.items():
             yield from ((f"trl.{name}", problem) for problem in check_trl(self.loss, {name: value}))
+        if self.continue_ and self.from_ == "base":
+            yield (
+                "continue",
+                "'continue' goes on with the adapter where training starts, and the base has none: leave out one of the two",
+            )
+        if self.lora and self.lora.dropout and self.kind.reference and self.trl.get("disable_dropout", True):
+            yield (
+                "lora.dropout",
+                f"loss {self.loss} switches dropout off, also the adapter's: write trl: {{disable_dropout: false}}, or leave it out",
+            )
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         """Rows of its stream and kind; without any rows, plain SFT makes its own from samples."""
@@ -127,7 +150,9 @@ class TrainStep(Step):
         tables: dict[str, Any] = {**made.tables}
         if drops:
             tables["drops"] = [*made.tables.get("drops", ()), shape("drops", drops)]
-        return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)})
+        start = models["from"]
+        bases = {self.role: start.base or start.path} if self.lora else {}
+        return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)}, bases)
 
     def _builds_itself(self, rows_are_there: bool) -> bool:
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
@@ -142,6 +167,7 @@ class TrainStep(Step):
             context.max_length,
             precision=self.precision,
             trl=self.trl,
+            lora=self.lora.spec(self.continue_) if self.lora else None,
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:

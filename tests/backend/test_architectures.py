@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,44 +14,21 @@ import polars as pl
 import pytest
 import torch
 from architectures import ARCHITECTURES, SIZES, architecture
+from local_engines import asked, backend, machine, scored
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, as_model
-from toys import chunk_of
 
 from selfkd.backend import probe, tokens
-from selfkd.backend.base import Sampling, Trained, TrainSpec
+from selfkd.backend.base import Trained, TrainSpec
 from selfkd.backend.engine import vllm
-from selfkd.backend.engine.held_engine import ENGINES
 from selfkd.backend.local import LocalBackend
-from selfkd.backend.machine import Machine, fixed_numerics
+from selfkd.backend.machine import fixed_numerics
 from selfkd.backend.trainer.update import sequence_logprobs
 from selfkd.core.pool import Model, shape
 from selfkd.errors import UsageError, WeightsError
 
 PER_TOKEN = {"float32": 1e-5, "bfloat16": probe.TOLERANCE["bfloat16"]}  # nats by which an engine may differ from the formula
 BEYOND_LLAMA = sorted(set(ARCHITECTURES) - {"llama", "qwen3"})
-
-
-def machine(generator: str, dtype: str = "float32") -> Machine:
-    sizes = {"threads": 1, "kv_cache_gb": 0.05, "max_model_len": 256, "max_num_seqs": 16}
-    return Machine(**{"backend": "local", "generator": generator, "dtype": dtype, **sizes})
-
-
-@contextmanager
-def backend(folder: Path, generator: str, dtype: str = "float32") -> Iterator[LocalBackend]:
-    chosen = machine(generator, dtype)
-    local = LocalBackend(chosen, fixed_numerics(chosen), folder / "log", ENGINES[generator])
-    try:
-        yield local
-    finally:
-        local.close()
-
-
-def asked(local: LocalBackend, model: Model, folder: Path) -> pl.DataFrame:
-    chunk = chunk_of(folder, WORDS * 2)
-    (reply,) = local.generate(model, [chunk], Sampling(max_tokens=24, extra={"logprobs": 0}))
-    assert reply.weights == model.digest
-    return pl.read_parquet(reply.path).rename({"teacher_messages": "messages"}).sort("id")
 
 
 def taught(local: LocalBackend, root: Model, answers: pl.DataFrame, folder: Path, dtype: str) -> Trained:
@@ -78,11 +54,6 @@ def by_formula(model: Model, answers: pl.DataFrame) -> np.ndarray:
             table = net(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
         found.append(sum(table[len(prompt) - 1 + at, token].item() for at, token in enumerate(ids)))
     return np.array(found)
-
-
-def scored(local: LocalBackend, model: Model, answers: pl.DataFrame) -> np.ndarray:
-    """What the engine says of the answers, by id."""
-    return np.array([value for _, value, _ in sorted(local.logprobs(model, answers))])
 
 
 def moved(root: Model, child: Model) -> dict[str, bool]:

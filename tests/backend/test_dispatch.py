@@ -229,6 +229,26 @@ def test_a_long_tail_in_which_no_request_finishes_is_no_stall(tmp_path: Path) ->
     assert world.ended == []
 
 
+def test_one_very_long_answer_is_no_hang_however_slowly_its_tokens_come() -> None:
+    """A token a second: 32,768 of them take nine hours, where an engine has an hour for a usual chunk."""
+    world = World(Fates(c0=[32_768.0]))
+    assert go(world, 1, timeout=3600.0, tokens=32_768) == ["c0"]
+    assert world.ended == []
+
+
+def test_an_engine_that_makes_more_steps_than_its_answers_can_have_is_given_up_at_its_deadline() -> None:
+    world = World(Fates(c0=[10_000.0]))
+    assert go(world, 1, timeout=3600.0, tokens=1000) == ["c0"]
+    assert world.ended == [("engine-0", "TimeoutError: it did not answer by its deadline (chunk_timeout of the machine)")]
+    assert world.now < 3600 + 60
+
+
+def test_an_engine_that_makes_no_step_has_no_more_time_than_before_for_a_long_answer() -> None:
+    world = World(Fates(c0=["hang"]))
+    assert go(world, 1, timeout=3600.0, tokens=32_768) == ["c0"]
+    assert 3600 <= world.now <= 3700 and len(world.ended) == 1
+
+
 def test_progress_counts_unfinished_calls_about_once_a_second() -> None:
     world = World(Fates(c0=[3.0]))
     go(world, 2)

@@ -77,8 +77,12 @@ def test_shards_divide_what_is_certain_and_adapters_learn_little() -> None:
     assert {name: whole[name] // sharded[name] for name in ("weights", "gradients", "optimiser")} == dict.fromkeys(
         ("weights", "gradients", "optimiser"), 4
     )
-    adapted = of_training(SMALL, replace(PLAIN, trained=1000)).certain
-    assert (adapted["weights"], adapted["gradients"], adapted["optimiser"]) == (4_004_000, 4_000, 8_000)
+    adapted = of_training(SMALL, replace(PLAIN, rank=1)).certain
+    learned = 2 * (2 * (64 + 128) + 2 * (64 + 64) + 3 * (64 + 128))  # of rank 1, in two layers
+    assert (adapted["gradients"], adapted["optimiser"]) == (4 * learned, 8 * learned)
+    assert adapted["weights"] == 4_000_000 + 4 * learned
+    rounded = of_training(SMALL, replace(PLAIN, rank=1, rounded=True)).certain
+    assert rounded["weights"] == 2_000_000 + 2 * 64 * 100 + 4 * learned  # the embedding stays in fp32
 
 
 @given(st.integers(1, 64), st.integers(1, 4096), st.integers(1, 8), st.booleans(), st.booleans())

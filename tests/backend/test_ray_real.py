@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from toys import chunk_of, texts
 
-from selfkd.backend.base import OnSteps, Reply, Sampling, TrainProgress, TrainSpec, nobody_listens
+from selfkd.backend.base import OnSteps, Reply, Sampling, Saves, TrainProgress, TrainSpec, nobody_listens
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine
+from selfkd.backend.trainer import sealed
 from selfkd.core import digest
 from selfkd.core.pool import Model, shape
-from selfkd.errors import GuardError
+from selfkd.errors import GuardError, Stopped
 
 pytestmark = pytest.mark.real
 
@@ -104,6 +105,37 @@ def test_a_rank_killed_in_the_middle_costs_one_repetition_and_no_bit(real: Real)
     disturbed = real.train("disturbed", spec=long, on_progress=kill)
     assert rank_of(real.backend.log) != killed[0]
     assert disturbed.digest == undisturbed.digest
+
+
+def test_a_rank_killed_behind_each_of_its_checkpoints_and_then_a_stop_cost_no_bit(real: Real, monkeypatch: Any) -> None:
+    """Three deaths, where two without a checkpoint between them stop a run."""
+    monkeypatch.setattr(sealed, "WORTH_SECONDS", 0.0)  # in this process: a stop waits for the ranks
+    long = replace(real.spec, trl={**real.spec.trl, "num_train_epochs": 30})
+    undisturbed = real.train("whole", spec=long)
+    saved = replace(long, saves=Saves(real.root / "update", "long", minutes=1e-6))
+    (real.root / "update").mkdir()
+    kills, heard = [10, 30, 50], []
+
+    def kill(progress: TrainProgress) -> None:
+        heard.extend([progress["said"]] if "said" in progress else [])
+        if kills and progress["step"] >= kills[0]:
+            kills.pop(0)
+            os.kill(rank_of(real.backend.log), signal.SIGKILL)
+        elif progress["step"] >= 70:
+            raise Stopped("stopped on request")
+
+    with pytest.raises(Stopped):
+        real.train("stopped", spec=saved, on_progress=kill)
+    assert (real.root / "update" / sealed.STOP).exists() and sealed.steps(real.root / "update")[0][0] >= 70
+    ended = real.train("ended", spec=saved, on_progress=kill_nobody(heard))
+    assert not (real.root / "update" / sealed.STOP).exists()
+    assert ended.digest == undisturbed.digest
+    reached = [int(text.split()[4]) for text in heard]
+    assert len(reached) == 4 and all(step >= least for step, least in zip(reached, (9, 29, 49, 70), strict=True))
+
+
+def kill_nobody(heard: list[str]) -> OnSteps:
+    return lambda progress: heard.extend([progress["said"]] if "said" in progress else [])
 
 
 def test_one_rank_inside_ray_and_the_local_backend_learn_the_same(real: Real, tmp_path: Path) -> None:

@@ -290,3 +290,25 @@ def test_how_a_model_is_spoken_to_is_kept_beside_its_weights_and_told_by_its_nam
     ]
     tok = tokens.tokenizer(str(tmp_path / "out"))
     assert tok.decode(tokens.encode_prompt(tok, say("hi"))) == "<s>user: hi\nassistant: ...27"
+
+
+def on_disk(*folders: Path) -> int:
+    """Bytes as `du` counts them together: what is linked counts once."""
+    blocks = {
+        (stat.st_dev, stat.st_ino): stat.st_blocks for path in folders for one in path.rglob("*") if (stat := one.lstat())
+    }
+    return 512 * sum(blocks.values())
+
+
+def test_three_roots_of_one_model_take_the_room_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELFKD_CACHE", str(tmp_path / "cache"))
+    source, roots = {"path": str(on_the_grid(tmp_path / "source", tied=True))}, [tmp_path / name for name in "abc"]
+    notes = [root_model.load_model(source, root, 7) for root in roots]
+    weights = (roots[0] / "model.safetensors").stat().st_size
+    assert {note["root"] for note in notes} == {"shared with other runs of the same weights"}
+    assert len({digest.weights(root) for root in roots}) == 1
+    saved = sum(map(on_disk, roots)) - on_disk(*roots, tmp_path / "cache")
+    assert 2 * weights - 8192 <= saved <= 2 * weights + 8192  # two of three; folders of the cache are blocks too
+    other = root_model.load_model(source, tmp_path / "d", 8)
+    assert other["root"] == notes[0]["root"] and digest.weights(tmp_path / "d") != digest.weights(roots[0])
+    assert (tmp_path / "d/model.safetensors").stat().st_nlink == 2

@@ -506,9 +506,9 @@ def test_ranks_exchange_gradients_where_they_lie(start, tmp_path, monkeypatch):
 
     seen, train = [], trl.SFTTrainer.train
 
-    def look(self):
+    def look(self, **more):
         seen.append(self.accelerator.ddp_handler.gradient_as_bucket_view)
-        return train(self)
+        return train(self, **more)
 
     monkeypatch.setattr(trl.SFTTrainer, "train", look)
     update(start, write_rows(tmp_path, 4), tmp_path / "out")

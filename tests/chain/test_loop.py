@@ -296,6 +296,24 @@ def test_only_the_checkpoints_that_keep_names_stay_on_disk(tmp_path):
     assert len(go(recipe_in(tmp_path, text.replace("rounds: 4", "rounds: 5")), tmp_path / "run").sealed()) == 6
 
 
+def test_runs_of_several_seeds_begin_with_one_root_where_the_dither_has_a_seed_of_its_own(tmp_path):
+    def root(name: str, *overrides: str) -> str:
+        run = go(recipe_in(tmp_path / name, RECIPE, "rounds=1", *overrides), tmp_path / name / "run")
+        return str(run.loaded()["policy"].digest)
+
+    assert root("a") != root("b", "seed=1")
+    assert root("c", "dither_seed=7") == root("d", "dither_seed=7", "seed=1") != root("e", "dither_seed=0")
+    assert root("e2", "dither_seed=0") not in (root("f"), root("g", "dither=false"))
+
+
+def test_a_window_that_is_wider_than_the_chain_keeps_all_of_it(tmp_path):
+    text = RECIPE.replace("rounds: 2", "rounds: 2\nkeep: {last: 4, best: false, base: false}")
+    run = go(recipe_in(tmp_path, text), tmp_path / "run")
+    assert sorted(path.parent.parent.name for path in run.folder.glob("round-*/*/policy-*")) == [
+        f"round-00{at}" for at in range(3)
+    ]
+
+
 def test_a_checkpoint_that_a_step_goes_on_using_stays_whatever_keep_says(tmp_path):
     text = RECIPE.replace("rounds: 2", "rounds: 4\nkeep: {last: 1, best: false, base: false}").replace(
         "{loss: sft}", "{loss: sft, from: base}"
@@ -363,7 +381,7 @@ def test_a_removal_that_a_kill_cut_short_is_finished_at_the_next_prune(tmp_path,
 
 
 def test_a_kill_between_the_last_seal_and_its_prune_is_caught_up_when_the_finished_run_is_opened(tmp_path, monkeypatch):
-    def kill(run: Run) -> None:
+    def kill(run: Run, say) -> None:
         if len(run.sealed()) == 4:
             raise Killed
 

@@ -502,15 +502,15 @@ def test_a_run_made_before_there_was_a_choice_of_generators_goes_on_with_vllm(tm
     assert levels(go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run")) == ["exact"] * 3
 
 
-def test_a_run_whose_ranks_held_whole_models_keeps_them_and_says_so(tmp_path):
+def test_a_run_whose_ranks_held_whole_models_goes_on_with_others_that_are_asked_for_and_says_so(tmp_path):
     run = go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
     record = json.loads(run.paths.numerics.read_text())
     assert record["numerics"]["shard"] is False
     del record["self"], record["numerics"]["shard"]  # as it was before there was a choice
     run.paths.numerics.write_text(json.dumps(digest.with_self_digest(record), indent=1, sort_keys=True) + "\n")
     asked = Run.at(run.folder, Machine(backend="fake", trainers=2, shard=True))
-    assert (asked.numerics["shard"], asked.machine.shard, asked.machine.trainers) == (False, False, 1)
-    assert asked.ignored == ["trainers 1 (2 asked)", "shard False (True asked)"]
+    assert (asked.numerics["shard"], asked.machine.shard, asked.machine.trainers) == (True, True, 2)
+    assert asked.ignored == [] and asked.other_ranks == ["trainers 1 → 2", "shard False → True"]
     assert levels(go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run")) == ["exact"] * 3
 
 

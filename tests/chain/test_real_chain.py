@@ -68,6 +68,22 @@ def test_a_chain_by_transformers_killed_with_its_engine_ends_on_its_own_digest(h
     assert verify(run).problems == []
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize("words", ["continue: true, lora: {r: 4, serve: merged}", "lora: {r: 4, serve: adapter}"])
+def test_a_chain_of_adapters_killed_anywhere_ends_on_the_same_digest(tmp_path: Path, words: str) -> None:
+    """The second one lays four adapters over each other, and its engines are started anew as the rank grows."""
+    home = make_home(tmp_path)
+    recipe = (home / "chain.yaml").read_text().replace("- train: {", f"- train: {{{words}, ")
+    (home / "chain.yaml").write_text(recipe.replace("5.0e-4", "5.0e-3").replace("1.0e-4", "1.0e-3"))
+    whole = finish(home, "whole")
+    assert len(list(kill_each(home, "killed"))) == KILLS
+    run = Run.at(home / "runs" / "killed")
+    assert run.sealed()[-1].digest == whole.sealed()[-1].digest
+    assert [seal.models["policy"].kind for seal in run.sealed()] == ["full", "adapter", "adapter"]
+    assert all(run.made(index)["measure"].notes["swap"]["proved"] is True for index in (1, 2))
+    assert verify(run.folder).problems == []
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not accelerator().on_cards, reason="no CUDA device")
 @pytest.mark.parametrize("turns", ["share", "split"])

@@ -181,3 +181,20 @@ def test_they_are_passed_on_where_vllm_generates_or_no_machine_is_named(asked):
     Path("r.yaml").write_text(RECIPE.replace("max_tokens: 64}", "max_tokens: 64, vllm: {min_p: 0.1}}"))
     assert look(read("r.yaml"), machine=asked)[0].problems == []
     assert machine.chosen_generator(Machine(generator="vllm")) == "vllm"
+
+
+@pytest.mark.parametrize("where", ["recipe", "machine"])
+def test_activations_that_are_to_leave_a_card_are_refused_where_the_cpu_computes_and_planned_for_one_elsewhere(tmp_path, where):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    text = RECIPE.replace("model: fake", "model: model")
+    asked = where == "recipe"
+    Path("r.yaml").write_text(text.replace("{loss: sft}", "{loss: sft, trl: {activation_offloading: true}}") if asked else text)
+    machine = {"backend": "local", "threads": 1, "trainer": {} if asked else {"activation_offloading": True}}
+    with pytest.raises(RecipeError) as caught:
+        Run.open(load("r.yaml"), tmp_path / "run", Machine(**machine))
+    assert str(caught.value).startswith(
+        "r.yaml:14  steps[3].train: activation_off" if asked else "machine.trainer  activation_off"
+    )
+    assert "here the CPU computes" in str(caught.value) and not (tmp_path / "run").exists()
+    plan.plan(load("r.yaml"), Machine(**machine, cards=1, card_gb=80))

@@ -41,6 +41,7 @@ class Lots:
         self._llm, self._together = llm, together
         self._lots: list[Lot] = []
         self._lot_of: dict[str, Lot] = {}  # by the id of an unfinished request
+        self.adapter: Any = None  # by which all that enters is answered; None is by the weights alone
 
     def enter(self, prompts: Sequence[list[int]], params: Sequence[Any], extra: Mapping[str, Any]) -> Lot:
         """Hand requests to vLLM, which begins with them at its next step, behind those that are there.
@@ -48,8 +49,9 @@ class Lots:
         One that it does not take because of the recipe's words `extra` is a UsageError, and the engine lives on.
         """
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        beside = {"lora_request": self.adapter} if self.adapter else {}
         with refusals(extra), self._paused():
-            lot = Lot(self._llm.enqueue(inputs, list(params), use_tqdm=False) if inputs else [])
+            lot = Lot(self._llm.enqueue(inputs, list(params), use_tqdm=False, **beside) if inputs else [])
         self._lots.append(lot)
         self._lot_of |= dict.fromkeys(lot.ids, lot)
         return lot

@@ -34,11 +34,13 @@ from selfkd.backend.model_files import (
 from selfkd.backend.probe import candidate_sequences, token_logprobs, write_probe
 from selfkd.backend.tokens import encode_prompts
 from selfkd.core import digest
+from selfkd.core.shared_files import share
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
 
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]  # what is fetched from the hub: no pickles, no code
 DITHER_SLICE = 1 << 24  # elements dithered at a time: 64 MB of temporaries each, whatever the size of an embedding
+ROOTS = "roots"  # in the cache: the files of weights that runs begin with, shared by link
 SLICE = 10_000  # prompts whose texts and ids are in memory at once
 SMALLEST_DITHERED = (
     2.0**-100
@@ -75,6 +77,8 @@ def load_model(source: Mapping[str, Any], out: Path, dither: int | None, asked: 
     notes = {**origin, "tensors": 0, "parameters": 0, "on_grid": 0.0, "dithered": 0.0, **_dither(model, dither)}
     with quietly():
         _save(model, tok, out)
+    not_shared = share(sorted(out.glob("*.safetensors")), cache() / ROOTS)
+    notes["root"] = f"not shared with other runs: {not_shared}" if not_shared else "shared with other runs of the same weights"
     chat.write(out, seen.chat)
     sequences = candidate_sequences(tok, [conversations.question(tok, text) for text in QUESTIONS])
     write_probe(out, sequences, token_logprobs(model, sequences), None, None, attention=plain_attention(model.config))
@@ -214,7 +218,7 @@ def _dequantised(file: Path, origin: dict[str, Any]) -> tuple[Path, dict[str, An
 
 
 def cache() -> Path:
-    """Return where dequantised models are kept: SELFKD_CACHE, else ~/.cache/selfkd. Safe to delete at any time."""
+    """Return where dequantised models are kept, and links to roots: SELFKD_CACHE, else ~/.cache/selfkd. Safe to delete at any time."""
     return Path(os.environ.get("SELFKD_CACHE") or "~/.cache/selfkd").expanduser()
 
 

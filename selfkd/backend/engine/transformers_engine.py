@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from selfkd.backend.adapters import Weights, base_folder
 from selfkd.backend.base import NOT_ASKED, REPORT_SECONDS, Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import inverse_cdf
 from selfkd.backend.engine.held_engine import REPORT_IT
@@ -125,10 +126,12 @@ class Engine:
 
         self._forget()  # first: two models would need twice the memory
         dtype = getattr(self._torch, self.numerics["dtype"])
+        full = str(base_folder(model.path, model.base))
         with quietly():
             net = AutoModelForCausalLM.from_pretrained(
-                model.path, dtype=dtype, attn_implementation=attention, local_files_only=True, trust_remote_code=False
+                full, dtype=dtype, attn_implementation=attention, local_files_only=True, trust_remote_code=False
             )
+        Weights(model.path, model.base).merge_into(net)
         self._net = net.to(self.device).eval()
         self.facts = {
             **of_engine(),

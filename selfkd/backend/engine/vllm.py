@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from selfkd.backend import adapters
 from selfkd.backend.base import NOT_ASKED, Chunk, Completion, Logprob, Reply, Sampling, write_chunk
 from selfkd.backend.engine import kernels, vllm_models
 from selfkd.backend.engine.lots import Lot, Lots, OnTokens
@@ -36,6 +37,7 @@ from selfkd.backend.engine.vllm_options import (
     OWNER,
     QUIET_ENVIRONMENT,
     Card,
+    adapter_options,
     environment,
     has_core_process,
     llm_options,
@@ -75,7 +77,9 @@ class Engine:
         self.room = context_of(
             Path(model.path), numerics["max_model_len"] + 1
         )  # to score what fills the context, vLLM draws one more
-        self.llm: Any = _start(numerics, model, self.room)
+        self._beside = adapters.room_for(Path(model.path))  # what it keeps for an adapter
+        self._full = ""  # the digest of the full weights that lie there beneath an adapter, or by themselves
+        self.llm: Any = _start(numerics, model, self.room, self._beside)
         config = self.llm.llm_engine.vllm_config
         card = config.device_config.device_type != "cpu"
         self._may_sleep = card and config.model_config.enable_sleep_mode
@@ -100,6 +104,8 @@ class Engine:
         started = time.perf_counter()
         probe = read_probe(Path(model.path))
         held, self.weights = self.weights, ""
+        if fresh or not held:
+            self._full = ""  # nothing is known of what lies there: it is loaded whole
         scores = None if self._asleep else self._score(probe)[0]  # also puts a prompt into the cache that must be forgotten
         self._reload(model)
         self._forget()
@@ -179,8 +185,9 @@ class Engine:
         """Give the GPU's memory back: weights and KV cache are dropped, not kept. Nothing happens on a CPU, or without sleep mode."""
         if self._may_sleep and not self._asleep:
             self._forget()
+            self._take_adapter(None)  # its weights are dropped too
             self.llm.sleep(level=2)
-            self.weights, self._asleep = "", True
+            self.weights, self._full, self._asleep = "", "", True
 
     def before_update(self, rows: Sequence[Path], pairs: bool, max_length: int) -> Earlier:
         """Score the sequences of which an update of these weights on `rows` keeps some as its probe: after `sleep` nobody can."""
@@ -210,8 +217,7 @@ class Engine:
         if self._asleep:
             self.llm.wake_up(["weights"])
         with vllm_models.in_words(model, "take the weights of", self.numerics["engine"], alone=not self._has_core_process):
-            loaded = self.llm.collective_rpc("selfkd_reload", args=(model.path,))
-        missing = {name for names in loaded for name in names}
+            missing = self._load(model)
         if self._asleep:
             self.llm.wake_up(["kv_cache"])
             self._asleep = False
@@ -220,6 +226,32 @@ class Engine:
             raise WeightsError(
                 what, model.path, "The checkpoint is incomplete, or vLLM does not know this architecture's names."
             )
+
+    def _load(self, model: Model) -> set[str]:
+        """Load what a model is made of: its weights whole, an adapter merged into them, or beside them where it is served so.
+
+        Weights that lie there already stay. Return the engine's parameters that were not filled.
+        """
+        beside = adapters.room_for(Path(model.path))
+        if not self._beside.holds(beside):
+            what = f"the engine has room for adapters of rank {self._beside.rank}, and {model} needs {beside.rank}"
+            raise BackendError(what, "engine", "Repeat the command: an engine that has it is started anew.")
+        full = adapters.full_weights(model) if beside.rank else model
+        loaded: list[list[str]] = []
+        self._take_adapter(None)
+        if full.digest != self._full:
+            self._full = ""
+            loaded = self.llm.collective_rpc("selfkd_reload", args=(full.path, full.base))
+            self._full = full.digest
+        self._take_adapter(model if beside.rank else None)
+        return {name for names in loaded for name in names}
+
+    def _take_adapter(self, model: Model | None) -> None:
+        """Answer by the adapter of a model from now on, read from its folder at the next request; the one before it is gone."""
+        if self._lots.adapter is not None:
+            self._drop_ahead()
+            self.llm.llm_engine.remove_lora(self._lots.adapter.lora_int_id)
+        self._lots.adapter = _request(model) if model else None
 
     def _forget(self) -> None:
         """Drop the prefix cache: a reload leaves it there, and answers would start from the old weights' keys and values."""
@@ -270,7 +302,14 @@ def _refuse(model: Model, verdict: Verdict, cached: int) -> None:
         raise WeightsError(f"after the swap the engine still used {cached} cached tokens of the old weights", model.path, fix)
 
 
-def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
+def _request(model: Model) -> Any:
+    """Return how vLLM is asked to answer by an adapter: its number is a part of the digest, so that no two of a chain share one."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(model.digest, int(model.digest[:7], 16) + 1, model.path)
+
+
+def _start(numerics: Mapping[str, Any], model: Model, context: int, beside: adapters.Room) -> Any:
     """Start vLLM with random weights, and with the sampler that the run is fixed to; an older run has vLLM's own, and its kernels."""
     os.environ.update(environment(numerics, card=False))  # torch reads the number of threads at its import
     try:
@@ -288,7 +327,7 @@ def _start(numerics: Mapping[str, Any], model: Model, context: int) -> Any:
         set_threads(threads)
     extension = EXTENSIONS[has_core_process(numerics, card is not None)]
     folder = Path(model.path)
-    options = llm_options(numerics, model.path, config_of(folder), context, extension, card)
+    options = {**llm_options(numerics, model.path, config_of(folder), context, extension, card), **adapter_options(beside)}
     try:
         with vllm_models.in_words(model, "run", numerics["engine"]), vllm_models.classes_kept(folder):
             llm = LLM(**options)

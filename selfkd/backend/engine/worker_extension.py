@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.adapters import Weights
 from selfkd.backend.engine import inverse_cdf, kernels
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import config_of, said_of_text
 
 EMBEDDING_NAMES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight")
 HEAD = "lm_head.weight"
-EXPERTS = ".routed_experts"  # the module that holds them; vLLM tells of what it filled there without this part of the name
+# Modules around weights, of experts and of adapters: vLLM tells of what it filled there without this part of the name.
+WRAPPERS = (".routed_experts", ".base_layer")
 
 
 class WorkerExtension:
@@ -24,8 +26,8 @@ class WorkerExtension:
     model_runner: Any
     reload_weights: Any
 
-    def selfkd_reload(self, folder: str) -> list[str]:
-        """Load a folder, tied or not; return the engine's parameters that it did not fill, about which vLLM itself only warns."""
+    def selfkd_reload(self, folder: str, base: str | None = None) -> list[str]:
+        """Load a folder, tied or not, an adapter merged into its `base`; return the engine's parameters that it did not fill, about which vLLM itself only warns."""
         model = self.model_runner.get_model()
         wanted, filled = {name for name, _ in model.named_parameters()}, set()
         load = model.load_weights
@@ -39,10 +41,10 @@ class WorkerExtension:
             _lay_out_experts_again(model)
         try:
             head = any(name.endswith(HEAD) for name in wanted)  # some architectures never hold one, others only where untied
-            self.reload_weights(weights_iterator=checkpoint_tensors(Path(folder), head))
+            self.reload_weights(weights_iterator=checkpoint_tensors(Path(folder), head, base))
         finally:
             del model.load_weights
-        return sorted(name for name in wanted - filled if name.replace(EXPERTS, "") not in filled)
+        return sorted(name for name in wanted - filled if _unwrapped(name) not in filled)
 
     def selfkd_sample_by(self, name: str) -> None:
         """Draw by our own sampler from now on, on a CPU: a card draws its numbers from seed and position already."""
@@ -73,6 +75,12 @@ def _lay_out_experts_again(model: Any) -> None:
             method.moe_kernel = None
 
 
+def _unwrapped(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
 def _sampler(sampler: Any) -> str:
     """Return the name of our sampler, or those of vLLM's class and of the way it draws."""
     chosen = getattr(getattr(sampler, "topk_topp_sampler", None), "forward", None)
@@ -81,20 +89,15 @@ def _sampler(sampler: Any) -> str:
     return f"{type(sampler).__qualname__}.{getattr(chosen, '__name__', 'forward')}"
 
 
-def checkpoint_tensors(folder: Path, head: bool = True) -> Iterator[tuple[str, Any]]:
-    """Yield (name, tensor) of a folder; where its head is tied to the embeddings, that head spelled out, or left out without `head`.
+def checkpoint_tensors(folder: Path, head: bool = True, base: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield (name, tensor) of a folder, an adapter merged into its `base` in fp32, one tensor at a time; where its head is tied to the embeddings, that head spelled out, or left out without `head`.
 
     vLLM on CPU packs the head apart; a reload of a tied model by its own loader leaves the old head in place (0.31, 0.32).
     """
-    from safetensors import safe_open
-
     tied = said_of_text(config_of(folder), "tie_word_embeddings") is not False
-    for shard in sorted(folder.glob("*.safetensors")):
-        with safe_open(shard, "pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  not a dict
-                if tied and name == HEAD:
-                    continue
-                tensor = tensors.get_tensor(name)
-                yield name, tensor
-                if tied and head and name.endswith(EMBEDDING_NAMES):
-                    yield HEAD, tensor
+    for name, tensor in Weights(folder, base):
+        if tied and name == HEAD:
+            continue
+        yield name, tensor
+        if tied and head and name.endswith(EMBEDDING_NAMES):
+            yield HEAD, tensor

@@ -20,6 +20,7 @@ START_SECONDS = 1800.0  # an engine may compile kernels and read a large checkpo
 STALL_SECONDS = 600.0  # an engine that made steps for this chunk and then none for so long is hanging
 MOST_LOST_ENGINES = 2  # this many engines lost to one chunk stop the run: it is the chunk
 MOST_FAILED_STARTS = 2  # this many engines lost while starting or swapping stop the run: it is the machine
+MOST_STEPS = 2  # for each token that is asked for, which is more than prompts and answers need: an engine that makes more turns in a circle
 USUAL_TOKENS = 256 * 256  # that a call may ask for within `chunk_timeout`: 256 answers of 256 tokens
 
 
@@ -66,11 +67,15 @@ class Work:
         """Note how far the engine is; return why it counts as hanging, or ''."""
         if self.call and pulse != self.pulse:
             self.pulse, self.moved = pulse, now
-        if now > self.deadline:
-            return "it did not answer by its deadline (chunk_timeout of the machine)"
         if self.pulse.steps and now - self.moved > STALL_SECONDS:
             return f"it made no step for {STALL_SECONDS:.0f} s"
+        if now > self.deadline and not self._goes_on():
+            return "it did not answer by its deadline (chunk_timeout of the machine)"
         return ""
+
+    def _goes_on(self) -> bool:
+        """Whether the engine makes steps that answers need: one long answer takes as many as it has tokens, however long each takes."""
+        return self.call is not None and 0 < self.pulse.steps <= MOST_STEPS * self.call.tokens
 
 
 @dataclass(eq=False)

@@ -10,20 +10,22 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from selfkd.backend.base import OnSteps, Trained, TrainProgress
+from selfkd.backend.base import OnSteps, Saves, Trained, TrainProgress, TrainSpec
 from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line, unwrapped
 from selfkd.backend.ray.rank import Group, Rank, Update
+from selfkd.backend.trainer import sealed
 from selfkd.core.facts import Facts
-from selfkd.errors import BackendError, SelfkdError
+from selfkd.errors import BackendError, SelfkdError, Stopped
 
 FETCH_SECONDS = 60.0  # an answer that is ready is a few kilobytes
 BLAME_SECONDS = 10.0  # a rank whose neighbour died fails first; this long until Ray says who died
-MOST_DEATHS = 2  # an update during which a process of the group died so often stops the run
+MOST_DEATHS = 2  # so many of a process of the group, without a checkpoint of the update between them, stop the run
+STOP_SECONDS = 60.0  # for the step at hand and its checkpoint, where a stop was asked for; a second one waits for nothing
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,18 @@ class TrainerGroup:
         self._joined = [rank.join.remote(meeting) for rank in self._ranks]
 
     def train(self, *arguments: Any, steps_log: Path, on_progress: OnSteps) -> Trained:
-        """Make one update. It is idempotent, so one that a process died of is repeated, until MOST_DEATHS have died."""
-        deaths = 0
+        """Make one update. One that a process died of goes on from its newest checkpoint, until MOST_DEATHS died without getting further."""
+        saves = next((given.saves for given in arguments if isinstance(given, TrainSpec)), None)
+        deaths, reached = 0, _newest(saves)
         while True:
-            outcome = self._try(arguments, steps_log, on_progress)
+            outcome = self._try(arguments, saves, steps_log, on_progress)
             if isinstance(outcome, BaseException):
                 raise outcome if isinstance(outcome, SelfkdError) else self._failed(in_one_line(outcome))
             if isinstance(outcome, list):
                 self.facts |= {f"trainer-{rank}": update.facts for rank, update in enumerate(outcome)}
                 trained: Trained = outcome[0].trained
                 return trained
-            deaths += 1
+            deaths, reached = (deaths if _newest(saves) == reached else 0) + 1, _newest(saves)
             if deaths >= MOST_DEATHS:
                 raise self._failed(f"a training process died {deaths} times ({outcome.reason})")
 
@@ -82,7 +85,9 @@ class TrainerGroup:
         fix = f"The log of the ranks: {self.group.log}/trainer-0.log. Repeat the command: nothing that was committed is lost."
         return BackendError(what, "train", fix)
 
-    def _try(self, arguments: tuple[Any, ...], steps_log: Path, on_progress: OnSteps) -> list[Update] | BaseException | Died:
+    def _try(
+        self, arguments: tuple[Any, ...], saves: Saves | None, steps_log: Path, on_progress: OnSteps
+    ) -> list[Update] | BaseException | Died:
         """Return what each rank made of an update, or the error of one, or how one died; then, or if interrupted, the group is gone."""
         self.start()
         outcome: list[Any] | BaseException | Died = Died("it was interrupted")
@@ -90,8 +95,9 @@ class TrainerGroup:
             steps = _new_lines(steps_log, steps_log.stat().st_size if steps_log.exists() else 0)
             outcome = self._gather(self._joined, steps, on_progress)
             if isinstance(outcome, list):
-                calls = [rank.update.remote(arguments, steps_log) for rank in self._ranks]
-                outcome = self._gather(calls, steps, on_progress)
+                with _ended_gently(saves) as calls:
+                    calls += [rank.update.remote(arguments, steps_log) for rank in self._ranks]
+                    outcome = self._gather(calls, steps, on_progress)
             return outcome
         finally:
             if not isinstance(outcome, list):
@@ -121,6 +127,32 @@ class TrainerGroup:
                 if error is not None and failed is None:
                     failed, until = error, time.monotonic() + BLAME_SECONDS
         return failed or [answers[rank] for rank in range(len(calls))]
+
+
+def _newest(saves: Saves | None) -> int:
+    """Return the step of the newest checkpoint of an update, 0 where there is none."""
+    return max((step for step, _ in sealed.steps(saves.folder)), default=0) if saves else 0
+
+
+@contextmanager
+def _ended_gently(saves: Saves | None) -> Iterator[list[Any]]:
+    """Let the calls that the list is filled with seal the step that they are at, where a stop is asked for.
+
+    Not so soon after the beginning that the work is made again sooner.
+    """
+    import ray
+
+    calls: list[Any] = []
+    flag, began = saves and saves.folder / sealed.STOP, time.monotonic()
+    if flag:
+        flag.unlink(missing_ok=True)  # of an earlier attempt: whatever asks for a checkpoint now, it is not that
+    try:
+        yield calls
+    except (Stopped, KeyboardInterrupt):
+        if flag and saves and saves.minutes and time.monotonic() - began >= sealed.WORTH_SECONDS:
+            flag.touch()
+            ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
+        raise
 
 
 def _answer(call: Any, rank: int) -> Any:

@@ -195,6 +195,7 @@ class Feed:
     def __init__(self, rows: Sequence[Row], split: Share, seed: int, rank: int, collate: Callable[[list[dict[str, Any]]], Any]):
         self.dataset, self.split, self.seed, self.rank, self.collate, self.epoch = rows, split, seed, rank, collate, 0
         self.weighted = len({row.weight for row in rows}) > 1
+        self.skipped = 0
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.split.rows) * self.split.accumulation
@@ -202,11 +203,17 @@ class Feed:
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def after(self, count: int) -> Feed:
+        """Return what is left of one epoch behind so many micro-batches, whole steps of them, without making those."""
+        rest = Feed(self.dataset, self.split, self.seed, self.rank, self.collate)
+        rest.epoch, rest.skipped = self.epoch, count // self.split.accumulation
+        return rest
+
     def steps(self, epoch: int) -> list[list[int]]:
         return plan(self.dataset, self.split.rows, self.seed, epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.steps(self.epoch):
+        for batch in self.steps(self.epoch)[self.skipped :]:
             parts = micro_batches(batch, self.split)
             factors = self._factors(batch, parts)
             for part in parts[self.rank :: self.split.ranks]:

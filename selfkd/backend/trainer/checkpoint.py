@@ -11,11 +11,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.adapters import Weights
 from selfkd.backend.model_files import SHARD_SIZE
-from selfkd.core.digest import DESCRIPTIONS
+from selfkd.core.digest import ADAPTER, DESCRIPTIONS
 from selfkd.errors import GuardError
 
-OWN = ("config.json", "adapter_config.json")  # of a child; all else that its digest covers is its parent's
+OWN = ("config.json", "adapter_config.json", ADAPTER)  # of a child; all else that its digest covers is its parent's
+MOVED = ("update_norm", "update_ratio")  # how far it did
 LOWER_THE_STEP = "Lower trl.learning_rate or trl.max_grad_norm; nothing was written."
 
 
@@ -40,18 +42,16 @@ def describe(parent: Path, out: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def moved(parent: Path, child: Path) -> dict[str, float]:
+def moved(parent: Weights, child: Path) -> dict[str, float]:
     """Measure how far the written weights lie from the parent's, tensor by tensor; not at all, or not finite: GuardError."""
     import torch
     from safetensors import safe_open
 
-    places = {name: path for path in sorted(parent.glob("*.safetensors")) for name in _names(path)}
     update = weight = 0.0
     for path in sorted(child.glob("*.safetensors")):
         with safe_open(path, "pt") as new:
             for name in new.keys():  # noqa: SIM118 - safe_open is not a mapping
-                with safe_open(places[name], "pt") as old:
-                    after, before = new.get_tensor(name), old.get_tensor(name).to(torch.float32)
+                after, before = new.get_tensor(name), parent[name].to(torch.float32)
                 norm = torch.linalg.vector_norm(after).item()
                 if not math.isfinite(norm):
                     raise GuardError(f"after the last step the weights {name} are not finite", "train", LOWER_THE_STEP)
@@ -61,10 +61,3 @@ def moved(parent: Path, child: Path) -> dict[str, float]:
         fix = "Is trl.learning_rate zero, or too small for any weight to move?"
         raise GuardError("training changed no weight", "train", fix)
     return {"update_norm": math.sqrt(update), "update_ratio": math.sqrt(update / weight)}
-
-
-def _names(path: Path) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as handle:
-        return list(handle.keys())

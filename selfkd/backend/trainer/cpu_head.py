@@ -56,7 +56,10 @@ class LabelLogProbs(torch.autograd.Function):
         table.scatter_add_(-1, targets[:, None], gradient[:, None])
         inner = table.to(hidden.dtype)
         bias = None if of_bias is None else table.sum(0).to(of_bias)
-        return (inner @ weight).to(of_hidden), (inner.t() @ hidden).to(of_weight), bias, None, None, None
+        learned = (
+            (inner.t() @ hidden).to(of_weight) if ctx.needs_input_grad[1] else None
+        )  # beneath an adapter the head lies still
+        return (inner @ weight).to(of_hidden), learned, bias, None, None, None
 
 
 def _extras(

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# An adapter learns with ten times the rate of all weights, whatever the model and the method (Schulman et al. 2025, "LoRA Without Regret").
+FASTER = 10
+
 
 @dataclass(frozen=True)
 class LossKind:
@@ -30,6 +33,10 @@ class LossKind:
     """Fields of the step `train` that only such losses have."""
     text: str
     """One line for the documents."""
+
+    def rate(self, lora: bool) -> float:
+        """Return the default learning rate: for all weights, or for an adapter."""
+        return self.learning_rate * (FASTER if lora else 1)
 
 
 # Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's and DPO's.

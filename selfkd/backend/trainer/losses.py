@@ -25,6 +25,7 @@ from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listen
 from selfkd.backend.trainer import cpu_head, flat, sharded
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
+from selfkd.backend.trainer.resume import Resumption
 from selfkd.errors import GuardError, UsageError
 
 # On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a
@@ -44,16 +45,25 @@ References = Mapping[str, tuple[float, float]]
 
 
 class _Stepwise:
-    """What both trainers share: our batches instead of a data loader's, a stop at the first number that is not finite."""
+    """What both trainers share: our batches instead of a data loader's, a stop at the first number that is not finite, our checkpoints."""
 
     def __init__(
-        self, spec: TrainSpec, rows: Sequence[Row], split: Share, references: References, is_flat: bool, **more: Any
+        self,
+        spec: TrainSpec,
+        rows: Sequence[Row],
+        split: Share,
+        references: References,
+        is_flat: bool,
+        resumption: Resumption,
+        **more: Any,
     ) -> None:
+        self.resumption = resumption
         self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
         self.nll, self.references, self.is_flat = spec.nll, references, is_flat
         first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
+        self.add_callback(resumption)  # type: ignore[attr-defined]
         self.shard = sharded.is_sharded(self.model)  # type: ignore[attr-defined]
         if self.shard:
             self.model._is_accelerate_prepared = True  # type: ignore[attr-defined]  # else Accelerate would wrap it in DDP
@@ -66,6 +76,19 @@ class _Stepwise:
     def get_train_dataloader(self) -> Feed:
         rank = self.accelerator.process_index  # type: ignore[attr-defined]
         return Feed(self.rows, self.split, self.order_seed, rank, self._collate)
+
+    # ---- called by transformers where it goes on from a checkpoint, which is ours and not in its form ----
+
+    def _load_from_checkpoint(self, *_: Any, **__: Any) -> None:
+        """The weights come with the optimiser's state, once both lie where they belong."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.resumption.put_back(self)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.resumption.put_back_random_numbers()
 
     def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = self.data_collator(records)  # type: ignore[attr-defined]
@@ -198,10 +221,13 @@ def _cut(fields: Mapping[str, Any], at: int, pairs: int) -> dict[str, Any]:
 
 
 class StepReporter(TrainerCallback):
-    """Calls `on_progress` after each optimiser step; `seconds` is the time from the start of the first to the end of the last."""
+    """Calls `on_progress` after each optimiser step; `seconds` is the time from the start of the first to the end of the last.
+
+    `before` are the seconds that the steps before a checkpoint took.
+    """
 
     def __init__(self, on_progress: OnSteps = nobody_listens) -> None:
-        self.on_progress, self.started, self.seconds = on_progress, 0.0, 0.0
+        self.on_progress, self.started, self.before, self.seconds = on_progress, 0.0, 0.0, 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.started = self.started or time.perf_counter()
@@ -209,7 +235,7 @@ class StepReporter(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        self.seconds = time.perf_counter() - self.started
+        self.seconds = self.before + time.perf_counter() - self.started
         self.on_progress(
             TrainProgress(
                 step=state.global_step,

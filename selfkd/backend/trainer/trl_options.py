@@ -14,6 +14,8 @@ from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.core.wording import did_you_mean
 
 BATCH = 8  # rows that go through the model at once where nobody says otherwise
+NOTHING_TO_OFFLOAD = "activation_offloading moves activations from a card to the machine's memory, and here the CPU computes: there they lie already"
+INSTEAD_OF_OFFLOADING = "Leave it out; `gradient_checkpointing: true` keeps less of them."
 # name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
 COMMON: dict[str, tuple[str, float | None]] = {
     "activation_offloading": ("bool", None),

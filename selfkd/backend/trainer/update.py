@@ -14,7 +14,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ import trl
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
-from selfkd.backend import probe, tokens
+from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import batches, checkpoint, flat, losses, sharded
+from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
-from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
+from selfkd.backend.trainer.resume import Resumption
+from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
-from selfkd.core.wording import first_line
 from selfkd.errors import GuardError, SelfkdError, UsageError
 
 # Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
@@ -103,8 +104,13 @@ def train_rank(
         gc.collect()  # trainer, callbacks and model refer to each other
 
 
-def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False) -> list[Logprob]:
-    """Return (id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder."""
+def sequence_logprobs(
+    folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False, base: Path | None = None
+) -> list[Logprob]:
+    """Return (id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder.
+
+    `base` is the folder beneath an adapter.
+    """
     tok, pairs = tokens.tokenizer(str(folder)), []
     for row in rows.iter_rows(named=True):
         sampled = row.get("token_ids")
@@ -113,7 +119,7 @@ def sequence_logprobs(folder: Path, rows: pl.DataFrame, numerics: Mapping[str, A
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
     logging.disable_progress_bar()
     with repeatable(numerics):
-        sums = losses.completion_logprobs(_load(str(folder)), pairs, bf16)
+        sums = losses.completion_logprobs(_load(str(folder), None if base is None else str(base)), pairs, bf16)
     return [(name, value, len(pair[1])) for name, value, pair in zip(rows["id"], sums, pairs, strict=True)]
 
 
@@ -134,10 +140,16 @@ class _Plan:
     attention: str
     is_flat: bool
     shard: bool = False
+    numerics: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bf16(self) -> bool:
         return self.spec.precision == "bf16"
+
+    @cached_property
+    def adapter(self) -> adapter.Plan | None:
+        """Return how an adapter learns; None where all weights do."""
+        return adapter.planned(self.spec.lora, self.start) if self.spec.lora else None
 
 
 def _planned(
@@ -146,20 +158,23 @@ def _planned(
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
     kind, (rank, ranks) = LOSSES[spec.loss], _place()
     machine = for_loss(spec.loss, numerics.get("trainer", {}))
-    options = {**TRL_DEFAULTS, "learning_rate": kind.learning_rate, **machine, **spec.trl}
+    options = {**TRL_DEFAULTS, "learning_rate": kind.rate(spec.lora is not None), **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
+    refuse_offloading(options)
     if shard := bool(numerics.get("shard")):
         sharded.refuse(ranks, options.get("optim"))
+        adapter.refuse_shards(spec, start, reference)
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
+    adapter.refuse_unserved(spec, start, numerics)
     longest = max(row.longest for row in rows)
     attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
     _refuse_router_loss(options, start.path)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
-    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard)
+    return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard, numerics)
 
 
 def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
@@ -176,6 +191,12 @@ def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: i
         fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
         raise UsageError(what, "machine.trainer.attn_implementation", fix)
     return named or plain, asked or flat.is_varlen(named or "")
+
+
+def refuse_offloading(options: Mapping[str, Any]) -> None:
+    """Raise UsageError where activations are to leave a card and none computes: TRL would fail on its first row."""
+    if options.get("activation_offloading") and not torch.cuda.is_available():
+        raise UsageError(NOTHING_TO_OFFLOAD, "train.trl.activation_offloading", INSTEAD_OF_OFFLOADING)
 
 
 def _refuse_router_loss(options: Mapping[str, Any], folder: str) -> None:
@@ -216,41 +237,57 @@ class _Update:
     def __init__(self, plan: _Plan, on_progress: OnSteps) -> None:
         self.plan, self.steps, self.shares = plan, losses.StepReporter(on_progress), sharded.Shares()
         self.seconds: dict[str, float] = {}
+        self.resumption = Resumption(plan.spec, plan.rank, plan.split.ranks, plan.shard, on_progress)
+        self.steps.before = self.steps.seconds = self.resumption.words.get("seconds", 0.0)
+        self.resumption.seconds = lambda: self.steps.seconds
 
     def run(self) -> Trained:
         plan, tok = self.plan, tokens.tokenizer(self.plan.start.path)
         candidates = probe.candidate_sequences(tok, batches.sequences(plan.rows))
         references = self._references_of_another()
         with self._timed("load"):
-            model, is_flat = self._opened(plan.start.path)
-            parent = _scored(model, candidates)
+            model, is_flat = self._policy()
+            parent = opened.scored(model, candidates)
         adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
         self._compute_in(model, plan.bf16)
         references = references or self._references_of(model, is_flat)
         with self._timed("prepare"):
             trainer = self._trainer(model, tok, references, is_flat)
         began = time.perf_counter()
-        trainer.train()
+        trainer.train(resume_from_checkpoint=self.resumption.folder and str(self.resumption.folder))
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
         self._compute_in(trainer.model, False)
-        child = _scored(trainer.model, candidates)
+        child = opened.scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
-        return Trained(plan.out, {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}, plan.drops)
+        metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
+        return Trained(plan.out, metrics, plan.drops)
 
-    def _opened(self, path: str) -> tuple[Any, bool]:
+    def _policy(self) -> tuple[Any, bool]:
+        """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""
+        plan = self.plan
+        if plan.adapter is None:
+            return self._opened(plan.start)
+        rounded = plan.bf16 and plan.numerics.get("dtype", "bfloat16") == "bfloat16"
+        model, is_flat = self._opened(plan.adapter.beneath, rounded)
+        adapter.attach(model, plan.adapter, plan.spec.seed)
+        return model, is_flat
+
+    def _opened(self, one: Model, rounded: bool = False) -> tuple[Any, bool]:
         """Return a model with the attention that it trains with, and whether it takes rows flat.
 
         Where the attention is ours, the model proves on two rows that they do not see each other; else batches are padded.
         """
-        plan = self.plan
-        model = sharded.load(path, attn_implementation=plain_attention_of(path), **LOADED) if plan.shard else _load(path)
+        plan, path = self.plan, one.path
+        whole = partial(sharded.load, path, attn_implementation=plain_attention_of(path), **LOADED)
+        model = whole() if plan.shard else _load(path, one.base, rounded)
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
-        scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
-        _set_attention(model, plan.attention)
-        if not scores or flat.same_as_padded(model, few, scores):
-            return model, plan.is_flat
+        with opened.in_fp32(model):
+            scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
+            opened.set_attention(model, plan.attention)
+            if not scores or flat.same_as_padded(model, few, scores):
+                return model, plan.is_flat
         model.set_attn_implementation(plain_attention(model.config))
         return model, False
 
@@ -265,26 +302,30 @@ class _Update:
             split=plan.split,
             references=references,
             is_flat=is_flat,
+            resumption=self.resumption,
             callbacks=[self.steps, *([self.shares] if plan.shard else [])],
         )
 
     def _references_of_another(self) -> dict[str, tuple[float, float]]:
         """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads.
 
-        Empty where there are none, and where the reference is the model that training starts from: that one is loaded once.
+        Empty where there are none, and where the reference is the model that training starts from, or the one beneath the adapter: that
+        one is loaded once.
         """
         plan = self.plan
         if plan.kind.rows != "pair":
             return {}
         if plan.reference is None or not plan.kind.reference:
             return {row.id: (0.0, 0.0) for row in plan.rows}
-        if plan.reference.digest == plan.start.digest:
+        if plan.reference.digest == plan.start.digest or self._lies_beneath(plan.reference):
             return {}
-        model, is_flat = self._opened(plan.reference.path)
-        if plan.bf16 and not plan.shard:
-            _round_linear_weights(model)
+        model, is_flat = self._opened(plan.reference, rounded=plan.bf16 and not plan.shard)
         self._compute_in(model, plan.bf16)
         return self._references_of(model, is_flat)
+
+    def _lies_beneath(self, one: Model | None) -> bool:
+        """Whether a model is the one that the policy is without its adapter."""
+        return one is not None and self.plan.adapter is not None and one.digest == self.plan.adapter.beneath.digest
 
     def _compute_in(self, model: Any, bf16: bool) -> None:
         """Choose what the blocks of a divided model compute in. One that is whole is told by autocast, pass by pass."""
@@ -296,15 +337,15 @@ class _Update:
         if plan.kind.rows != "pair":
             return {}
         sides = [(row.prompt, side) for row in plan.rows for side in (row.chosen, row.rejected) if side is not None]
-        with self._timed("reference"):
+        with self._timed("reference"), adapter.off(model) if self._lies_beneath(plan.reference) else contextlib.nullcontext():
             values = losses.completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
         return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
 
-    def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, float]:
+    def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, Any]:
         """Rank 0 writes and checks the child; every rank learns whether that went well, so that none waits for a failed one."""
         plan = self.plan
         error: SelfkdError | None = None
-        moved: dict[str, float] = {}
+        moved: dict[str, Any] = {}
         try:
             if plan.shard:
                 sharded.save(model, plan.out)
@@ -317,14 +358,16 @@ class _Update:
             raise error
         return moved
 
-    def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, float]:
+    def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, Any]:
         """Write what is not written yet, and return how far the child moved; GuardError where it is no child."""
         plan, parent_folder = self.plan, Path(self.plan.start.path)
-        if plan.shard:
-            checkpoint.describe(parent_folder, plan.out)
+        if plan.adapter:
+            measured = adapter.save(model, plan.adapter, plan.out, plan.numerics)
+            rate = {"learning_rate": plan.config.learning_rate}
+            moved = {name: measured.pop(name) for name in checkpoint.MOVED} | {"lora": {**measured, **rate}}
         else:
-            checkpoint.write(model, parent_folder, plan.out)
-        moved = checkpoint.moved(parent_folder, plan.out)
+            checkpoint.describe(parent_folder, plan.out) if plan.shard else checkpoint.write(model, parent_folder, plan.out)
+            moved = checkpoint.moved(adapters.Weights(parent_folder, plan.start.base), plan.out)
         if not all(map(math.isfinite, (value for row in child for value in row))):
             what = "the trained model gives log-probabilities that are not finite"
             raise GuardError(what, "train", checkpoint.LOWER_THE_STEP)
@@ -338,16 +381,19 @@ class _Update:
         values = [entry["loss"] for entry in history]
         metrics: dict[str, Any] = {"steps": trainer.state.global_step, "epochs": trainer.state.epoch}
         metrics |= {"rows": len(self.plan.rows), "precision": self.plan.spec.precision}
-        metrics |= {"shard": self.plan.split.ranks, "shard_held": self.shares.held} if self.plan.shard else {}
+        metrics |= {"shard": self.plan.split.ranks} if self.plan.shard else {}
+        metrics |= {"shard_held": self.shares.held} if math.isfinite(self.shares.held) else {}  # no step was left to make
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
         for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
             if name in first:
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
+        metrics |= {"made_by": self.resumption.made_by}
+        metrics |= {"continued_at": self.resumption.continued_at} if self.resumption.continued_at else {}
         seconds = self.steps.seconds
         metrics |= {f"seconds_{name}": value for name, value in self.seconds.items()}
         metrics["seconds_load"] += (
-            metrics.pop("seconds_prepare") + train_call - seconds
+            metrics.pop("seconds_prepare") + train_call - (seconds - self.steps.before)
         )  # with what train() does before its first step
         return {**metrics, "seconds": seconds, "tokens_per_second": metrics["tokens"] / seconds}
 
@@ -356,36 +402,6 @@ class _Update:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
-
-
-def _set_attention(model: Any, name: str) -> None:
-    """Give a model the attention of this name; UsageError where this machine or the model's code cannot compute it."""
-    try:
-        model.set_attn_implementation(name)
-    except (ImportError, ValueError, KeyError) as error:
-        what = f"this machine cannot compute attention by {name}: {first_line(error)}"
-        fix = "Install what it needs, or leave the option out: torch's own attention is always there."
-        raise UsageError(what, "machine.trainer.attn_implementation", fix) from error
-
-
-def _scored(model: Any, sequences: list[list[int]]) -> list[list[float]]:
-    """Score the probe's sequences with the attention that every model and every device has, in fp32."""
-    attention, plain = model.config._attn_implementation, plain_attention(model.config)
-    if attention == plain:
-        return probe.token_logprobs(model, sequences)
-    model.set_attn_implementation(plain)
-    try:
-        return probe.token_logprobs(model, sequences)
-    finally:
-        model.set_attn_implementation(attention)
-
-
-def _round_linear_weights(model: Any) -> None:
-    """Round the weights of a frozen model's products to bf16 once, as autocast would in each forward pass: the same numbers for half of the memory."""
-    shared = model.get_input_embeddings().weight
-    for part in model.modules():
-        if isinstance(part, torch.nn.Linear) and part.weight is not shared:
-            part.weight.data = part.weight.data.bfloat16()
 
 
 def _array(ids: list[int]) -> batches.Ids:
@@ -414,9 +430,14 @@ def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
     return errors[0]
 
 
-def _load(path: str) -> Any:
-    """Load fp32 masters onto this rank's device."""
-    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=plain_attention_of(path), **LOADED)
+def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
+    """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged. `rounded` ones lie there in bf16."""
+    full = str(adapters.base_folder(path, base))
+    model = AutoModelForCausalLM.from_pretrained(full, attn_implementation=plain_attention_of(full), **LOADED)
+    if full != path:
+        adapters.Weights(path, base).merge_into(model)
+    if rounded:
+        opened.round_linear_weights(model)
     return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
 
 

@@ -1,0 +1,64 @@
+"""What is done to a model once it is open: its attention, the format of weights that lie still, its score on the probe's sequences."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from selfkd.backend import probe
+from selfkd.backend.attention import plain_attention
+from selfkd.core.wording import first_line
+from selfkd.errors import UsageError
+
+
+def set_attention(model: Any, name: str) -> None:
+    """Give a model the attention of this name; UsageError where this machine or the model's code cannot compute it."""
+    try:
+        model.set_attn_implementation(name)
+    except (ImportError, ValueError, KeyError) as error:
+        what = f"this machine cannot compute attention by {name}: {first_line(error)}"
+        fix = "Install what it needs, or leave the option out: torch's own attention is always there."
+        raise UsageError(what, "machine.trainer.attn_implementation", fix) from error
+
+
+def scored(model: Any, sequences: list[list[int]]) -> list[list[float]]:
+    """Score the probe's sequences with the attention that every model and every device has, in fp32."""
+    attention, plain = model.config._attn_implementation, plain_attention(model.config)
+    with in_fp32(model):
+        if attention == plain:
+            return probe.token_logprobs(model, sequences)
+        model.set_attn_implementation(plain)
+        try:
+            return probe.token_logprobs(model, sequences)
+        finally:
+            model.set_attn_implementation(attention)
+
+
+def round_linear_weights(model: Any) -> None:
+    """Round the weights of a frozen model's products to bf16 once, as autocast would in each forward pass: the same numbers for half of the memory."""
+    shared = model.get_input_embeddings().weight
+    for part in model.modules():
+        if isinstance(part, torch.nn.Linear) and part.weight is not shared:
+            part.weight.data = part.weight.data.bfloat16()
+
+
+@contextlib.contextmanager
+def in_fp32(model: Any) -> Iterator[None]:
+    """Compute in fp32 with weights that were rounded to bf16, a layer at a time, where nothing else does."""
+    rounded = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part.weight.dtype == torch.bfloat16]
+    for part in rounded:
+        part.forward = partial(_widened, part)
+    try:
+        yield
+    finally:
+        for part in rounded:
+            del part.forward
+
+
+def _widened(part: Any, x: torch.Tensor) -> torch.Tensor:
+    bias = None if part.bias is None else part.bias.float()
+    return torch.nn.functional.linear(x.float(), part.weight.float(), bias)

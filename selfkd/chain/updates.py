@@ -1,0 +1,37 @@
+"""An update in progress: what names it, and where its checkpoints lie until its step is committed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import polars as pl
+
+from selfkd.backend.base import Saves, TrainSpec
+from selfkd.backend.trainer.sealed import STOP
+from selfkd.chain.paths import Paths
+from selfkd.core import digest, number_format, storage
+from selfkd.core.pool import KEYS, Model
+
+
+def key(start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, numerics: Mapping[str, Any]) -> str:
+    """Return the name of an update: all that decides its numbers but for rounding, so that other ranks may go on with it."""
+    words = asdict(replace(spec, saves=None))
+    words["precision"] = number_format.of_training(spec.precision, numerics)
+    asked = digest.as_json([words, dict(numerics.get("trainer", {}))])
+    models = (start.digest, reference.digest if reference else None)
+    return digest.of("update", models, digest.table(rows, KEYS["rows"]), asked)
+
+
+def saves(paths: Paths, name: str, minutes: float) -> Saves:
+    """Return where the update of this name keeps its checkpoints. A stop that an earlier attempt was asked for is over."""
+    folder = storage.make_folder(paths.update(name)).absolute()
+    (folder / STOP).unlink(missing_ok=True)
+    return Saves(folder, name, minutes)
+
+
+def clear(paths: Paths) -> None:
+    """Take away what updates went on from: their steps are committed. What a kill leaves goes the next time; it has lost a file, or its seal."""
+    shutil.rmtree(paths.updates, ignore_errors=True)

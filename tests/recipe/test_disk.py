@@ -1,0 +1,130 @@
+"""What a run takes on disk at its peak: by hand, and beside what a run that was made took."""
+
+from __future__ import annotations
+
+import shutil
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chains import RECIPE, Faults, recipe_in
+from weighty import COLUMNS, ROWS, Weighty
+
+from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.errors import UsageError
+from selfkd.recipe import disk
+from selfkd.recipe.disk import Kept
+from selfkd.recipe.plan import plan
+from selfkd.recipe.schema import Recipe
+
+BEST = "\nbest: {metric: dev/last_number}"
+TWO = RECIPE.replace("  - train: {loss: sft}", "  - train: {loss: sft}\n  - train: {loss: sft, name: again}")
+WARM = RECIPE.replace("\nsteps:", "\nbefore:\n  - gold\n  - train: {loss: sft, name: warm}\nsteps:")
+FROM_BASE = RECIPE.replace("{loss: sft}", "{loss: sft, from: base}")
+
+
+def of(folder: Path, head: str, text: str = RECIPE, dtype: str = "bfloat16") -> disk.Disk:
+    return disk.of(made(folder, head, text), 1000, 0, dtype)
+
+
+def made(folder: Path, head: str, text: str = RECIPE) -> Recipe:
+    return recipe_in(folder, text.replace("rounds: 2", f"rounds: {head}"))
+
+
+@pytest.mark.parametrize(
+    ("head", "text", "kept", "bytes"),
+    [
+        ("1", RECIPE, Kept(1, written=1), 8000),  # the root, and the first child
+        ("2", RECIPE, Kept(2, written=1), 12000),  # root, round 1, and round 2 that is written
+        ("9", RECIPE, Kept(3, written=1), 16000),  # root, two of the newest rounds, and one that is written
+        ("9\nkeep: {last: 1, base: false}", RECIPE, Kept(1, written=1), 8000),
+        ("9\nkeep: {last: 0, base: false, best: false}", RECIPE, Kept(1, written=1), 8000),  # the head is needed
+        ("9\nkeep: {last: 0, base: false, best: false}", FROM_BASE, Kept(2, written=1), 12000),  # and the base that steps name
+        ("9" + BEST, RECIPE, Kept(4, written=1), 20000),  # the best round may be an older one
+        ("9", TWO, Kept(3, written=2), 20000),
+        ("1", WARM, Kept(2, written=1), 12000),  # the root and what the warm-up made of it
+        ("9\nkeep: {last: 4, as: bf16}", RECIPE, Kept(3, 3), 18000),  # 4 x 3 + 2 x 3: one of them is whole while it is rounded
+        ("9\nkeep: {last: 2, as: bf16}", RECIPE, Kept(3, 1), 14000),
+        ("9\nkeep: {last: 1, best: false, as: bf16}", RECIPE, Kept(2, written=1), 12000),
+    ],
+)
+def test_the_weights_that_lie_there_at_once(tmp_path: Path, head: str, text: str, kept: Kept, bytes: int) -> None:
+    found = of(tmp_path, head, text)
+    assert (found.kept, found.weights) == (kept, bytes)
+
+
+def test_an_engine_in_float32_keeps_all_in_fp32(tmp_path: Path) -> None:
+    assert of(tmp_path, "9\nkeep: {last: 4, as: bf16}", dtype="float32").kept == Kept(5, written=1)
+
+
+def test_answers_are_stored_once_as_samples_and_once_as_rows(tmp_path: Path) -> None:
+    recipe = made(tmp_path, "2")
+    assert disk.of(recipe, 1000, 300, "bfloat16").answers == 300 * 10 * 2
+    only = made(tmp_path, "2", RECIPE.replace("  - train: {loss: sft}\n", ""))
+    assert disk.of(only, 1000, 300, "bfloat16").answers == 300 * 10
+
+
+Free = namedtuple("Free", "free")
+
+
+@pytest.mark.parametrize(
+    ("free", "said", "refused"),
+    [
+        (10**9, "1.0 GB are free", False),
+        (20_000_000, "ONLY 20.0 MB ARE FREE: it may stop, and go on once there is room", False),
+        (7_000_000, "disk: at least 8.0 MB are written at once, and 7.0 MB are free at", True),
+    ],
+)
+def test_a_plan_compares_with_what_is_free_and_refuses_only_what_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str, refused: bool
+) -> None:
+    monkeypatch.setattr("selfkd.recipe.plan.parameters", lambda path: 2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Free(free))
+    found = plan(made(tmp_path, "9"), Machine(backend="fake"), tmp_path / "runs" / "sums")
+    if not refused:
+        assert ": 32.0 MB of weights in round 3 (3 checkpoints in fp32, 1 being written)" in str(found)
+        assert said in str(found)
+        found.refuse()
+        return
+    with pytest.raises(UsageError, match=said):
+        found.refuse()
+
+
+def test_what_a_run_holds_already_counts_as_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Free(100))
+    (tmp_path / "run" / "round-000").mkdir(parents=True)
+    (tmp_path / "run" / "round-000" / "model").write_bytes(b"x" * 50)
+    folders = sum(path.lstat().st_size for path in (tmp_path / "run").rglob("*") if path.is_dir())
+    assert disk.free(tmp_path / "run") == 150 + folders
+    assert disk.free(tmp_path / "not" / "there") == 100
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        ("4", RECIPE),
+        ("4\nkeep: {last: 1, base: false, best: false}", RECIPE),
+        ("5\nkeep: {last: 4, as: bf16}", RECIPE),
+        ("4\nkeep: {last: 2, as: bf16}", RECIPE),
+        ("3", TWO),
+        ("2", WARM),
+        ("3\nkeep: {last: 0, base: false, best: false}", FROM_BASE),
+    ],
+)
+def test_a_run_takes_what_was_said_within_two_hundredths(tmp_path: Path, head: str, text: str) -> None:
+    """What is said of files beside the numbers in them is nothing: their headers are the difference."""
+    recipe, peak = made(tmp_path, head, text), 0
+
+    class Watching(Faults):
+        def __call__(self, *arguments: Any) -> None:
+            nonlocal peak
+            peak = max(peak, sum(path.stat().st_size for path in (tmp_path / "run").rglob("*.safetensors")))
+
+    run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
+    with Watching():
+        walk(run, Weighty(run.numerics), run.begin())
+    said = disk.of(recipe, ROWS * COLUMNS, 0, "bfloat16").weights
+    assert said <= peak <= 1.02 * said
