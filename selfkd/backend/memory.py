@@ -20,6 +20,10 @@ OPTIMISERS = {"adafactor": 0.0, "sgd": 0.0, "rmsprop": 4.0, "adagrad": 4.0, "lio
 ADAM = 8.0
 # TRL's output head works in tiles of so many tokens and so many words of the vocabulary; ours on a CPU holds logits whole up to so many.
 TILE_TOKENS, TILE_WORDS, WHOLE_LOGITS = 4096, 32768, 1 << 27
+CARD_TILES, CPU_TILES = (
+    2.0,
+    8.5,
+)  # tiles at once: Triton works in place, torch's own operations do not (measured at 32,768 tokens)
 # What a process takes without a model: Python, torch and the libraries around it; on a card CUDA's context and what its libraries keep.
 RANK_PROCESS, ENGINE_PROCESS, CARD_CONTEXT = int(0.58 * GIB), int(1.3 * GIB), GIB
 # vLLM: tokens and requests of one step on cards of 70 GiB and more, and on smaller ones; and what its recorded graphs take.
@@ -154,7 +158,7 @@ def logits(sizes: Sizes, how: Training) -> int:
     if not how.on_card and tokens * sizes.vocabulary <= WHOLE_LOGITS:
         return 2 * FP32 * tokens * sizes.vocabulary
     tile = min(tokens, TILE_TOKENS) * min(sizes.vocabulary, TILE_WORDS)
-    return 2 * FP32 * tile + FP32 * sizes.embedding
+    return int((CARD_TILES if how.on_card else CPU_TILES) * FP32 * tile) + FP32 * sizes.embedding
 
 
 # ---- answering ----

@@ -29,7 +29,7 @@ def trained(folder: Path, loss: str, tokens: int, options: dict[str, Any]) -> An
     """One step on one row of so many learned tokens, in a pair on both sides together."""
     side = tokens if loss == "sft" else tokens // 2
     rows = write_rows(folder, 1, chosen="a" * (side - 1), rejected="b" * (side - 1))
-    trl = {"learning_rate": 1e-3, **options}
+    trl = {"learning_rate": 1e-3, "per_device_train_batch_size": 1, **options}
     return update(wide_model(folder / "start"), rows, folder / "out", loss, max_length=2 * LONG, trl=trl)
 
 

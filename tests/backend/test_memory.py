@@ -60,9 +60,9 @@ def test_logits_are_whole_on_a_cpu_until_they_are_many_and_tiled_else() -> None:
     assert logits(SMALL, replace(PLAIN, on_card=False)) == 2 * 4 * (2 * 4) * 100
     large = replace(SMALL, vocabulary=100_000)
     tiled = 2 * 4 * 4096 * 32768 + 4 * 64 * 100_000
-    assert (
-        logits(large, replace(PLAIN, rows=1000, learned=10, on_card=False)) == tiled == logits(large, replace(PLAIN, rows=5000))
-    )
+    assert logits(large, replace(PLAIN, rows=5000, learned=10)) == tiled
+    of_torch = int(8.5 * 4 * 4096 * 32768) + 4 * 64 * 100_000  # where no Triton works in place
+    assert logits(large, replace(PLAIN, rows=1000, learned=10, on_card=False)) == of_torch
 
 
 def test_gradients_and_activations_meet_only_where_gradients_wait() -> None:
