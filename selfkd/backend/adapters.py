@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -117,7 +117,12 @@ def room_for(folder: Path) -> Room:
     if found is None or found.serve == "merged":
         return Room()
     rank = next((rank for rank in RANKS if rank >= found.rank), found.rank)
-    return Room(rank, tuple(sorted({name.rpartition(".")[2] for name in found.modules})))
+    return Room(rank, tuple(last_words(found.modules)))
+
+
+def last_words(names: Iterable[str]) -> list[str]:
+    """Return how the names of modules end, each ending once."""
+    return sorted({name.rpartition(".")[2] for name in names})
 
 
 def product(a: Any, b: Any, scale: float, transposed: bool) -> Any:

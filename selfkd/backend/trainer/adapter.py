@@ -101,7 +101,7 @@ def _targets(model: Any, wanted: Sequence[str]) -> list[str]:
     head = model.get_output_embeddings()
     kinds = (torch.nn.Linear, Conv1D)
     found = [name for name, part in model.named_modules() if isinstance(part, kinds) and part is not head]
-    known = sorted({name.rpartition(".")[2] for name in found})
+    known = adapters.last_words(found)
     for word in wanted:
         if not any(_ends(name, word) for name in found):
             what = f"no linear layer of {type(model).__name__} is called '{word}'.{did_you_mean(word, known)}"
@@ -129,7 +129,7 @@ def _refuse_other_names(targets: Sequence[str], start: Model) -> None:
 
 
 def _words(spec: LoraSpec, targets: Sequence[str]) -> dict[str, Any]:
-    modules = sorted({name.rpartition(".")[2] for name in targets})
+    modules = adapters.last_words(targets)
     return {"r": spec.r, "alpha": spec.alpha, "dropout": spec.dropout, "modules": modules, "rslora": spec.rslora}
 
 
@@ -225,7 +225,7 @@ def save(model: Any, plan: Plan, out: Path, numerics: Mapping[str, Any]) -> dict
     if plan.earlier is not None and not plan.goes_on:
         rank = plan.earlier.rank + plan.spec.r
         own, words = _over(plan.earlier, own, scale, rank), {**words, "r": rank, "rslora": False}
-        words |= {"alpha": float(words["r"]), "modules": sorted({name.rpartition(".")[2] for name in own})}
+        words |= {"alpha": float(words["r"]), "modules": adapters.last_words(own)}
         peft_words |= {"r": words["r"], "lora_alpha": words["r"], "use_rslora": False}
     _write(out, own, {**peft_words, "target_modules": _short(own, model)})
     describe(Path(plan.start.path), out)
@@ -261,7 +261,7 @@ def _padded(values: torch.Tensor, rank: int, side: int) -> torch.Tensor:
 
 def _short(own: Factors, model: Any) -> list[str]:
     """Return the last words of the changed modules' names where they name these and no other, else the whole names."""
-    last = sorted({name.rpartition(".")[2] for name in own})
+    last = adapters.last_words(own)
     named = {name for name, part in model.named_modules() if isinstance(part, LoraLayer | torch.nn.Linear | Conv1D)}
     beside = {name for name in named if name.rpartition(".")[2] in last and not _inside(name, own)}
     return last if beside <= own.keys() else sorted(own)

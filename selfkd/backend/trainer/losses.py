@@ -25,7 +25,7 @@ from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listen
 from selfkd.backend.trainer import cpu_head, flat, sharded
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
-from selfkd.backend.trainer.resume import Resumption
+from selfkd.backend.trainer.resume import Resumption, gathered
 from selfkd.errors import GuardError, UsageError
 
 # On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a
@@ -271,7 +271,7 @@ def completion_logprobs(
         del model.forward  # the class's own forward shows again
         sharded.rest(model)
         model.train(training)
-    for part in _gathered(found, ranks):
+    for part in gathered(found, ranks):
         found.update(part)
     by_name = {(prompt.tobytes(), completion.tobytes()): found[i] for i, (prompt, completion) in enumerate(distinct)}
     return [by_name[name] for name in names]
@@ -312,14 +312,6 @@ def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, is_flat: boo
             outputs = model(input_ids=batch["input_ids"], labels=batch["labels"], fused_lm_head=True)
     sums: list[float] = outputs.log_probs.float().sum(1).tolist()
     return sums
-
-
-def _gathered(found: dict[int, float], ranks: int) -> list[dict[int, float]]:
-    if ranks == 1:
-        return []
-    parts: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(parts, found)
-    return parts
 
 
 def refuse_unsplittable(rows: Sequence[Row], split: Share, loss_types: Sequence[str]) -> None:

@@ -152,7 +152,8 @@ def _bytes(text: str) -> torch.Tensor:
 # ---- ranks together ----
 
 
-def _gathered(value: Any, ranks: int) -> list[Any]:
+def gathered(value: Any, ranks: int) -> list[Any]:
+    """Return what each rank gave, in their order; all call it."""
     if ranks == 1:
         return [value]
     found: list[Any] = [None] * ranks
@@ -160,7 +161,8 @@ def _gathered(value: Any, ranks: int) -> list[Any]:
     return found
 
 
-def _of_rank_0(value: Any, ranks: int) -> Any:
+def of_rank_0(value: Any, ranks: int) -> Any:
+    """Return what rank 0 gave; all call it."""
     if ranks == 1:
         return value
     held = [value]
@@ -189,7 +191,7 @@ class Resumption(TrainerCallback):
     def _found(self) -> tuple[Path | None, dict[str, Any], tuple[str, ...]]:
         if self.saves is None:
             return None, {}, ()
-        found = _of_rank_0(sealed.newest(self.saves.folder, self.saves.key) if self.rank == 0 else None, self.ranks)
+        found = of_rank_0(sealed.newest(self.saves.folder, self.saves.key) if self.rank == 0 else None, self.ranks)
         words = json.loads((found.folder / WORDS).read_text("utf-8")) if found.folder else {}
         return found.folder, words, found.ignored
 
@@ -257,7 +259,7 @@ class Resumption(TrainerCallback):
         spent = time.monotonic() - self.saved_at
         stop, seconds = self.rank == 0 and (self.saves.folder / sealed.STOP).exists(), self.saves.minutes * 60
         due = seconds > 0 and spent >= (min(sealed.WORTH_SECONDS, seconds) if stop else seconds)
-        both: tuple[bool, bool] = _of_rank_0((due, stop), self.ranks)
+        both: tuple[bool, bool] = of_rank_0((due, stop), self.ranks)
         return both
 
     def _save(self, state: Any, model: Any, optimiser: Any, scheduler: Any, logs: Mapping[str, Any]) -> None:
@@ -274,12 +276,12 @@ class Resumption(TrainerCallback):
                 sealed.fresh_draft(folder)
         except OSError as error:
             problem = first_line(error)
-        _of_rank_0(None, self.ranks)  # the folder is there
+        of_rank_0(None, self.ranks)  # the folder is there
         try:
             mine = self._write(folder / sealed.DRAFT, state, model, optimiser, scheduler, words)
         except (OSError, SafetensorError, Unsaveable, TypeError) as error:
             mine, problem = {}, problem or first_line(error)
-        told = _gathered((mine, problem), self.ranks)
+        told = gathered((mine, problem), self.ranks)
         problem = next((said for _, said in told if said), "")
         if self.rank == 0 and not problem:
             try:
@@ -288,7 +290,7 @@ class Resumption(TrainerCallback):
                 )
             except (OSError, StorageError) as error:
                 problem = first_line(error)
-        self._done(step, _of_rank_0(problem, self.ranks))
+        self._done(step, of_rank_0(problem, self.ranks))
 
     def _write(
         self, draft: Path, state: Any, model: Any, optimiser: Any, scheduler: Any, words: Mapping[str, Any]

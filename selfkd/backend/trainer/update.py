@@ -33,7 +33,7 @@ from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_lis
 from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
-from selfkd.backend.trainer.resume import Resumption
+from selfkd.backend.trainer.resume import Resumption, of_rank_0
 from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
@@ -353,7 +353,7 @@ class _Update:
                 moved = self._finished(model, *evidence)
         except SelfkdError as problem:
             error = problem
-        error = _from_rank_0(error, plan.split.ranks)
+        error = of_rank_0(error, plan.split.ranks)
         if error is not None:
             raise error
         return moved
@@ -420,14 +420,6 @@ def _grouped() -> bool:
 def _place() -> tuple[int, int]:
     """Return (rank, ranks) in the process group if there is one, else those of a single process."""
     return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _grouped() else (0, 1)
-
-
-def _from_rank_0(error: SelfkdError | None, ranks: int) -> SelfkdError | None:
-    if ranks == 1:
-        return error
-    errors = [error]
-    torch.distributed.broadcast_object_list(errors, src=0)
-    return errors[0]
 
 
 def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
