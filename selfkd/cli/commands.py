@@ -41,9 +41,10 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
     loaded, machine = load(recipe, overrides), read_machine(on)
     _tell_which(recipe)
     if plan:
+        from selfkd.chain.past_pace import newest
         from selfkd.recipe.plan import plan as planned
 
-        found = planned(loaded, machine, runs / (name or loaded.name))
+        found = planned(loaded, machine, runs / (name or loaded.name), newest(runs, machine))
         print(found, flush=True)
         found.refuse()
         return 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfkd.backend.machine import SLOW, Machine, chosen_generator
@@ -19,13 +19,11 @@ from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts.read import on_hub, read_prompts
 from selfkd.recipe import disk, fit, ready
+from selfkd.recipe.pace import CPU, GPU, Pace, seconds
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.forecast import Cost, Forecast, figure, least
 
-# Parameters times tokens per second, so that speed falls as models grow. CPU: SmolLM2-135M made 280 and learned 147 tokens/s
-# on one thread. GPU: round figures for one current data-centre card. Orders of magnitude; a run shows its own rate.
-SPEED = {"cpu": (280 * 135e6, 147 * 135e6), "gpu": (3.5e12, 1.5e13)}
-TRANSFORMERS_SHARE = 0.2  # of that speed of generation: 53 instead of 280 tokens/s
+TRANSFORMERS_SHARE = 0.2  # of a rough speed of generation: 53 instead of 280 tokens/s
 SWAP_SECONDS = 2.0
 CHARS_PER_TOKEN = 2.5  # of a prompt with its template, on the safe side: English text has about four
 NO_MEMORY = "not compared: this system does not say how much it has; `memory_gb` in the machine file states it"
@@ -48,8 +46,11 @@ class Plan:
             raise UsageError("\n".join(self.problems), "machine", "Change the machine file or the recipe, and plan again.")
 
 
-def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = None) -> Plan:
-    """Return what a recipe will cost on a machine, and why it cannot run there; `folder` is where the run would lie."""
+def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = None, known: Pace | None = None) -> Plan:
+    """Return what a recipe will cost on a machine, and why it cannot run there.
+
+    `folder` is where the run would lie, `known` how fast this machine was before; None counts with a rough figure.
+    """
     machine = machine or Machine()
     wrong = Problems()
     ready.add_problems(recipe, machine, wrong)
@@ -70,7 +71,7 @@ def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = N
     room = disk.free(folder) if folder else None
     taken = _disk(recipe, machine, rounds, weights)
     problems += [taken.problem(room, folder)] if taken and taken.problem(room, folder) else []
-    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory, room)], problems)
+    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory, room, known)], problems)
 
 
 def _disk(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None) -> disk.Disk | None:
@@ -161,6 +162,7 @@ def _whole(
     weights: int | None,
     memory: list[tuple[str, str]],
     room: int | None,
+    known: Pace | None,
 ) -> list[tuple[str, str]]:
     made, learned = _total(rounds, "made"), _total(rounds, "learned")
     unknown = any(None in (cost.made, cost.learned) for round_costs in rounds for cost in round_costs)
@@ -177,21 +179,33 @@ def _whole(
         lines += [("generator", SLOW)]
     return [
         *lines,
-        ("time", f"up to {_time(made, learned, weights, recipe.rounds, machine)}{more}; answers are usually shorter"),
+        ("time", f"up to {_time(recipe, machine, rounds, weights, known)}{more}; answers are usually shorter"),
     ]
 
 
-def _time(made: int, learned: int, weights: int, rounds: int, machine: Machine) -> str:
-    place = "gpu" if machine.cards or accelerator().on_cards else "cpu"
-    makes, learns = SPEED[place]
-    if chosen_generator(machine) == "transformers":
-        makes *= TRANSFORMERS_SHARE
-    generators, trainers = (machine.generators, machine.trainers) if place == "gpu" else (1, 1)
-    seconds = made * weights / makes / generators + learned * weights / learns / trainers + rounds * SWAP_SECONDS
-    where = "such cards" if machine.cards else f"this machine's {place.upper()}"
-    minutes = math.ceil(seconds / 60)
-    took = f"{minutes} minutes" if 1 < minutes < 100 else "a minute" if minutes <= 1 else f"{seconds / 3600:.1f} hours"
-    return f"{took}, roughly, on {where}"
+def _time(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int, known: Pace | None) -> str:
+    """Return how long a run takes, and by which pace; engines that a step has no chunk for, and ranks on one CPU, make it no faster."""
+    on_cards = bool(machine.cards) or accelerator().on_cards
+    pace = known or _rough(machine, on_cards)
+    costs = [cost for made in rounds for cost in made]
+    made = sum((cost.made or 0) / (_busy(recipe, machine, cost) if on_cards else 1) for cost in costs)
+    learned = _total(rounds, "learned") / (machine.trainers if on_cards else 1)
+    took = seconds(pace, weights, made, learned) + recipe.rounds * SWAP_SECONDS
+    minutes = math.ceil(took / 60)
+    said = f"{minutes} minutes" if 1 < minutes < 100 else "a minute" if minutes <= 1 else f"{took / 3600:.1f} hours"
+    return f"{said}, {pace.source}"
+
+
+def _rough(machine: Machine, on_cards: bool) -> Pace:
+    pace = GPU if on_cards else CPU
+    return replace(pace, made=pace.made * TRANSFORMERS_SHARE) if chosen_generator(machine) == "transformers" else pace
+
+
+def _busy(recipe: Recipe, machine: Machine, cost: Cost) -> int:
+    """Return how many engines have something to do in a step. Chunks are as large as the recipe says only where a run on cards is exact."""
+    if recipe.exact is not True or not cost.answers:
+        return machine.generators
+    return min(machine.generators, math.ceil(cost.answers / recipe.chunk))
 
 
 def _total(rounds: list[list[Cost]], field_: str) -> int:

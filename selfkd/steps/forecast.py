@@ -37,18 +37,19 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Cost:
-    """One step of one round. `made` tokens are generated, `learned` ones are trained on."""
+    """One step of one round. `made` tokens are generated, in so many `answers`; `learned` ones are trained on."""
 
     step: str
     what: str = ""
     made: int | None = 0
     learned: int | None = 0
+    answers: int | None = 0
 
 
 def answers(step: str, count: int | None, longest: int) -> Cost:
     """Return the cost of `count` answers of at most `longest` tokens."""
     tokens = times(count, longest)
-    return Cost(step, f"{figure(count)} answers, {figure(tokens)} tokens", made=tokens)
+    return Cost(step, f"{figure(count)} answers, {figure(tokens)} tokens", made=tokens, answers=count)
 
 
 def times(count: int | None, by: int) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from selfkd.core.files import builtin_folder
 from selfkd.recipe import plan, reference
 from selfkd.recipe.lint import Doctests, Report, lint, look, try_rewards
 from selfkd.recipe.load import load, read
+from selfkd.recipe.pace import Pace
 from selfkd.steps import VERBS
 
 SHIPPED = sorted(path.stem for path in (builtin_folder() / "recipes").glob("*.yaml"))
@@ -256,17 +259,45 @@ def test_a_plan_counts_upper_bounds_and_says_what_it_does_not_know():
     assert lines["memory"].startswith("unknown: ")
 
 
-def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
+def tiny_header(folder):
+    """Write what says that a model has a million parameters, and none of them."""
     header = json.dumps({"a": {"dtype": "F32", "shape": [1000, 1000], "data_offsets": [0, 4]}}).encode()
-    Path("m").mkdir()
-    Path("m/model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    Path("m/config.json").write_text("{}")
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / "config.json").write_text("{}")
+
+
+def test_a_plan_knows_a_local_model_by_its_header(tmp_path):
+    tiny_header(Path("m"))
     Path("r.yaml").write_text(RECIPE)
     lines = dict(plan.plan(load("r.yaml", ["model=m"]), Machine()).lines)
     assert lines["parameters"] == "about 1 million"
     assert lines["time"].startswith("up to a minute, roughly") and "generator" not in lines
     slow = dict(plan.plan(load("r.yaml", ["model=m"]), Machine(generator="transformers")).lines)
     assert slow["generator"].startswith("transformers (slow: ")
+
+
+def test_a_plan_counts_with_the_pace_that_is_known(tmp_path):
+    tiny_header(Path("m"))
+    Path("r.yaml").write_text(RECIPE)
+    pace = Pace(made=1e6 * 20, learned=1e6 * 10, source="as it was")
+    lines = dict(plan.plan(load("r.yaml", ["model=m"]), Machine(), known=pace).lines)
+    learned = int(re.search(r"made, ([\d,]+) tokens learned", lines["all rounds"])[1].replace(",", ""))
+    minutes = math.ceil((25_600 / 20 + learned / 10 + 2 * 2) / 60)  # and two swaps of two seconds
+    assert lines["time"].startswith(f"up to {minutes} minutes, as it was;")
+
+
+@pytest.mark.parametrize(("exact", "minutes"), [("true", 18), ("false", 3)])
+def test_a_plan_knows_which_engines_have_nothing_to_do(exact, minutes):
+    """20 prompts asked 4 times are two chunks of 64; the 20 questions of a measure are one: of 8 engines two and one work."""
+    tiny_header(Path("m"))
+    Path("r.yaml").write_text(RECIPE)
+    pace = Pace(made=1e6 * 20, learned=1e12, source="as it was")
+    machine = Machine(generators=8, cards=8, card_gb=80.0)
+    lines = dict(plan.plan(load("r.yaml", ["model=m", f"exact={exact}", "chunk=64"]), machine, known=pace).lines)
+    made = 2 * 5_120 / (2 if exact == "true" else 8) + 3 * 20 * 256 / (1 if exact == "true" else 8)
+    assert minutes == math.ceil((made / 20 + 2 * 2) / 60)
+    assert lines["time"].startswith(f"up to {minutes} minutes, as it was;")
 
 
 @pytest.mark.parametrize(
