@@ -67,12 +67,13 @@ def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]
         split = commit.identity["split"]
         first, *others = records.rewards_of(commit.identity)
         name = split if split not in measured else f"{split} ({commit.step})"
-        measured[name] = _measured(paths, commit, first)
-        measured |= {f"{name}/{other}": _measured(paths, commit, other) for other in others}
+        measured[name] = measurement(paths, commit, first)
+        measured |= {f"{name}/{other}": measurement(paths, commit, other) for other in others}
     return measured
 
 
-def _measured(paths: Paths, commit: Commit, score: str) -> Measured:
+def measurement(paths: Paths, commit: Commit, score: str) -> Measured:
+    """Return what a measure step found of one of its scores."""
     split = commit.identity["split"]
     place = "warm" if commit.step.endswith(WARM) else split
     scores, base = prompt_means(paths, commit, score), _base(paths, commit, score)

@@ -172,6 +172,20 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
     return 0
 
 
+def compare(runs: Sequence[Path], metric: str | None, which: str, form: str) -> int:
+    """Compare runs on one metric: each with its base and with the first run, prompt by prompt, and all of them at equal tokens."""
+    from selfkd.report import comparison
+    from selfkd.report.compare import compare as compared
+    from selfkd.report.tables import console
+
+    found = compared([find_run(run, RUNS) for run in runs], metric, which)
+    if form == "text":
+        comparison.print_comparison(found, console())
+    else:
+        print({"csv": comparison.as_csv, "latex": comparison.as_latex, "json": comparison.as_json}[form](found))
+    return 0
+
+
 def show(
     run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool, as_prompted: bool, ids: bool
 ) -> int:

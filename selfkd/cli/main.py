@@ -156,6 +156,40 @@ COMMANDS = {
         _flag("--as-prompted", "show exactly what the model saw: its chat template applied, control tokens written out"),
         _flag("--ids", "with --as-prompted: the token ids too"),
     ),
+    "compare": Command(
+        "set runs side by side on one metric",
+        commands.compare,
+        Argument(
+            "runs",
+            type=Path,
+            nargs="+",
+            metavar="RUN",
+            help="two runs or more: folders, or names under runs/; the first is what others are compared with",
+        ),
+        Argument(
+            "--metric",
+            metavar="SPLIT/SCORE",
+            help="such as dev/correct; default: the first that all runs measured, test before dev",
+        ),
+        Argument(
+            "--round",
+            dest="which",
+            default="last",
+            metavar="K",
+            help="last: the newest accepted round (default); best: by this metric; or a number",
+        ),
+        *(
+            Argument(
+                f"--{form}",
+                dest="form",
+                action="store_const",
+                const=form,
+                default="text",
+                help=f"write {form.upper() if form != 'latex' else 'LaTeX'}",
+            )
+            for form in ("csv", "latex", "json")
+        ),
+    ),
     "verify": Command(
         "prove that a run is as it was committed",
         commands.verify,

@@ -78,8 +78,8 @@ def round_line(summary: RoundSummary, split: str) -> Text:
     line = Text(f"{_round_name(summary.index):<8} ")
     measured = summary.measured.get(split)
     if measured:
-        line.append(f"{_mean(measured)}   ", "bold")
-        against = _against_base(measured, _percent([measured]))
+        line.append(f"{mean_text(measured)}   ", "bold")
+        against = against_base(measured, percent_of([measured]))
         line.append(f"{against}   " if against else "")
         line.append(f"{_scored(measured)}   " if _scored(measured) else "", "yellow")
     if summary.kept is not None:
@@ -111,18 +111,18 @@ def rounds_table(rounds: Sequence[RoundSummary], split: str, width: int = FILE_W
 
 def _rounds_table(rounds: Sequence[RoundSummary], split: str, wide: bool) -> Table:
     measured = _measured(rounds, split)
-    table = _table()
+    table = empty_table()
     table.add_column("", no_wrap=True)
     score = f"{split}/{measured[0].score}" if measured else ""
     score = score if len(score) <= WIDEST_SCORE else f"{score[: WIDEST_SCORE - 1]}…"
     for title in (score, "vs. base", "kept", *(("tokens", *COLUMNS) if wide else ("seconds",)), "survived"):
         table.add_column(title, justify="right", no_wrap=True)
     for summary in rounds:
-        table.add_row(*_cells(summary, split, wide, _percent(measured)))
+        table.add_row(*_cells(summary, split, wide, percent_of(measured)))
     return table
 
 
-def _table() -> Table:
+def empty_table() -> Table:
     return Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
 
 
@@ -137,8 +137,8 @@ def _cells(summary: RoundSummary, split: str, wide: bool, percent: bool) -> list
     survived = "" if summary.survived is None else f"{summary.survived:.0%}"
     return [
         Text(_round_name(summary.index) + ("" if summary.accepted else " ✗"), "" if summary.accepted else "yellow"),
-        _mean(measured, percent) if measured else "",
-        _against_base(measured, percent) if measured else "",
+        mean_text(measured, percent) if measured else "",
+        against_base(measured, percent) if measured else "",
         f"{summary.kept}/{summary.samples} {share}" if wide and share else share,
         *([count(summary.tokens), *stages] if wide else [f"{sum(summary.seconds.values()):.0f}"]),
         Text(survived, "red" if _little_survived(summary) else ""),
@@ -164,7 +164,7 @@ def _notes(state: Status) -> list[Text]:
 def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
     """Return 'test/correct: base 20.0 % [15.6, 25.3]  →  round 2 25.0 % [20.1, 30.6] +5.0 [1.0, 9.0]'."""
     values = [(_round_name(summary.index), summary.measured[split]) for summary in rounds if split in summary.measured]
-    shown = [f"{name} {_mean(value)} {_against_base(value, _percent([value]))}".rstrip() for name, value in values]
+    shown = [f"{name} {mean_text(value)} {against_base(value, percent_of([value]))}".rstrip() for name, value in values]
     return Text(f"{_titled(split, values[0][1])}: " + "  →  ".join(shown))
 
 
@@ -204,7 +204,7 @@ def _warnings(summary: RoundSummary, newest: bool) -> Iterator[Text]:
 
 def runs_table(states: Sequence[Status]) -> Table:
     """Return a row per run: where it stands, and its score before, after and by how much it changed."""
-    table = _table()
+    table = empty_table()
     for title in ("run", "model", "state", "rounds", "base", "last", "change"):
         table.add_column(title)
     for state in states:
@@ -218,8 +218,8 @@ def _first_and_last(state: Status) -> tuple[str, str, str]:
     if not measured:
         return "", "", ""
     last = measured[-1]
-    change = _against_base(last, _percent(measured))
-    return _mean(measured[0]), _mean(last) if len(measured) > 1 else "", change
+    change = against_base(last, percent_of(measured))
+    return mean_text(measured[0]), mean_text(last) if len(measured) > 1 else "", change
 
 
 def print_status(state: Status, to: Console) -> None:
@@ -239,28 +239,31 @@ def _round_name(index: int) -> str:
     return "base" if index == 0 else f"round {index}"
 
 
-def _percent(measured: Sequence[Measured]) -> bool:
+def percent_of(measured: Sequence[Measured]) -> bool:
     """Whether all scores lie between 0 and 1; such read as percentages, others as they are."""
     return all(0.0 <= one.value <= 1.0 for one in measured if one.value is not None)
 
 
-def _mean(measured: Measured, percent: bool | None = None) -> str:
+def mean_text(measured: Measured, percent: bool | None = None) -> str:
     """Return '20.0 % [13.3, 28.9]': the two bounds, for their distances from the mean differ; none where there is no interval."""
     if measured.value is None:
         return "unscored"
-    percent = _percent([measured]) if percent is None else percent
-    value = f"{100 * measured.value:.1f} %" if percent else f"{measured.value:.3g}"
-    return value + _bounds(measured.interval, percent)
+    percent = percent_of([measured]) if percent is None else percent
+    return number_text(measured.value, percent) + _bounds(measured.interval, percent)
 
 
-def _against_base(measured: Measured, percent: bool) -> str:
+def number_text(value: float, percent: bool) -> str:
+    return f"{100 * value:.1f} %" if percent else f"{value:.3g}"
+
+
+def against_base(measured: Measured, percent: bool) -> str:
     """Return the change against the base, '≠' where the two were not measured in the same way."""
     if measured.differently:
         return "≠"
-    return _change(measured.change, percent) if measured.change else ""
+    return change_text(measured.change, percent) if measured.change else ""
 
 
-def _change(change: Change, percent: bool) -> str:
+def change_text(change: Change, percent: bool) -> str:
     value = f"{100 * change.value:+.1f}" if percent else f"{change.value:+.3g}"
     return value + _bounds(change.interval, percent)
 
