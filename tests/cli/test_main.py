@@ -64,7 +64,7 @@ def test_the_list_of_commands_comes_without_loading_anything_heavy():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_arguments_of_a_command_are_the_parameters_of_its_function(name):
-    destinations = [action.dest for action in _parser(name)._actions if action.dest != "help"]
+    destinations = {action.dest for action in _parser(name)._actions if action.dest != "help"}
     assert sorted(destinations) == sorted(inspect.signature(COMMANDS[name].act).parameters)
 
 
