@@ -17,6 +17,7 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, Interval, change, interval
+from selfkd.steps.measure import of_prompts
 
 Scores = dict[str, float]
 WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
@@ -65,7 +66,7 @@ def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]
     measured: dict[str, Measured] = {}
     for commit in (one for one in commits if one.outside):
         split = commit.identity["split"]
-        first, *others = records.rewards_of(commit.identity)
+        first, *others = records.scores_of(commit.identity)
         name = split if split not in measured else f"{split} ({commit.step})"
         measured[name] = measurement(paths, commit, first)
         measured |= {f"{name}/{other}": measurement(paths, commit, other) for other in others}
@@ -105,21 +106,25 @@ def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
     opening = [records.read(path, Commit, unchanged=False) for path in paths.round(0).commits()]
     split = commit.identity["split"]
     found = [
-        one for one in opening if one.outside and one.identity["split"] == split and score in records.rewards_of(one.identity)
+        one for one in opening if one.outside and one.identity["split"] == split and score in records.scores_of(one.identity)
     ]
     name, how = commit.step.removesuffix(WARM), _how(commit, score)
     return max(found, key=lambda one: (one.step == name, _how(one, score) == how, -one.number), default=None)
 
 
 def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
-    """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have no scored answer."""
+    """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have too few scored answers.
+
+    Of a pass@k it is that of each prompt.
+    """
+    reward, k = records.scores_of(commit.identity).get(score, (score, 1))
     files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
     if not files.get("samples") or not files.get("scores"):
         return {}
     if not all(path.is_file() for found in files.values() for path in found):
         return {}  # verify names what is missing; a status is not the place to fail
-    values = scan("scores", files["scores"]).filter((pl.col("name") == score) & pl.col("value").is_finite())
+    values = scan("scores", files["scores"]).filter((pl.col("name") == reward) & pl.col("value").is_finite())
     per_sample = values.group_by("sample").agg(pl.col("value").mean())
     owners = scan("samples", files["samples"]).select(sample="id", prompt="prompt")
-    means = per_sample.join(owners, on="sample").group_by("prompt").agg(pl.col("value").mean()).collect()
-    return dict(means.sort("prompt").select("prompt", "value").iter_rows())
+    answers = per_sample.join(owners, on="sample").group_by("prompt").agg(pl.col("value").sort()).collect().sort("prompt")
+    return of_prompts(dict(answers.select("prompt", "value").iter_rows()), k)

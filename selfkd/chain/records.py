@@ -17,6 +17,7 @@ from selfkd.core import digest, storage
 from selfkd.core.files import reference_parts
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
+from selfkd.steps.measure import pass_name
 from selfkd.steps.score import function_names
 from selfkd.steps.step import several
 
@@ -354,14 +355,15 @@ def measures_of(commit: Commit) -> dict[str, str]:
 
     The step's name and its limits for failures change no number; a reward beside another one changes only its own.
     """
-    apart = ("name", "reward", "as", "max_failed", "timeout")
+    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at")
     asked = {name: value for name, value in commit.identity.items() if name not in apart}
     rewards = rewards_of(commit.identity)
     texts = {name: text for name, text in commit.code.items() if name not in rewards.values()}
+    suffixes = (*COUNTS, pass_name("", commit.identity.get("pass_at", 0)))
 
     def how(metric: str) -> str:
         name = metric.partition("/")[2]
-        score = next((one for one in (name, *map(name.removesuffix, COUNTS)) if one in rewards), "")
+        score = next((one for one in (name, *map(name.removesuffix, suffixes)) if one in rewards), "")
         reward = [reference_parts(rewards[score])[1], commit.code.get(rewards[score])] if score else None
         return digest.of("measure", asked, texts, reward)
 
@@ -372,6 +374,12 @@ def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
     """Return {score: the reward that gives it} of a step that scores, as its record tells it; the first is the one that tables show."""
     rewards = several(identity.get("reward"))
     return dict(zip(several(identity.get("as")) or function_names(rewards), rewards, strict=True))
+
+
+def scores_of(identity: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
+    """Return {score: (the reward's own score, k)} of a measure step, the rewards first; k is 1 but of a pass@k."""
+    rewards, k = rewards_of(identity), identity.get("pass_at")
+    return {**{name: (name, 1) for name in rewards}, **({pass_name(name, k): (name, k) for name in rewards} if k else {})}
 
 
 def _meanings(models: Mapping[str, ModelEntry]) -> Json:

@@ -59,6 +59,20 @@ def mean(scores: Mapping[str, float]) -> float | None:
     return math.fsum(scores.values()) / len(scores) if scores else None
 
 
+def pass_at(scores: Sequence[float], k: int) -> float:
+    """Return the chance that at least one of `k` answers drawn from these is right (score 1 or more), without bias.
+
+    1 - C(n - right, k) / C(n, k), as Chen et al. 2021 (arXiv 2107.03374) have it. ValueError for more draws than answers.
+
+    >>> pass_at([1, 0, 0, 0], 2), pass_at([1, 0, 0, 0], 1), pass_at([1, 1, 1, 0], 2)
+    (0.5, 0.25, 1.0)
+    """
+    if k > len(scores):
+        raise ValueError(f"{k} answers cannot be drawn of {len(scores)}")
+    wrong = sum(score < 1 for score in scores)
+    return 1 - math.comb(wrong, k) / math.comb(len(scores), k)
+
+
 def interval(scores: Mapping[str, float]) -> Interval | None:
     """Return the interval of the mean of `scores` (prompt id -> mean score); None where these say nothing about the next prompt."""
     contents = _contents(scores)

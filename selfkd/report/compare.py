@@ -160,7 +160,7 @@ def _metrics(commit: Commit) -> list[str]:
         return []
     return [
         f"{commit.identity['split']}/{score}"
-        for score in records.rewards_of(commit.identity)
+        for score in records.scores_of(commit.identity)
         if not commit.step.endswith(measured.WARM)
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import SCHEMAS, Addition, Pool, light
-from selfkd.core.stats import mean
+from selfkd.core.stats import mean, pass_at
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, least, times
@@ -25,7 +25,7 @@ from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
-SCORING = ("reward", "as", "params", "max_failed", "timeout")
+SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at")
 
 
 class MeasureStep(Step):
@@ -36,7 +36,7 @@ class MeasureStep(Step):
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
-    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm"})
+    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at"})
 
     reward: str | Texts = Field(description="file.py:function, or several; the first is the one that tables show.")
     as_: str | Texts | None = Field(
@@ -45,6 +45,11 @@ class MeasureStep(Step):
     split: str = Field("dev", description="Which prompts. `test` is measured at round 0 and after the last round by itself.")
     model: str = Field("policy", description="Who answers: role@when.")
     n: int = Field(1, ge=1, description="Answers per prompt.")
+    pass_at: int | None = Field(
+        None,
+        ge=2,
+        description="Also measure <score>_pass_<k>: the chance that one of k of the n answers has a score of 1 (pass@k, unbiased).",
+    )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; vLLM takes at most 2.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus, where temperature is above 0.")
     top_k: int = Field(0, ge=0, description="Keep only this many most likely tokens; 0 keeps all.")
@@ -85,8 +90,11 @@ class MeasureStep(Step):
 
     def metrics(self) -> list[str]:
         """Return the names of what it measures, the rewards first."""
-        names = [*self.scores(), *(f"{name}_scored" for name in self.scores()), *COUNTS]
+        names = [*self.scores(), *self._passes(), *(f"{name}_scored" for name in self.scores()), *COUNTS]
         return [f"{self.split}/{name}" for name in names]
+
+    def _passes(self) -> list[str]:
+        return [pass_name(name, self.pass_at) for name in self.scores()] if self.pass_at else []
 
     def _asking(self) -> SampleStep:
         """Return the step that asks: the same words mean the same in both."""
@@ -94,7 +102,14 @@ class MeasureStep(Step):
         return SampleStep(**{**words, "as_": self.split})
 
     def problems(self) -> Iterator[Problem]:
-        return self._asking().problems()
+        yield from self._asking().problems()
+        if self.pass_at and self.pass_at > self.n:
+            yield (
+                "pass_at",
+                f"{self.pass_at} answers cannot be drawn of {self.n}: raise n, to {4 * self.pass_at} for a steady figure",
+            )
+        elif self.pass_at and not self.temperature:
+            yield "pass_at", "at temperature 0 the answers to a prompt are all the same: write a temperature"
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         yield from name_problems(self.scores(), len(self.functions()), self.as_)
@@ -148,14 +163,31 @@ class MeasureStep(Step):
         for name in self.scores():
             means = _by_prompt(view, name)
             found[name], found[f"{name}_scored"] = mean(means), len(means)
+            if self.pass_at:
+                found[pass_name(name, self.pass_at)] = mean(_by_prompt(view, name, self.pass_at))
         place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…
         return {f"{place}/{name}": value for name, value in found.items()}
 
 
-def _by_prompt(view: pl.DataFrame, score: str) -> dict[str, float]:
-    """Return {prompt: mean of its scored answers}, added up in one order: a last digit must not depend on the number of threads."""
+def _by_prompt(view: pl.DataFrame, score: str, k: int = 1) -> dict[str, float]:
+    """Return {prompt: mean of its scored answers}, or above 1 its pass@k; a prompt with fewer than k of them is left out.
+
+    Added up in one order: a last digit must not depend on the number of threads.
+    """
     if score not in view.columns:
         return {}
     scored = view.filter(pl.col(score).is_finite()).sort("prompt", "id")
     groups = scored.group_by("prompt", maintain_order=True).agg(score).iter_rows()
-    return {prompt: math.fsum(values) / len(values) for prompt, values in groups}
+    return of_prompts(dict(groups), k)
+
+
+def of_prompts(answers: Mapping[str, list[float]], k: int = 1) -> dict[str, float]:
+    """Return {prompt: mean of its scores}, or above 1 its pass@k."""
+    if k == 1:
+        return {prompt: math.fsum(values) / len(values) for prompt, values in answers.items()}
+    return {prompt: pass_at(values, k) for prompt, values in answers.items() if len(values) >= k}
+
+
+def pass_name(score: str, k: int) -> str:
+    """Return what a score's pass@k is called, as an expression may name it."""
+    return f"{score}_pass_{k}"

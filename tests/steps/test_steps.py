@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import combinations
 
 import polars as pl
 import pytest
@@ -436,3 +438,53 @@ def test_measure_asks_with_the_stop_strings_top_k_system_and_options_that_it_was
     stream, sampling, first = asked[0]
     assert stream == "dev" and first == {"role": "system", "content": "Be brief."}
     assert (sampling.stop, sampling.top_k, sampling.extra, sampling.temperature) == (("Question:",), 5, {"min_p": 0.1}, 0.0)
+
+
+PASS = "  - train: sft\n  - measure: {reward: size.py:even, n: 5, temperature: 1, pass_at: 2}\n"
+EVEN = "def even(completion, answer):\n    return None if completion.endswith('7') else float(int(completion[-1]) % 2 == 0)\n"
+
+
+def test_pass_at_k_is_measured_prompt_by_prompt_and_an_expression_may_name_it(tmp_path):
+    (tmp_path / "size.py").write_text(EVEN)
+    text = HEAD.replace("rounds: 2\n", "rounds: 2\nbest: {metric: dev/even_pass_2}\nkeep_if: dev_even_pass_2 >= 0\n")
+    run = go(recipe_in(tmp_path, text + "steps:\n" + SAMPLE + PASS.replace("even,", "even, max_failed: 1,")), tmp_path / "run")
+    answers = table(run, "measure", "samples", 1).select("prompt", right=pl.col("id"))
+    values = dict(table(run, "measure", "scores", 1).select("sample", "value").iter_rows())
+    chances = []
+    for _, group in answers.group_by("prompt"):
+        marks = [mark for sample in group["right"] if (mark := values[sample]) is not None]
+        draws = list(combinations(marks, 2))  # every way to draw two of the answers, as if one tried them all
+        chances += [sum(max(two) for two in draws) / len(draws)] if draws else []
+    found = run.sealed()[1]
+    assert found.metrics["dev/even_pass_2"] == pytest.approx(sum(chances) / len(chances))
+    assert 0 < found.metrics["dev/even"] < found.metrics["dev/even_pass_2"]
+    noted = found.notes["measured"]["dev/even_pass_2"]
+    assert (
+        noted["value"] == found.metrics["dev/even_pass_2"]
+        and noted["interval"]["low"] < noted["value"] < noted["interval"]["high"]
+    )
+    assert noted["change"]["prompts"] == noted["scored"] == len(chances)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("n: 4, temperature: 1, pass_at: 8", "8 answers cannot be drawn of 4: raise n, to 32"),
+        ("n: 8, pass_at: 8", "at temperature 0 the answers to a prompt are all the same"),
+        ("n: 8, temperature: 1, pass_at: 1", "pass_at"),
+    ],
+)
+def test_a_pass_at_k_that_says_nothing_is_refused_at_its_line(tmp_path, words, said):
+    (tmp_path / "size.py").write_text(EVEN)
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        run_of(tmp_path, SAMPLE + f"  - train: sft\n  - measure: {{reward: size.py:even, {words}}}\n")
+
+
+def test_a_run_may_begin_to_measure_pass_at_k_and_its_other_figures_stay_comparable(tmp_path):
+    (tmp_path / "size.py").write_text(EVEN)
+    steps = "steps:\n" + SAMPLE + PASS.replace("even,", "even, max_failed: 1,")
+    go(recipe_in(tmp_path, HEAD + steps.replace(", pass_at: 2", "")), tmp_path / "run")
+    run = go(recipe_in(tmp_path, HEAD + steps, "rounds=3"), tmp_path / "run", amend=True)
+    later = run.sealed()[3].notes["measured"]
+    assert later["dev"]["change"] is not None and not later["dev"]["differently"]
+    assert later["dev/even_pass_2"]["change"] is None  # the base has none
