@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 ROWS = 8  # answers that one optimiser step learns from, as in the recipe
+RATES, EPOCHS = (5e-5, 1e-5), (2, 1)  # of round 1, and of the later ones, as in the recipe
 
 
 def generate(folder: Path, index: int) -> None:
@@ -66,7 +67,7 @@ def train(folder: Path, index: int) -> None:
         ROWS * sum(map(len, tok(texts)["input_ids"])) // len(rows)
     )  # a packed row learns from as many answers as a step of the recipe
     args = SFTConfig(
-        output_dir=str(folder / "scratch"), learning_rate=5e-5, num_train_epochs=2, use_cpu=True,
+        output_dir=str(folder / "scratch"), learning_rate=RATES[index > 1], num_train_epochs=EPOCHS[index > 1], use_cpu=True,
         packing=True, per_device_train_batch_size=1, max_length=length,
         bf16=os.environ["DTYPE"] == "bfloat16",
         gradient_checkpointing=False, save_strategy="no", report_to="none", lr_scheduler_type="constant", logging_steps=1, disable_tqdm=True,
