@@ -177,6 +177,14 @@ class Saves:
 
 
 @dataclass(frozen=True)
+class OptimiserState:
+    """Where the state of an optimiser lies that another update left, and the digest of what it is."""
+
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
 class LoraSpec:
     """How an adapter is made (Hu et al. 2021, arXiv 2106.09685): W + scale · B·A, B and A of rank `r`, scale alpha / r (`rslora`: alpha / √r).
 
@@ -200,7 +208,8 @@ class TrainSpec:
     `loss` names a row of trainer.loss_kinds.LOSSES. For a loss on pairs, `beta` is the strength of the tie to the reference
     model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
     `precision` 'auto' is that of the run's numerics. With `lora` all weights stay as they are, and an adapter learns. `saves` says
-    where it goes on from, if it was stopped before; None makes no checkpoints.
+    where it goes on from, if it was stopped before; None makes no checkpoints. `state` is what its optimiser begins with (None:
+    nothing), and with `keeps_state` it leaves its own.
     """
 
     loss: str
@@ -212,6 +221,8 @@ class TrainSpec:
     trl: Mapping[str, Any] = field(default_factory=dict)
     saves: Saves | None = None
     lora: LoraSpec | None = None
+    state: OptimiserState | None = None
+    keeps_state: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,11 +231,13 @@ class Trained:
 
     metrics: steps, loss_first, loss_last, seconds, tokens, update_norm, …; drops: {row id: reason}. The folder also holds
     `probe.json` (digest excluded): token sequences on which parent and child differ most, with both log-probabilities.
+    `state` is the folder of the optimiser's, where the update was to leave it.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
     drops: Mapping[str, str]
+    state: Path | None = None
 
 
 class AnswerProgress(TypedDict):

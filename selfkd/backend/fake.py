@@ -20,6 +20,7 @@ from selfkd.backend.base import (
     Logprob,
     OnAnswers,
     OnSteps,
+    OptimiserState,
     Questions,
     Reply,
     Sampling,
@@ -123,7 +124,8 @@ class Fake:
         frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")
         weights = _read(start)
         history = digest.of(
-            weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest
+            *(weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest),
+            *([_moments(spec.state)] if spec.state else []),
         )
         base = {"base": digest.base_of(Path(start.path)) or start.digest} if spec.lora else {}
         _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history, **base})
@@ -137,13 +139,24 @@ class Fake:
             "seconds": 0.0,
         }
         metrics["made_by"] = [{"trainers": self._numerics.get("trainers", 1), "shard": self._numerics.get("shard", False)}]
-        return Trained(out, metrics, {})
+        return Trained(out, metrics, {}, _leave_state(out, history) if spec.keeps_state else None)
 
     def swap_notes(self) -> dict[str, Any]:
         return {}
 
     def close(self) -> None:
         pass
+
+
+def _moments(state: OptimiserState) -> Any:
+    return json.loads((state.folder / "moments.json").read_text())
+
+
+def _leave_state(out: Path, history: str) -> Path:
+    folder = out.with_name(f"{out.name}-state")
+    folder.mkdir()
+    (folder / "moments.json").write_text(json.dumps({"moments": digest.of("moments", history)}))
+    return folder
 
 
 def _read(model: Model) -> dict[str, Any]:

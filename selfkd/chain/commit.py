@@ -16,7 +16,7 @@ import polars as pl
 
 from selfkd.chain import records, rounded
 from selfkd.chain.paths import Paths, RoundPaths
-from selfkd.chain.records import CodeEntry, Commit, ModelEntry, Seal, SealedStep, TableEntry, Tombstone
+from selfkd.chain.records import CodeEntry, Commit, ModelEntry, Seal, SealedStep, StateEntry, TableEntry, Tombstone
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light, scan
 from selfkd.errors import ChainError, GuardError
@@ -84,8 +84,10 @@ def write(place: Place, added: Addition, pool: Pool, before: Mapping[str, Model]
     tables = {name: _table(place, name, paths, pool) for name, paths in files.items()}
     hashes: dict[Path, str] = {}
     models = {role: _adopted(place, role, added, before, hashes) for role in added.models}
+    states = {role: _state(place, role, folder, models[role], hashes) for role, folder in added.states.items()}
     kept = [path for paths in files.values() for path in paths]
-    kept += [path for entry in models.values() for path in storage.files_in(place.paths.folder / entry.path)]
+    folders = [entry.path for entry in (*models.values(), *states.values())]
+    kept += [path for folder in folders for path in storage.files_in(place.paths.folder / folder)]
     record = Commit(
         format=records.FORMAT,
         round=place.index,
@@ -101,7 +103,8 @@ def write(place: Place, added: Addition, pool: Pool, before: Mapping[str, Model]
         models=models,
         metrics=dict(added.metrics),
         files=storage.file_hashes(kept, place.paths.folder, hashes),
-        digest=records.step_digest(place.key, tables, models, added.metrics),
+        digest=records.step_digest(place.key, tables, models, added.metrics, states),
+        states=states,
         notes=notes,
     )
     records.write(place.commit, record, place.paths.tmp)
@@ -148,6 +151,17 @@ def _adopted(place: Place, role: str, added: Addition, before: Mapping[str, Mode
     path = storage.adopt(folder, target)
     hashes.update((path / file.relative_to(folder), whole) for file, whole in files.items() if kept)
     return ModelEntry(path=place.paths.relative(path), digest=found, kind="adapter" if base else "full", base=base)
+
+
+def _state(place: Place, role: str, folder: Path, model: ModelEntry, hashes: dict[Path, str]) -> StateEntry:
+    """Move the state of the optimiser that made a model beside it, under a name that carries its digest; note the hashes of its files."""
+    files = {path.relative_to(folder).as_posix(): digest.file(path) for path in storage.files_in(folder)}
+    found = records.state_digest(files)
+    target = place.data / f"{role}-state-{found[:16]}"
+    kept = not target.exists()  # one that lies there already is hashed itself
+    path = storage.adopt(folder, target)
+    hashes.update((path / name, sha256) for name, sha256 in files.items() if kept)
+    return StateEntry(path=place.paths.relative(path), digest=found, model=model.digest)
 
 
 # ---- reading back ----

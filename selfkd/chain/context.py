@@ -17,6 +17,7 @@ from selfkd.backend.base import (
     Backend,
     Chunk,
     Logprob,
+    OptimiserState,
     Questions,
     Sampling,
     Trained,
@@ -33,6 +34,7 @@ from selfkd.chain.computers import kind_of
 from selfkd.chain.head_start import HeadStart, completed
 from selfkd.chain.numerics import engine_casts
 from selfkd.chain.run import Run
+from selfkd.chain.states import state_of
 from selfkd.core import digest, storage, views
 from selfkd.core.hardware import usable_cores
 from selfkd.core.known_models import KnownModels
@@ -205,6 +207,7 @@ class StepContext:
         self._met("engine")
 
     def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
+        spec = replace(spec, state=self._state_of(start)) if spec.keeps_state else spec
         name = updates.key(start, reference, rows, spec, self.run.numerics)
         spec = replace(spec, saves=updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes))
         path = storage.temporary(self.run.paths.tmp, "-rows.parquet")
@@ -214,6 +217,14 @@ class StepContext:
         trained = self.backend.train(self.run.trust.masters(start), held, [path], spec, out, self._hear)
         self._met("trainer")
         return trained
+
+    def _state_of(self, start: Model) -> OptimiserState | None:
+        """Return with which optimiser's state an update goes on (None: it begins with an empty one), and say so."""
+        found = state_of(self.run.paths, self.run.trust, start, self.where)
+        goes_on = f"goes on with the optimiser of {start}" if found else f"begins with an empty optimiser: {start} brings none"
+        self.attempt.event("continues", text=f"{self.where} {goes_on}")
+        self.notes["optimiser"] = {"of": start.digest, "state": found and found.digest}
+        return found
 
     def _hear(self, done: TrainProgress) -> None:
         """Pass on how far an update is, and what its ranks have to say."""

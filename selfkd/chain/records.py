@@ -98,6 +98,15 @@ class ModelEntry(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StateEntry(Record):
+    """The state of the optimiser that made a model: its folder relative to the run, the digest of its files, and that of the `model`."""
+
+    path: str
+    digest: str
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitEntry(Record):
     """The frozen prompts of a split. `overlap` counts prompts taken out because they stand in another split too.
 
@@ -196,10 +205,10 @@ class Amendment(Record):
 class Commit(Record):
     """What a step added. `key` says what was asked for, `digest` also what came out; `parent` is the digest of the step before.
 
-    `outside`: the step measured, so its tables stay out of the pool.
+    `outside`: the step measured, so its tables stay out of the pool. `states` are those of optimisers that go on in later updates.
     """
 
-    nested = {"tables": TableEntry, "models": ModelEntry}
+    nested = {"tables": TableEntry, "models": ModelEntry, "states": StateEntry}
 
     format: int
     round: int
@@ -216,6 +225,7 @@ class Commit(Record):
     metrics: Mapping[str, Any]
     files: Mapping[str, Any]
     digest: str
+    states: Mapping[str, StateEntry] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -335,11 +345,21 @@ def key(parent: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> st
 
 
 def step_digest(
-    key: str, tables: Mapping[str, TableEntry], models: Mapping[str, ModelEntry], metrics: Mapping[str, Any]
+    key: str,
+    tables: Mapping[str, TableEntry],
+    models: Mapping[str, ModelEntry],
+    metrics: Mapping[str, Any],
+    states: Mapping[str, StateEntry],
 ) -> str:
-    """Return what a step was asked for and what came out."""
+    """Return what a step was asked for and what came out; states only where it kept some."""
     contents = ({name: table.digest for name, table in tables.items()}, _meanings(models))
-    return digest.of("step", key, *contents, dict(metrics))
+    kept = [{role: [state.digest, state.model] for role, state in states.items()}] if states else []
+    return digest.of("step", key, *contents, dict(metrics), *kept)
+
+
+def state_digest(files: Mapping[str, str]) -> str:
+    """Return the digest of an optimiser's state, from the SHA-256 of its files by name; who divided it otherwise has other files."""
+    return digest.of("state", dict(files))
 
 
 def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], accepted: bool) -> str:

@@ -108,18 +108,26 @@ def _lying(run: Run, path: str) -> list[Path]:
 
 
 def superfluous(run: Run) -> dict[int, list[str]]:
-    """Return {round: checkpoints on disk that `keep` does not name, relative to the run}, by round."""
+    """Return {round: checkpoints on disk that `keep` does not name, and states of optimisers that go on nowhere, relative to the run}."""
     sealed = run.sealed()
     rounds = kept_rounds(run.recipe, sealed)
     needed = {path for seal in sealed if seal.round in rounds for model in seal.head().values() for path in _folders(model)}
     needed |= {path for model in head_of(sealed).values() for path in _folders(model)}  # the next round starts from it
+    goes_on = _trained_from(run, sealed)
     found: dict[int, list[str]] = {}
     for seal in sealed:
         whole = seal.round == 0 and 0 in rounds  # the base and what the warm-up made of it, both
         gone = [path for path in _checkpoints(run, seal) if path not in needed and _lying(run, path)]
-        if gone and not whole:
+        gone = [*(gone if not whole else []), *_idle_states(run, seal, goes_on)]
+        if gone:
             found[seal.round] = gone
     return found
+
+
+def _idle_states(run: Run, seal: Seal, goes_on: set[str]) -> list[str]:
+    """Return the optimisers' states on disk of a round whose models no training may start from (`goes_on`)."""
+    found = [(made.models[role].path, state.path) for made in run.commits(seal) for role, state in made.states.items()]
+    return [state for model, state in found if model not in goes_on and (run.folder / state).exists()]
 
 
 def _cut_short(run: Run) -> list[Path]:

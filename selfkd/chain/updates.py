@@ -18,7 +18,9 @@ from selfkd.core.pool import KEYS, Model
 
 def key(start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, numerics: Mapping[str, Any]) -> str:
     """Return the name of an update: all that decides its numbers but for rounding, so that other ranks may go on with it."""
-    words = asdict(replace(spec, saves=None))
+    words = asdict(replace(spec, saves=None, state=None))
+    words.pop("keeps_state")  # what it leaves beside the model
+    words["state"] = spec.state and spec.state.digest
     words["precision"] = number_format.of_training(spec.precision, numerics)
     asked = digest.as_json([words, dict(numerics.get("trainer", {}))])
     models = (start.digest, reference.digest if reference else None)

@@ -16,23 +16,26 @@ from selfkd.recipe.schema import Recipe
 
 FP32 = BYTES["float32"]
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
+STATE = 2  # times the weights: AdamW's two moments; other optimisers keep no more
 TWICE = 2  # an answer is stored as a sample and as a row to train on
 GB = 1e9
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Checkpoints that lie on disk together: root and others in fp32, copies in bf16, and those being written."""
+    """Checkpoints that lie on disk together: root and others in fp32, copies in bf16, those being written, and optimisers' states."""
 
     whole: int
     narrow: int = 0
     written: int = 0
+    states: int = 0
 
     def bytes(self, parameters: int) -> int:
-        return FP32 * parameters * (self.whole + self.written) + FP32 // 2 * parameters * self.narrow
+        full = self.whole + self.written + STATE * self.states
+        return FP32 * parameters * full + FP32 // 2 * parameters * self.narrow
 
     def __str__(self) -> str:
-        parts = {"in fp32": self.whole, "in bf16": self.narrow, "being written": self.written}
+        parts = {"in fp32": self.whole, "in bf16": self.narrow, "being written": self.written, "optimisers' states": self.states}
         first, *others = [f"{count} {name}" for name, count in parts.items() if count]
         return ", ".join([first.replace(" ", " checkpoint " if self.whole == 1 else " checkpoints ", 1), *others])
 
@@ -100,7 +103,20 @@ def _moments(recipe: Recipe, index: int, narrow: bool) -> list[Kept]:
     after = _after(recipe, index, narrow)
     # The last one to be rounded is still whole while its copy is written.
     rounding = [Kept(after.whole + 1, after.narrow)] if after.narrow else []
-    return [replace(before, written=_trained(recipe, index)), *rounding]
+    states = _states(recipe, index - 1) + _leaving(recipe, index)
+    return [replace(before, written=_trained(recipe, index), states=states), *rounding]
+
+
+def _leaving(recipe: Recipe, index: int) -> int:
+    """Return how many optimisers' states a round leaves beside its models."""
+    return sum(getattr(step, "optimiser", "") == "continue" for step in recipe.steps_of(index)) if index >= 0 else 0
+
+
+def _states(recipe: Recipe, index: int) -> int:
+    """Return how many of them stay after a round: those of the head, and of the rounds that steps name."""
+    left = [one for one in range(index + 1) if _leaving(recipe, one)]
+    used = [one for one in left[:-1] if one in _used_rounds(recipe, index)]
+    return sum(_leaving(recipe, one) for one in (*used, *left[-1:]))
 
 
 def _after(recipe: Recipe, index: int, narrow: bool) -> Kept:

@@ -28,6 +28,7 @@ from selfkd.chain.records import (
     Rounded,
     RoundedEntry,
     Seal,
+    StateEntry,
     Tombstone,
 )
 from selfkd.core import digest, storage
@@ -74,6 +75,7 @@ class _Walk:
         self.paths, self.quick, self.found = paths, quick, Findings()
         self.parent: str | None = None
         self.models: dict[str, ModelEntry] = {}
+        self.states: set[str] = set()  # where those of optimisers were committed
         self.made: dict[str, Commit] = {}
         self.blind = False  # a damaged commit hides which models there were
 
@@ -103,7 +105,7 @@ class _Walk:
         self.lost_facts(facts)
         self.lost_amendments(info, amendments)
         for tombstone, paths in gone.items():
-            for name in () if self.blind else sorted(set(paths) - self.models.keys()):
+            for name in () if self.blind else sorted(set(paths) - self.models.keys() - self.states):
                 where = self.paths.relative(tombstone)
                 self.problem(f"{where} was changed after it was written: no step committed {name}")
 
@@ -208,7 +210,7 @@ class _Walk:
             self.problem(f"{name} does not follow the step before it")
         if commit.key != records.key(commit.parent, commit.identity, commit.code):
             self.problem(f"{name}: its key does not follow from its fields and code")
-        if commit.digest != records.step_digest(commit.key, commit.tables, commit.models, commit.metrics):
+        if commit.digest != records.step_digest(commit.key, commit.tables, commit.models, commit.metrics, commit.states):
             self.problem(f"{name}: its digest does not follow from what it added")
         self.contents(name, commit)
         self.made[name] = commit
@@ -228,6 +230,18 @@ class _Walk:
             if not damaged and not self.quick and not self.is_gone(f"{model.path}/"):
                 self.weights(f"{name}: model '{role}'", model.path, model.digest)
                 self.base(f"{name}: model '{role}'", model)
+        for role, state in commit.states.items():
+            self.states.add(state.path)
+            self.state(f"{name}: the optimiser's state of '{role}'", role, state, commit)
+
+    def state(self, where: str, role: str, state: StateEntry, commit: Commit) -> None:
+        """Compare a state with the model that it names, and its digest with those of its files, which were compared before."""
+        if role not in commit.models or commit.models[role].digest != state.model:
+            self.problem(f"{where} belongs to other weights ({state.model[:12]}) than were committed with it")
+        under = f"{state.path}/"
+        files = {path.removeprefix(under): one["sha256"] for path, one in commit.files.items() if path.startswith(under)}
+        if records.state_digest(files) != state.digest:
+            self.problem(f"{where} at {state.path} is not what its digest says")
 
     def sealed(self, names: RoundPaths, opened: str | None, commits: Sequence[Commit | None]) -> None:
         """Compare the seal with the steps on disk; after it the next round must follow this one."""

@@ -41,7 +41,7 @@ class TrainStep(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
-    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_"})
+    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "optimiser"})
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
         "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
@@ -69,6 +69,11 @@ class TrainStep(Step):
         False,
         alias="continue",
         description="Where training starts from an adapter: go on with it; else a new one is laid over it, and both are committed as one.",
+    )
+    optimiser: Literal["fresh", "continue"] = Field(
+        "fresh",
+        description="fresh: each update begins with an empty optimiser; continue: with the moments of the one that made the weights where training starts, committed beside them (AdamW's are twice their size). "
+        "A schedule without an end (constant_with_warmup, inverse_sqrt) goes on at its place; one that ends with the update, such as cosine, begins anew.",
     )
     trl: dict[str, Any] = Field({}, description="Options of TRL's SFTConfig or DPOConfig, checked and passed through.")
 
@@ -106,6 +111,16 @@ class TrainStep(Step):
             yield (
                 "continue",
                 "'continue' goes on with the adapter where training starts, and the base has none: leave out one of the two",
+            )
+        if self.optimiser == "continue" and self.models()["from"].when == "base":
+            yield (
+                "optimiser",
+                "'optimiser: continue' goes on with the optimiser that made the weights where training starts, and none made the base: leave out one of the two",
+            )
+        if self.optimiser == "continue" and self.lora and not self.continue_:
+            yield (
+                "optimiser",
+                "'optimiser: continue' goes on with an adapter's own optimiser, and without `continue: true` each update makes a new adapter",
             )
         if self.lora and self.lora.dropout and self.kind.reference and self.trl.get("disable_dropout", True):
             yield (
@@ -152,7 +167,8 @@ class TrainStep(Step):
             tables["drops"] = [*made.tables.get("drops", ()), shape("drops", drops)]
         start = models["from"]
         bases = {self.role: start.base or start.path} if self.lora else {}
-        return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)}, bases)
+        states = {self.role: trained.state} if trained.state else {}
+        return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)}, bases, states)
 
     def _builds_itself(self, rows_are_there: bool) -> bool:
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
@@ -168,6 +184,7 @@ class TrainStep(Step):
             precision=self.precision,
             trl=self.trl,
             lora=self.lora.spec(self.continue_) if self.lora else None,
+            keeps_state=self.optimiser == "continue",
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:

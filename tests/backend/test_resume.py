@@ -304,10 +304,10 @@ def test_an_optimiser_that_cannot_be_copied_as_it_is_makes_none_and_says_so(star
     optimiser = torch.optim.AdamW(model.parameters())
     model(torch.ones(2)).sum().backward()
     optimiser.step()
-    assert {key for _, key, _ in resume._states(model, optimiser)} == {"step", "exp_avg", "exp_avg_sq"}
+    assert {key for _, key, _ in resume.states(model, optimiser)} == {"step", "exp_avg", "exp_avg_sq"}
     optimiser.state[model.weight]["exp_avg"] = optimiser.state[model.weight]["exp_avg"].to(torch.uint8)
     with pytest.raises(resume.Unsaveable, match="the optimiser AdamW keeps exp_avg in a form of its own"):
-        list(resume._states(model, optimiser))
+        list(resume.states(model, optimiser))
 
 
 def test_asked_to_stop_it_seals_the_step_that_it_is_at(start, folder, alone, tmp_path, monkeypatch):

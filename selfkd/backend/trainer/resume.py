@@ -31,7 +31,7 @@ from selfkd.core.wording import first_line
 from selfkd.errors import STOPPED, Stopped, StorageError
 
 TRAINER_STATE = transformers.trainer.TRAINER_STATE_NAME
-WORDS = "words.json"  # of a checkpoint: all that is no tensor
+WORDS = "words.json"  # of a checkpoint, and of an optimiser's state: all that is no tensor
 PLAIN = (bool, int, float, str, type(None))
 
 # transformers would take the batches that were trained on from a DataLoader, and ours is none.
@@ -53,36 +53,36 @@ def trained(model: Any) -> dict[str, torch.nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def _inner(optimiser: Any) -> Any:
+def inner(optimiser: Any) -> Any:
     return getattr(optimiser, "optimizer", optimiser)  # without Accelerate's wrapper
 
 
-def _states(model: Any, optimiser: Any) -> Iterator[tuple[str, str, Any]]:
+def states(model: Any, optimiser: Any) -> Iterator[tuple[str, str, Any]]:
     """Yield (parameter, what the optimiser keeps of it, its value); Unsaveable for a value of which a copy is not the same."""
-    inner = _inner(optimiser)
+    plain = inner(optimiser)
     for name, weight in trained(model).items():
-        for key, value in inner.state.get(weight, {}).items():
+        for key, value in plain.state.get(weight, {}).items():
             plain_tensor = type(value) in (torch.Tensor, DTensor) and (key == "step" or value.dtype == weight.dtype)
             if not plain_tensor and type(value) not in PLAIN:
-                raise Unsaveable(f"the optimiser {type(inner).__name__} keeps {key} in a form of its own")
+                raise Unsaveable(f"the optimiser {type(plain).__name__} keeps {key} in a form of its own")
             yield name, key, value
 
 
-def _optimiser_tensors(model: Any, optimiser: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, key, value in _states(model, optimiser):
+def optimiser_tensors(model: Any, optimiser: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, key, value in states(model, optimiser):
         if isinstance(value, torch.Tensor):
             yield f"optimiser/{name}/{key}", value
 
 
-def _optimiser_words(model: Any, optimiser: Any, scheduler: Any) -> dict[str, Any]:
-    inner = _inner(optimiser)
+def optimiser_words(model: Any, optimiser: Any, scheduler: Any) -> dict[str, Any]:
+    plain = inner(optimiser)
     values: dict[str, dict[str, Any]] = {}
-    for name, key, value in _states(model, optimiser):
+    for name, key, value in states(model, optimiser):
         if not isinstance(value, torch.Tensor):
             values.setdefault(name, {})[key] = value
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in inner.param_groups]
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in plain.param_groups]
     return {
-        "optimiser": type(inner).__name__,
+        "optimiser": type(plain).__name__,
         "values": values,
         "groups": groups,
         "scheduler": scheduler.state_dict(),
@@ -111,18 +111,20 @@ def _put_weights(model: Any, parts: Parts) -> None:
             local.copy_(parts.rows_like(f"weights/{name}", weight))
 
 
-def _put_optimiser(model: Any, optimiser: Any, parts: Parts, words: Mapping[str, Any]) -> None:
-    """Give an optimiser the state and the hyperparameters that it had."""
-    inner, names = _inner(optimiser), {id(weight): name for name, weight in trained(model).items()}
-    now, state = inner.state_dict()["param_groups"], {}
-    for group, numbered in zip(inner.param_groups, now, strict=True):
+def put_optimiser(model: Any, optimiser: Any, parts: Parts, words: Mapping[str, Any], as_it_was: bool = True) -> None:
+    """Give an optimiser the state that it had; with the hyperparameters that it had (`as_it_was`), or those that it has now."""
+    plain, names = inner(optimiser), {id(weight): name for name, weight in trained(model).items()}
+    now, state = plain.state_dict()["param_groups"], {}
+    for group, numbered in zip(plain.param_groups, now, strict=True):
         for weight, number in zip(group["params"], numbered["params"], strict=True):
             name = names[id(weight)]
             tensors = {key: _placed(parts, f"optimiser/{name}/{key}", weight) for key in parts.names(f"optimiser/{name}/")}
             if entry := {**tensors, **words["values"].get(name, {})}:
                 state[number] = entry
-    now = [{**_typed(saved, group), "params": group["params"]} for saved, group in zip(words["groups"], now, strict=True)]
-    inner.load_state_dict({"state": state, "param_groups": now})
+    if as_it_was:
+        saved = zip(words["groups"], now, strict=True)
+        now = [{**_typed(words_of, group), "params": group["params"]} for words_of, group in saved]
+    plain.load_state_dict({"state": state, "param_groups": now})
 
 
 def _placed(parts: Parts, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -221,7 +223,7 @@ class Resumption(TrainerCallback):
         assert self.folder is not None
         parts = Parts(self.folder)
         _put_weights(trainer.model, parts)
-        _put_optimiser(trainer.model, trainer.optimizer, parts, self.words)
+        put_optimiser(trainer.model, trainer.optimizer, parts, self.words)
         trainer.lr_scheduler.load_state_dict(self.words["scheduler"])
         trainer._total_train_tokens = self.words["tokens"]
 
@@ -299,12 +301,12 @@ class Resumption(TrainerCallback):
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             yield from ((f"weights/{name}", weight) for name, weight in trained(model).items())
-            yield from _optimiser_tensors(model, optimiser)
+            yield from optimiser_tensors(model, optimiser)
 
         paths = [*write(draft, self.rank, tensors()), draft / f"random-{self.rank}.json"]
         paths[-1].write_text(json.dumps(_random_numbers()), "utf-8")
         if self.rank == 0:
-            whole = {**words, **_optimiser_words(model, optimiser, scheduler)}
+            whole = {**words, **optimiser_words(model, optimiser, scheduler)}
             (draft / WORDS).write_text(json.dumps(whole), "utf-8")
             state.save_to_json(str(draft / TRAINER_STATE))
             paths += [draft / WORDS, draft / TRAINER_STATE]

@@ -30,7 +30,7 @@ from transformers.utils import logging
 from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, sharded
+from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Resumption, of_rank_0
@@ -261,8 +261,9 @@ class _Update:
         child = opened.scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
+            state = self._keep_state(trainer)
         metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
-        return Trained(plan.out, metrics, plan.drops)
+        return Trained(plan.out, metrics, plan.drops, state)
 
     def _policy(self) -> tuple[Any, bool]:
         """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""
@@ -303,7 +304,7 @@ class _Update:
             references=references,
             is_flat=is_flat,
             resumption=self.resumption,
-            callbacks=[self.steps, *([self.shares] if plan.shard else [])],
+            callbacks=[self.steps, *([self.shares] if plan.shard else []), *self._of_optimiser()],
         )
 
     def _references_of_another(self) -> dict[str, tuple[float, float]]:
@@ -357,6 +358,16 @@ class _Update:
         if error is not None:
             raise error
         return moved
+
+    def _of_optimiser(self) -> list[Any]:
+        """Return what puts another update's state into the optimiser, unless a checkpoint does, and what refuses one that cannot be kept."""
+        spec = self.plan.spec
+        put = [optimiser_state.Put(spec.state.folder)] if spec.state and not self.resumption.folder else []
+        return [*put, *([optimiser_state.Saveable()] if spec.keeps_state else [])]
+
+    def _keep_state(self, trainer: Any) -> Path | None:
+        plan = self.plan
+        return optimiser_state.keep(trainer, plan.out, plan.rank, plan.split.ranks) if plan.spec.keeps_state else None
 
     def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, Any]:
         """Write what is not written yet, and return how far the child moved; GuardError where it is no child."""
@@ -434,4 +445,5 @@ def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
 
 
 def _clear(out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)
+    for folder in (out, optimiser_state.beside(out)):
+        shutil.rmtree(folder, ignore_errors=True)
