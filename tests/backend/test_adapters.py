@@ -145,6 +145,28 @@ def test_continue_goes_on_with_the_same_matrices_and_names_words_that_differ(roo
     assert adapters.read(learn(root, tmp_path / "four", on).folder).rank == 4  # nothing to go on with: fresh
 
 
+def test_continue_at_other_layers_of_the_same_names_is_refused(root, tmp_path):
+    first = adapted(learn(root, tmp_path / "one", LoraSpec(4, 8.0, targets=("layers.0.self_attn.q_proj",))).folder, root)
+    with pytest.raises(UsageError, match=r"at the same layers.*model\.layers\.0\.self_attn\.q_proj") as error:
+        learn(first, tmp_path / "two", LoraSpec(4, 8.0, targets=("layers.1.self_attn.q_proj",), goes_on=True))
+    assert error.value.where == "train.continue"
+
+
+def test_two_adapters_at_different_layers_are_committed_with_the_rank_that_their_words_say(root, tmp_path):
+    from peft import PeftModel
+
+    first = adapted(learn(root, tmp_path / "one", LoraSpec(4, 8.0, targets=("q_proj",)), precision="fp32").folder, root)
+    folder = learn(first, tmp_path / "two", LoraSpec(2, 2.0, targets=("up_proj",)), precision="fp32").folder
+    tensors, words = load_file(folder / adapters.TENSORS), json.loads((folder / adapters.WORDS).read_text())
+    assert {min(tensor.shape) for tensor in tensors.values()} == {6} == {words["r"]}
+    ours = opened(Path(root.path))
+    Weights(str(folder), root.path).merge_into(ours)
+    ids = torch.tensor([[1, 20, 30, 40, 50]])
+    with torch.no_grad():
+        by_peft = PeftModel.from_pretrained(opened(Path(root.path)), folder).eval()
+        assert torch.allclose(by_peft(ids).logits, ours(ids).logits, atol=1e-5)
+
+
 def test_full_training_opens_an_adapter_merged_and_writes_full_weights(root, tmp_path):
     first = adapted(learn(root, tmp_path / "one", precision="fp32").folder, root)
     trained = learn(first, tmp_path / "two", None, precision="fp32", trl={"learning_rate": 1e-5})
