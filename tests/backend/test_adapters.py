@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from selfkd.backend.trainer.update import sequence_logprobs, train_rank
 from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError
+from selfkd.steps.train import TrainStep
 
 R4 = LoraSpec(4, 8.0)
 
@@ -264,6 +266,18 @@ def test_the_share_that_rounding_leaves_is_measured_and_decides_how_it_is_served
 def test_beside_the_weights_is_refused_where_no_engine_can(root, tmp_path):
     with pytest.raises(UsageError, match="only vLLM serves an adapter beside"):
         learn(root, tmp_path / "out", LoraSpec(4, 8.0, serve="adapter"), numerics={"generator": "transformers"})
+
+
+def test_ranks_that_add_up_to_more_than_vllm_has_room_for_are_refused_before_anything_learns(root, tmp_path):
+    whole = LoraSpec(510, 510.0, targets=("q_proj",))
+    first = adapted(learn(root, tmp_path / "one", whole).folder, root)
+    with pytest.raises(UsageError, match="room for ranks up to 512, and this one has 514") as error:
+        learn(first, tmp_path / "two", LoraSpec(4, 8.0, serve="adapter"))
+    assert "continue: true" in error.value.fix and error.value.where == "train.lora.serve"
+    for spec in (replace(whole, serve="adapter", goes_on=True), LoraSpec(2, 2.0, serve="adapter"), LoraSpec(4, 8.0)):
+        adapter.refuse_unserved(TrainSpec("sft", 1, lora=spec), first, {})
+    (said,) = TrainStep(name="train", lora={"r": 513, "serve": "adapter"}).problems()
+    assert said == ("lora.serve", "vLLM has room for ranks up to 512, and r is 513: write serve: merged, or leave it out")
 
 
 def goes_round(kind: str, folder: Path, generator: str, serve: str, **words: Any) -> None:

@@ -263,6 +263,8 @@ def test_a_reference_that_is_the_start_is_loaded_once_and_gives_the_same_bits(st
 
 
 def test_a_reference_model_lies_in_bf16_where_its_products_are_computed_in_it_and_scores_the_same(start, tmp_path, monkeypatch):
+    import torch
+
     from selfkd.backend.trainer import losses, opened
     from selfkd.backend.trainer import update as module
 

@@ -161,9 +161,7 @@ def test_a_round_names_what_the_ranks_computed_with_that_began_its_update_and_a_
     assert run.sealed()[-1].notes["level"] == "data: torch 2.12.0 → 2.13.0 (trainer-0)"
     met = [records.read(path, Computer).facts for path in run.paths.computers("trainer")]
     assert met == [OLDER, NEWER]
-    assert verify(run.folder).moved == [
-        "round 1 was not made with what the run began with: torch 2.12.0 → 2.13.0 (trainer-0)"
-    ]
+    assert verify(run.folder).moved == ["round 1 was not made with what the run began with: torch 2.12.0 → 2.13.0 (trainer-0)"]
     run.paths.computers("trainer")[0].unlink()
     assert [text for text in verify(run.folder).problems if "what made round-001" in text]
 
