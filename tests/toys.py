@@ -94,7 +94,8 @@ class Toy:
 
 
 class Sleeper(Toy):
-    """An engine that marks in `numerics["marks"]` that it sleeps, with the cards that it sees; the model `restless` does not fall asleep."""
+    """An engine that marks in `numerics["marks"]` that it sleeps, with the cards that it sees; the model `restless` dies
+    of falling asleep, and `stuck` never does."""
 
     def __init__(self, numerics: dict[str, Any], model: Model) -> None:
         super().__init__(numerics, model)
@@ -104,6 +105,8 @@ class Sleeper(Toy):
     def sleep(self) -> None:
         if self.model.path == "restless":
             os._exit(1)
+        if self.model.path == "stuck":
+            time.sleep(600)
         self._mark.touch()
 
     def before_update(self, rows: list[Path], pairs: bool, max_length: int) -> Earlier:
@@ -150,6 +153,9 @@ def learn(
 ) -> Trained:
     """A trainer that does what `spec.trl` says."""
     on_progress({"step": 1, "steps": 1, "loss": 0.5, "tokens": 9, "seconds": 0.1})
+    if spec.trl.get("hang") or (spec.trl.get("hang-once") and _first(out.with_suffix(".hung"))):
+        on_progress({"step": 1, "steps": 2, "loss": 0.5, "tokens": 9, "seconds": 0.1})
+        time.sleep(600)
     if spec.trl.get("bug"):
         raise KeyError("completion")
     if spec.trl.get("die"):

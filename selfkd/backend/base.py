@@ -255,7 +255,7 @@ class AnswerProgress(TypedDict):
 class TrainProgress(TypedDict):
     """What is known after an optimiser step: which of how many, its loss, the tokens and the seconds up to here.
 
-    `said` and `warning` are what a person should hear, once.
+    `said` and `warning` are what a person should hear, once. `computers` are (process, facts) of ranks that made the steps so far.
     """
 
     step: int
@@ -265,6 +265,7 @@ class TrainProgress(TypedDict):
     seconds: float
     said: NotRequired[str]
     warning: NotRequired[str]
+    computers: NotRequired[Sequence[tuple[str, Facts]]]
 
 
 OnAnswers = Callable[[AnswerProgress], None]

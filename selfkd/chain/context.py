@@ -216,6 +216,7 @@ class StepContext:
         held = reference and self.run.trust.masters(reference)
         trained = self.backend.train(self.run.trust.masters(start), held, [path], spec, out, self._hear)
         self._met("trainer")
+        self.makers["trainer"] |= {one for ranks in trained.metrics.get("made_by", ()) for one in ranks.get("facts", ())}
         return trained
 
     def _state_of(self, start: Model) -> OptimiserState | None:
@@ -227,7 +228,9 @@ class StepContext:
         return found
 
     def _hear(self, done: TrainProgress) -> None:
-        """Pass on how far an update is, and what its ranks have to say."""
+        """Pass on how far an update is, and what its ranks have to say; keep what those computed with that are gone."""
+        for process, facts in done.get("computers", ()):
+            self.run.meet({process: facts}, self.attempt)
         if done.get("warning"):
             self.attempt.warn(done["warning"])
         elif done.get("said"):

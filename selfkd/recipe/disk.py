@@ -35,7 +35,12 @@ class Kept:
         return FP32 * parameters * full + FP32 // 2 * parameters * self.narrow
 
     def __str__(self) -> str:
-        parts = {"in fp32": self.whole, "in bf16": self.narrow, "being written": self.written, "optimisers' states": self.states}
+        parts = {
+            "in fp32": self.whole,
+            "in bf16": self.narrow,
+            "being written": self.written,
+            "optimisers' states": self.states,
+        }
         first, *others = [f"{count} {name}" for name, count in parts.items() if count]
         return ", ".join([first.replace(" ", " checkpoint " if self.whole == 1 else " checkpoints ", 1), *others])
 

@@ -95,8 +95,9 @@ class _Walk:
             self.record(path, Cut)
         gone = {path: self.tombstone(path) for names in self.paths.rounds() for path in names.tombstones()}
         taken = [path for paths in gone.values() for path in paths]
-        self.found.pruned = [path for path in taken if not (self.paths.folder / path).exists()]
-        copied = self.copies()
+        copied = self.recorded_copies()
+        self.found.pruned = [path for path in taken if not self.lies(path, copied)]
+        self.copies(copied)
         self.found.rounded = sorted(rounded.gone(self.paths.folder, copied) - set(self.found.pruned))
         self.rounds()
         for name in () if self.blind else sorted(copied.keys() - self.models.keys()):
@@ -150,16 +151,24 @@ class _Walk:
         record = self.record(path, Tombstone)
         return list(record.paths) if record else []
 
-    def copies(self) -> dict[str, RoundedEntry]:
-        """Check the copies in bf16 of checkpoints that are not pruned by now; return {committed checkpoint: copy} of all that are recorded."""
+    def recorded_copies(self) -> dict[str, RoundedEntry]:
+        """Return {committed checkpoint: its copy in bf16} of all that are recorded, whether or not they are still there."""
         known: dict[str, RoundedEntry] = {}
         for path in (path for names in self.paths.rounds() for path in names.rounded()):
             record = self.record(path, Rounded)
             known |= record.models if record else {}
-        for name, copy in known.items():
+        return known
+
+    def lies(self, path: str, copied: Mapping[str, RoundedEntry]) -> bool:
+        """Whether a checkpoint is there, whole or as its copy: one that a kill left behind a tombstone may be in use again."""
+        folders = [path, *([copied[path].path] if path in copied else [])]
+        return any((self.paths.folder / folder).exists() for folder in folders)
+
+    def copies(self, copied: Mapping[str, RoundedEntry]) -> None:
+        """Check the copies in bf16 of checkpoints that are not pruned by now."""
+        for name, copy in copied.items():
             if name not in self.found.pruned and not self.files(copy.files, f"the copy in bf16 of {name}") and not self.quick:
                 self.weights("the copy in bf16", copy.path, copy.digest)
-        return known
 
     def frozen(self, info: Info) -> None:
         """Check prompts, recipe and code, as frozen when the run was created."""

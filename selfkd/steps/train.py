@@ -10,6 +10,7 @@ import polars as pl
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from selfkd.backend.adapters import RANKS
 from selfkd.backend.base import TrainSpec
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.trl_options import check_trl
@@ -122,6 +123,9 @@ class TrainStep(Step):
                 "optimiser",
                 "'optimiser: continue' goes on with an adapter's own optimiser, and without `continue: true` each update makes a new adapter",
             )
+        if self.lora and self.lora.serve == "adapter" and self.lora.r > RANKS[-1]:
+            said = f"vLLM has room for ranks up to {RANKS[-1]}, and r is {self.lora.r}: write serve: merged, or leave it out"
+            yield "lora.serve", said
         if self.lora and self.lora.dropout and self.kind.reference and self.trl.get("disable_dropout", True):
             yield (
                 "lora.dropout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from selfkd.backend.trainer.update import sequence_logprobs, train_rank
 from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError
+from selfkd.steps.train import TrainStep
 
 R4 = LoraSpec(4, 8.0)
 
@@ -145,6 +147,28 @@ def test_continue_goes_on_with_the_same_matrices_and_names_words_that_differ(roo
     assert adapters.read(learn(root, tmp_path / "four", on).folder).rank == 4  # nothing to go on with: fresh
 
 
+def test_continue_at_other_layers_of_the_same_names_is_refused(root, tmp_path):
+    first = adapted(learn(root, tmp_path / "one", LoraSpec(4, 8.0, targets=("layers.0.self_attn.q_proj",))).folder, root)
+    with pytest.raises(UsageError, match=r"at the same layers.*model\.layers\.0\.self_attn\.q_proj") as error:
+        learn(first, tmp_path / "two", LoraSpec(4, 8.0, targets=("layers.1.self_attn.q_proj",), goes_on=True))
+    assert error.value.where == "train.continue"
+
+
+def test_two_adapters_at_different_layers_are_committed_with_the_rank_that_their_words_say(root, tmp_path):
+    from peft import PeftModel
+
+    first = adapted(learn(root, tmp_path / "one", LoraSpec(4, 8.0, targets=("q_proj",)), precision="fp32").folder, root)
+    folder = learn(first, tmp_path / "two", LoraSpec(2, 2.0, targets=("up_proj",)), precision="fp32").folder
+    tensors, words = load_file(folder / adapters.TENSORS), json.loads((folder / adapters.WORDS).read_text())
+    assert {min(tensor.shape) for tensor in tensors.values()} == {6} == {words["r"]}
+    ours = opened(Path(root.path))
+    Weights(str(folder), root.path).merge_into(ours)
+    ids = torch.tensor([[1, 20, 30, 40, 50]])
+    with torch.no_grad():
+        by_peft = PeftModel.from_pretrained(opened(Path(root.path)), folder).eval()
+        assert torch.allclose(by_peft(ids).logits, ours(ids).logits, atol=1e-5)
+
+
 def test_full_training_opens_an_adapter_merged_and_writes_full_weights(root, tmp_path):
     first = adapted(learn(root, tmp_path / "one", precision="fp32").folder, root)
     trained = learn(first, tmp_path / "two", None, precision="fp32", trl={"learning_rate": 1e-5})
@@ -242,6 +266,18 @@ def test_the_share_that_rounding_leaves_is_measured_and_decides_how_it_is_served
 def test_beside_the_weights_is_refused_where_no_engine_can(root, tmp_path):
     with pytest.raises(UsageError, match="only vLLM serves an adapter beside"):
         learn(root, tmp_path / "out", LoraSpec(4, 8.0, serve="adapter"), numerics={"generator": "transformers"})
+
+
+def test_ranks_that_add_up_to_more_than_vllm_has_room_for_are_refused_before_anything_learns(root, tmp_path):
+    whole = LoraSpec(510, 510.0, targets=("q_proj",))
+    first = adapted(learn(root, tmp_path / "one", whole).folder, root)
+    with pytest.raises(UsageError, match="room for ranks up to 512, and this one has 514") as error:
+        learn(first, tmp_path / "two", LoraSpec(4, 8.0, serve="adapter"))
+    assert "continue: true" in error.value.fix and error.value.where == "train.lora.serve"
+    for spec in (replace(whole, serve="adapter", goes_on=True), LoraSpec(2, 2.0, serve="adapter"), LoraSpec(4, 8.0)):
+        adapter.refuse_unserved(TrainSpec("sft", 1, lora=spec), first, {})
+    (said,) = TrainStep(name="train", lora={"r": 513, "serve": "adapter"}).problems()
+    assert said == ("lora.serve", "vLLM has room for ranks up to 512, and r is 513: write serve: merged, or leave it out")
 
 
 def goes_round(kind: str, folder: Path, generator: str, serve: str, **words: Any) -> None:

@@ -166,6 +166,20 @@ def test_an_engine_that_dies_while_it_falls_asleep_costs_no_update(backend: Any,
     assert len(list(ray.generate(NEW, chunks_of(tmp_path, "answer"), Sampling()))) == 1
 
 
+def test_an_engine_that_hangs_while_it_falls_asleep_is_named_at_its_deadline(
+    backend: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    from selfkd.backend.ray import engine_pool
+
+    ray = backend()
+    list(ray.generate(Model("policy", "stuck", "7" * 64), chunks_of(tmp_path, "answer"), Sampling()))
+    monkeypatch.setattr(engine_pool, "SLEEP_SECONDS", 1.0)
+    assert train(ray, tmp_path / "a")["asleep"] == []
+    said = (ray.log / "ray.log").read_text()
+    assert "engine-0 lost while going to sleep: TimeoutError: no answer within 1 s" in said
+    assert len(list(ray.generate(NEW, chunks_of(tmp_path, "answer"), Sampling()))) == 1
+
+
 def test_a_swap_that_nobody_waited_for_does_not_count_after_sleep(backend: Any, tmp_path: Path) -> None:
     ray = backend()
     ray.warm(OLD)

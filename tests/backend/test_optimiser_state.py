@@ -212,7 +212,9 @@ def test_what_two_ranks_left_divided_one_goes_on_with_whole(start, tmp_path):
     rows = rows_in(tmp_path, 0, 6)
     on_ranks(2, together, start, rows, tmp_path)
     assert {path.name[:6] for path in (tmp_path / "one-state").glob("part-*")} == {"part-0", "part-1"}
-    alone = update(as_model(tmp_path / "one"), rows, tmp_path / "alone", trl=STEADY, state=OptimiserState(tmp_path / "one-state", ""))
+    alone = update(
+        as_model(tmp_path / "one"), rows, tmp_path / "alone", trl=STEADY, state=OptimiserState(tmp_path / "one-state", "")
+    )
     anew = update(as_model(tmp_path / "one"), rows, tmp_path / "anew", trl=STEADY)
     assert apart(alone.folder, tmp_path / "two", tmp_path / "one") < 1e-3  # by rounding
     assert apart(anew.folder, tmp_path / "two", tmp_path / "one") > 0.1

@@ -116,6 +116,10 @@ def apart(one: Path, other: Path, parent: Path) -> float:
     return float((away / moved) ** 0.5)
 
 
+def ranks_of(metrics: Any) -> list[dict[str, Any]]:
+    return [{name: value for name, value in ranks.items() if name != "facts"} for ranks in metrics["made_by"]]
+
+
 class Enough(Exception):
     pass
 
@@ -175,9 +179,9 @@ def test_two_ranks_go_on_to_the_same_bits_and_one_goes_on_with_what_two_began(st
     assert not shard or max(sizes) < 0.6 * sum(sizes)  # each wrote its own
     assert (newest / "random-1.json").exists()
     assert digest.weights(place / "went on") == digest.weights(place / "whole")
-    assert metrics["continued_at"] == [6] and metrics["made_by"] == [{"trainers": 2, "shard": shard}]
+    assert metrics["continued_at"] == [6] and ranks_of(metrics) == [{"trainers": 2, "shard": shard}]
     one = update(start, [folder / "rows.parquet"], tmp_path / "out", trl=CURVED, saves=saves(place / "kept"))
-    assert one.metrics["made_by"] == [{"trainers": 2, "shard": shard}, {"trainers": 1, "shard": False}]
+    assert ranks_of(one.metrics) == [{"trainers": 2, "shard": shard}, {"trainers": 1, "shard": False}]
     assert one.metrics["continued_at"] == [6] and one.metrics["steps"] == STEPS
     assert apart(one.folder, alone, Path(start.path)) < 1e-3  # by rounding
     assert apart(one.folder, place / "whole", Path(start.path)) < 1e-3
@@ -208,6 +212,24 @@ def wider_together(rank: int, join: Callable[[], None], start: Model, folder: Pa
         return update(start, [folder / "rows.parquet"], out, **options).metrics
     except Enough:
         return None
+
+
+def test_what_the_first_ranks_computed_with_is_told_where_others_go_on(start, folder, tmp_path, monkeypatch):
+    from selfkd.backend.facts import of_trainer
+    from selfkd.backend.trainer import update as module
+
+    elsewhere = {"cpu": "another", "instructions": ["avx2"], "torch": "2.0.0"}
+    monkeypatch.setattr(module, "of_trainer", lambda: elsewhere)
+    begun(start, folder, tmp_path / "update")
+    monkeypatch.undo()
+    told: list[Any] = []
+    rows, kept = [folder / "rows.parquet"], saves(tmp_path / "update")
+    done = update(start, rows, tmp_path / "out", trl=CURVED, saves=kept, on_progress=told.append)
+    first, second = ([digest.of(facts)] for facts in (elsewhere, of_trainer()))
+    assert [ranks["facts"] for ranks in done.metrics["made_by"]] == [first, second]
+    assert told[0]["computers"] == [["trainer-0", elsewhere]] and "computers" not in told[1]
+    words = json.loads((sealed.steps(tmp_path / "update")[0][1] / "words.json").read_text())
+    assert words["computers"] == [["trainer-0", elsewhere], ["trainer-0", digest.as_json(of_trainer())]]
 
 
 # What does not count
@@ -293,6 +315,31 @@ def test_a_short_update_makes_no_checkpoint_and_a_full_disk_stops_none(start, fo
     assert digest.weights(done.folder) == digest.weights(alone)
     said = [one["warning"] for one in told if "warning" in one]
     assert len(said) == 1 and "no checkpoint could be written at step 1: [Errno 28] No space left on device" in said[0]
+
+
+def test_a_checkpoint_that_could_not_be_written_whole_leaves_nothing_on_a_disk_that_is_full(
+    start, folder, tmp_path, monkeypatch
+):
+    from selfkd.backend.trainer import resume
+
+    def full(draft: Path, *_: Any) -> None:
+        (draft / "part-0-000.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume, "write", full)
+    update(start, [folder / "rows.parquet"], tmp_path / "full", trl=CURVED, saves=saves(tmp_path / "update"))
+    assert list((tmp_path / "update").iterdir()) == []
+
+
+def test_a_checkpoint_is_kept_where_newer_ones_lie_that_do_not_count(tmp_path):
+    update_of = tmp_path / "update"
+    for step in (8, 9):
+        (update_of / f"step-{step:06d}").mkdir(parents=True)  # without a seal, as a kill leaves one
+    draft = sealed.fresh_draft(update_of)
+    (draft / "part-0-000.safetensors").write_bytes(b"tensors")
+    made = sealed.seal(draft, update_of, "this update", 5, sealed.entries([draft / "part-0-000.safetensors"]))
+    assert [path for _, path in sealed.steps(update_of)] == [made]
+    assert sealed.newest(update_of, "this update") == (made, ())
 
 
 def test_an_optimiser_that_cannot_be_copied_as_it_is_makes_none_and_says_so(start, folder, tmp_path):

@@ -13,6 +13,7 @@ from toys import NUMERICS, OLD, Toy, learn_together
 
 from selfkd.backend.base import OnSteps, Trained, TrainProgress, TrainSpec, nobody_listens
 from selfkd.backend.machine import Machine
+from selfkd.backend.ray import step_watch
 from selfkd.core.facts import of_process
 from selfkd.errors import BackendError, UsageError
 
@@ -39,6 +40,57 @@ def test_a_trainer_that_is_killed_twice_stops_the_run(backend: Any, tmp_path: Pa
     with pytest.raises(BackendError, match=r"died 2 times \(rank 0: its process ended"):
         train(ray, tmp_path / "a", die=True)
     assert (ray.log / "trainer-0.log").read_text().count("rank 0, process") == 2
+
+
+def test_a_rank_that_hangs_is_ended_and_replaced_and_twice_stops_the_run(
+    backend: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_watch, "HANG_SECONDS", 0.5)
+    ray = backend()
+    assert train(ray, tmp_path / "a", **{"hang-once": True}).folder == tmp_path / "a"
+    assert (ray.log / "trainer-0.log").read_text().count("rank 0, process") == 2
+    with pytest.raises(BackendError, match=r"hung 2 times \(rank 0: no step for 2 s, and the longest so far took 0 s"):
+        train(ray, tmp_path / "b", hang=True)
+
+
+def step(number: int, steps: int, seconds: float, **more: str) -> TrainProgress:
+    return {"step": number, "steps": steps, "loss": 0.5, "tokens": 9, "seconds": seconds, **more}  # type: ignore[typeddict-item]
+
+
+def looks(watch: step_watch.StepWatch, start: float, seconds: float) -> str:
+    """What the watch says at the end of so many seconds, looked at each second."""
+    return [watch.hangs(start + second) for second in range(int(seconds) + 1)][-1]
+
+
+def test_only_what_made_a_step_and_has_one_to_make_can_hang(tmp_path: Path) -> None:
+    watch = step_watch.StepWatch(tmp_path)
+    assert not looks(watch, 0, 9000)  # it loads, and compiles
+    watch.heard(step(1, 3, 60.0))
+    assert not looks(watch, 9000, 3590)
+    watch.heard(step(2, 3, 120.0))
+    assert not looks(watch, 12600, 3590)
+    (tmp_path / "draft").mkdir()
+    assert not looks(watch, 16200, 9000)  # a checkpoint is written
+    (tmp_path / "draft").rmdir()
+    assert looks(watch, 25200, 100) == "no step for 3600 s, and the longest so far took 60 s"
+    watch.heard(step(3, 3, 180.0))
+    assert not looks(watch, 25300, 9000)  # the child is written
+
+
+def test_long_steps_make_the_watch_patient_and_words_between_them_are_none(tmp_path: Path) -> None:
+    watch = step_watch.StepWatch()
+    watch.heard(step(7, 9, 5000.0, said="train continues at step 7"))  # the seconds before the checkpoint are of no step here
+    assert not looks(watch, 0, 9000)
+    watch.heard(step(8, 9, 5300.0))
+    watch.heard(step(7, 9, 5000.0, warning="no checkpoint could be written"))
+    assert watch.longest == 300.0
+    assert not looks(watch, 9000, 5990) and looks(watch, 14990, 60)
+
+
+def test_a_driver_that_was_stopped_with_its_ranks_blames_nobody() -> None:
+    watch = step_watch.StepWatch()
+    watch.heard(step(1, 3, 1.0))
+    assert not watch.hangs(0.0) and not watch.hangs(90_000.0)
 
 
 def starts(log: Path, rank: int) -> int:

@@ -262,6 +262,31 @@ def test_a_reference_that_is_the_start_is_loaded_once_and_gives_the_same_bits(st
     assert found["same"] == found["apart"]
 
 
+def test_a_reference_model_lies_in_bf16_where_its_products_are_computed_in_it_and_scores_the_same(start, tmp_path, monkeypatch):
+    import torch
+
+    from selfkd.backend.trainer import losses, opened
+    from selfkd.backend.trainer import update as module
+
+    twin = Model("policy", shutil.copytree(start.path, tmp_path / "twin"), "another digest")
+    inner, seen = losses.completion_logprobs, []
+
+    def look(model: Any, *more: Any) -> list[float]:
+        linear = {str(part.weight.dtype) for part in model.model.layers.modules() if isinstance(part, torch.nn.Linear)}
+        seen.append((linear, inner(model, *more)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(losses, "completion_logprobs", look)
+    for precision, rounds in (("bf16", True), ("bf16", False), ("fp32", True)):
+        if not rounds:
+            monkeypatch.setattr(opened, "round_linear_weights", lambda model: None)
+        spec = TrainSpec("dpo", 3, precision=precision, trl=FAST)
+        module.train_rank(start, twin, write_rows(tmp_path), spec, tmp_path / "out", {"threads": 1})
+    (first, rounded), (second, whole), (third, in_fp32) = seen
+    assert (first, second, third) == ({"torch.bfloat16"}, {"torch.float32"}, {"torch.float32"})
+    assert rounded == whole != in_fp32
+
+
 @pytest.mark.parametrize("is_flat", [False, True])
 def test_each_distinct_side_is_scored_once_in_batches_by_tokens(start, monkeypatch, is_flat):
     import numpy as np

@@ -207,6 +207,15 @@ def test_the_proof_fails_when_any_one_tensor_is_zeroed(
         engine.swap(family[0])
 
 
+def test_weights_whose_proof_failed_are_loaded_anew_though_they_have_the_same_digest(
+    engine: vllm.Engine, family: tuple[Model, Model], tmp_path: Path
+) -> None:
+    bad = damaged(family[1], tmp_path / "bad", lambda tensors: tensors["model.norm.weight"].zero_())
+    refused(engine, bad, tmp_path, "does not hold")
+    engine.swap(family[1])  # the folder was restored from a copy
+    assert engine.weights == family[1].digest
+
+
 def test_a_checkpoint_without_one_tensor_is_named(engine: vllm.Engine, family: tuple[Model, Model], tmp_path: Path) -> None:
     model = damaged(family[1], tmp_path / "short", lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight"))
     refused(engine, model, tmp_path, r"layers\.1\.mlp\.down_proj")

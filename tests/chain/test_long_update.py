@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from real_chain import begins, finish, kill_group, make_home, pid_in, start, unt
 from selfkd.backend.base import TrainSpec
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
-from selfkd.chain import updates
+from selfkd.backend.trainer.sealed import STOP
+from selfkd.chain import records, updates
 from selfkd.chain.loop import walk
+from selfkd.chain.records import Computer
 from selfkd.chain.run import Run
+from selfkd.core import digest
 from selfkd.core.pool import Model, shape
 from selfkd.report import status, tables
 from selfkd.report.verify import verify
@@ -116,6 +120,50 @@ def test_one_rank_holds_a_model_whole_that_more_of_them_divided(tmp_path):
     assert alone.other_ranks == ["trainers 2 → 1", "shard True → False"]
     named = Machine(backend="fake", trainers=1, shard=True, named=("backend", "trainers", "shard"))
     assert Run.at(began.folder, named).numerics["shard"] is True  # which the trainer refuses: there is one rank
+
+
+def test_a_stop_that_an_earlier_attempt_was_asked_for_does_not_end_the_next_one(tmp_path):
+    from selfkd.backend.ray.trainer_group import _ended_gently
+
+    paths = Run.open(recipe_in(tmp_path, RECIPE), tmp_path / "run", Machine(backend="fake")).paths
+    stop = updates.saves(paths, "name", 0).folder / STOP
+    stop.touch()
+    saves = updates.saves(paths, "name", 0)
+    assert not stop.exists()
+    stop.touch()
+    with _ended_gently(saves):  # also where no checkpoint is to be made
+        assert not stop.exists()
+
+
+OLDER, NEWER = {"torch": "2.12.0"}, {"torch": "2.13.0"}
+
+
+class Moved(Fake):
+    """Its update was begun by ranks that computed with `OLDER`, and is gone on with by others."""
+
+    came_up: Mapping[str, Any] = {}
+
+    def train(self, start: Any, reference: Any, rows: Any, spec: Any, out: Path, on_progress: Any = None) -> Any:
+        on_progress({"step": 1, "steps": 2, "loss": 0.5, "said": "goes on", "computers": [("trainer-0", OLDER)]})
+        trained = super().train(start, reference, rows, spec, out)
+        self.came_up = {"trainer-0": NEWER}
+        groups = [{"trainers": 1, "shard": False, "facts": [digest.of(facts)]} for facts in (OLDER, NEWER)]
+        return replace(trained, metrics={**trained.metrics, "made_by": groups})
+
+    def facts(self) -> Any:
+        return {**super().facts(), **self.came_up}
+
+
+def test_a_round_names_what_the_ranks_computed_with_that_began_its_update_and_a_person_can_read_it(tmp_path):
+    recipe = recipe_in(tmp_path, RECIPE, "rounds=1")
+    run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
+    walk(run, Moved(run.numerics), run.begin())
+    assert run.sealed()[-1].notes["level"] == "data: torch 2.12.0 → 2.13.0 (trainer-0)"
+    met = [records.read(path, Computer).facts for path in run.paths.computers("trainer")]
+    assert met == [OLDER, NEWER]
+    assert verify(run.folder).moved == ["round 1 was not made with what the run began with: torch 2.12.0 → 2.13.0 (trainer-0)"]
+    run.paths.computers("trainer")[0].unlink()
+    assert [text for text in verify(run.folder).problems if "what made round-001" in text]
 
 
 # ---- on the real trainer, under Ray ----

@@ -16,7 +16,8 @@ from selfkd.backend.machine import Machine
 from selfkd.chain import records, rounded
 from selfkd.chain.drive import catch_up
 from selfkd.chain.loop import walk
-from selfkd.chain.records import Rounded
+from selfkd.chain.records import Rounded, Tombstone
+from selfkd.chain.retention import prune
 from selfkd.chain.run import Run
 from selfkd.core import digest
 from selfkd.errors import ChainError
@@ -108,6 +109,19 @@ def test_keep_can_be_amended_back_and_forth_for_what_is_still_whole(tmp_path):
     run = go(recipe_in(tmp_path, IN_BF16), tmp_path / "run", amend=True)
     assert on_disk(run) == ["0 F32", "1 BF16", "2 BF16", "3 F32"]
     assert verify(run.folder).problems == []
+
+
+def test_a_copy_whose_removal_was_cut_off_is_checked_like_any_other_one(tmp_path):
+    """The tombstone was written, the kill came before the copy was gone, and then `keep` was widened again: the copy is in use."""
+    run = go(recipe_in(tmp_path, IN_BF16), tmp_path / "run")
+    names = run.paths.round(1)
+    (committed,) = rounded.copies(names)
+    records.write(names.next_tombstone(), Tombstone(paths=[committed]), run.paths.tmp)
+    found = verify(run.folder)
+    assert (found.pruned, len(found.rounded), found.problems) == ([], 2, [])
+    weights = run.folder / rounded.copies(names)[committed].path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert any("the copy in bf16 of" in problem for problem in verify(run.folder).problems)
 
 
 def test_a_copy_that_keep_takes_away_later_is_pruned(tmp_path):
@@ -206,6 +220,18 @@ def test_a_damaged_checkpoint_is_not_rounded_and_stops_nothing(tmp_path):
     assert on_disk(run) == ["0 F32", "1 F32", "2 BF16", "3 F32"]
     log = (run.paths.events(run.paths.attempts()[-1])).read_text()
     assert "stays in fp32: these weights were changed after they were committed" in log
+
+
+def test_a_checkpoint_that_this_process_knew_to_be_sound_is_hashed_anew_before_it_is_rounded(tmp_path):
+    go(recipe_in(tmp_path, IN_BF16.replace(", as: bf16", "")), tmp_path / "run")
+    run, said = Run.open(recipe_in(tmp_path, IN_BF16), tmp_path / "run", MACHINE, True), []
+    model = run.sealed()[1].head()["policy"]
+    run.trust.weights(model)
+    shard = run.folder / model.path / "model.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")  # damaged behind its back
+    prune(run, said.append)
+    assert on_disk(run) == ["0 F32", "1 F32", "2 BF16", "3 F32"]
+    assert said == [f"{model.path} stays in fp32: these weights were changed after they were committed."]
 
 
 def test_a_copy_is_what_an_engine_in_bf16_makes_of_the_weights(tmp_path, whole):

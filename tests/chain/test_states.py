@@ -66,9 +66,10 @@ def test_a_chain_whose_optimiser_lives_on_ends_elsewhere_and_one_that_does_not_k
     assert end(fresh) != end(undisturbed[0])
     made = train_of(fresh, 1)
     assert "optimiser" not in made.identity and made.states == {} and "optimiser" not in made.notes
-    assert made.digest == digest.of(
-        "step", made.key, {}, {"policy": made.models["policy"].digest}, dict(made.metrics)
-    ) or made.tables  # what rows were built are in the second part
+    assert (
+        made.digest == digest.of("step", made.key, {}, {"policy": made.models["policy"].digest}, dict(made.metrics))
+        or made.tables
+    )  # what rows were built are in the second part
 
 
 @pytest.mark.parametrize("part", range(12))

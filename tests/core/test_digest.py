@@ -167,6 +167,15 @@ def test_how_a_text_is_spelled_and_who_wrote_it_does_not_count(tmp_path):
     assert digest.weights(folder) == before
 
 
+def test_which_version_of_peft_wrote_an_adapter_does_not_count_and_its_rank_does(tmp_path):
+    folder = model(tmp_path / "one", {"a": b"12"})
+    found = []
+    for words in ({"r": 4, "peft_version": "0.18.0"}, {"r": 4, "peft_version": "0.19.1"}, {"r": 8, "peft_version": "0.18.0"}):
+        (folder / "adapter_config.json").write_text(json.dumps(words))
+        found.append(digest.weights(folder))
+    assert found[0] == found[1] != found[2]
+
+
 def test_weights_of_a_run_made_before_are_held_though_fewer_files_were_covered(tmp_path):
     """The digest as it was: written down when it covered no tokenizer_config.json."""
     folder = model(tmp_path / "one", {"a": b"12"})

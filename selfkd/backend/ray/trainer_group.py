@@ -1,7 +1,7 @@
 """The trainer group, from the driver's side: its ranks live as long as the run, and take one update after another.
 
-A rank that dies, or fails alone, leaves the others waiting in a group call that nobody answers; so a group that failed is ended as a
-whole, and a new one is started.
+A rank that dies, hangs, or fails alone, leaves the others waiting in a group call that nobody answers; so a group that failed is ended
+as a whole, and a new one is started.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from selfkd.backend.base import OnSteps, Saves, Trained, TrainProgress, TrainSpec
 from selfkd.backend.ray.cluster import POLL_SECONDS, actor_class, in_one_line, unwrapped
 from selfkd.backend.ray.rank import Group, Rank, Update
+from selfkd.backend.ray.step_watch import StepWatch
 from selfkd.backend.trainer import sealed
 from selfkd.core.facts import Facts
 from selfkd.errors import BackendError, SelfkdError, Stopped
@@ -30,9 +31,10 @@ STOP_SECONDS = 60.0  # for the step at hand and its checkpoint, where a stop was
 
 @dataclass(frozen=True)
 class Died:
-    """A process of the group ended."""
+    """A process of the group ended, or the group made no step any more."""
 
     reason: str
+    how: str = "died"
 
 
 class TrainerGroup:
@@ -57,7 +59,7 @@ class TrainerGroup:
         self._joined = [rank.join.remote(meeting) for rank in self._ranks]
 
     def train(self, *arguments: Any, steps_log: Path, on_progress: OnSteps) -> Trained:
-        """Make one update. One that a process died of goes on from its newest checkpoint, until MOST_DEATHS died without getting further."""
+        """Make one update. One that a process died of, or hung in, goes on from its newest checkpoint, until MOST_DEATHS died without getting further."""
         saves = next((given.saves for given in arguments if isinstance(given, TrainSpec)), None)
         deaths, reached = 0, _newest(saves)
         while True:
@@ -70,7 +72,7 @@ class TrainerGroup:
                 return trained
             deaths, reached = (deaths if _newest(saves) == reached else 0) + 1, _newest(saves)
             if deaths >= MOST_DEATHS:
-                raise self._failed(f"a training process died {deaths} times ({outcome.reason})")
+                raise self._failed(f"a training process {outcome.how} {deaths} times ({outcome.reason})")
 
     def close(self) -> None:
         """End every rank, whatever it is doing."""
@@ -93,18 +95,18 @@ class TrainerGroup:
         outcome: list[Any] | BaseException | Died = Died("it was interrupted")
         try:
             steps = _new_lines(steps_log, steps_log.stat().st_size if steps_log.exists() else 0)
-            outcome = self._gather(self._joined, steps, on_progress)
+            outcome = self._gather(self._joined, steps, on_progress, StepWatch())
             if isinstance(outcome, list):
                 with _ended_gently(saves) as calls:
                     calls += [rank.update.remote(arguments, steps_log) for rank in self._ranks]
-                    outcome = self._gather(calls, steps, on_progress)
+                    outcome = self._gather(calls, steps, on_progress, StepWatch(saves.folder if saves else None))
             return outcome
         finally:
             if not isinstance(outcome, list):
                 self.close()
 
     def _gather(
-        self, calls: Sequence[Any], steps: Iterator[list[TrainProgress]], on_progress: OnSteps
+        self, calls: Sequence[Any], steps: Iterator[list[TrainProgress]], on_progress: OnSteps, watch: StepWatch
     ) -> list[Any] | BaseException | Died:
         """Wait for one call of each rank. A death counts before an error, for errors are what the others make of a death."""
         import ray
@@ -116,7 +118,10 @@ class TrainerGroup:
             waiting = [call for rank, call in enumerate(calls) if rank not in answers]
             ready, _ = ray.wait(waiting, timeout=POLL_SECONDS)
             for progress in next(steps):
+                watch.heard(progress)
                 on_progress(progress)
+            if (hangs := watch.hangs(time.monotonic())) and not ready:
+                return Died(f"{_named(waiting, calls)}: {hangs}", "hung")
             for rank in [calls.index(call) for call in ready]:
                 answer = answers[rank] = _answer(calls[rank], rank)
                 if isinstance(answer, Died):
@@ -153,6 +158,11 @@ def _ended_gently(saves: Saves | None) -> Iterator[list[Any]]:
             flag.touch()
             ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
         raise
+
+
+def _named(waiting: Sequence[Any], calls: Sequence[Any]) -> str:
+    ranks = [str(rank) for rank, call in enumerate(calls) if call in waiting]
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"one of the ranks {', '.join(ranks)}"
 
 
 def _answer(call: Any, rank: int) -> Any:

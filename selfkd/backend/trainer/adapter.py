@@ -70,10 +70,19 @@ def refuse_shards(spec: TrainSpec, *models: Model | None) -> None:
 
 def refuse_unserved(spec: TrainSpec, start: Model, numerics: Mapping[str, Any]) -> None:
     """Raise UsageError where an adapter is to be served beside the weights, and no engine of this run can, before anything learns."""
-    if spec.lora and spec.lora.serve == "adapter" and (why := unserved(Path(start.path), numerics)):
-        raise UsageError(
-            f"serve: adapter is not possible here: {why}", "train.lora.serve", "Write `serve: merged`, or leave it out."
-        )
+    if not spec.lora or spec.lora.serve != "adapter":
+        return
+    rank = _rank_after(spec.lora, adapters.read(Path(start.path)))
+    if why := unserved(Path(start.path), numerics, rank):
+        fix = "Write `serve: merged`, or leave it out."
+        if rank > max(spec.lora.r, adapters.RANKS[-1]):
+            fix += " Or `continue: true`, which goes on with the adapter that is there and keeps its rank."
+        raise UsageError(f"serve: adapter is not possible here: {why}", "train.lora.serve", fix)
+
+
+def _rank_after(spec: LoraSpec, earlier: Adapter | None) -> int:
+    """Return the rank of what an update commits: laid over another one, the ranks of both."""
+    return spec.r if earlier is None or spec.goes_on else earlier.rank + spec.r
 
 
 # ---- in a model ----
@@ -323,15 +332,15 @@ def _served(spec: LoraSpec, survived: float, out: Path, numerics: Mapping[str, A
     """Return how engines serve the adapter: as asked, else beside the weights where merging loses more and vLLM can."""
     if spec.serve != "auto":
         return "adapter" if spec.serve == "adapter" else "merged"
-    return "adapter" if survived < SURVIVES and not unserved(out, numerics) else "merged"
+    found = adapters.read(out)
+    return "adapter" if survived < SURVIVES and found and not unserved(out, numerics, found.rank) else "merged"
 
 
-def unserved(folder: Path, numerics: Mapping[str, Any]) -> str:
-    """Return why an engine cannot serve the adapter in a folder beside the weights, or ''."""
+def unserved(folder: Path, numerics: Mapping[str, Any], rank: int) -> str:
+    """Return why an engine cannot serve an adapter of this rank beside the weights of a model such as that in a folder, or ''."""
     if numerics.get("generator", "vllm") != "vllm":
         return "only vLLM serves an adapter beside the weights"
     kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
     if kind not in NATIVE:
         return f"vLLM was not seen to serve adapters of {kind} rightly"
-    found = adapters.read(folder)
-    return "" if found is None or found.rank <= adapters.RANKS[-1] else f"vLLM has room for ranks up to {adapters.RANKS[-1]}"
+    return "" if rank <= adapters.RANKS[-1] else f"vLLM has room for ranks up to {adapters.RANKS[-1]}, and this one has {rank}"

@@ -27,6 +27,8 @@ from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec
 from selfkd.backend.trainer import sealed
 from selfkd.backend.trainer.batches import Feed
 from selfkd.backend.trainer.parts import Parts, write
+from selfkd.core import digest
+from selfkd.core.facts import Facts
 from selfkd.core.wording import first_line
 from selfkd.errors import STOPPED, Stopped, StorageError
 
@@ -175,15 +177,16 @@ def of_rank_0(value: Any, ranks: int) -> Any:
 class Resumption(TrainerCallback):
     """The checkpoints of one update, on one rank: the one that it goes on from, and those that it writes.
 
-    `tell` hears on rank 0 of what a person should know. `made_by` are the groups of ranks that made the steps so far, in order.
+    `tell` hears on rank 0 of what a person should know. `made_by` are the groups of ranks that made the steps so far, in order,
+    with the digests of what they computed with; `computers` are (process, facts) of all of them.
     """
 
     def __init__(self, spec: TrainSpec, rank: int, ranks: int, shard: bool, tell: OnSteps) -> None:
         self.saves, self.rank, self.ranks, self.tell = spec.saves, rank, ranks, tell
-        here = {"trainers": ranks, "shard": shard}
         self.folder, self.words, ignored = self._found()
-        made_by = self.words.get("made_by", [])
-        self.made_by = made_by if made_by[-1:] == [here] else [*made_by, here]
+        self.here: dict[str, Any] = {"trainers": ranks, "shard": shard}
+        self.made_by: list[dict[str, Any]] = self.words.get("made_by", [])
+        self.computers: list[tuple[str, Facts]] = self.words.get("computers", [])
         self.continued_at = [*self.words.get("continued_at", []), *([self.words["step"]] if self.folder else [])]
         self.newest, self.saved_at = int(self.words.get("step", 0)), time.monotonic()
         self.seconds: Callable[[], float] = lambda: 0.0  # that the steps took so far
@@ -203,7 +206,8 @@ class Resumption(TrainerCallback):
         for text in ignored:
             self._tell(warning=f"train: {text}")
         if self.folder:
-            self._tell(said=f"train continues at step {self.words['step']} of {self.words['steps']}, from its checkpoint")
+            said = f"train continues at step {self.words['step']} of {self.words['steps']}, from its checkpoint"
+            self._tell(said=said, computers=self.computers)
 
     def _tell(self, **more: Any) -> None:
         words = self.words
@@ -215,6 +219,16 @@ class Resumption(TrainerCallback):
             seconds=words.get("seconds", 0.0),
         )
         self.tell({**progress, **more})  # type: ignore[typeddict-item]
+
+    def computes_with(self, facts: Facts) -> None:
+        """Note what this rank computes with; the checkpoints then say it of all ranks. Every rank calls it, before the first step."""
+        met = gathered(facts, self.ranks)
+        here = {**self.here, "facts": sorted({digest.of(one) for one in met})}
+        if self.made_by[-1:] != [here]:
+            self.made_by = [*self.made_by, here]
+        known = {digest.of(one) for _, one in self.computers}
+        fresh = [(f"trainer-{rank}", one) for rank, one in enumerate(met) if digest.of(one) not in known]
+        self.computers = [*self.computers, *fresh]
 
     # ---- going on ----
 
@@ -271,6 +285,7 @@ class Resumption(TrainerCallback):
         words = {
             **{"step": step, "steps": state.max_steps, "loss": logs["loss"], "tokens": int(logs["num_tokens"])},
             **{"seconds": self.seconds(), "made_by": self.made_by, "continued_at": self.continued_at},
+            "computers": self.computers,
         }
         problem = ""
         try:

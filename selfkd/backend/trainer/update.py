@@ -30,6 +30,7 @@ from transformers.utils import logging
 from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
+from selfkd.backend.facts import of_trainer
 from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
@@ -249,6 +250,7 @@ class _Update:
             model, is_flat = self._policy()
             parent = opened.scored(model, candidates)
         adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
+        self.resumption.computes_with(of_trainer())
         self._compute_in(model, plan.bf16)
         references = references or self._references_of(model, is_flat)
         with self._timed("prepare"):
