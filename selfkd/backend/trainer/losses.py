@@ -25,7 +25,8 @@ from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listen
 from selfkd.backend.trainer import cpu_head, flat, sharded
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
-from selfkd.backend.trainer.resume import Resumption, gathered
+from selfkd.backend.trainer.resume import Resumption
+from selfkd.backend.trainer.together import gathered
 from selfkd.errors import GuardError, UsageError
 
 # On devices without Triton, TRL projects every position onto the vocabulary, prompts and padding included, to spare compilers a

@@ -18,15 +18,14 @@ from selfkd.backend.trainer.parts import Parts, write
 from selfkd.backend.trainer.resume import (
     WORDS,
     Unsaveable,
-    gathered,
     inner,
-    of_rank_0,
     optimiser_tensors,
     optimiser_words,
     put_optimiser,
     states,
     trained,
 )
+from selfkd.backend.trainer.together import gathered, of_rank_0
 from selfkd.core.wording import first_line
 from selfkd.errors import StorageError, UsageError
 

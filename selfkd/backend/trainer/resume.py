@@ -27,6 +27,7 @@ from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec
 from selfkd.backend.trainer import sealed
 from selfkd.backend.trainer.batches import Feed
 from selfkd.backend.trainer.parts import Parts, write
+from selfkd.backend.trainer.together import gathered, of_rank_0
 from selfkd.core import digest
 from selfkd.core.facts import Facts
 from selfkd.core.wording import first_line
@@ -151,27 +152,6 @@ def _put_random_numbers(found: Mapping[str, Any]) -> None:
 
 def _bytes(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
-
-
-# ---- ranks together ----
-
-
-def gathered(value: Any, ranks: int) -> list[Any]:
-    """Return what each rank gave, in their order; all call it."""
-    if ranks == 1:
-        return [value]
-    found: list[Any] = [None] * ranks
-    torch.distributed.all_gather_object(found, value)
-    return found
-
-
-def of_rank_0(value: Any, ranks: int) -> Any:
-    """Return what rank 0 gave; all call it."""
-    if ranks == 1:
-        return value
-    held = [value]
-    torch.distributed.broadcast_object_list(held, src=0)
-    return held[0]
 
 
 class Resumption(TrainerCallback):

@@ -34,7 +34,8 @@ from selfkd.backend.facts import of_trainer
 from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
-from selfkd.backend.trainer.resume import Resumption, of_rank_0
+from selfkd.backend.trainer.resume import Resumption
+from selfkd.backend.trainer.together import grouped, of_rank_0, place
 from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
@@ -91,7 +92,7 @@ def train_rank(
     spec = replace(spec, precision=number_format.of_training(spec.precision, numerics))
     prepare(numerics)
     logging.disable_progress_bar()
-    rank, _ = _place()
+    rank, _ = place()
     if rank == 0:
         _clear(out)
     try:
@@ -157,7 +158,7 @@ def _planned(
     start: Model, reference: Model | None, paths: Sequence[Path], spec: TrainSpec, out: Path, numerics: Mapping[str, Any]
 ) -> _Plan:
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
-    kind, (rank, ranks) = LOSSES[spec.loss], _place()
+    kind, (rank, ranks) = LOSSES[spec.loss], place()
     machine = for_loss(spec.loss, numerics.get("trainer", {}))
     options = {**TRL_DEFAULTS, "learning_rate": kind.rate(spec.lora is not None), **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
@@ -224,7 +225,7 @@ def _config(spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: 
     settings = {**TRL_FIXED, **options, "gradient_accumulation_steps": split.accumulation}
     settings.update(per_device_train_batch_size=split.micro, output_dir=str(out), bf16=spec.precision == "bf16")
     settings.update(use_cpu=not gpu, seed=spec.seed & 0xFFFFFFFF, data_seed=spec.seed & 0xFFFFFFFF)
-    settings.update({"ddp_backend": "gloo"} if _grouped() and not gpu else {})
+    settings.update({"ddp_backend": "gloo"} if grouped() and not gpu else {})
     settings.update(getattr(losses, kind.trainer).settings(spec))
     try:
         return getattr(trl, kind.config)(**settings)
@@ -424,15 +425,6 @@ def _array(ids: list[int]) -> batches.Ids:
 def _copy(tok: Any) -> Any:
     """Copy a tokenizer: TRL sets a padding token on the one it is given, and ours is shared with whoever encodes next."""
     return copy.deepcopy(tok)
-
-
-def _grouped() -> bool:
-    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
-
-
-def _place() -> tuple[int, int]:
-    """Return (rank, ranks) in the process group if there is one, else those of a single process."""
-    return (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _grouped() else (0, 1)
 
 
 def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
