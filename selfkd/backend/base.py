@@ -209,7 +209,8 @@ class TrainSpec:
     model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
     `precision` 'auto' is that of the run's numerics. With `lora` all weights stay as they are, and an adapter learns. `saves` says
     where it goes on from, if it was stopped before; None makes no checkpoints. `state` is what its optimiser begins with (None:
-    nothing), and with `keeps_state` it leaves its own.
+    nothing), and with `keeps_state` it leaves its own. `until` is the optimiser step at which it hands out the model as it is then, with a
+    checkpoint from which the rest goes on; None: its last one.
     """
 
     loss: str
@@ -223,6 +224,7 @@ class TrainSpec:
     lora: LoraSpec | None = None
     state: OptimiserState | None = None
     keeps_state: bool = False
+    until: int | None = None
 
 
 @dataclass(frozen=True)
@@ -231,13 +233,16 @@ class Trained:
 
     metrics: steps, loss_first, loss_last, seconds, tokens, update_norm, …; drops: {row id: reason}. The folder also holds
     `probe.json` (digest excluded): token sequences on which parent and child differ most, with both log-probabilities.
-    `state` is the folder of the optimiser's, where the update was to leave it.
+    `state` is the folder of the optimiser's, where the update was to leave it. `whole`: its last step was made, and not `until` alone.
+    `checks` say what the models inside the update were measured to be, where they were; no trainer fills them.
     """
 
     folder: Path
     metrics: Mapping[str, Any]
     drops: Mapping[str, str]
     state: Path | None = None
+    whole: bool = True
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
 
 class AnswerProgress(TypedDict):

@@ -127,19 +127,24 @@ class Fake:
             *(weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest),
             *([_moments(spec.state)] if spec.state else []),
         )
+        made = min(spec.until or frame.height, frame.height)
+        if made < frame.height:
+            history = digest.of(history, made)
         base = {"base": digest.base_of(Path(start.path)) or start.digest} if spec.lora else {}
-        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history, **base})
+        share = 0.3 * (made / frame.height)
+        _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * share, "history": history, **base})
         if base:
             (out / digest.ADAPTER).write_text(json.dumps(base))
         metrics: dict[str, Any] = {
-            "steps": frame.height,
+            "steps": made,
             "rows": frame.height,
             "loss_first": 1.0,
             "loss_last": 0.5,
             "seconds": 0.0,
         }
         metrics["made_by"] = [{"trainers": self._numerics.get("trainers", 1), "shard": self._numerics.get("shard", False)}]
-        return Trained(out, metrics, {}, _leave_state(out, history) if spec.keeps_state else None)
+        state = _leave_state(out, history) if spec.keeps_state else None
+        return Trained(out, metrics, {}, state, made == frame.height)
 
     def swap_notes(self) -> dict[str, Any]:
         return {}

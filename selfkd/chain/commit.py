@@ -86,7 +86,7 @@ def write(place: Place, added: Addition, pool: Pool, before: Mapping[str, Model]
     models = {role: _adopted(place, role, added, before, hashes) for role in added.models}
     states = {role: _state(place, role, folder, models[role], hashes) for role, folder in added.states.items()}
     kept = [path for paths in files.values() for path in paths]
-    folders = [*(entry.path for entry in models.values()), *(entry.path for entry in states.values())]
+    folders = [*(model.path for model in models.values()), *(state.path for state in states.values())]
     kept += [path for folder in folders for path in storage.files_in(place.paths.folder / folder)]
     record = Commit(
         format=records.FORMAT,
@@ -103,8 +103,9 @@ def write(place: Place, added: Addition, pool: Pool, before: Mapping[str, Model]
         models=models,
         metrics=dict(added.metrics),
         files=storage.file_hashes(kept, place.paths.folder, hashes),
-        digest=records.step_digest(place.key, tables, models, added.metrics, states),
+        digest=records.step_digest(place.key, tables, models, added.metrics, states, added.checks),
         states=states,
+        checks=dict(added.checks),
         notes=notes,
     )
     records.write(place.commit, record, place.paths.tmp)

@@ -28,6 +28,7 @@ from selfkd.backend.base import (
 from selfkd.backend.tokens import OF_A_PROMPT
 from selfkd.chain import chunks, rounded, updates
 from selfkd.chain.attempt import Attempt
+from selfkd.chain.checks import CheckedUpdate, CheckPlace, check_place
 from selfkd.chain.chunks import Asked, Tally
 from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
@@ -45,6 +46,7 @@ from selfkd.errors import BackendError, ChainError, GuardError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.read import places_of
 from selfkd.rewards.pool import spread, worker_facts
+from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 
 Earlier = Callable[[int | None], Iterator[tuple[int, Pool]]]
@@ -206,18 +208,45 @@ class StepContext:
                 yield score
         self._met("engine")
 
-    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
+    def train(
+        self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
+    ) -> Trained:
         spec = replace(spec, state=self._state_of(start)) if spec.keeps_state else spec
-        name = updates.key(start, reference, rows, spec, self.run.numerics)
-        spec = replace(spec, saves=updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes))
+        asked = check_place(self.place, self.run, check.metric) if check else None
+        judged = [check.model_dump(mode="json"), asked.key] if check and asked else None
+        name = updates.key(start, reference, rows, spec, self.run.numerics, judged)
+        saves = updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes)
         path = storage.temporary(self.run.paths.tmp, "-rows.parquet")
         rows.write_parquet(path)
-        out = storage.temporary(self.run.paths.tmp, "-child")
         held = reference and self.run.trust.masters(reference)
-        trained = self.backend.train(self.run.trust.masters(start), held, [path], spec, out, self._hear)
-        self._met("trainer")
-        self.makers["trainer"] |= {one for ranks in trained.metrics.get("made_by", ()) for one in ranks.get("facts", ())}
-        return trained
+        begin = self.run.trust.masters(start)
+
+        def train(until: int | None, out: Path) -> Trained:
+            asked_for = replace(spec, saves=saves, until=until)
+            trained = self.backend.train(begin, held, [path], asked_for, out, self._hear)
+            self._met("trainer")
+            self.makers["trainer"] |= {one for ranks in trained.metrics.get("made_by", ()) for one in ranks.get("facts", ())}
+            return trained
+
+        if check is None or asked is None:
+            return train(None, storage.temporary(self.run.paths.tmp, "-child"))
+        folder = self.run.paths.update(name)
+        measure = partial(self._measured, check.metric, replace(asked, folder=folder / "answers"), self._child_of(start, spec))
+        return CheckedUpdate(check, folder, self.run.paths, train, measure, self.attempt, self.where).made()
+
+    def _child_of(self, start: Model, spec: TrainSpec) -> Model:
+        """Return what the update of this step makes, without its path and its digest."""
+        role = self.place.step.trained_role() or ""
+        return Model(role, "", "", "adapter", start.base or start.path) if spec.lora else Model(role, "", "")
+
+    def _measured(self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str) -> float | None:
+        """Return what the measure step at `place` says of a model that is not committed, such as `like`; its answers stay outside the pool."""
+        role = like.role
+        model = replace(like, path=self.run.paths.relative(folder), digest=weights)
+        pool = Pool(models={**self.pool.models, role: model})
+        inside = replace(self, place=place, pool=pool, head_start=HeadStart(0), notes={})
+        value: float | None = place.step.run(pool, inside).metrics[metric]
+        return value
 
     def _state_of(self, start: Model) -> OptimiserState | None:
         """Return with which optimiser's state an update goes on (None: it begins with an empty one), and say so."""

@@ -9,7 +9,7 @@ round-001/pruned-001.json         which checkpoints retention took away, and the
 round-001/rounded-001.json        which checkpoints it rounded to bf16, and what they hold since
 numerics.json                     what fixes the numbers, from the first engine or trainer on
 facts/engine-001.json             what the processes that computed ran on and with
-updates/KEY/                      the checkpoints of an update in progress, until its step is committed
+updates/KEY/                      the checkpoints and checks of an update in progress, until its step is committed
 amendments/001.json  leases/  logs/attempt-001/  tmp/
 """
 

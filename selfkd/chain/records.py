@@ -205,7 +205,8 @@ class Amendment(Record):
 class Commit(Record):
     """What a step added. `key` says what was asked for, `digest` also what came out; `parent` is the digest of the step before.
 
-    `outside`: the step measured, so its tables stay out of the pool. `states` are those of optimisers that go on in later updates.
+    `outside`: the step measured, so its tables stay out of the pool. `states` are those of optimisers that go on in later updates,
+    `checks` what the models inside an update were measured to be, and which of them it left.
     """
 
     nested = {"tables": TableEntry, "models": ModelEntry, "states": StateEntry}
@@ -226,6 +227,7 @@ class Commit(Record):
     files: Mapping[str, Any]
     digest: str
     states: Mapping[str, StateEntry] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -350,11 +352,12 @@ def step_digest(
     models: Mapping[str, ModelEntry],
     metrics: Mapping[str, Any],
     states: Mapping[str, StateEntry],
+    checks: Mapping[str, Any],
 ) -> str:
-    """Return what a step was asked for and what came out; states only where it kept some."""
+    """Return what a step was asked for and what came out; states and checks only where there are some."""
     contents = ({name: table.digest for name, table in tables.items()}, _meanings(models))
     kept = [{role: [state.digest, state.model] for role, state in states.items()}] if states else []
-    return digest.of("step", key, *contents, dict(metrics), *kept)
+    return digest.of("step", key, *contents, dict(metrics), *kept, *([dict(checks)] if checks else []))
 
 
 def state_digest(files: Mapping[str, str]) -> str:

@@ -16,15 +16,21 @@ from selfkd.core import digest, number_format, storage
 from selfkd.core.pool import KEYS, Model
 
 
-def key(start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, numerics: Mapping[str, Any]) -> str:
-    """Return the name of an update: all that decides its numbers but for rounding, so that other ranks may go on with it."""
+def key(
+    start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, numerics: Mapping[str, Any], check: Any = None
+) -> str:
+    """Return the name of an update: all that decides its numbers but for rounding, so that other ranks may go on with it.
+
+    `check` is how it is measured on its way, which decides where it ends.
+    """
     words = asdict(replace(spec, saves=None, state=None))
-    words.pop("keeps_state")  # what it leaves beside the model
+    for apart in ("keeps_state", "until"):  # what it leaves beside the model, and in which pieces it is made
+        words.pop(apart)
     words["state"] = spec.state and spec.state.digest
     words["precision"] = number_format.of_training(spec.precision, numerics)
     asked = digest.as_json([words, dict(numerics.get("trainer", {}))])
     models = (start.digest, reference.digest if reference else None)
-    return digest.of("update", models, digest.table(rows, KEYS["rows"]), asked)
+    return digest.of("update", models, digest.table(rows, KEYS["rows"]), asked, *([check] if check else []))
 
 
 def saves(paths: Paths, name: str, minutes: float) -> Saves:

@@ -203,7 +203,8 @@ class Addition:
     """What a step adds. A table is a list of frames (heavy columns included) or of files a worker already wrote.
 
     `models` maps a role to a finished folder under the run's tmp/, `bases` one whose folder holds an adapter to the folder of full weights
-    that it changes, relative to the run, `states` one to the state of the optimiser that made it; `notes` stand outside every digest.
+    that it changes, relative to the run, `states` one to the state of the optimiser that made it; `checks` are what models inside an
+    update were measured to be; `notes` stand outside every digest.
     """
 
     tables: Mapping[str, list[Part]] = field(default_factory=dict)
@@ -212,6 +213,7 @@ class Addition:
     notes: Mapping[str, Any] = field(default_factory=dict)
     bases: Mapping[str, str] = field(default_factory=dict)
     states: Mapping[str, Path] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
 
     def whole(self, table: str) -> pl.DataFrame:
         """A table of this addition in memory, with every column."""

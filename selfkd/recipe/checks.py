@@ -21,7 +21,8 @@ from selfkd.recipe.chat import owned_words
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
-from selfkd.steps import VERBS
+from selfkd.steps import VERBS, Step
+from selfkd.steps.check import measures
 
 SPLITS = ("train", "dev", "test")
 
@@ -53,6 +54,7 @@ def meaning(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) 
     """
     shown, metrics = walk(recipe, problems, prompts)
     _steering(recipe, metrics, problems)
+    _inside_updates(recipe, metrics, problems)
     _copies(recipe, problems)
     owned_words(recipe, problems)
     return shown
@@ -89,6 +91,26 @@ def _steering(recipe: Recipe, metrics: list[str], problems: Problems) -> None:
         problems.add(recipe.places.get("stop", ""), "stop", "patience needs a metric: name one, or write `best`")
     if recipe.keep_if:
         _keep_if(recipe.keep_if, metrics, recipe.places.get("keep_if", ""), problems)
+
+
+def _inside_updates(recipe: Recipe, metrics: Sequence[str], problems: Problems) -> None:
+    """What an update is checked by is measured every round, of the model that it trains, on prompts that nothing is trained on."""
+    for line in (one for part in LISTS for one in getattr(recipe, part) if one.verb == "train"):
+        step = line.at(1)
+        if (check := getattr(step, "check", None)) and (wrong := _of_check(recipe, check.metric, step, metrics)):
+            problems.add(line.place("check"), line.label, f"'check.metric' {wrong}")
+
+
+def _of_check(recipe: Recipe, metric: str, step: Step, metrics: Sequence[str]) -> str:
+    if wrong := _metric(metric, metrics):
+        return wrong
+    if metric.startswith("train/"):
+        return f"'{metric}' is of prompts that are trained on: measure dev"
+    role, found = step.trained_role() or "", [one for one in recipe.measures(1) if metric in one.metrics()]
+    others = ", ".join(str(one.models()["model"]) for one in found)
+    return (
+        "" if any(measures(one, role) for one in found) else f"'{metric}' is measured of {others}, and this step trains {role}"
+    )
 
 
 def _metric(metric: str, metrics: Sequence[str]) -> str:

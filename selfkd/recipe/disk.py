@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.trainer.sealed import KEPT
 from selfkd.core.number_format import BYTES
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.train import TrainStep
 
 FP32 = BYTES["float32"]
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
@@ -23,15 +25,16 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Kept:
-    """Checkpoints that lie on disk together: root and others in fp32, copies in bf16, those being written, and optimisers' states."""
+    """Checkpoints that lie on disk together: root and others in fp32, copies in bf16, those being written, optimisers' states, and what an update goes on from."""
 
     whole: int
     narrow: int = 0
     written: int = 0
     states: int = 0
+    sealed: int = 0
 
     def bytes(self, parameters: int) -> int:
-        full = self.whole + self.written + STATE * self.states
+        full = self.whole + self.written + STATE * self.states + (1 + STATE) * self.sealed
         return FP32 * parameters * full + FP32 // 2 * parameters * self.narrow
 
     def __str__(self) -> str:
@@ -40,6 +43,7 @@ class Kept:
             "in bf16": self.narrow,
             "being written": self.written,
             "optimisers' states": self.states,
+            "inside the update with its optimiser": self.sealed,
         }
         first, *others = [f"{count} {name}" for name, count in parts.items() if count]
         return ", ".join([first.replace(" ", " checkpoint " if self.whole == 1 else " checkpoints ", 1), *others])
@@ -109,12 +113,16 @@ def _moments(recipe: Recipe, index: int, narrow: bool) -> list[Kept]:
     # The last one to be rounded is still whole while its copy is written.
     rounding = [Kept(after.whole + 1, after.narrow)] if after.narrow else []
     states = _states(recipe, index - 1) + _leaving(recipe, index)
-    return [replace(before, written=_trained(recipe, index), states=states), *rounding]
+    checked = [step.check for step in recipe.steps_of(index) if isinstance(step, TrainStep) and step.check]
+    # Beside the newest model that is measured lies the best so far; the checkpoints that are kept, and one being written.
+    more = {"written": _trained(recipe, index) + bool(checked), "sealed": (KEPT + 1) * bool(checked)}
+    return [replace(before, states=states, **more), *rounding]
 
 
 def _leaving(recipe: Recipe, index: int) -> int:
     """Return how many optimisers' states a round leaves beside its models."""
-    return sum(getattr(step, "optimiser", "") == "continue" for step in recipe.steps_of(index)) if index >= 0 else 0
+    steps = recipe.steps_of(index) if index >= 0 else []
+    return sum(isinstance(step, TrainStep) and step.optimiser == "continue" for step in steps)
 
 
 def _states(recipe: Recipe, index: int) -> int:

@@ -17,6 +17,7 @@ from selfkd.prompts.sources import COMMON_FIELDS, SOURCES
 from selfkd.recipe.lines import TRL_LISTS, numbers
 from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
 from selfkd.steps import VERBS, Step
+from selfkd.steps.check import Check
 from selfkd.steps.lora import Lora
 
 GENERATED = (
@@ -69,7 +70,7 @@ def text() -> str:
     for verb, step in VERBS.items():
         parts += [f"### {verb}\n", _doc(step), _short(step), *_table(step), ""]
         if verb == "train":
-            parts += ["#### lora\n", _doc(Lora), *_table(Lora), ""]
+            parts += ["#### lora\n", _doc(Lora), *_table(Lora), "", "#### check\n", _doc(Check), *_table(Check), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

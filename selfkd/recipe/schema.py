@@ -194,6 +194,10 @@ class Recipe(_Words):
             found += [replace(question, split="test") for question, step in asked if step.outside]
         return longest(found)
 
+    def measures(self, index: int) -> list[Any]:
+        """Return the steps that measure in a round, as every round measures."""
+        return self._measures(index)
+
     def _measures(self, index: int, suffix: str = "") -> list[Step]:
         """The measure steps of a round; with suffix `test` their copies on the test split, if there is one."""
         if suffix == "test" and self.prompts.test is None:

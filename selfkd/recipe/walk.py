@@ -31,6 +31,7 @@ from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_parameters
 from selfkd.rewards.find import definition, find_function
 from selfkd.steps import VERBS, Step
+from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 from selfkd.steps.outlook import Outlook
 
@@ -240,7 +241,9 @@ class LintContext:
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         return iter(())
 
-    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
+    def train(
+        self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
+    ) -> Trained:
         return Trained(Path(), {}, {})
 
     def map(

@@ -36,6 +36,7 @@ from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.check import Check
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -219,7 +220,9 @@ class _Walk:
             self.problem(f"{name} does not follow the step before it")
         if commit.key != records.key(commit.parent, commit.identity, commit.code):
             self.problem(f"{name}: its key does not follow from its fields and code")
-        if commit.digest != records.step_digest(commit.key, commit.tables, commit.models, commit.metrics, commit.states):
+        if commit.digest != records.step_digest(
+            commit.key, commit.tables, commit.models, commit.metrics, commit.states, commit.checks
+        ):
             self.problem(f"{name}: its digest does not follow from what it added")
         self.contents(name, commit)
         self.made[name] = commit
@@ -239,9 +242,19 @@ class _Walk:
             if not damaged and not self.quick and not self.is_gone(f"{model.path}/"):
                 self.weights(f"{name}: model '{role}'", model.path, model.digest)
                 self.base(f"{name}: model '{role}'", model)
+        if commit.checks:
+            self.checks(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)
             self.state(f"{name}: the optimiser's state of '{role}'", role, state, commit)
+
+    def checks(self, name: str, commit: Commit) -> None:
+        """Judge again by the figures of an update where it ended and which model it left, and compare that model."""
+        for problem in Check.model_validate(commit.identity["check"]).contradictions(commit.checks):
+            self.problem(f"{name}: {problem}")
+        picked = {one["model"] for one in commit.checks["figures"] if one["step"] == commit.checks["picked"]}
+        if picked != {model.digest for model in commit.models.values()}:
+            self.problem(f"{name}: the model that its checks picked is not the one that was committed")
 
     def state(self, where: str, role: str, state: StateEntry, commit: Commit) -> None:
         """Compare a state with the model that it names, and its digest with those of its files, which were compared before."""

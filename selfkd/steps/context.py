@@ -12,6 +12,7 @@ from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Part, Pool
 from selfkd.core.views import Kind
+from selfkd.steps.check import Check
 
 Messages = list[dict[str, str]]
 Row = dict[str, Any]
@@ -83,8 +84,13 @@ class Context(Protocol):
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         """Yield (id, summed log-probability, tokens) of each row's text after its messages, under `model`."""
 
-    def train(self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec) -> Trained:
-        """Update `start` on training rows, held against `reference` if there is one."""
+    def train(
+        self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
+    ) -> Trained:
+        """Update `start` on training rows, held against `reference` if there is one.
+
+        With `check` it is measured on its way by a measure step of the recipe, and the model that this picks is returned.
+        """
 
     def map(
         self, function: Function, batches: Iterable[list[Row]], samples: Iterable[str], timeout: float

@@ -20,6 +20,7 @@ from selfkd.core.pool import Addition, Pool, shape
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.errors import GuardError
 from selfkd.steps.build import BuildStep
+from selfkd.steps.check import Check
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, figure, least, times
 from selfkd.steps.lora import Lora
@@ -42,7 +43,7 @@ class TrainStep(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
-    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "optimiser"})
+    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "optimiser", "check"})
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
         "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
@@ -70,6 +71,10 @@ class TrainStep(Step):
         False,
         alias="continue",
         description="Where training starts from an adapter: go on with it; else a new one is laid over it, and both are committed as one.",
+    )
+    check: Check | None = Field(
+        None,
+        description="Measure the model inside the update, stop early, or choose: {every: 100, metric: dev/correct, patience: 3, pick: best}; its fields are below.",
     )
     optimiser: Literal["fresh", "continue"] = Field(
         "fresh",
@@ -154,7 +159,9 @@ class TrainStep(Step):
             batch = self.trl.get("per_device_train_batch_size", 8) * self.trl.get("gradient_accumulation_steps", 1)
             read = least(read, most * batch) if "num_train_epochs" in self.trl else most * batch
         tokens = times(read, forecast.row_tokens * self.kind.sequences)
-        return Cost(self.name, f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens", learned=tokens)
+        checked = f"; {self.check.metric} measured every {self.check.every} steps, not counted here" if self.check else ""
+        said = f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens{checked}"
+        return Cost(self.name, said, learned=tokens)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         made = Addition()
@@ -164,7 +171,7 @@ class TrainStep(Step):
             rows = made.whole("rows").sort("id")
         self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}
-        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context))
+        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context), self.check)
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
         tables: dict[str, Any] = {**made.tables}
         if drops:
@@ -172,7 +179,8 @@ class TrainStep(Step):
         start = models["from"]
         bases = {self.role: start.base or start.path} if self.lora else {}
         states = {self.role: trained.state} if trained.state else {}
-        return Addition(tables, {self.role: trained.folder}, {}, {"train": dict(trained.metrics)}, bases, states)
+        notes = {"train": dict(trained.metrics)}
+        return Addition(tables, {self.role: trained.folder}, {}, notes, bases, states, trained.checks)
 
     def _builds_itself(self, rows_are_there: bool) -> bool:
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""

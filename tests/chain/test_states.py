@@ -123,10 +123,10 @@ def test_after_a_round_that_was_rolled_back_it_goes_on_with_the_state_of_the_hea
     assert (run.folder / first.states["policy"].path).is_dir()
 
 
-def test_a_state_that_was_taken_away_is_named_and_not_left_out_silently(run, tmp_path):
-    from_first = LIVES_ON.replace("optimiser: continue", "optimiser: continue, from: round-1").replace("rounds: 3", "rounds: 4")
-    recipe = recipe_in(tmp_path, from_first + "keep: {last: 9}\n")
+def test_a_state_that_was_taken_away_is_named_and_not_left_out_silently(tmp_path):
+    late = "after:\n  - train: {loss: sft, optimiser: continue, from: round-1, name: late}\nkeep: {last: 9}\n"
     whole = go(recipe_in(tmp_path, LIVES_ON + "keep: {last: 9}\n"), tmp_path / "run")
+    recipe = recipe_in(tmp_path, LIVES_ON.replace("rounds: 3", "rounds: 4") + late)
     with pytest.raises(ChainError, match="the optimiser's state of these weights is not on disk any more") as caught:
         go(recipe, whole.folder, amend=True)
     assert "optimiser: fresh" in caught.value.fix

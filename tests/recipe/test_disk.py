@@ -23,6 +23,8 @@ from selfkd.recipe.schema import Recipe
 BEST = "\nbest: {metric: dev/last_number}"
 TWO = RECIPE.replace("  - train: {loss: sft}", "  - train: {loss: sft}\n  - train: {loss: sft, name: again}")
 WARM = RECIPE.replace("\nsteps:", "\nbefore:\n  - gold\n  - train: {loss: sft, name: warm}\nsteps:")
+LIVES_ON = RECIPE.replace("{loss: sft}", "{loss: sft, optimiser: continue}")
+CHECKED = RECIPE.replace("{loss: sft}", "{loss: sft, check: {every: 4, metric: dev/last_number}}")
 FROM_BASE = RECIPE.replace("{loss: sft}", "{loss: sft, from: base}")
 
 
@@ -45,6 +47,8 @@ def made(folder: Path, head: str, text: str = RECIPE) -> Recipe:
         ("9\nkeep: {last: 0, base: false, best: false}", FROM_BASE, Kept(2, written=1), 12000),  # and the base that steps name
         ("9" + BEST, RECIPE, Kept(4, written=1), 20000),  # the best round may be an older one
         ("9", TWO, Kept(3, written=2), 20000),
+        ("9", LIVES_ON, Kept(3, written=1, states=2), 32000),  # the head's and the one that is written: twice the weights each
+        ("1", CHECKED, Kept(1, written=2, sealed=3), 48000),  # the best so far, and the checkpoints with AdamW's moments
         ("1", WARM, Kept(2, written=1), 12000),  # the root and what the warm-up made of it
         ("9\nkeep: {last: 4, as: bf16}", RECIPE, Kept(3, 3), 18000),  # 4 x 3 + 2 x 3: one of them is whole while it is rounded
         ("9\nkeep: {last: 2, as: bf16}", RECIPE, Kept(3, 1), 14000),

@@ -1,6 +1,6 @@
 """An update that goes on where it was stopped: weights, optimiser, scheduler, random numbers and place in the data, as they were.
 
-Every so many minutes, and where a stop is asked for, each rank writes its part, and rank 0 seals the whole.
+Every so many minutes, where a check wants one, and where a stop is asked for, each rank writes its part, and rank 0 seals the whole.
 Other ranks than those that wrote it may go on: each reads its rows. What is trained is saved by name; what is frozen lies with the model.
 """
 
@@ -42,6 +42,10 @@ _skip_first_batches = transformers.trainer.skip_first_batches
 transformers.trainer.skip_first_batches = lambda feed, count: (
     feed.after(count) if isinstance(feed, Feed) else _skip_first_batches(feed, count)
 )
+
+
+class Over(Exception):
+    """All the steps that are asked for were made before, and are put back."""
 
 
 class Unsaveable(Exception):
@@ -162,12 +166,13 @@ class Resumption(TrainerCallback):
     """
 
     def __init__(self, spec: TrainSpec, rank: int, ranks: int, shard: bool, tell: OnSteps) -> None:
-        self.saves, self.rank, self.ranks, self.tell = spec.saves, rank, ranks, tell
+        self.saves, self.until, self.rank, self.ranks, self.tell = spec.saves, spec.until, rank, ranks, tell
         self.folder, self.words, ignored = self._found()
         self.here: dict[str, Any] = {"trainers": ranks, "shard": shard}
         self.made_by: list[dict[str, Any]] = self.words.get("made_by", [])
         self.computers: list[tuple[str, Facts]] = self.words.get("computers", [])
-        self.continued_at = [*self.words.get("continued_at", []), *([self.words["step"]] if self.folder else [])]
+        self.interrupted = self.folder is not None and not self.words.get("planned")
+        self.continued_at = [*self.words.get("continued_at", []), *([self.words["step"]] if self.interrupted else [])]
         self.newest, self.saved_at = int(self.words.get("step", 0)), time.monotonic()
         self.seconds: Callable[[], float] = lambda: 0.0  # that the steps took so far
         self._broken = False  # the last one could not be written, and that was said
@@ -185,9 +190,11 @@ class Resumption(TrainerCallback):
             return
         for text in ignored:
             self._tell(warning=f"train: {text}")
-        if self.folder:
+        if self.interrupted:
             said = f"train continues at step {self.words['step']} of {self.words['steps']}, from its checkpoint"
             self._tell(said=said, computers=self.computers)
+        elif self.folder:
+            self._tell(computers=self.computers)
 
     def _tell(self, **more: Any) -> None:
         words = self.words
@@ -213,13 +220,15 @@ class Resumption(TrainerCallback):
     # ---- going on ----
 
     def put_back(self, trainer: Any) -> None:
-        """Give model, optimiser and scheduler what the checkpoint holds."""
+        """Give model, optimiser and scheduler what the checkpoint holds; raise Over where no step is left to make."""
         assert self.folder is not None
         parts = Parts(self.folder)
         _put_weights(trainer.model, parts)
         put_optimiser(trainer.model, trainer.optimizer, parts, self.words)
         trainer.lr_scheduler.load_state_dict(self.words["scheduler"])
         trainer._total_train_tokens = self.words["tokens"]
+        if self.until is not None and self.words["step"] >= self.until:
+            raise Over
 
     def put_back_random_numbers(self) -> None:
         """Go on drawing where this rank was; a rank that was not there begins at the seed."""
@@ -244,8 +253,11 @@ class Resumption(TrainerCallback):
         if self.saves is None or not logs or "loss" not in logs:
             return
         due, stop = self._due()
-        if due and state.global_step < state.max_steps:
+        planned = state.global_step == self.until
+        if (due or planned) and state.global_step < state.max_steps:
             self._save(state, model, optimizer, lr_scheduler, logs)
+        if planned:
+            control.should_training_stop = True
         if stop:
             raise Stopped(STOPPED)
 
@@ -259,13 +271,14 @@ class Resumption(TrainerCallback):
         return both
 
     def _save(self, state: Any, model: Any, optimiser: Any, scheduler: Any, logs: Mapping[str, Any]) -> None:
-        """Write a checkpoint. One that cannot be written is said once, and the update goes on."""
+        """Write a checkpoint. One that cannot be written is said once, and the update goes on; a check cannot do without."""
         assert self.saves is not None
         folder, step = self.saves.folder, state.global_step
         words = {
             **{"step": step, "steps": state.max_steps, "loss": logs["loss"], "tokens": int(logs["num_tokens"])},
             **{"seconds": self.seconds(), "made_by": self.made_by, "continued_at": self.continued_at},
             "computers": self.computers,
+            "planned": step == self.until,
         }
         problem = ""
         try:
@@ -312,6 +325,9 @@ class Resumption(TrainerCallback):
         if not problem:
             self.newest, self._broken = step, False
             return
+        if step == self.until:
+            what = f"the checkpoint at step {step}, from which the update goes on behind its check, could not be written: {problem}"
+            raise StorageError(what, "train.check", "Make room and repeat the command, or leave out `check`.")
         if not self._broken and self.rank == 0:
             self._tell(warning=f"train: no checkpoint could be written at step {step}: {problem}. The update goes on without.")
         if self.rank == 0 and self.saves:

@@ -34,7 +34,7 @@ from selfkd.backend.facts import of_trainer
 from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, sharded
 from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
-from selfkd.backend.trainer.resume import Resumption
+from selfkd.backend.trainer.resume import Over, Resumption
 from selfkd.backend.trainer.together import grouped, of_rank_0, place
 from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
 from selfkd.core import number_format
@@ -257,7 +257,8 @@ class _Update:
         with self._timed("prepare"):
             trainer = self._trainer(model, tok, references, is_flat)
         began = time.perf_counter()
-        trainer.train(resume_from_checkpoint=self.resumption.folder and str(self.resumption.folder))
+        with contextlib.suppress(Over):
+            trainer.train(resume_from_checkpoint=self.resumption.folder and str(self.resumption.folder))
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
         self._compute_in(trainer.model, False)
@@ -266,7 +267,7 @@ class _Update:
             moved = self._save(trainer.model, (candidates, child, parent))
             state = self._keep_state(trainer)
         metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
-        return Trained(plan.out, metrics, plan.drops, state)
+        return Trained(plan.out, metrics, plan.drops, state, trainer.state.global_step >= trainer.state.max_steps)
 
     def _policy(self) -> tuple[Any, bool]:
         """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""

@@ -1,0 +1,195 @@
+"""An update that is measured on its way: segment, check, segment, until its last step or until it gets no better; one of them is the child.
+
+All lies beside the update's checkpoints until its step is committed. A segment's model is whole on disk before it is measured, and its
+figure before the next segment begins: a kill repeats at most the one that it came into, and what is decided follows from the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selfkd.backend.base import Trained
+from selfkd.chain import records
+from selfkd.chain.attempt import Attempt
+from selfkd.chain.commit import Place, code_of
+from selfkd.chain.paths import Paths
+from selfkd.chain.records import Record
+from selfkd.chain.run import Run
+from selfkd.core import digest, storage
+from selfkd.errors import ChainError
+from selfkd.steps.check import Check, Figure, measures
+
+TRAINED = "trained.json"  # what the trainer said of a model, beside it
+MODEL = "model"
+Train = Callable[[int, Path], Trained]  # up to an optimiser step, into a folder
+Measure = Callable[[Path, str], float | None]  # the model in a folder, which has this digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRecord(Record):
+    """check-000100.json: what the model as of a step was measured to be; `until` is the step at which it was to be checked."""
+
+    until: int
+    step: int
+    value: float | None
+    model: str
+    whole: bool
+
+    @property
+    def figure(self) -> Figure:
+        return Figure(self.step, self.value, self.model)
+
+
+@dataclass(frozen=True)
+class CheckPlace(Place):
+    """Where a check measures: as the measure step of the round, but for its answers, which lie in `folder` and are in no record."""
+
+    folder: Path = Path()
+
+    @property
+    def data(self) -> Path:
+        return self.folder
+
+    def cut(self, key: str) -> Path:
+        return self.folder / f"cut-{key[:12]}.json"
+
+
+def check_place(place: Place, run: Run, metric: str) -> CheckPlace:
+    """Return where the step that measures `metric` every round stands inside an update, which has its place in the chain."""
+    role = place.step.trained_role() or ""
+    step = next(one for one in run.recipe.measures(place.index) if metric in one.metrics() and measures(one, role))
+    return CheckPlace(place.paths, place.index, place.number, step, place.parent, code_of(step, run.code))
+
+
+@dataclass(frozen=True)
+class CheckedUpdate:
+    """One update in `folder`, which `train` makes piece by piece and `measure` measures; `where` names it in what a person reads."""
+
+    check: Check
+    folder: Path
+    paths: Paths
+    train: Train
+    measure: Measure
+    attempt: Attempt
+    where: str
+
+    def made(self) -> Trained:
+        """Return the model that the figures pick, with all of them."""
+        found = self._found()
+        while not self._is_over(found):
+            until = (found[-1].until if found else 0) + self.check.every
+            found.append(self._checked(until, found))
+            self._forget(found)
+        return self._picked(found)
+
+    def _is_over(self, found: list[CheckRecord]) -> bool:
+        return bool(found) and (found[-1].whole or bool(self.check.stops(_figures(found))))
+
+    def _checked(self, until: int, before: list[CheckRecord]) -> CheckRecord:
+        """Make the next segment if it is not there, measure its model, and write its figure down."""
+        place = self._place(until)
+        if not _is_sound(place):
+            self._segment(until, place)
+        made = _said(place)
+        value = self.measure(place / MODEL, made["model"])
+        record = CheckRecord(until=until, step=made["step"], value=value, model=made["model"], whole=made["whole"])
+        records.write(self._record(until), record, self.paths.tmp)
+        self._tell(record, before)
+        return record
+
+    def _segment(self, until: int, place: Path) -> None:
+        if place.exists():
+            storage.remove(place)
+        draft = storage.make_folder(storage.temporary(self.paths.tmp, "-check"))
+        trained = self.train(until, draft / MODEL)
+        said: dict[str, Any] = {
+            "metrics": dict(trained.metrics),
+            "drops": dict(trained.drops),
+            "state": trained.state and trained.state.name,
+        }
+        said |= {"whole": trained.whole, "step": trained.metrics["steps"], "model": digest.weights(draft / MODEL)}
+        (draft / TRAINED).write_bytes(storage.json_text(digest.with_self_digest(said)))
+        storage.adopt(draft, place)
+
+    def _tell(self, record: CheckRecord, before: list[CheckRecord]) -> None:
+        best = self.check.best([*_figures(before), record.figure]) == record.figure
+        value = "nothing could be scored" if record.value is None else f"{record.value:.4g}"
+        text = f"{self.where}: checked at step {record.step}: {self.check.metric} {value}{', the best so far' if best else ''}"
+        self.attempt.event("checked", text=text, step=record.step, metric=self.check.metric, value=record.value, best=best)
+
+    # ---- what is on disk ----
+
+    def _place(self, until: int) -> Path:
+        return self.folder / f"check-{until:06d}"
+
+    def _record(self, until: int) -> Path:
+        return self.folder / f"check-{until:06d}.json"
+
+    def _found(self) -> list[CheckRecord]:
+        """Return the figures of an earlier attempt; where the model that they pick so far is lost with them, all begins anew."""
+        try:
+            found = sorted(
+                (records.read(path, CheckRecord) for path in self.folder.glob("check-*.json")), key=lambda one: one.until
+            )
+        except ChainError as error:
+            return self._anew(str(error))
+        if [one.until for one in found] != [self.check.every * (at + 1) for at in range(len(found))]:
+            return self._anew("figures are missing")
+        if not found:
+            return []
+        self._forget(found)
+        if not _is_sound(self._place(self._kept(found))):
+            return self._anew("the model that was picked so far is not as it was")
+        self.attempt.event("continues", text=f"{self.where} goes on behind its check at step {found[-1].step}")
+        return found
+
+    def _anew(self, why: str) -> list[CheckRecord]:
+        self.attempt.warn(f"{self.where}: this update and its checks begin anew: {why}")
+        storage.remove(self.folder)  # under another name at once: a kill leaves no figure without those before it
+        storage.make_folder(self.folder)
+        return []
+
+    def _kept(self, found: list[CheckRecord]) -> int:
+        """Return which check's model is kept: the one that would be picked now."""
+        picked = self.check.picked(_figures(found))
+        return next(one.until for one in found if one.figure == picked)
+
+    def _forget(self, found: list[CheckRecord]) -> None:
+        """Take away the measured models but for the one that would be picked now."""
+        for until in {one.until for one in found} - {self._kept(found)}:
+            if self._place(until).exists():
+                storage.remove(self._place(until))
+
+    def _picked(self, found: list[CheckRecord]) -> Trained:
+        """Hand out the picked model by links: a kill between its way into the round and the commit finds it here again."""
+        place = self._place(self._kept(found))
+        said, out = _said(place), storage.temporary(self.paths.tmp, "-child")
+        shutil.copytree(place, out, copy_function=os.link)
+        checks = self.check.record(_figures(found), found[-1].whole)
+        return Trained(
+            out / MODEL, said["metrics"], said["drops"], said["state"] and out / said["state"], found[-1].whole, checks
+        )
+
+
+def _figures(found: list[CheckRecord]) -> list[Figure]:
+    return [one.figure for one in found]
+
+
+def _said(place: Path) -> dict[str, Any]:
+    said: dict[str, Any] = json.loads((place / TRAINED).read_text("utf-8"))
+    return said
+
+
+def _is_sound(place: Path) -> bool:
+    """Whether a segment's model and what was said of it are there as they were written."""
+    try:
+        said = _said(place)
+        return digest.intact(said) and digest.holds(place / MODEL, said["model"])
+    except (OSError, ValueError, KeyError, EOFError):
+        return False

@@ -1,0 +1,78 @@
+"""What a recipe says of checks inside an update: the mapping `check` of the step train, and what follows from their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from selfkd.core.model_ref import ModelRef
+from selfkd.core.wording import counted
+
+
+def measures(step: Any, role: str) -> bool:
+    """Whether a step measures the newest model of a role."""
+    return bool(step.outside and step.models()["model"] == ModelRef(role, "now"))
+
+
+class Figure(NamedTuple):
+    """What was measured of the model as it was at an optimiser step; the value is None where nothing of it could be scored."""
+
+    step: int
+    value: float | None
+    model: str
+
+
+class Check(BaseModel):
+    """Measure the model inside its update, stop where it gets no better, and choose which of those that were measured becomes the child."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False, str_min_length=1
+    )
+
+    every: int = Field(ge=1, description="Optimiser steps between two checks; the end of the update is always one.")
+    metric: str = Field(
+        description="What is measured, as the measure step of the recipe that gives it does, with its seeds: dev/correct."
+    )
+    mode: Literal["max", "min"] = Field("max", description="max: the greatest is best.")
+    patience: int | None = Field(
+        None, ge=1, description="End the update after so many checks without a better value; default: make all of its steps."
+    )
+    pick: Literal["best", "last"] = Field(
+        "best",
+        description="Which of the checked models becomes the child: the best one, of equals the earliest; or the last one.",
+    )
+
+    def best(self, found: Sequence[Figure]) -> Figure:
+        """Return the best figure, of equal ones the earliest; the last one where none has a value."""
+        sign = 1 if self.mode == "max" else -1
+        known = [(sign * one.value, -one.step, one) for one in found if one.value is not None]
+        return max(known)[2] if known else found[-1]
+
+    def picked(self, found: Sequence[Figure]) -> Figure:
+        """Return the figure of the model that becomes the child."""
+        return self.best(found) if self.pick == "best" else found[-1]
+
+    def stops(self, found: Sequence[Figure]) -> str:
+        """Return why the update ends with the last of these checks, or ''."""
+        values = [one for one in found if one.value is not None]
+        since = [one for one in found if not values or one.step > self.best(found).step]
+        if self.patience is None or len(since) < self.patience:
+            return ""
+        return f"{self.metric} did not improve for {counted(self.patience, 'check')}"
+
+    def record(self, found: Sequence[Figure], whole: bool) -> dict[str, Any]:
+        """Return what a commit says of the checks; `whole`: the last of them was at the end of the update."""
+        figures = [one._asdict() for one in found]
+        stopped = "" if whole else self.stops(found)
+        return {"metric": self.metric, "figures": figures, "picked": self.picked(found).step, "stopped": stopped}
+
+    def contradictions(self, recorded: Mapping[str, Any]) -> Iterator[str]:
+        """Yield in what a record does not follow from its own figures."""
+        found = [Figure(**one) for one in recorded["figures"]]
+        ends = [bool(self.stops(found[: at + 1])) for at in range(len(found))]
+        if any(ends[:-1]) or bool(recorded["stopped"]) > ends[-1]:
+            yield "where the update ended does not follow from its figures"
+        if recorded["picked"] != self.picked(found).step:
+            yield f"its figures pick the model of step {self.picked(found).step}, not of step {recorded['picked']}"
