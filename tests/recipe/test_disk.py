@@ -16,7 +16,7 @@ from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.errors import UsageError
 from selfkd.recipe import disk
-from selfkd.recipe.disk import Kept
+from selfkd.recipe.disk import Kept, Numbers
 from selfkd.recipe.plan import plan
 from selfkd.recipe.schema import Recipe
 
@@ -27,7 +27,7 @@ FROM_BASE = RECIPE.replace("{loss: sft}", "{loss: sft, from: base}")
 
 
 def of(folder: Path, head: str, text: str = RECIPE, dtype: str = "bfloat16") -> disk.Disk:
-    return disk.of(made(folder, head, text), 1000, 0, dtype)
+    return disk.of(made(folder, head, text), Numbers(1000, 10), 0, dtype)
 
 
 def made(folder: Path, head: str, text: str = RECIPE) -> Recipe:
@@ -56,15 +56,56 @@ def test_the_weights_that_lie_there_at_once(tmp_path: Path, head: str, text: str
     assert (found.kept, found.weights) == (kept, bytes)
 
 
+LORA = RECIPE.replace("{loss: sft}", "{loss: sft, lora: {r: 4}}")
+ON = RECIPE.replace("{loss: sft}", "{loss: sft, lora: {r: 4}, continue: true}")
+ANEW = RECIPE.replace("{loss: sft}", "{loss: sft, lora: {r: 4}, from: base}")
+
+
+@pytest.mark.parametrize(
+    ("head", "text", "kept", "bytes"),
+    [
+        ("1", LORA, Kept(1, ranks=(4,)), 4 * (1000 + 40)),  # the root, and an adapter of rank 4 at 10 numbers a rank
+        ("3", LORA, Kept(1, ranks=(4, 8, 12)), 4 * (1000 + 240)),  # each is laid over those before it
+        ("9", ON, Kept(1, ranks=(4, 4, 4)), 4 * (1000 + 120)),
+        ("9", ANEW, Kept(1, ranks=(4, 4, 4)), 4 * (1000 + 120)),
+        ("9\nkeep: {last: 1, base: false, best: false}", ON, Kept(1, ranks=(4, 4)), 4 * (1000 + 80)),  # the root lies beneath
+        ("3" + BEST, ON, Kept(1, ranks=(4, 4, 4)), 4 * (1000 + 120)),
+        ("9\nkeep: {last: 4, as: bf16}", ON, Kept(1, ranks=(4,) * 5), 4 * (1000 + 200)),  # adapters stay as they are
+    ],
+)
+def test_an_adapter_counts_as_one_and_its_base_once(tmp_path: Path, head: str, text: str, kept: Kept, bytes: int) -> None:
+    found = of(tmp_path, head, text)
+    assert (found.kept, found.weights) == (kept, bytes)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes", "bytes"),
+    [
+        (RECIPE, 10, 3 * 12 * 1000 - 4 * 1000),  # two and a draft, of 12 bytes a number: AdamW's two beside the weights
+        (RECIPE, 0, 0),
+        (RECIPE.replace("{loss: sft}", "{loss: sft, trl: {optim: sgd}}"), 10, 2 * 4 * 1000),  # then two, beside the child
+        (RECIPE.replace("{loss: sft}", "{loss: sft, trl: {optim: adamw_bnb_8bit}}"), 10, 0),  # is never written
+        (ON, 10, (3 * 12 - 4) * 40),  # of the adapter alone
+    ],
+)
+def test_the_checkpoints_of_a_long_update_lie_beside_what_is_kept(
+    tmp_path: Path, text: str, minutes: float, bytes: int
+) -> None:
+    machine = Machine(backend="local", checkpoint_minutes=minutes)
+    found = disk.of(made(tmp_path, "2", text), Numbers(1000, 10), 0, "bfloat16", machine)
+    assert found.update == bytes and found.peak == found.weights + bytes
+    assert ("of checkpoints inside its update where that takes long" in found.text("", None)) == bool(bytes)
+
+
 def test_an_engine_in_float32_keeps_all_in_fp32(tmp_path: Path) -> None:
     assert of(tmp_path, "9\nkeep: {last: 4, as: bf16}", dtype="float32").kept == Kept(5, written=1)
 
 
 def test_answers_are_stored_once_as_samples_and_once_as_rows(tmp_path: Path) -> None:
     recipe = made(tmp_path, "2")
-    assert disk.of(recipe, 1000, 300, "bfloat16").answers == 300 * 10 * 2
+    assert disk.of(recipe, Numbers(1000), 300, "bfloat16").answers == 300 * 10 * 2
     only = made(tmp_path, "2", RECIPE.replace("  - train: {loss: sft}\n", ""))
-    assert disk.of(only, 1000, 300, "bfloat16").answers == 300 * 10
+    assert disk.of(only, Numbers(1000), 300, "bfloat16").answers == 300 * 10
 
 
 Free = namedtuple("Free", "free")
@@ -126,5 +167,5 @@ def test_a_run_takes_what_was_said_within_two_hundredths(tmp_path: Path, head: s
     run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
     with Watching():
         walk(run, Weighty(run.numerics), run.begin())
-    said = disk.of(recipe, ROWS * COLUMNS, 0, "bfloat16").weights
+    said = disk.of(recipe, Numbers(ROWS * COLUMNS), 0, "bfloat16").weights
     assert said <= peak <= 1.02 * said
