@@ -11,39 +11,57 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from selfkd.backend.machine import Machine
+from selfkd.backend.memory import Training, optimiser_bytes
 from selfkd.backend.trainer.sealed import KEPT
+from selfkd.backend.trainer.trl_options import for_loss
 from selfkd.core.number_format import BYTES
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.train import TrainStep
 
 FP32 = BYTES["float32"]
+STATE = 2  # times what learns: AdamW's two moments; other optimisers keep no more
 BYTES_PER_TOKEN = 10  # of a stored answer: text and ids, compressed, with their share of the other columns
-STATE = 2  # times the weights: AdamW's two moments; other optimisers keep no more
 TWICE = 2  # an answer is stored as a sample and as a row to train on
 GB = 1e9
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """How many numbers a model has, and an adapter of rank 1 of it; None where that is not known: it then counts as a model."""
+
+    model: int
+    of_rank_1: int | None = None
+
+    def of(self, rank: int) -> int:
+        """Return those of an adapter of this rank; 0 stands for the whole model."""
+        return self.model if not rank or self.of_rank_1 is None else min(self.model, rank * self.of_rank_1)
+
+
+@dataclass(frozen=True)
 class Kept:
-    """Checkpoints that lie on disk together: root and others in fp32, copies in bf16, those being written, optimisers' states, and what an update goes on from."""
+    """Checkpoints that lie on disk together: root and others in fp32, copies in bf16, those being written, and adapters by their ranks.
+
+    `states` are those of optimisers that live on, by the rank of what they taught: 0 for all weights.
+    """
 
     whole: int
     narrow: int = 0
     written: int = 0
-    states: int = 0
-    sealed: int = 0
+    ranks: tuple[int, ...] = ()
+    states: tuple[int, ...] = ()
 
-    def bytes(self, parameters: int) -> int:
-        full = self.whole + self.written + STATE * self.states + (1 + STATE) * self.sealed
-        return FP32 * parameters * full + FP32 // 2 * parameters * self.narrow
+    def bytes(self, numbers: Numbers) -> int:
+        full = FP32 * numbers.model * (self.whole + self.written) + FP32 // 2 * numbers.model * self.narrow
+        return full + FP32 * sum(map(numbers.of, self.ranks)) + STATE * FP32 * sum(map(numbers.of, self.states))
 
     def __str__(self) -> str:
         parts = {
             "in fp32": self.whole,
             "in bf16": self.narrow,
             "being written": self.written,
-            "optimisers' states": self.states,
-            "inside the update with its optimiser": self.sealed,
+            "of adapters": len(self.ranks),
+            "optimisers' states": len(self.states),
         }
         first, *others = [f"{count} {name}" for name, count in parts.items() if count]
         return ", ".join([first.replace(" ", " checkpoint " if self.whole == 1 else " checkpoints ", 1), *others])
@@ -51,23 +69,27 @@ class Kept:
 
 @dataclass(frozen=True)
 class Disk:
-    """The peak of a run: what of its weights lies there then and in which round, and bytes of weights and of answers."""
+    """The peak of a run: what of its weights lies there then and in which round, and bytes of weights and of answers.
+
+    `update` are those of the checkpoints inside an update, where it takes long.
+    """
 
     kept: Kept
     round: int
     weights: int
     answers: int
     least: int
+    update: int = 0
 
     @property
     def peak(self) -> int:
-        return self.weights + self.answers
+        return self.weights + self.update + self.answers
 
     def text(self, more: str, free: int | None) -> str:
         """Return the peak in words, beside the bytes that are `free` where that is known; `more` is what is not counted."""
-        parts = (
-            f"{_gb(self.weights)} of weights in round {self.round} ({self.kept}), {_gb(self.answers)} of answers and rows{more}"
-        )
+        inside = f", {_gb(self.update)} of checkpoints inside its update where that takes long" if self.update else ""
+        answers = f"{_gb(self.answers)} of answers and rows{more}"
+        parts = f"{_gb(self.weights)} of weights in round {self.round} ({self.kept}){inside}, {answers}"
         return f"up to {_gb(self.peak)} at once: {parts}{self._beside(free)}"
 
     def _beside(self, free: int | None) -> str:
@@ -90,58 +112,100 @@ def _gb(size: float) -> str:
     return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 1e6:.1f} MB"
 
 
-def of(recipe: Recipe, parameters: int, made: int, dtype: str) -> Disk:
+def of(recipe: Recipe, numbers: Numbers, made: int, dtype: str, machine: Machine | None = None) -> Disk:
     """Return the most that a run of a model with so many numbers takes, which generates `made` tokens for an engine in `dtype`."""
     narrow = recipe.keep.as_ == "bf16" and dtype == "bfloat16"
-    moments = [(kept, index) for index in range(recipe.rounds + 1) for kept in _moments(recipe, index, narrow)]
-    kept, index = max(moments, key=lambda moment: moment[0].bytes(parameters))
+    moments = [
+        (kept, _update(recipe, index, numbers, machine) if trains else 0, index)
+        for index in range(recipe.rounds + 1)
+        for kept, trains in _moments(recipe, index, narrow)
+    ]
+    kept, update, index = max(moments, key=lambda moment: moment[0].bytes(numbers) + moment[1])
     trains = any(_trained(recipe, index) for index in range(recipe.rounds + 1))
     answers = BYTES_PER_TOKEN * made * (TWICE if trains else 1)
     # The root at least is written; whether it is there already, as that of another run, is not known here.
-    return Disk(kept, index, kept.bytes(parameters), answers, FP32 * parameters)
+    return Disk(kept, index, kept.bytes(numbers), answers, FP32 * numbers.model, update)
 
 
-def _trained(recipe: Recipe, index: int) -> int:
-    """Return how many checkpoints a round makes."""
-    return sum(step.trained_role() is not None for step in recipe.steps_of(index))
+def _trained(recipe: Recipe, index: int) -> list[TrainStep]:
+    """Return the steps of a round that make a checkpoint."""
+    return [step for step in recipe.steps_of(index) if isinstance(step, TrainStep)]
 
 
-def _moments(recipe: Recipe, index: int, narrow: bool) -> list[Kept]:
-    """Return what lies on disk at the end of a round before anything is taken away, and while what is left is rounded."""
+def _full(recipe: Recipe, index: int) -> int:
+    """Return how many checkpoints of full weights a round makes."""
+    return sum(step.lora is None for step in _trained(recipe, index))
+
+
+def _ranks(recipe: Recipe, index: int) -> tuple[int, ...]:
+    """Return the rank of each adapter that a round makes: of one that is laid over others, all of theirs with its own."""
+    steps = [(at, step) for at in range(index + 1) for step in _trained(recipe, at)]
+    found, stacked = [], 0
+    for at, step in steps:
+        if step.lora:
+            alone = step.continue_ or step.from_ == "base"
+            stacked = max(stacked, step.lora.r) if alone else stacked + step.lora.r
+            found += [step.lora.r if step.from_ == "base" else stacked] if at == index else []
+    return tuple(found)
+
+
+def _update(recipe: Recipe, index: int, numbers: Numbers, machine: Machine | None) -> int:
+    """Return what the checkpoints inside an update take beyond its child: KEPT and a draft, then KEPT and the child. A check makes them in any case."""
+    if machine is None or machine.backend == "fake":
+        return 0
+    made = [step for step in _trained(recipe, index) if step.check or machine.checkpoint_minutes]
+    return max((_of_update(step, numbers, machine) for step in made), default=0)
+
+
+def _of_update(step: TrainStep, numbers: Numbers, machine: Machine) -> int:
+    """Each holds what learns and what the optimiser keeps of it; one in 8 bits is not written."""
+    optimiser = {**for_loss(step.loss, machine.trainer), **step.trl}.get("optim") or Training.optimiser
+    learned = numbers.of(step.lora.r if step.lora else 0)
+    one = int((FP32 + optimiser_bytes(optimiser)) * learned)
+    return 0 if "8bit" in optimiser else max(KEPT * one, (KEPT + 1) * one - FP32 * learned)
+
+
+def _moments(recipe: Recipe, index: int, narrow: bool) -> list[tuple[Kept, bool]]:
+    """Return what lies on disk at the end of a round before anything is taken away (True: it trains), and while what is left is rounded."""
     before = _after(recipe, index - 1, narrow) if index else Kept(1)
     after = _after(recipe, index, narrow)
     # The last one to be rounded is still whole while its copy is written.
-    rounding = [Kept(after.whole + 1, after.narrow)] if after.narrow else []
+    rounding = [(replace(after, whole=after.whole + 1), False)] if after.narrow else []
+    # Beside the newest model that an update measures on its way lies the best so far.
+    twice = [step.lora is None for step in _trained(recipe, index) if step.check][:1]
+    ranks = before.ranks + _ranks(recipe, index) * (1 + (twice == [False]))
     states = _states(recipe, index - 1) + _leaving(recipe, index)
-    checked = [step.check for step in recipe.steps_of(index) if isinstance(step, TrainStep) and step.check]
-    # Beside the newest model that is measured lies the best so far; the checkpoints that are kept, and one being written.
-    more = {"written": _trained(recipe, index) + bool(checked), "sealed": (KEPT + 1) * bool(checked)}
-    return [replace(before, states=states, **more), *rounding]
+    made = replace(before, written=_full(recipe, index) + (twice == [True]), ranks=ranks, states=states)
+    return [(made, bool(_trained(recipe, index))), *rounding]
 
 
-def _leaving(recipe: Recipe, index: int) -> int:
-    """Return how many optimisers' states a round leaves beside its models."""
-    steps = recipe.steps_of(index) if index >= 0 else []
-    return sum(isinstance(step, TrainStep) and step.optimiser == "continue" for step in steps)
+def _leaving(recipe: Recipe, index: int) -> tuple[int, ...]:
+    """Return, for each optimiser's state that a round leaves beside its models, the rank of what it taught."""
+    steps = _trained(recipe, index) if index >= 0 else []
+    return tuple(step.lora.r if step.lora else 0 for step in steps if step.optimiser == "continue")
 
 
-def _states(recipe: Recipe, index: int) -> int:
-    """Return how many of them stay after a round: those of the head, and of the rounds that steps name."""
+def _states(recipe: Recipe, index: int) -> tuple[int, ...]:
+    """Return those that stay after a round: of the head, and of the rounds that steps name."""
     left = [one for one in range(index + 1) if _leaving(recipe, one)]
     used = [one for one in left[:-1] if one in _used_rounds(recipe, index)]
-    return sum(_leaving(recipe, one) for one in (*used, *left[-1:]))
+    return tuple(rank for one in (*used, *left[-1:]) for rank in _leaving(recipe, one))
 
 
 def _after(recipe: Recipe, index: int, narrow: bool) -> Kept:
     """Return what stays after a round: the root, checkpoints of rounds, those of the warm-up with round 0, and the best one."""
     rounds, used = _kept_rounds(recipe, index), _used_rounds(recipe, index)
-    trained = [one for one in rounds | used if one and _trained(recipe, one)]
-    root = {0} & (rounds | used)
-    warm = _trained(recipe, 0) if root else 0
+    trained = [one for one in rounds | used if one and _full(recipe, one)]
+    ranks = [made[-1] for one in sorted(rounds | used) if (made := _ranks(recipe, one))]
     best, is_used = _best(recipe, rounds | used, index)
+    if best and _ranks(recipe, index):
+        best, ranks = 0, [*ranks, _ranks(recipe, index)[-1]]
+    root = {0} if ranks else {0} & (rounds | used)  # an adapter needs what lies beneath it
+    warm = _full(recipe, 0) if root else 0
     whole = sum(one == index or one in used for one in trained) + (warm if 0 in used or not index else 0) + best * is_used
     every = len(trained) + warm + best
-    return Kept(len(root) + whole, every - whole) if narrow else Kept(len(root) + every)
+    kept = Kept(len(root) + whole, every - whole) if narrow else Kept(len(root) + every)
+    return replace(kept, ranks=tuple(ranks))
 
 
 def _kept_rounds(recipe: Recipe, index: int) -> set[int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from selfkd.backend.machine import SLOW, Machine, chosen_generator
+from selfkd.backend.memory import adapter
 from selfkd.backend.model_sizes import Sizes, Unknown, parameters, sizes_of
 from selfkd.core.accelerator import accelerator
 from selfkd.core.yamlfile import Problems
@@ -69,17 +70,20 @@ def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = N
     weights = found.parameters if isinstance(found, Sizes) else parameters(recipe.model_source()["path"])
     memory, problems = _memory(recipe, machine, found, _lengths(recipe, prompt_tokens, longest))
     room = disk.free(folder) if folder else None
-    taken = _disk(recipe, machine, rounds, weights)
+    taken = _disk(recipe, machine, rounds, weights, found)
     problems += [taken.problem(room, folder)] if taken and taken.problem(room, folder) else []
-    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory, room, known)], problems)
+    return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory, taken, room, known)], problems)
 
 
-def _disk(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None) -> disk.Disk | None:
+def _disk(
+    recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: int | None, found: Sizes | Unknown
+) -> disk.Disk | None:
     """Return what the run takes on disk; None where the size of the model is not known."""
     if weights is None:
         return None
     dtype = fit.words_of(machine, fit.Place.of(machine))["dtype"]
-    return disk.of(recipe, weights, _total(rounds, "made"), dtype)
+    numbers = disk.Numbers(weights, adapter(found, 1) if isinstance(found, Sizes) else None)
+    return disk.of(recipe, numbers, _total(rounds, "made"), dtype, machine)
 
 
 def size(recipe: Recipe, split: str) -> int | None:
@@ -161,6 +165,7 @@ def _whole(
     rounds: list[list[Cost]],
     weights: int | None,
     memory: list[tuple[str, str]],
+    taken: disk.Disk | None,
     room: int | None,
     known: Pace | None,
 ) -> list[tuple[str, str]]:
@@ -168,7 +173,6 @@ def _whole(
     unknown = any(None in (cost.made, cost.learned) for round_costs in rounds for cost in round_costs)
     more = ", and what is marked with ?" if unknown else ""
     lines = [("all rounds", f"{made:,} tokens made, {learned:,} tokens learned{more}")]
-    taken = _disk(recipe, machine, rounds, weights)
     if weights is None or taken is None:
         missing = ready.missing_model(recipe)
         unknown_yet = "unknown until the model is here" + (f": {missing}" if missing else "")

@@ -462,6 +462,39 @@ def test_ranks_divide_the_same_steps(ranks):
         assert sorted(name for part in parts for name in part[number]) == sorted(rows[i].id for i in step)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "accumulation", "tokens"),
+    [(1, 8, [10]), (2, 4, [10, 2]), (3, 3, [10, 2, 2])],  # the row, and what keeps a rank in step that has none
+)
+def test_a_step_with_one_row_computes_no_other_ones(ranks, accumulation, tokens):
+    split, rows = batches.Share(8, ranks, accumulation, 1), plain(lengths=(2, 8))[1:]
+    feeds = [
+        batches.Feed([batches.Row("row", 1.0, rows[0].prompt, rows[0].chosen)], split, 7, rank, list) for rank in range(ranks)
+    ]
+    made = [[sum(len(entry["input_ids"]) for entry in part) for part in feed] for feed in feeds]
+    assert [len(feed) for feed in feeds] == [1] * ranks and made == [[count] for count in tokens]
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_a_last_step_without_the_rows_that_are_not_there_ends_on_the_same_bits(start, tmp_path, monkeypatch, loss):
+    """9 rows in steps of 6: the last one has three rows, and had three micro-batches of nothing behind them."""
+    trl = {**FAST, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 6, "num_train_epochs": 2}
+    rows, lengths = write_rows(tmp_path, 9), []
+    inner = batches.Feed._records
+
+    def look(self: Any, part: list[int], *more: Any) -> list[dict[str, Any]]:
+        lengths.append(len(part))
+        return inner(self, part, *more)
+
+    monkeypatch.setattr(batches.Feed, "_records", look)
+    now = update(start, rows, tmp_path / "now", loss, trl=trl)
+    assert lengths == [1] * 18 and now.metrics["steps"] == 4 and now.metrics["epochs"] == 2
+    monkeypatch.setattr(batches.Feed, "_turns", lambda self, rows: 6 if rows else 0)
+    before = update(start, rows, tmp_path / "before", loss, trl=trl)
+    assert lengths.count(0) == 6 and before.metrics["loss_last"] == now.metrics["loss_last"]
+    assert digest.weights(now.folder) == digest.weights(before.folder)
+
+
 def test_what_divides_evenly_is_divided_as_it_always_was():
     assert batches.share(8, 2, 2) == batches.Share(16, 2, 2, 4)
     assert batches.share(3, 4, 2) == batches.Share(12, 2, 2, 3)

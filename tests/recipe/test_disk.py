@@ -16,7 +16,7 @@ from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.errors import UsageError
 from selfkd.recipe import disk
-from selfkd.recipe.disk import Kept
+from selfkd.recipe.disk import Kept, Numbers
 from selfkd.recipe.plan import plan
 from selfkd.recipe.schema import Recipe
 
@@ -29,7 +29,7 @@ FROM_BASE = RECIPE.replace("{loss: sft}", "{loss: sft, from: base}")
 
 
 def of(folder: Path, head: str, text: str = RECIPE, dtype: str = "bfloat16") -> disk.Disk:
-    return disk.of(made(folder, head, text), 1000, 0, dtype)
+    return disk.of(made(folder, head, text), Numbers(1000, 10), 0, dtype)
 
 
 def made(folder: Path, head: str, text: str = RECIPE) -> Recipe:
@@ -47,8 +47,13 @@ def made(folder: Path, head: str, text: str = RECIPE) -> Recipe:
         ("9\nkeep: {last: 0, base: false, best: false}", FROM_BASE, Kept(2, written=1), 12000),  # and the base that steps name
         ("9" + BEST, RECIPE, Kept(4, written=1), 20000),  # the best round may be an older one
         ("9", TWO, Kept(3, written=2), 20000),
-        ("9", LIVES_ON, Kept(3, written=1, states=2), 32000),  # the head's and the one that is written: twice the weights each
-        ("1", CHECKED, Kept(1, written=2, sealed=3), 48000),  # the best so far, and the checkpoints with AdamW's moments
+        (
+            "9",
+            LIVES_ON,
+            Kept(3, written=1, states=(0, 0)),
+            32000,
+        ),  # the head's and the one that is written: twice the weights each
+        ("1", CHECKED, Kept(1, written=2), 12000),  # the root, the best so far, and the newest one
         ("1", WARM, Kept(2, written=1), 12000),  # the root and what the warm-up made of it
         ("9\nkeep: {last: 4, as: bf16}", RECIPE, Kept(3, 3), 18000),  # 4 x 3 + 2 x 3: one of them is whole while it is rounded
         ("9\nkeep: {last: 2, as: bf16}", RECIPE, Kept(3, 1), 14000),
@@ -60,15 +65,69 @@ def test_the_weights_that_lie_there_at_once(tmp_path: Path, head: str, text: str
     assert (found.kept, found.weights) == (kept, bytes)
 
 
+LORA = RECIPE.replace("{loss: sft}", "{loss: sft, lora: {r: 4}}")
+ON = RECIPE.replace("{loss: sft}", "{loss: sft, lora: {r: 4}, continue: true}")
+ANEW = RECIPE.replace("{loss: sft}", "{loss: sft, lora: {r: 4}, from: base}")
+
+
+@pytest.mark.parametrize(
+    ("head", "text", "kept", "bytes"),
+    [
+        ("1", LORA, Kept(1, ranks=(4,)), 4 * (1000 + 40)),  # the root, and an adapter of rank 4 at 10 numbers a rank
+        ("3", LORA, Kept(1, ranks=(4, 8, 12)), 4 * (1000 + 240)),  # each is laid over those before it
+        ("9", ON, Kept(1, ranks=(4, 4, 4)), 4 * (1000 + 120)),
+        ("9", ANEW, Kept(1, ranks=(4, 4, 4)), 4 * (1000 + 120)),
+        ("9\nkeep: {last: 1, base: false, best: false}", ON, Kept(1, ranks=(4, 4)), 4 * (1000 + 80)),  # the root lies beneath
+        (
+            "9",
+            ON.replace("continue: true", "continue: true, optimiser: continue"),
+            Kept(1, ranks=(4, 4, 4), states=(4, 4)),
+            4 * (1000 + 120 + 160),
+        ),
+        (
+            "1",
+            ON.replace("continue: true", "check: {every: 2, metric: dev/last_number}"),
+            Kept(1, ranks=(4, 4)),
+            4 * (1000 + 80),
+        ),
+        ("3" + BEST, ON, Kept(1, ranks=(4, 4, 4)), 4 * (1000 + 120)),
+        ("9\nkeep: {last: 4, as: bf16}", ON, Kept(1, ranks=(4,) * 5), 4 * (1000 + 200)),  # adapters stay as they are
+    ],
+)
+def test_an_adapter_counts_as_one_and_its_base_once(tmp_path: Path, head: str, text: str, kept: Kept, bytes: int) -> None:
+    found = of(tmp_path, head, text)
+    assert (found.kept, found.weights) == (kept, bytes)
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes", "bytes"),
+    [
+        (RECIPE, 10, 3 * 12 * 1000 - 4 * 1000),  # two and a draft, of 12 bytes a number: AdamW's two beside the weights
+        (RECIPE, 0, 0),
+        (CHECKED, 0, 3 * 12 * 1000 - 4 * 1000),  # a check goes on from one in any case
+        (RECIPE.replace("{loss: sft}", "{loss: sft, trl: {optim: sgd}}"), 10, 2 * 4 * 1000),  # then two, beside the child
+        (RECIPE.replace("{loss: sft}", "{loss: sft, trl: {optim: adamw_bnb_8bit}}"), 10, 0),  # is never written
+        (ON, 10, (3 * 12 - 4) * 40),  # of the adapter alone
+    ],
+)
+def test_the_checkpoints_of_a_long_update_lie_beside_what_is_kept(
+    tmp_path: Path, text: str, minutes: float, bytes: int
+) -> None:
+    machine = Machine(backend="local", checkpoint_minutes=minutes)
+    found = disk.of(made(tmp_path, "2", text), Numbers(1000, 10), 0, "bfloat16", machine)
+    assert found.update == bytes and found.peak == found.weights + bytes
+    assert ("of checkpoints inside its update where that takes long" in found.text("", None)) == bool(bytes)
+
+
 def test_an_engine_in_float32_keeps_all_in_fp32(tmp_path: Path) -> None:
     assert of(tmp_path, "9\nkeep: {last: 4, as: bf16}", dtype="float32").kept == Kept(5, written=1)
 
 
 def test_answers_are_stored_once_as_samples_and_once_as_rows(tmp_path: Path) -> None:
     recipe = made(tmp_path, "2")
-    assert disk.of(recipe, 1000, 300, "bfloat16").answers == 300 * 10 * 2
+    assert disk.of(recipe, Numbers(1000), 300, "bfloat16").answers == 300 * 10 * 2
     only = made(tmp_path, "2", RECIPE.replace("  - train: {loss: sft}\n", ""))
-    assert disk.of(only, 1000, 300, "bfloat16").answers == 300 * 10
+    assert disk.of(only, Numbers(1000), 300, "bfloat16").answers == 300 * 10
 
 
 Free = namedtuple("Free", "free")
@@ -130,5 +189,5 @@ def test_a_run_takes_what_was_said_within_two_hundredths(tmp_path: Path, head: s
     run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
     with Watching():
         walk(run, Weighty(run.numerics), run.begin())
-    said = disk.of(recipe, ROWS * COLUMNS, 0, "bfloat16").weights
+    said = disk.of(recipe, Numbers(ROWS * COLUMNS), 0, "bfloat16").weights
     assert said <= peak <= 1.02 * said

@@ -189,7 +189,8 @@ class Feed:
     """What the trainer iterates over: this rank's micro-batches, collated, one epoch per iteration.
 
     A micro-batch carries `scale` where TRL's plain mean would be wrong: rows of unequal weight, or pairs that do not divide
-    evenly. A rank without rows in a step gets one row of scale 0, so that all ranks take part in every exchange.
+    evenly. A last step with fewer rows has fewer micro-batches. A rank without rows in one that others have rows in gets the first
+    tokens of a row, of scale 0, so that all ranks take part in every exchange.
     """
 
     def __init__(self, rows: Sequence[Row], split: Share, seed: int, rank: int, collate: Callable[[list[dict[str, Any]]], Any]):
@@ -198,7 +199,13 @@ class Feed:
         self.skipped = 0
 
     def __len__(self) -> int:
-        return -(-len(self.dataset) // self.split.rows) * self.split.accumulation
+        whole, rest = divmod(len(self.dataset), self.split.rows)
+        return whole * self.split.accumulation + self._turns(rest)
+
+    def _turns(self, rows: int) -> int:
+        """Return how many micro-batches a step of so many rows has on each rank: no more than one of them has rows for."""
+        whole = rows == self.split.rows  # the trainer counts on as many in each of these
+        return self.split.accumulation if whole else min(self.split.accumulation, -(-rows // self.split.ranks))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -216,7 +223,7 @@ class Feed:
         for batch in self.steps(self.epoch)[self.skipped :]:
             parts = micro_batches(batch, self.split)
             factors = self._factors(batch, parts)
-            for part in parts[self.rank :: self.split.ranks]:
+            for part in parts[self.rank :: self.split.ranks][: self._turns(len(batch))]:
                 yield self.collate(self._records(part, batch, max(map(len, parts)), factors))
 
     def _factors(self, batch: list[int], parts: list[list[int]]) -> dict[int, float] | None:
@@ -237,7 +244,15 @@ class Feed:
         pairs = self.dataset[batch[0]].rejected is not None
         missing = width - len(part) if pairs else int(not part)  # pairs are scored one by one: as often on every rank
         shortest = self.dataset[batch[-1]]
-        return found + [collator_record(shortest, 0.0, factors is not None)] * missing
+        filling = shortest if part else begun(shortest)
+        return found + [collator_record(filling, 0.0, factors is not None)] * missing
+
+
+def begun(row: Row) -> Row:
+    """Return the first tokens of a row: what a rank computes that has none."""
+    return replace(
+        row, prompt=row.prompt[:1], chosen=row.chosen[:1], rejected=None if row.rejected is None else row.rejected[:1]
+    )
 
 
 def collator_record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:

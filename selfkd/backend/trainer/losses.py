@@ -108,6 +108,8 @@ class _Stepwise:
         return torch.autocast(self.args.device.type, torch.bfloat16) if asked else contextlib.nullcontext()  # type: ignore[attr-defined]
 
     def training_step(self, *arguments: Any, **more: Any) -> Any:
+        # A last step with fewer rows has fewer micro-batches, and their factors are those of a whole one.
+        self.current_gradient_accumulation_steps = self.split.accumulation
         loss = super().training_step(*arguments, **more)  # type: ignore[misc]
         self.latest = loss.detach()
         return loss
