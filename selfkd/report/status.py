@@ -21,6 +21,7 @@ from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.recipe.schema import Best, Stop
 from selfkd.steps import STAGES
+from selfkd.steps.check import told
 
 COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
 State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
@@ -33,7 +34,8 @@ class RoundSummary:
 
     `accepted` and `why`: whether the next round goes on from its model, and if not, why it was rolled back. `kept` counts
     samples that no step dropped, None where the round made none. `survived` is the share of the update that the engine sees;
-    `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else.
+    `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else; `checked` what its
+    updates were measured to be on their way.
     """
 
     index: int
@@ -49,6 +51,7 @@ class RoundSummary:
     survived: float | None
     unproved: str
     moved: str = ""
+    checked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
         survived=next((swap["survived"] for swap in swaps if swap.get("survived") is not None), None),
         unproved=next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
         moved=seal.notes.get("level", "").partition(": ")[2],
+        checked=tuple(f"{commit.step}: {told(commit.checks)}" for commit in commits if commit.checks),
     )
 
 

@@ -157,6 +157,7 @@ def _notes(state: Status) -> list[Text]:
         lines.append(Text("survived: the share of the update that reaches the engine's weights", "dim"))
     lines += [Text(f"best: {state.best}")] if state.best else []
     splits = {split for summary in state.rounds for split in summary.measured}
+    lines += [Text(f"{_round_name(summary.index)}, {said}") for summary in state.rounds for said in summary.checked]
     lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
     return lines + [line for summary in state.rounds for line in _warnings(summary, summary is state.rounds[-1])]
 

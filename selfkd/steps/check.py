@@ -76,3 +76,16 @@ class Check(BaseModel):
             yield "where the update ended does not follow from its figures"
         if recorded["picked"] != self.picked(found).step:
             yield f"its figures pick the model of step {self.picked(found).step}, not of step {recorded['picked']}"
+
+
+def told(recorded: Mapping[str, Any]) -> str:
+    """Return in one line what a commit says of the checks of its update."""
+    values = {one["step"]: one["value"] for one in recorded["figures"]}
+    picked, last = recorded["picked"], max(values)
+    other = "" if picked == last else f", {_value(values[last])} at step {last}, the last of {len(values)}"
+    stopped = f"; {recorded['stopped']}" if recorded["stopped"] else ""
+    return f"the model of step {picked} was taken: {recorded['metric']} {_value(values[picked])}{other}{stopped}"
+
+
+def _value(value: float | None) -> str:
+    return "unscored" if value is None else f"{value:.3g}"

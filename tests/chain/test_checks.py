@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 from chains import RECIPE, Faults, Killed, end, go, recipe_in
+from rich.console import Console
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
@@ -17,6 +19,7 @@ from selfkd.chain.records import Commit
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage
 from selfkd.recipe.lint import look
+from selfkd.report import status, tables
 from selfkd.report.verify import verify
 from selfkd.steps.check import Check, Figure
 
@@ -277,6 +280,17 @@ def test_it_says_what_was_measured_and_where_it_goes_on(tmp_path):
         "round-001/train goes on behind its check at step 12",
         "round-001/train: checked at step 16: dev/last_number 0.6667",
     ]
+
+
+def test_status_says_which_step_was_taken_and_why_the_update_ended(undisturbed):
+    [said] = status.rounds(undisturbed[0].paths)[1].checked
+    assert said == (
+        "train: the model of step 8 was taken: dev/last_number 0.667, 0.667 at step 16, the last of 4; "
+        "dev/last_number did not improve for 2 checks"
+    )
+    to = Console(width=200, record=True, file=io.StringIO(), highlight=False)
+    tables.print_status(status.read(undisturbed[0].folder), to)
+    assert f"round 1, {said}" in to.export_text()
 
 
 # ---- verify ----
