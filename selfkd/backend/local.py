@@ -32,6 +32,7 @@ from selfkd.backend.base import (
 )
 from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
 from selfkd.backend.facts import of_trainer
+from selfkd.backend.gentle_stop import stopped_gently
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
 from selfkd.backend.probe import Earlier
@@ -109,7 +110,9 @@ class LocalBackend:
             if accelerator().on_cards:  # elsewhere an engine sleeps with its weights, and scores under them later
                 self._earlier = self._engine.before_update(start, rows, LOSSES[spec.loss].rows == "pair", spec.max_length)
             self._engine.sleep()
-            trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, on_progress)
+            with stopped_gently(spec.saves) as listen:
+                heard = listen(on_progress)
+                trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, heard)
             self._facts["trainer-0"] = of_trainer()
             return trained
 

@@ -149,7 +149,16 @@ def _layer(sizes: Sizes, how: Training) -> int:
     attention = HALF if how.bf16 and how.on_card else FP32  # on a CPU attention is computed in fp32
     norms = 4 * FP32 * sizes.hidden
     products = width * (2 * sizes.hidden + sizes.attended + sizes.inner)
-    return norms + products + attention * 2 * (sizes.attended + sizes.kept) + width * 3 * sizes.inner
+    layer = norms + products + attention * 2 * (sizes.attended + sizes.kept) + width * 3 * sizes.inner
+    return layer + (width * _given(sizes) if how.rank and not how.on_card else 0)
+
+
+def _given(sizes: Sizes) -> int:
+    """Return how wide all that gives is which an adapter adds to.
+
+    Backward needs none of it, but small tensors that it needs come to lie between: measured, a CPU's allocator holds the holes.
+    """
+    return sizes.attended + 2 * sizes.kept + 2 * sizes.hidden + 2 * sizes.inner
 
 
 def logits(sizes: Sizes, how: Training) -> int:

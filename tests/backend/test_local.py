@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,14 @@ import pytest
 from toys import NEW, NUMERICS, OLD, Sleeper, Toy, chunks_of, fetch, learn
 
 from selfkd.backend import local as local_backend
-from selfkd.backend.base import Sampling, TrainSpec
+from selfkd.backend.base import Sampling, Saves, Trained, TrainSpec
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import Machine
+from selfkd.backend.trainer import sealed
+from selfkd.backend.trainer.sealed import STOP
 from selfkd.core.accelerator import GIB, Accelerator, Card
 from selfkd.core.pool import Model
-from selfkd.errors import UsageError
+from selfkd.errors import Stopped, UsageError
 
 
 def test_the_local_backend_answers_and_trains_in_this_process(tmp_path: Path) -> None:
@@ -41,6 +45,59 @@ def test_on_a_card_the_local_engine_scores_before_it_sleeps_and_wakes_with_that(
     list(local.generate(NEW, chunks_of(tmp_path, "answer"), Sampling()))
     assert local.swap_notes()["proved"] == "scored under 0000"
     local.close()
+
+
+def slow(start: Model, reference: Any, rows: Any, spec: TrainSpec, out: Path, numerics: Any, on_progress: Any) -> Trained:
+    """A trainer that is sent a signal in its second step, twice where it is told so, and looks for the wish to stop behind each."""
+    for step in range(1, 4):
+        for _ in range(spec.trl["signals"] if step == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)  # the rest of the step
+        on_progress({"step": step, "steps": 3, "loss": 0.5, "tokens": 9, "seconds": 0.1})
+        if (spec.saves.folder / STOP).exists():
+            (spec.saves.folder / f"sealed at {step}").touch()
+            raise Stopped("stopped on request")
+    return Trained(out, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("signals", "worth", "patience", "minutes", "left"),
+    [
+        (1, 0.0, 60.0, 10, ["sealed at 2", "stop"]),
+        (2, 0.0, 60.0, 10, ["stop"]),  # the second one waits for nothing
+        (1, 0.0, 0.01, 10, ["stop"]),  # the step takes too long
+        (1, 60.0, 60.0, 10, []),  # what was done is done again sooner
+        (1, 0.0, 60.0, 0, []),
+    ],
+)
+def test_a_stop_seals_the_step_at_hand(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signals: int,
+    worth: float,
+    patience: float,
+    minutes: float,
+    left: list[str],
+) -> None:
+    """Who drives the run puts its own handler in place at each step, as `selfkd run` does."""
+    monkeypatch.setattr(sealed, "WORTH_SECONDS", worth)
+    monkeypatch.setattr(sealed, "STOP_SECONDS", patience)
+
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped("stopped on request")
+
+    local = LocalBackend(Machine(backend="local"), NUMERICS, tmp_path, engine=Toy, trainer=slow, loader=fetch)
+    (tmp_path / "update").mkdir()
+    spec = TrainSpec("sft", 1, saves=Saves(tmp_path / "update", "key", minutes), trl={"signals": signals})
+    monkeypatch.setattr(local._engine, "sleep", lambda: None)
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        with pytest.raises(Stopped):
+            local.train(OLD, None, [], spec, tmp_path / "out", lambda progress: signal.signal(signal.SIGINT, stop))
+        assert signal.getsignal(signal.SIGINT) is stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert sorted(path.name for path in (tmp_path / "update").iterdir()) == left
 
 
 def test_weights_of_another_kind_get_an_engine_of_their_own(tmp_path: Path) -> None:

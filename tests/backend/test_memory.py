@@ -56,6 +56,15 @@ def test_what_a_layer_keeps_of_a_token() -> None:
     assert activations(SMALL, replace(PLAIN, checkpointing=True)) == 20 * (2 * 4 * 64 + each)
 
 
+@pytest.mark.parametrize(("bf16", "width"), [(False, 4), (True, 2)])
+def test_on_a_cpu_what_an_adapter_adds_to_is_held_too(bf16: bool, width: int) -> None:
+    """Queries 128, keys and values 64 each, what attention gives 64, gate and partner 128 each, and what the block gives 64."""
+    alone = replace(PLAIN, bf16=bf16, on_card=False)
+    adapted = activations(SMALL, replace(alone, rank=1)) - activations(SMALL, alone)
+    assert adapted == 2 * 20 * width * (128 + 2 * 64 + 64 + 2 * 128 + 64)
+    assert activations(SMALL, replace(PLAIN, rank=1)) == activations(SMALL, PLAIN)  # a card's allocator reuses them
+
+
 def test_logits_are_whole_on_a_cpu_until_they_are_many_and_tiled_else() -> None:
     assert logits(SMALL, replace(PLAIN, on_card=False)) == 2 * 4 * (2 * 4) * 100
     large = replace(SMALL, vocabulary=100_000)

@@ -26,7 +26,6 @@ from selfkd.errors import BackendError, SelfkdError, Stopped
 FETCH_SECONDS = 60.0  # an answer that is ready is a few kilobytes
 BLAME_SECONDS = 10.0  # a rank whose neighbour died fails first; this long until Ray says who died
 MOST_DEATHS = 2  # so many of a process of the group, without a checkpoint of the update between them, stop the run
-STOP_SECONDS = 60.0  # for the step at hand and its checkpoint, where a stop was asked for; a second one waits for nothing
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _ended_gently(saves: Saves | None) -> Iterator[list[Any]]:
     except (Stopped, KeyboardInterrupt):
         if flag and saves and saves.minutes and time.monotonic() - began >= sealed.WORTH_SECONDS:
             flag.touch()
-            ray.wait(calls, num_returns=len(calls), timeout=STOP_SECONDS)
+            ray.wait(calls, num_returns=len(calls), timeout=sealed.STOP_SECONDS)
         raise
 
 

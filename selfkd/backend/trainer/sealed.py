@@ -19,6 +19,7 @@ SEAL = "seal.json"
 DRAFT = "draft"
 STOP = "stop"  # a file of this name asks the ranks to end behind the step that they are at
 WORTH_SECONDS = 30.0  # of work that is sooner made again than a checkpoint written at a stop
+STOP_SECONDS = 60.0  # for the step at hand and its checkpoint, where a stop was asked for; a second one waits for nothing
 KEPT = 2  # the newest, and the one before it, where the disk has damaged that one
 
 
