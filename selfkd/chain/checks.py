@@ -28,7 +28,7 @@ from selfkd.steps.check import Check, Figure, measures
 TRAINED = "trained.json"  # what the trainer said of a model, beside it
 MODEL = "model"
 Train = Callable[[int, Path], Trained]  # up to an optimiser step, into a folder
-Measure = Callable[[Path, str], float | None]  # the model in a folder, which has this digest
+Measure = Callable[[Path, str], tuple[float | None, int]]  # the model in a folder, which has this digest; with the tokens it generated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,12 @@ class CheckRecord(Record):
     step: int
     value: float | None
     model: str
+    tokens: int
     whole: bool
 
     @property
     def figure(self) -> Figure:
-        return Figure(self.step, self.value, self.model)
+        return Figure(self.step, self.value, self.model, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,9 @@ class CheckedUpdate:
         if not _is_sound(place):
             self._segment(until, place)
         made = _said(place)
-        value = self.measure(place / MODEL, made["model"])
-        record = CheckRecord(until=until, step=made["step"], value=value, model=made["model"], whole=made["whole"])
+        value, tokens = self.measure(place / MODEL, made["model"])
+        told = {"step": made["step"], "model": made["model"], "whole": made["whole"]}
+        record = CheckRecord(until=until, value=value, tokens=tokens, **told)
         records.write(self._record(until), record, self.paths.tmp)
         self._tell(record, before)
         return record

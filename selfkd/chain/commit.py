@@ -203,7 +203,12 @@ def pool_of(paths: Paths, commit: Commit) -> Pool:
 
 
 def generated_tokens(paths: Paths, commit: Commit) -> int:
-    """Return how many tokens a model generated in a step: those of its samples. What `replay` copies was counted when it was made."""
+    """Return how many tokens a model generated in a step: those of its samples, and those of checks inside an update.
+
+    What `replay` copies was counted when it was made.
+    """
+    if commit.checks:
+        return sum(int(one["tokens"]) for one in commit.checks["figures"])
     asks = commit.verb in VERBS and VERBS[commit.verb].stage in ("generate", "measure")
     if not asks or "samples" not in commit.tables:
         return 0

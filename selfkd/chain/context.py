@@ -239,14 +239,18 @@ class StepContext:
         role = self.place.step.trained_role() or ""
         return Model(role, "", "", "adapter", start.base or start.path) if spec.lora else Model(role, "", "")
 
-    def _measured(self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str) -> float | None:
-        """Return what the measure step at `place` says of a model that is not committed, such as `like`; its answers stay outside the pool."""
-        role = like.role
+    def _measured(
+        self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str
+    ) -> tuple[float | None, int]:
+        """Return what the measure step at `place` says of a model that is not committed, such as `like`, and the tokens that it generated.
+
+        Its answers stay outside the pool.
+        """
         model = replace(like, path=self.run.paths.relative(folder), digest=weights)
-        pool = Pool(models={**self.pool.models, role: model})
+        pool = Pool(models={**self.pool.models, like.role: model})
         inside = replace(self, place=place, pool=pool, head_start=HeadStart(0), notes={})
-        value: float | None = place.step.run(pool, inside).metrics[metric]
-        return value
+        found = place.step.run(pool, inside).metrics
+        return found[metric], int(found[f"{metric.partition('/')[0]}/tokens"])
 
     def _state_of(self, start: Model) -> OptimiserState | None:
         """Return with which optimiser's state an update goes on (None: it begins with an empty one), and say so."""

@@ -17,11 +17,15 @@ def measures(step: Any, role: str) -> bool:
 
 
 class Figure(NamedTuple):
-    """What was measured of the model as it was at an optimiser step; the value is None where nothing of it could be scored."""
+    """What was measured of the model as it was at an optimiser step, which generated so many tokens for it.
+
+    The value is None where nothing of it could be scored.
+    """
 
     step: int
     value: float | None
     model: str
+    tokens: int = 0
 
 
 class Check(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,4 +217,3 @@ def test_what_two_ranks_left_divided_one_goes_on_with_whole(start, tmp_path):
     anew = update(as_model(tmp_path / "one"), rows, tmp_path / "anew", trl=STEADY)
     assert apart(alone.folder, tmp_path / "two", tmp_path / "one") < 1e-3  # by rounding
     assert apart(anew.folder, tmp_path / "two", tmp_path / "one") > 0.1
-    shutil.rmtree(tmp_path / "one-state")

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
+from selfkd.chain.commit import generated_tokens
 from selfkd.chain.loop import walk
 from selfkd.chain.records import Commit
 from selfkd.chain.run import Run
@@ -85,6 +86,10 @@ def test_it_ends_after_so_many_checks_without_a_better_value_and_leaves_the_earl
     assert made(run).models["policy"].digest == found["figures"][1]["model"]
     assert made(run).notes["train"]["steps"] == 8
     assert run.sealed()[1].metrics["dev/last_number"] == 4 / 6
+    tokens = [one["tokens"] for one in found["figures"]]
+    assert min(tokens) > 0 and tokens[1] == run.sealed()[1].metrics["dev/tokens"]
+    sampled, measured = (generated_tokens(run.paths, run.made(1)[step]) for step in ("sample", "measure"))
+    assert run.spent([run.sealed()[1]]) == sampled + measured + sum(tokens)  # which `stop: {tokens: …}` counts
     assert not run.paths.updates.exists() and verify(run.folder).problems == []
 
 
