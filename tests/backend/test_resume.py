@@ -214,6 +214,30 @@ def wider_together(rank: int, join: Callable[[], None], start: Model, folder: Pa
         return None
 
 
+def several_together(rank: int, join: Callable[[], None], start: Model, folder: Path, place: Path, loss: str) -> Any:
+    """One of several ranks: an update whole, one that every rank leaves at its fifth step, and its continuation."""
+    import torch
+
+    join()
+    trl = {**CURVED, "per_device_train_batch_size": 4, "num_train_epochs": 4}
+    for name, more in (("whole", {}), ("begun", {"on_progress": stopped_at(5)}), ("went on", {})):
+        kept = {} if name == "whole" else {"saves": saves(place / "update")}
+        with suppress(Enough):
+            done = update(start, [folder / "rows.parquet"], place / name, loss, trl=trl, **kept, **more)
+        torch.distributed.barrier()
+    return done.metrics
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("ranks", "loss"), [(3, "sft"), (4, "sft"), (3, "dpo")])
+def test_three_and_more_ranks_go_on_to_the_same_bits_though_they_lay_out_anew_what_they_exchange(
+    start, folder, tmp_path, ranks, loss
+):
+    metrics = on_ranks(ranks, several_together, start, folder, tmp_path, loss)[0]
+    assert metrics["continued_at"] == [4]
+    assert digest.weights(tmp_path / "went on") == digest.weights(tmp_path / "whole")
+
+
 def test_what_the_first_ranks_computed_with_is_told_where_others_go_on(start, folder, tmp_path, monkeypatch):
     from selfkd.backend.facts import of_trainer
     from selfkd.backend.trainer import update as module

@@ -85,7 +85,21 @@ class _Stepwise:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
+            self._settle_buckets()
             self.resumption.put_back(self)
+
+    def _settle_buckets(self) -> None:
+        """Have ranks lay out what they exchange as they did behind their first step: three and more add up in the order in which it lies.
+
+        torch does so once it has seen the gradients of a step; here of one that is thrown away, before anything is put back.
+        """
+        model = self.model_wrapped  # type: ignore[attr-defined]
+        if self.split.ranks > 2 and isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            feed = self.get_train_dataloader()
+            inputs, items = self.get_batch_samples(iter(feed), 1, self.args.device)  # type: ignore[attr-defined]
+            self.training_step(model, inputs[0], items)
+            model.zero_grad()
+            self._metrics["train"].clear()  # type: ignore[attr-defined]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
