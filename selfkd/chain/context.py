@@ -244,11 +244,13 @@ class StepContext:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         return self.run.function(reference, params)
 
-    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
+    def template(
+        self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
+    ) -> Render:
         template = self.run.template(reference)
 
-        def render(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
-            return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of))
+        def render(prompt: Row, messages: Messages, of: Row | None = None, **more: Any) -> Messages:
+            return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of, **more))
 
         return render
 

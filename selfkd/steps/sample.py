@@ -77,7 +77,8 @@ class SampleStep(Step):
             yield "max_tokens", problem
 
     def adds(self, seen: Outlook) -> None:
-        seen.add_streams([self.as_])
+        about = seen.most_answers(self.of) if self.of else 1
+        seen.add_streams([self.as_], None if about is None else about * self.n)
 
     def cost(self, forecast: Forecast) -> Cost:
         asked = times(forecast.samples(self.of) if self.of else forecast.prompts, self.n)
