@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import io
 
 import polars as pl
 import pytest
@@ -10,11 +11,15 @@ from chains import Faults, Killed, end, go, recipe_in
 from hypothesis import given
 from hypothesis import strategies as st
 from judges import ANSWERS, HEAD, of_length, scripted, table
+from rich.console import Console
 
 from selfkd.chain.run import Run
 from selfkd.core import views
 from selfkd.core.pool import Pool, shape
 from selfkd.errors import RewardError
+from selfkd.report import rows, status
+from selfkd.report.panels import print_rows
+from selfkd.report.tables import print_rounds
 from selfkd.report.verify import verify
 from selfkd.steps import ask, canaries, judge, judged
 from selfkd.steps.ask import ring
@@ -414,3 +419,24 @@ def test_chunks_answered_in_another_order_end_on_the_same_digest(undisturbed, tm
     backend.reverse = True
     recipe = recipe_in(tmp_path, HEAD + "steps:\n" + SAMPLE + KILLED, "rounds=1")
     assert end(go(recipe, tmp_path / "run", backend)) == undisturbed[0]
+
+
+# ---- what a reader sees ----
+
+
+def test_show_prints_a_judgment_with_what_it_judges_and_status_says_what_the_judge_is_worth(tmp_path):
+    run = run_of(tmp_path, f"  - judge: {{template: {ONE}, highest: 5}}\n  - train: sft\n", of_length)
+    out = io.StringIO()
+    to = Console(file=out, width=200)
+    print_rows(rows.samples(run.folder, where="stream = 'judgments'", n=1), to)
+    print_rows(rows.samples(run.folder, where="stream = 'judgments-canaries'", n=1), to)
+    [first] = rows.samples(run.folder, where="stream = 'judgments'", n=1).first["parents"].to_list()
+    print_rounds(status.read(run.folder), to)
+    said = out.getvalue()
+    assert f"judges {first[0]}" in said and "It has " in said and "Mark this: <<" in said and "held out" not in said
+    assert "dropped by judge: a canary (" in said
+    assert "round 1: judge: " in said and "unread 0" in said and "canary_injected 5" in said
+    assert (
+        "round-001/judge: the judge gives an answer that tells it the verdict as much as the median of real ones (5 against"
+        in said
+    )
