@@ -73,6 +73,8 @@ class SampleStep(Step):
             yield "", f"{asked}: put the replay step behind this one"
         if problem := seen.stream_problem(self.of, needs_samples=False):
             yield "of", problem
+        if self.as_ in seen.aside:
+            yield "as", f"the stream '{self.as_}' holds judgments, and answers are kept apart from them: name it otherwise (as)"
         if problem := seen.room_problem(self.max_tokens):
             yield "max_tokens", problem
 
