@@ -176,6 +176,37 @@ class Draws:
         self.scores += [words["as"]] if "as" in words else self.named(words["reward"])
         return {"score": words}
 
+    def judge(self) -> dict[str, Any]:
+        """Marks, criteria or pairs; the fake's answers hold numbers, so that some marks are read and no letter or word is."""
+        more = self.some(
+            n=lambda: 2,
+            of=self.stream,
+            where=self.condition,
+            model=self.model,
+            canaries=lambda: self.one(0, 1),
+            max_tokens=lambda: self.one(8, 64),
+            as_=lambda: self.one("judgments", "other", *STREAMS[:1]) if self.wild() else "judgments",
+        )
+        kind = self.one("mark", "mark", "wins", "met")
+        self.scores.append(kind)
+        self.streams += ["judgments"] if self.chance(20) else []
+        if kind == "mark":
+            highest = self.one(5, 100, 10**6, 0) if self.wild() else self.one(100, 10**6)
+            return {"judge": {"template": self.one("{{ prompt }} {{ of.text }}", "{{ of.text }}"), "highest": highest, **more}}
+        if kind == "wins":
+            orders = self.one("agree", "average", "balance")
+            return {
+                "judge": {
+                    "template": "{{ of.text }} or {{ other.text }}",
+                    "pairwise": orders,
+                    **more,
+                    **self.some(pairs=lambda: 2),
+                }
+            }
+        return {
+            "judge": {"template": "{{ criterion }} {{ of.text }}", "criteria": {"brief": "Brief?", "right": "Right?"}, **more}
+        }
+
     def select(self) -> dict[str, Any]:
         if self.chance(15):
             return {
@@ -235,7 +266,7 @@ class Draws:
 
     def any_step(self) -> dict[str, Any]:
         step: dict[str, Any] = self.one(
-            self.sample, self.score, self.select, self.gold, self.replay, self.build, self.train, self.measure
+            self.sample, self.score, self.judge, self.select, self.gold, self.replay, self.build, self.train, self.measure
         )()
         return step
 
@@ -243,7 +274,14 @@ class Draws:
         """Asked, scored, selected, built, trained, measured; one or the other left out, and now and then any step between."""
         found = [self.replay()] if self.chance(15) else []
         found += [self.gold()] if self.chance(20) else []
-        for share, step in ((100, self.sample), (80, self.score), (60, self.select), (50, self.build), (80, self.train)):
+        for share, step in (
+            (100, self.sample),
+            (80, self.score),
+            (20, self.judge),
+            (60, self.select),
+            (50, self.build),
+            (80, self.train),
+        ):
             found += [self.any_step()] if self.chance(8) else []
             found += [step()] if self.chance(share) else []
         return [*found, self.measure(first=not self.wild())]

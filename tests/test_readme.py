@@ -88,8 +88,15 @@ def test_the_recipe_reference_is_that_of_the_schema():
 
 
 def test_the_public_surface_is_what_it_was_meant_to_be():
-    assert list(VERBS) == ["replay", "gold", "sample", "score", "select", "build", "train", "measure"]
-    assert sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")) == ["irpo", "quickstart", "rest-em", "spin", "star"]
+    assert list(VERBS) == ["replay", "gold", "sample", "score", "judge", "select", "build", "train", "measure"]
+    assert sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml")) == [
+        "irpo",
+        "quickstart",
+        "rest-em",
+        "self-rewarding",
+        "spin",
+        "star",
+    ]
 
 
 def test_no_file_says_where_it_was_made():

@@ -28,7 +28,9 @@ from selfkd.steps.check import Check, Figure, measures
 TRAINED = "trained.json"  # what the trainer said of a model, beside it
 MODEL = "model"
 Train = Callable[[int, Path], Trained]  # up to an optimiser step, into a folder
-Measure = Callable[[Path, str], tuple[float | None, int]]  # the model in a folder, which has this digest; with the tokens it generated
+Measure = Callable[
+    [Path, str], tuple[float | None, int]
+]  # the model in a folder, which has this digest; with the tokens it generated
 
 
 @dataclass(frozen=True, kw_only=True)

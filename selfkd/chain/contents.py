@@ -123,13 +123,14 @@ def _light(paths: Paths, table: str, commits: Sequence[Commit]) -> pl.DataFrame:
 
 
 def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:
-    """Add `kept` (null for a held-out answer), and `why`: the first step that dropped the sample or its prompt, with the reason."""
+    """Add `kept` (null for a held-out answer and for a judgment), and `why`: the first step that dropped the sample or its prompt, with the reason."""
     drops = pool.drops.with_columns(why=pl.format("{}: {}", "step", "reason"))
     own = drops.filter(pl.col("stream").is_not_null()).group_by("id", maintain_order=True).agg(pl.col("why").first())
     prompts = drops.filter(pl.col("stream").is_null()).group_by("id", maintain_order=True).agg(prompt_why=pl.col("why").first())
     marked = view.join(own, on="id", how="left").join(prompts.rename({"id": "prompt"}), on="prompt", how="left")
     marked = marked.with_columns(why=pl.coalesce("why", "prompt_why")).drop("prompt_why")
-    return marked.with_columns(kept=pl.lit(None, pl.Boolean) if outside else pl.col("why").is_null())
+    kept = pl.when(pl.col("aside").fill_null(False)).then(None).otherwise(pl.col("why").is_null())
+    return marked.with_columns(kept=pl.lit(None, pl.Boolean) if outside else kept)
 
 
 def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> pl.DataFrame:

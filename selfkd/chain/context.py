@@ -239,9 +239,7 @@ class StepContext:
         role = self.place.step.trained_role() or ""
         return Model(role, "", "", "adapter", start.base or start.path) if spec.lora else Model(role, "", "")
 
-    def _measured(
-        self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str
-    ) -> tuple[float | None, int]:
+    def _measured(self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str) -> tuple[float | None, int]:
         """Return what the measure step at `place` says of a model that is not committed, such as `like`, and the tokens that it generated.
 
         Its answers stay outside the pool.
@@ -291,11 +289,13 @@ class StepContext:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         return self.run.function(reference, params)
 
-    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
+    def template(
+        self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
+    ) -> Render:
         template = self.run.template(reference)
 
-        def render(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
-            return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of))
+        def render(prompt: Row, messages: Messages, of: Row | None = None, **more: Any) -> Messages:
+            return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of, **more))
 
         return render
 

@@ -23,6 +23,7 @@ from selfkd.rewards.contract import CONTRACT
 from selfkd.rewards.find import definition, find_function, required
 
 DRY_PROMPTS = 8
+THOUGHT = "Let me think"  # how a stand-in answer begins
 KEPT_NOTHING = "the dry run kept nothing to train on (its stand-in answers may not be in the form that the rewards want)"
 
 
@@ -108,10 +109,14 @@ def knowing(recipe: Recipe) -> Any:
         templates.text_of(row["messages"]): row["answer"] or "42" for frame in frames for row in frame.iter_rows(named=True)
     }
 
+    forms = [step for line in all_lines(recipe) if (step := line.at(1)).stand_in(0)]
+
     def answer(messages: list[dict[str, str]], seed: int, skill: float) -> str:
         asked = " ".join(message["content"] for message in messages)
+        if forms and THOUGHT in asked:  # it is shown an answer, so it is asked about that
+            return "\n".join(step.stand_in(seed + at) for at, step in enumerate(forms))
         gold = next((gold for text, gold in known.items() if text in asked), "42")
         said = gold if digest.uniform("skill", seed) < skill else f"{gold}{1 + seed % 9}"
-        return f"Let me think ({seed % 97}).\n#### {said}\nAnswer: {said}"
+        return f"{THOUGHT} ({seed % 97}).\n#### {said}\nAnswer: {said}"
 
     return answer

@@ -24,6 +24,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "prompts": {"id": pl.String, "source": pl.String, "answer": pl.String, "messages": MESSAGES, "meta": pl.String},
     # teacher_messages is what the teacher saw; prompt is what the student sees. token_ids end where the text ends. logprob is the sum
     # over them: null where it was not asked for, or where a stop string began inside a token, so that its rest was never drawn.
+    # aside is true for what is used only where its stream is named, as a judgment is; it is no answer to its prompt. Null elsewhere.
     "samples": {
         "id": pl.String,
         "prompt": pl.String,
@@ -37,11 +38,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "chars": pl.Int32,
         "tokens": pl.Int32,
         "tiebreak": pl.Float64,
+        "aside": pl.Boolean,
         "teacher_messages": MESSAGES,
         "text": pl.String,
         "token_ids": IDS,
     },
-    # value is null where the sample could not be scored, and why says so; never a quiet zero.
+    # value is null where the sample could not be scored, and why says so; never a quiet zero. A sample has one row per draw, and where
+    # it was compared with another one, versus. The score is their mean, each counting by its weight.
     "scores": {
         "sample": pl.String,
         "name": pl.String,

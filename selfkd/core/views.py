@@ -102,9 +102,14 @@ def _in_words(kind: pl.DataType) -> str:
     return {pl.String: "a text", pl.Boolean: "true or false", pl.Null: "nothing"}.get(type(kind), "a list or a structure")
 
 
+def answers(pool: Pool, stream: str | None = None) -> pl.DataFrame:
+    """The samples of a stream; without one, all but those that are aside: judgments are samples, and no answers."""
+    return pool.samples.filter(~pl.col("aside").fill_null(False) if stream is None else pl.col("stream") == stream)
+
+
 def live(pool: Pool, stream: str | None = None) -> pl.DataFrame:
-    """Samples (light columns, sorted by id) that no step dropped, whose prompt no step dropped; of one stream if named."""
-    samples = pool.samples if stream is None else pool.samples.filter(pl.col("stream") == stream)
+    """Samples (light columns, sorted by id) that no step dropped, whose prompt no step dropped; of one stream, or all `answers`."""
+    samples = answers(pool, stream)
     gone = pool.drops.filter(pl.col("stream").is_not_null()).select("id")
     prompts = pool.drops.filter(pl.col("stream").is_null()).select(prompt="id")
     return samples.join(gone, on="id", how="anti").join(prompts, on="prompt", how="anti").sort("id")
@@ -121,13 +126,21 @@ def score_names(pool: Pool) -> list[str]:
 
 
 def with_scores(samples: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-    """One column per score, the mean of its draws; null where a sample has none or could not be scored."""
+    """One column per score, the weighted mean of its draws; null where a sample has none that counts, or could not be scored."""
     for name in score_names(pool):
         values = pool.scores.filter((pl.col("name") == name) & pl.col("value").is_not_null())
-        if values["sample"].n_unique() < values.height:
-            values = values.group_by("sample").agg(mean("value"))
+        if values["sample"].n_unique() < values.height or (values["weight"] != 1.0).any():
+            values = values.group_by("sample").agg(_weighted_mean(values)).filter(pl.col("value").is_not_nan())
         samples = samples.join(values.select(pl.col("value").alias(name), id="sample"), on="id", how="left")
     return samples.sort("id")
+
+
+def _weighted_mean(values: pl.DataFrame) -> pl.Expr:
+    """The mean of `value` by `weight`; not a number where nothing has weight. Equal weights are a plain mean, digit by digit."""
+    if not (values["weight"] != 1.0).any():
+        return mean("value")
+    whole = (pl.col("value") * pl.col("weight")).sort().sum() / pl.col("weight").sort().sum()
+    return whole.clip(pl.col("value").min(), pl.col("value").max()).alias("value")  # rounding must not leave the range
 
 
 def mean(column: str) -> pl.Expr:
@@ -174,7 +187,7 @@ def pair_view(pairs: pl.DataFrame, view: pl.DataFrame, pool: Pool, *texts: str |
 
 def prompt_view(pool: Pool) -> pl.DataFrame:
     """The live prompts with `n` (samples so far) and, per score, `<score>_max`, `<score>_mean` and `<score>_n`."""
-    scored = with_scores(pool.samples, pool)
+    scored = with_scores(answers(pool), pool)
     stats = [pl.len().alias("n")]
     for name in score_names(pool):
         column = pl.col(name)
@@ -193,8 +206,9 @@ def columns(pool: Pool) -> dict[str, list[str]]:
 
 def funnel(pool: Pool) -> list[tuple[str, int]]:
     """What became of the samples: (stage or reason, count), from made to kept."""
-    rows = [("prompts", pool.prompts.height), ("samples", pool.samples.height)]
-    dropped = pool.drops.group_by("step", "reason").len().sort("step", "reason")
+    rows = [("prompts", pool.prompts.height), ("samples", answers(pool).height)]
+    aside = pool.samples.filter(pl.col("aside").fill_null(False)).select("id")
+    dropped = pool.drops.join(aside, on="id", how="anti").group_by("step", "reason").len().sort("step", "reason")
     rows += [(f"dropped by {step}: {reason}", count) for step, reason, count in dropped.iter_rows()]
     return [*rows, ("kept", live(pool).height)]
 

@@ -54,15 +54,24 @@ class Node:
 
 
 class Problems:
-    """Every problem found, none twice; `stop` raises them all as one RecipeError, in the order of the lines they stand on."""
+    """Every problem found, none twice; `stop` raises them all as one RecipeError, in the order of the lines they stand on.
+
+    `doubts` stop nothing: they are what a person should know beforehand.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.doubts: list[str] = []
 
     def add(self, where: str, label: str, text: str) -> None:
         line = f"{where}  {label}: {text}" if label else f"{where}  {text}"
         if line not in self.lines:
             self.lines.append(line)
+
+    def doubt(self, where: str, label: str, text: str) -> None:
+        line = f"{where}  {label}: {text}".lstrip()
+        if line not in self.doubts:
+            self.doubts.append(line)
 
     def ordered(self) -> list[str]:
         return sorted(self.lines, key=_place)

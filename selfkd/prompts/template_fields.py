@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,13 @@ import polars as pl
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from selfkd.core import digest
 from selfkd.core.wording import did_you_mean
-from selfkd.prompts.templates import Template
+from selfkd.errors import UsageError
+from selfkd.prompts.templates import Template, prompt_of
 
 PROMPT_FIELDS = ("text", "answer", "messages", "meta")  # of every prompt; its meta columns stand beside them
+SAMPLES = ("of", "other")  # the names under which a template is given samples
 METHODS = ("get", "items", "keys", "values")  # of a mapping: `prompt.meta` and `of` are mappings
 MAYBE = ("defined", "undefined", "default", "d")  # tests and filters that a missing field does not break
 
@@ -25,6 +29,7 @@ _environment = ImmutableSandboxedEnvironment()
 
 
 FIRST = 8  # prompts that a template is tried on
+STOOD_IN = "1"  # what a sample says that is not there yet
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Use:
-    """One place where a template names a field: of `prompt`, `meta` (of a prompt) or `of`."""
+    """One place where a template names a field: of `prompt`, `meta` (of a prompt), `of` or `other`."""
 
     owner: str
     name: str
@@ -80,7 +85,7 @@ def _use(node: nodes.Node) -> Use | None:
     name = node.attr if isinstance(node, nodes.Getattr) else getattr(node.arg, "value", None)
     if not isinstance(name, str):
         return None
-    if isinstance(node.node, nodes.Name) and node.node.name in ("prompt", "of"):
+    if isinstance(node.node, nodes.Name) and node.node.name in ("prompt", *SAMPLES):
         return Use(node.node.name, name, node.lineno)
     outer = _use(node.node)
     return Use("meta", name, node.lineno) if outer and (outer.owner, outer.name) == ("prompt", "meta") else None
@@ -90,10 +95,54 @@ def field_problems(template: Template, columns: Columns | None, of: Collection[s
     """Yield what the template names and will not find: `columns` are those of the prompts (None: not known), `of` the samples' own."""
     for use in uses(template):
         place = f"{template.name}:{use.line}"
-        if use.owner == "of":
+        if use.owner in SAMPLES:
             yield from _of_problems(use, place, template, of)
         elif columns is not None:
             yield from _prompt_problems(use, place, columns)
+
+
+def unshown(template: Template, shows: Mapping[str, str], prompts: Collection[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield what a template must show and does not, {name: what that is}: of a sample its text, or the sample as a whole.
+
+    A field of a sample is not the sample: `of.chars` alone would have it judged unread. What is named is looked for in what the template
+    makes of `prompts`, too: `of.text | length` shows nothing of it.
+    """
+    said = _renderings(template, shows, prompts)
+    tree = _environment.parse(template.source)
+    fields = list(tree.find_all(FIELD))
+    texts = {(use.owner, use.name) for node in fields if (use := _use(node))}
+    inner = {id(node.node) for node in fields if isinstance(node, FIELD) and (use := _use(node)) and use.name not in METHODS}
+    whole = {node.name for node in tree.find_all(nodes.Name) if id(node) not in inner}
+    for name, what in shows.items():
+        named = name in whole or (name, "text") in texts
+        if not named or (said and not any(_sign(name) in text for text in said)):
+            written = f"{name}.text" if name in SAMPLES else name
+            yield f"{template.name}  it does not show {what}: write {{{{ {written} }}}} where it belongs"
+
+
+def _sign(name: str) -> str:
+    """Return digits that stand for a text, so that no filter for letters changes them."""
+    return str(digest.seed("shown", name))
+
+
+def _renderings(template: Template, names: Collection[str], prompts: Collection[Mapping[str, Any]]) -> list[str]:
+    """Return what the template makes of prompts, and of signs that stand for what it is given; of those that it can be rendered for."""
+    given = {name: StandIn(text=_sign(name)) if name in SAMPLES else _sign(name) for name in names}
+    found = []
+    for prompt in prompts:
+        with suppress(UsageError):
+            found.append(template.render(prompt=prompt_of(prompt), **given))
+    return found
+
+
+class StandIn(dict[str, Any]):
+    """A sample that is not there yet: whatever is asked of it is a short text."""
+
+    def __missing__(self, name: str) -> str:
+        return STOOD_IN
+
+    def __str__(self) -> str:
+        return str(self["text"])
 
 
 def _prompt_problems(use: Use, place: str, columns: Columns) -> Iterator[str]:

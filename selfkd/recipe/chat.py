@@ -25,10 +25,10 @@ from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.read import places_of
+from selfkd.prompts.template_fields import StandIn
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.context import Messages, Render, Row
-from selfkd.steps.load import StandIn
 from selfkd.steps.question import Question
 
 Frames = Mapping[str, pl.DataFrame]
@@ -104,7 +104,7 @@ def _shapes(recipe: Recipe, frames: Frames) -> list[Shape]:
 
 def _asked(row: Mapping[str, Any], question: Question, recipe: Recipe) -> dict[str, Any]:
     of = StandIn() if question.about_samples else None
-    messages = question.messages(dict(row), _render(question, recipe), of)
+    messages = question.messages(dict(row), _render(question, recipe), of, **dict.fromkeys(question.more, StandIn()))
     place = f"{row['source']}: {opening(row['messages'])}"
     return {"id": row["id"], "split": question.split, "place": place, "step": question.step, "messages": messages}
 
@@ -114,8 +114,8 @@ def _render(question: Question, recipe: Recipe) -> Render | None:
         return None
     template = templates.load(question.template, recipe.folders)
 
-    def render(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
-        return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of))
+    def render(prompt: Row, messages: Messages, of: Row | None = None, **more: Any) -> Messages:
+        return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of, **more))
 
     return render
 

@@ -98,6 +98,7 @@ def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> t
     _overlap(recipe, frames, report)
     report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})
     report.problems += problems.ordered()
+    report.notes += problems.doubts
     spoken = look_at_chat(recipe, frames)
     report.problems, report.notes = [*report.problems, *spoken.problems], [*report.notes, *spoken.notes]
     return report, frames

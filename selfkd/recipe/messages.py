@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -92,16 +92,23 @@ def _located(item: Any, node: Node, cls: type[BaseModel]) -> _Finding:
             continue
         path.append(part)
         owner = model or owner
-        model = _inner(model, part) if model else None
+        model = _inner(model, part) if model and part in names(model) else model  # a key of a mapping of models is no field
         node = node.value[part] if here else node
     return _Finding(item, tuple(path), node.where, owner)
 
 
 def _inner(model: type[BaseModel], part: Any) -> type[BaseModel] | None:
-    """The model that the field holds, if it holds one."""
+    """The model that the field holds, or of which it holds a mapping, if it does."""
     annotations = [field.annotation for name, field in model.model_fields.items() if part == (field.alias or name)]
-    kinds = [kind for annotation in annotations for kind in (annotation, *get_args(annotation))]
+    kinds = [kind for annotation in annotations for kind in _kinds(annotation)]
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yield a type and those that it is made of."""
+    yield annotation
+    for inner in get_args(annotation):
+        yield from _kinds(inner)
 
 
 def _say(item: Any, field: str, known: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from selfkd.core.wording import first_line
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
 from selfkd.prompts import templates
-from selfkd.prompts.template_fields import Columns, field_problems
+from selfkd.prompts.template_fields import Columns, field_problems, unshown
 from selfkd.recipe.lines import Line
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_parameters
@@ -128,6 +128,8 @@ class _Round:
         for step in map(line.at, rounds):
             for name, problem in step.needs(self.seen):
                 self.add(line, name, problem)
+            for name, doubt in step.doubts(self.seen):
+                self.problems.doubt(line.place(name), line.label, doubt)
 
     def _models(self, line: Line, step: Step) -> None:
         start = self.heads[-1] if self.heads else {}
@@ -180,13 +182,16 @@ class LintContext:
                 self._add(field, f"'{field}': {in_one_line(error)}")
             return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
 
-    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
+    def template(
+        self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
+    ) -> Render:
         if self.round.prompts is not None:
-            found = templates.problems(reference, self.round.recipe.folders)
+            names = dict.fromkeys((*templates.NAMES, *(shows or {})))
+            found = templates.problems(reference, self.round.recipe.folders, list(names))
             if not found:
                 known = self.round.prompts.get(self.step.split_asked())
                 template = templates.load(reference, self.round.recipe.folders)
-                found = list(field_problems(template, known, of))
+                found = [*field_problems(template, known, of), *unshown(template, shows or {}, known.first if known else ())]
                 if not found and of is None and known:
                     found = list(_always_fails(template, known.first, self.step.verb == "gold"))
             for problem in found:
@@ -287,5 +292,5 @@ def _try_on_text(parsed: pl.Expr, text: str, table: pl.DataFrame) -> None:
         raise RecipeError(f"'{text}' fails on a text such as 'x': {first_line(error)}.", fix=fix) from None
 
 
-def _unrendered(prompt: Row, messages: Messages, of: Row | None = None) -> Messages:
+def _unrendered(prompt: Row, messages: Messages, of: Row | None = None, **more: Any) -> Messages:
     return messages

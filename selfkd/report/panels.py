@@ -40,7 +40,9 @@ def _sample(row: Mapping[str, Any], scores: Sequence[str], reasons: Mapping[tupl
 
 
 def _fate(row: Mapping[str, Any]) -> Text:
-    if row["kept"] is None:
+    if row["aside"] and row["why"] is None:
+        return Text(f"judges {', '.join(row['parents'])}")
+    if row["kept"] is None and row["why"] is None:
         return Text("held out")
     return Text("kept", "green") if row["kept"] else Text(f"dropped by {row['why']}", "yellow")
 

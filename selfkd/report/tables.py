@@ -159,6 +159,7 @@ def _notes(state: Status) -> list[Text]:
     splits = {split for summary in state.rounds for split in summary.measured}
     lines += [Text(f"{_round_name(summary.index)}, {said}") for summary in state.rounds for said in summary.checked]
     lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
+    lines += [line for summary in state.rounds for line in _told_lines(summary)]
     return lines + [line for summary in state.rounds for line in _warnings(summary, summary is state.rounds[-1])]
 
 
@@ -167,6 +168,14 @@ def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
     values = [(_round_name(summary.index), summary.measured[split]) for summary in rounds if split in summary.measured]
     shown = [f"{name} {mean_text(value)} {against_base(value, percent_of([value]))}".rstrip() for name, value in values]
     return Text(f"{_titled(split, values[0][1])}: " + "  →  ".join(shown))
+
+
+def _told_lines(summary: RoundSummary) -> Iterator[Text]:
+    """Yield 'round 1: judge: unread 0.02, length 0.41, at_highest 0.3' for each step that told numbers of itself."""
+    for step in dict.fromkeys(name.partition("/")[0] for name in summary.told):
+        own = {name.removeprefix(f"{step}/"): value for name, value in summary.told.items() if name.startswith(f"{step}/")}
+        shown = ", ".join(f"{name} {'unknown' if value is None else f'{value:.3g}'}" for name, value in own.items())
+        yield Text(f"{_round_name(summary.index)}: {step}: {shown}")
 
 
 def _titled(name: str, measured: Measured) -> str:
@@ -181,6 +190,8 @@ def _warnings(summary: RoundSummary, newest: bool) -> Iterator[Text]:
     it was made with where the run began with something else, why the run stopped.
     """
     name = _round_name(summary.index)
+    for warning in summary.warnings:
+        yield Text(warning, "yellow")
     for title, measured in summary.measured.items():
         if measured.differently:
             said = "was measured differently from the base, so they are not compared"

@@ -2,6 +2,7 @@
 
 from selfkd.steps.build import BuildStep
 from selfkd.steps.gold import GoldStep
+from selfkd.steps.judge import JudgeStep
 from selfkd.steps.load import LoadStep
 from selfkd.steps.measure import MeasureStep
 from selfkd.steps.replay import ReplayStep
@@ -16,6 +17,7 @@ VERBS: dict[str, type[Step]] = {
     "gold": GoldStep,
     "sample": SampleStep,
     "score": ScoreStep,
+    "judge": JudgeStep,
     "select": SelectStep,
     "build": BuildStep,
     "train": TrainStep,

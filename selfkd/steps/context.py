@@ -21,10 +21,10 @@ Row = dict[str, Any]
 class Render(Protocol):
     """A template, ready to use: `messages` with the last user message replaced by what the template makes of the row `prompt`.
 
-    `of` is the sample that the template works on, if it works on one.
+    `of` is the sample that the template works on, if it works on one; `more` is what else it is given, by name.
     """
 
-    def __call__(self, prompt: Row, messages: Messages, of: Row | None = None) -> Messages: ...
+    def __call__(self, prompt: Row, messages: Messages, of: Row | None = None, **more: Any) -> Messages: ...
 
 
 class Context(Protocol):
@@ -103,8 +103,13 @@ class Context(Protocol):
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""
 
-    def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
-        """Return a template as frozen in the run, ready to render; `of` are the columns of the samples that it will be given."""
+    def template(
+        self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
+    ) -> Render:
+        """Return a template as frozen in the run, ready to render; `of` are the columns of the samples that it will be given.
+
+        `shows` is all that it must show beside the prompt, {name: what that is}: of a sample, its text. It is given what `shows` names.
+        """
 
     def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
         """Return a field's SQL over the columns of `table`; RecipeError where it does not fit them or gives another kind of value."""

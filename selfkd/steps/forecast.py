@@ -11,7 +11,7 @@ class Forecast:
     """Upper bounds of what a round holds so far. None is unknown, and anything times unknown is unknown.
 
     `sizes` are the prompts of each split; `context` is the most tokens of a sequence, `prompt_tokens` the mean of a prompt where it is
-    known, `longest` the most tokens of an answer sampled so far.
+    known, `longest` the most tokens of an answer sampled so far. `aside` are streams that count only where they are named.
     """
 
     prompts: int | None
@@ -21,6 +21,7 @@ class Forecast:
     longest: int = 0
     streams: dict[str, int | None] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
+    aside: dict[str, int | None] = field(default_factory=dict)
 
     @property
     def row_tokens(self) -> int:
@@ -31,7 +32,7 @@ class Forecast:
 
     def samples(self, stream: str | None = None) -> int | None:
         """Return how many samples a stream, or all of them together, may have."""
-        chosen = [self.streams.get(stream)] if stream else list(self.streams.values())
+        chosen = [(self.aside | self.streams).get(stream)] if stream else list(self.streams.values())
         return None if any(count is None for count in chosen) else sum(count for count in chosen if count is not None)
 
 

@@ -28,7 +28,7 @@ class GoldStep(Step):
         return [self.text]
 
     def adds(self, seen: Outlook) -> None:
-        seen.add_streams([self.as_])
+        seen.add_streams([self.as_], 1)
 
     def cost(self, forecast: Forecast) -> Cost:
         forecast.streams[self.as_] = forecast.prompts

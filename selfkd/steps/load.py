@@ -14,12 +14,12 @@ from selfkd.backend.tokens import opening
 from selfkd.core import digest, views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import UsageError
+from selfkd.prompts.template_fields import StandIn
 from selfkd.steps.context import Context, Messages
 from selfkd.steps.question import LONGER, Question
 from selfkd.steps.step import Step
 
 SLICE = 20_000  # prompts whose texts are in memory at once
-STOOD_IN = "1"  # what a sample says that is not there yet
 
 
 class LoadStep(Step):
@@ -73,12 +73,13 @@ class LoadStep(Step):
         for question in (one for one in self.questions if one.about_samples):
             held = context.split(question.split)
             render = context.template("template", question.template, list(StandIn())) if question.template else None
+            more = dict.fromkeys(question.more, StandIn())
             heavy = views.with_heavy(held.prompts, held, ["messages", "meta"], "prompts")
             roles = pl.col("messages").list.eval(pl.element().struct.field("role")).list.join(" ")
             firsts = heavy.unique(roles, keep="first", maintain_order=True)
             for row in firsts.to_dicts():
                 with suppress(UsageError):  # a template may want of a sample what only a real one has
-                    yield _as_questions([row], question, [question.messages(row, render, StandIn(text=STOOD_IN))])
+                    yield _as_questions([row], question, [question.messages(row, render, StandIn(), **more)])
 
     def identity(self) -> dict[str, Any]:
         """Without the place the model came from and what `auto` came to: the weights digest in the commit says what it is."""
@@ -88,13 +89,6 @@ class LoadStep(Step):
 
     def _seed(self, context: Context) -> int:
         return context.seed("dither") if self.dither_seed is None else digest.seed("dither", self.dither_seed)
-
-
-class StandIn(dict[str, Any]):
-    """A sample that is not there yet: whatever is asked of it is a short text."""
-
-    def __missing__(self, name: str) -> str:
-        return STOOD_IN
 
 
 def _as_questions(rows: Sequence[Mapping[str, Any]], question: Question, messages: Sequence[Messages]) -> pl.DataFrame:

@@ -24,7 +24,8 @@ class Outlook:
 
     `pool` has empty tables with every column that there will be. `rows` holds {(stream, role): kind}, `metrics`
     {metric: name of the step that measures it}, `origins` {score: what gives it, in words}; `replayed` names the steps that bring
-    samples of earlier rounds.
+    samples of earlier rounds. `compared` are the scores that compare two samples. `aside` are streams that a step sees only by their name, `answered` says how many samples of a prompt a
+    stream has at most, where that is known.
     """
 
     splits: tuple[str, ...] = ()
@@ -33,6 +34,9 @@ class Outlook:
     pool: Pool = field(default_factory=Pool)
     origins: dict[str, str] = field(default_factory=dict)
     streams: list[str] = field(default_factory=list)
+    compared: list[str] = field(default_factory=list)
+    aside: list[str] = field(default_factory=list)
+    answered: dict[str, int | None] = field(default_factory=dict)
     rows: dict[tuple[str, str], str] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     replayed: list[str] = field(default_factory=list)
@@ -51,15 +55,29 @@ class Outlook:
         self.pool += Pool(scores_named=tuple(name for name in origins if name not in SCHEMAS["samples"]))
         self.origins = {**origins, **self.origins}
 
-    def add_streams(self, names: Iterable[str]) -> None:
-        self.streams += [name for name in dict.fromkeys(names) if name not in self.streams]
+    def add_streams(self, names: Iterable[str], most: int | None = None) -> None:
+        """Note streams, to which a step adds so many samples of a prompt at `most`; None where nobody knows."""
+        for name in dict.fromkeys(names):
+            before = self.answered.get(name) if name in self.streams else 0
+            self.answered[name] = None if most is None or before is None else before + most
+            self.streams += [name] if name not in self.streams else []
+
+    def add_aside(self, names: Iterable[str]) -> None:
+        self.aside += [name for name in dict.fromkeys(names) if name not in self.aside]
+
+    def most_answers(self, stream: str | None) -> int | None:
+        """Return how many samples a prompt has at most in a stream, or in all of them; None where that is not known."""
+        names = [stream] if stream else self.streams
+        known = [self.answered.get(name) for name in names]
+        return None if None in known else sum(count for count in known if count is not None)
 
     def stream_problem(self, stream: str | None, needs_samples: bool) -> str:
         """Return why a step cannot work on `stream` (None: on whatever samples there are), or ''."""
-        if stream and stream not in self.streams:
-            known = ", ".join(self.streams) or "none yet"
-            return f"no stream '{stream}' here.{did_you_mean(stream, self.streams)} Streams: {known}"
-        return NOTHING_YET if needs_samples and not self.streams else ""
+        there = [*self.streams, *self.aside]
+        if stream and stream not in there:
+            known = ", ".join(there) or "none yet"
+            return f"no stream '{stream}' here.{did_you_mean(stream, there)} Streams: {known}"
+        return NOTHING_YET if needs_samples and not (self.streams or stream) else ""
 
     def room_problem(self, max_tokens: int) -> str:
         """Return why answers of `max_tokens` leave no room for a prompt, or ''."""

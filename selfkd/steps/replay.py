@@ -38,7 +38,11 @@ class ReplayStep(Step):
         seen.replayed.append(self.name)
         if seen.replayable is not None:
             seen.add_scores(seen.replayable.origins)
-            seen.add_streams([self.as_] if self.as_ else seen.replayable.streams)
+            seen.compared += seen.replayable.compared
+            if self.of in seen.replayable.aside:
+                seen.add_aside([self.as_ or self.of])
+            else:
+                seen.add_streams([self.as_] if self.as_ else seen.replayable.streams)
 
     def cost(self, forecast: Forecast) -> Cost:
         forecast.streams[self.as_ or "replayed"] = None
@@ -49,7 +53,7 @@ class ReplayStep(Step):
         have, prompts = set(pool.samples["id"]), set(pool.prompts["id"])
         parts: dict[str, list[Any]] = {"prompts": [], "samples": [], "scores": []}
         for _, earlier in context.earlier(self.rounds):
-            chosen = views.live(earlier, self.of) if self.kept else _stream(earlier.samples, self.of)
+            chosen = views.live(earlier, self.of) if self.kept else views.answers(earlier, self.of)
             chosen = chosen.filter(~pl.col("id").is_in(list(have)))
             have |= set(chosen["id"])
             samples = earlier.scan("samples").filter(pl.col("id").is_in(chosen["id"].implode())).collect()
@@ -59,7 +63,3 @@ class ReplayStep(Step):
             prompts |= missing
             parts["prompts"].append(earlier.scan("prompts").filter(pl.col("id").is_in(sorted(missing))).collect())
         return Addition({name: [pl.concat(frames)] for name, frames in parts.items() if frames})
-
-
-def _stream(samples: pl.DataFrame, stream: str | None) -> pl.DataFrame:
-    return samples if stream is None else samples.filter(pl.col("stream") == stream)

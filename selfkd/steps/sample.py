@@ -73,11 +73,14 @@ class SampleStep(Step):
             yield "", f"{asked}: put the replay step behind this one"
         if problem := seen.stream_problem(self.of, needs_samples=False):
             yield "of", problem
+        if self.as_ in seen.aside:
+            yield "as", f"the stream '{self.as_}' holds judgments, and answers are kept apart from them: name it otherwise (as)"
         if problem := seen.room_problem(self.max_tokens):
             yield "max_tokens", problem
 
     def adds(self, seen: Outlook) -> None:
-        seen.add_streams([self.as_])
+        about = seen.most_answers(self.of) if self.of else 1
+        seen.add_streams([self.as_], None if about is None else about * self.n)
 
     def cost(self, forecast: Forecast) -> Cost:
         asked = times(forecast.samples(self.of) if self.of else forecast.prompts, self.n)

@@ -1,4 +1,4 @@
-"""score: run reward functions over samples, or take a model's log-probability. A failure is a null with a reason, never a zero."""
+"""score: reward functions, a model's log-probability, or strengths from comparisons. A failure is a null with a reason, never a zero."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import SCHEMAS, Addition, Function, Pool, shape
+from selfkd.core.ratings import elo
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import RewardError
 from selfkd.prompts.templates import text_of
 from selfkd.rewards.advice import way_out
@@ -34,6 +36,7 @@ BATCH = 512  # samples per call of a worker
 WAYS_OUT = """Fix the reward and repeat the command with --amend: nothing is generated again.
 If the prompts or their gold answers are wrong, mend them and begin a new run: --name X (a run keeps the prompts it began with).
 Or let more stay unscored: raise max_failed of this step in the recipe, with --amend."""
+NOT_COMPARED = "no comparison of it counts"
 FIRST = 32  # if all of the first ones fail, the reward is broken: stop at once
 
 
@@ -46,16 +49,21 @@ class ScoreStep(Step):
     verb: ClassVar[str] = "score"
     short: ClassVar[str | None] = "reward"
     stage: ClassVar[Stage] = "score"
+    later: ClassVar[frozenset[str]] = frozenset({"elo"})
 
     reward: str | Texts | None = Field(None, description="file.py:function, or several of them.")
     logprob: str | None = Field(
         None, description="Score by the log-probability under this model (role@when), summed over tokens."
     )
+    elo: str | None = Field(
+        None,
+        description="Score by strength within the prompt, on the scale of Elo, from the comparisons that a judge step (pairwise) gave under this name: Bradley-Terry by maximum likelihood, a tie being half a win for each.",
+    )
     of: str | None = Field(None, description="Only samples of this stream.")
     as_: str | Texts | None = Field(
         None,
         alias="as",
-        description="Name of the score, or a list of one name per reward; default: the function's name, or 'logprob_of'.",
+        description="Name of the score, or a list of one name per reward; default: the function's name, 'logprob_of', or 'elo'.",
     )
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
     max_failed: float = Field(0.01, ge=0, le=1, description=f"Share of samples that may stay unscored{ONE_MAY}")
@@ -63,20 +71,23 @@ class ScoreStep(Step):
 
     @model_validator(mode="after")
     def _one_source(self) -> ScoreStep:
-        if bool(self.reward) == bool(self.logprob):
-            raise ValueError("give either 'reward' or 'logprob'")
+        if sum(map(bool, (self.reward, self.logprob, self.elo))) != 1:
+            raise ValueError("give one of 'reward', 'logprob' and 'elo'")
         return self
 
     def functions(self) -> list[str]:
         return several(self.reward)
 
     def scores(self) -> list[str]:
-        return several(self.as_) or (["logprob_of"] if self.logprob else function_names(self.functions()))
+        own = ["logprob_of"] if self.logprob else ["elo"] if self.elo else function_names(self.functions())
+        return several(self.as_) or own
 
     def _origins(self) -> dict[str, str]:
         """Return {score: what gives it}: with other words, it would be another score."""
         if self.logprob:
             return {self.scores()[0]: f"logprob {self.models()['logprob']}"}
+        if self.elo:
+            return {self.scores()[0]: f"elo of '{self.elo}'"}
         params = f" with {self.params}" if self.params else ""
         return {name: f"{reference}{params}" for name, reference in zip(self.scores(), self.functions(), strict=False)}
 
@@ -89,6 +100,9 @@ class ScoreStep(Step):
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if problem := seen.stream_problem(self.of, needs_samples=True):
             yield "of", problem
+        if self.elo and self.elo not in seen.compared:
+            known = ", ".join(dict.fromkeys(seen.compared)) or "none: a judge step with pairwise comes first"
+            yield "elo", f"no comparisons '{self.elo}' here.{did_you_mean(self.elo, seen.compared)} Comparisons: {known}"
         yield from name_problems(self.scores(), max(1, len(self.functions())), self.as_)
         for name, origin in self._origins().items():
             if seen.origins.get(name, origin) != origin:
@@ -102,6 +116,8 @@ class ScoreStep(Step):
         found: dict[str, Any] = {}
         if self.logprob:
             parts.append(self._by_model(pool, context))
+        if self.elo:
+            parts.append(self._by_comparison(pool))
         for reference, name in zip(self.functions(), self.scores(), strict=False):
             function = context.function(reference, self.params)
             scored = [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
@@ -122,6 +138,24 @@ class ScoreStep(Step):
         return _score_rows(
             [one[0] for one in known], self.scores()[0], [(None if why else value, why) for _, value, why in known]
         )
+
+    def _by_comparison(self, pool: Pool) -> pl.DataFrame:
+        """Return the strength of each sample among those of its prompt that it was compared with, also those dropped since."""
+        todo = self._unscored(pool, self.scores()[0])
+        games = pool.scores.filter(
+            (pl.col("name") == self.elo) & pl.col("versus").is_not_null() & pl.col("value").is_not_null()
+        )
+        turned = pl.col("sample") > pl.col("versus")
+        value = pl.when(turned).then(1 - pl.col("value")).otherwise(pl.col("value"))
+        sides = [pl.min_horizontal("sample", "versus").alias("one"), pl.max_horizontal("sample", "versus").alias("other")]
+        once = games.with_columns(*sides, value=value).unique(["one", "other", "draw"])  # it stands there from both sides
+        of_prompts = once.join(pool.samples.select(sample="id", prompt="prompt"), on="sample").sort("prompt")
+        columns = ("one", "other", "value", "weight")
+        strengths: dict[str, float] = {}
+        for _, part in of_prompts.group_by("prompt", maintain_order=True):
+            strengths |= elo(part.select(columns).iter_rows())
+        found = [(strengths.get(name), "" if name in strengths else NOT_COMPARED) for name in todo["id"]]
+        return _score_rows(todo["id"].to_list(), self.scores()[0], found)
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
         todo = self._unscored(pool, name)
@@ -162,7 +196,7 @@ class ScoreStep(Step):
     def _check(self, done: int, failed: int, total: int, outcomes: list[Outcome], context: Context, function: Function) -> None:
         """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
         broken = done >= min(FIRST, total) and failed == done and failed > 0
-        if broken or failed > self._may_fail(total):
+        if broken or failed > may_fail(self.max_failed, total):
             why = next(why for value, why in outcomes if unscored(value, why))
             advice = way_out(why, str(function.path), function.environment)
             raise RewardError(
@@ -171,9 +205,10 @@ class ScoreStep(Step):
                 f"{advice}\n{WAYS_OUT}".strip(),
             )
 
-    def _may_fail(self, total: int) -> float:
-        """Return how many of `total` may fail. A share of few is less than one sample, and one odd answer is no broken reward."""
-        return max(1.0, self.max_failed * total) if self.max_failed else 0.0
+
+def may_fail(share: float, total: int) -> float:
+    """Return how many of `total` may fail. A share of few is less than one, and one odd answer is no broken reward."""
+    return max(1.0, share * total) if share else 0.0
 
 
 def function_names(references: Sequence[str]) -> list[str]:
@@ -188,12 +223,19 @@ def name_problems(names: Sequence[str], rewards: int, given: str | tuple[str, ..
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             yield field, f"two scores are called '{name}', and none could be told from the other: name them apart (as)"
-        if name in SCHEMAS["samples"]:
-            yield field, f"a score cannot be called '{name}': that is a column of samples. Give it another name (as)"
-        elif name.startswith("_") or not name.isidentifier():
-            yield field, f"a score cannot be called '{name}': write letters, digits and '_', a letter first (as)"
-        elif not views.names_a_column(name):
-            yield field, f"a score cannot be called '{name}': expressions read that as a word of SQL. Give it another name (as)"
+        if problem := name_problem(name):
+            yield field, f"{problem} (as)"
+
+
+def name_problem(name: str) -> str:
+    """Return why no score can have this name, or ''."""
+    if name in SCHEMAS["samples"]:
+        return f"a score cannot be called '{name}': that is a column of samples. Give it another name"
+    if name.startswith("_") or not name.isidentifier():
+        return f"a score cannot be called '{name}': write letters, digits and '_', a letter first"
+    if not views.names_a_column(name):
+        return f"a score cannot be called '{name}': expressions read that as a word of SQL. Give it another name"
+    return ""
 
 
 def rows_for_reward(samples: pl.DataFrame, pool: Pool, wanted: frozenset[str] | None) -> list[dict[str, Any]]:

@@ -101,8 +101,16 @@ class Step(BaseModel):
         """Yield (field, what is missing) where the steps before it have not made what it needs; '' for the step as a whole."""
         return iter(())
 
+    def doubts(self, seen: Outlook) -> Iterator[Problem]:
+        """Yield (field, what is probably not meant) of what can run all the same; lint shows it as a note."""
+        return iter(())
+
     def adds(self, seen: Outlook) -> None:
         """Note in `seen` what this step makes usable for the steps behind it."""
+
+    def stand_in(self, seed: int) -> str:
+        """Return an answer in the form that this step reads, for a walk without a model; '' where any text will do."""
+        return ""
 
     def cost(self, forecast: Forecast) -> Cost:
         """Return an upper bound of what this step costs, and note in `forecast` what it leaves."""

@@ -21,7 +21,7 @@ from selfkd.chain.run import Run
 from selfkd.recipe.load import load
 
 RECORDED = Path(__file__).with_name("digests.json")
-RECIPES = ("quickstart", "rest-em", "star", "spin", "irpo")
+RECIPES = ("quickstart", "rest-em", "star", "spin", "irpo", "self-rewarding")
 
 
 def chain(name: str, folder: Path) -> list[str]:

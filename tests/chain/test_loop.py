@@ -106,7 +106,7 @@ def shipped(tmp_path_factory):
     return of
 
 
-RECIPES = ["quickstart", "rest-em", "star", "spin", "irpo"]
+RECIPES = ["quickstart", "rest-em", "star", "spin", "irpo", "self-rewarding"]
 
 
 @pytest.mark.parametrize("part", range(3))

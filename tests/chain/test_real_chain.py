@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import polars as pl
 import pytest
 from real_chain import KILLS, begins, finish, kill_each, make_home, pid_in, start, until
 
@@ -81,6 +82,31 @@ def test_a_chain_of_adapters_killed_anywhere_ends_on_the_same_digest(tmp_path: P
     assert run.sealed()[-1].digest == whole.sealed()[-1].digest
     assert [seal.models["policy"].kind for seal in run.sealed()] == ["full", "adapter", "adapter"]
     assert all(run.made(index)["measure"].notes["swap"]["proved"] is True for index in (1, 2))
+    assert verify(run.folder).problems == []
+
+
+JUDGES = """  - judge: {template: "{{ of.text }} 0-9?", highest: 9, n: 2, max_tokens: 24, canaries: 1}
+  - judge: {name: duel, template: "{{ of.text }} or {{ other.text }}?", pairwise: average, pairs: 2, max_tokens: 24, canaries: 1, as: duels}
+  - score: {elo: wins}
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("generator", ["vllm", "transformers"])
+def test_a_chain_that_judges_itself_killed_anywhere_ends_on_the_same_digest(tmp_path: Path, generator: str) -> None:
+    """A tiny random model says little that reads as a mark or a verdict; a question that is too long for it is left out."""
+    home = make_home(tmp_path, machine=f"threads: 1\ngenerator: {generator}\n")
+    recipe = (home / "chain.yaml").read_text().replace("context: 160", "context: 160\nlong: drop")
+    (home / "chain.yaml").write_text(recipe.replace("  - select: ", f"{JUDGES}  - select: "))
+    whole = finish(home, "whole")
+    assert len(list(kill_each(home, "killed"))) == KILLS
+    run = Run.at(home / "runs" / "killed")
+    assert run.sealed()[-1].digest == whole.sealed()[-1].digest
+    assert [seal.notes["level"] for seal in run.sealed()] == ["exact"] * 3
+    judged = run.samples(1).filter(pl.col("aside"))
+    assert set(judged["stream"]) == {"judgments", "judgments-canaries", "duels", "duels-canaries"}
+    assert judged.filter(pl.col("stream") == "judgments").height == 6 * 4 * 2
+    assert 0 <= run.sealed()[1].metrics["judge/unread"] <= 1
     assert verify(run.folder).problems == []
 
 

@@ -109,7 +109,7 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ("sample: {temperature: warm}", "steps[0].sample: 'temperature' should be a number, not 'warm'"),
         ("sample: {stop: end}", "steps[0].sample: 'stop' should be a list, not 'end'"),
         ("train: {loss: dop}", "steps[0].train: 'loss' should be 'sft' or 'dpo', not 'dop'. Did you mean 'dpo'?"),
-        ("score: {}", "steps[0].score: give either 'reward' or 'logprob'"),
+        ("score: {}", "steps[0].score: give one of 'reward', 'logprob' and 'elo'"),
         ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
         ("build: pair", "steps[0].build: pairs need 'chosen' and 'rejected'"),
         ("measure: {rewrad: a.py:f}", "steps[0].measure: no field 'rewrad'. Did you mean 'reward'?"),
