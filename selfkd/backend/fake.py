@@ -122,8 +122,9 @@ class Fake:
         self._up["trainer-0"] = self._facts
         frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")
         weights = _read(start)
+        loss = [spec.function.digest, dict(spec.function.params)] if spec.function else spec.loss
         history = digest.of(
-            weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest
+            weights["history"], digest.table(frame, KEYS["rows"]), loss, spec.seed, reference and reference.digest
         )
         base = {"base": digest.base_of(Path(start.path)) or start.digest} if spec.lora else {}
         _write(out, {"skill": weights["skill"] + (1 - weights["skill"]) * 0.3, "history": history, **base})

@@ -15,14 +15,27 @@ from selfkd.chain.paths import Paths
 from selfkd.core import digest, number_format, storage
 from selfkd.core.pool import KEYS, Model
 
+OF_FUNCTIONS = ("function", "rows", "average")  # fields of a TrainSpec that only such losses have
+
 
 def key(start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, numerics: Mapping[str, Any]) -> str:
     """Return the name of an update: all that decides its numbers but for rounding, so that other ranks may go on with it."""
-    words = asdict(replace(spec, saves=None))
+    words = {
+        name: value for name, value in asdict(replace(spec, saves=None, function=None)).items() if name not in OF_FUNCTIONS
+    }
+    words |= _of_function(spec)
     words["precision"] = number_format.of_training(spec.precision, numerics)
     asked = digest.as_json([words, dict(numerics.get("trainer", {}))])
     models = (start.digest, reference.digest if reference else None)
     return digest.of("update", models, digest.table(rows, KEYS["rows"]), asked)
+
+
+def _of_function(spec: TrainSpec) -> dict[str, Any]:
+    """Return what a loss that is a function is; nothing of one that TRL computes, whose updates keep their names."""
+    if spec.function is None:
+        return {}
+    code = [spec.function.digest, spec.function.name, dict(spec.function.params)]
+    return {"function": code, "rows": spec.rows, "average": spec.average}
 
 
 def saves(paths: Paths, name: str, minutes: float) -> Saves:

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, BinaryIO
 
+from selfkd.core.user_module import SHOWN
 from selfkd.rewards.contract import WHY_CHARS, Placed, beside, reason_of
-from selfkd.rewards.load import SHOWN, load
+from selfkd.rewards.load import load
 
 LENGTH = struct.Struct("<Q")  # precedes each message of the pipes
 PART_SECONDS = 0.2  # a worker hands over what it has this often, so a crash repeats little

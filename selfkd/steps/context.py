@@ -97,6 +97,9 @@ class Context(Protocol):
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""
 
+    def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
+        """Return a loss that is a function, as frozen in the run; the trainer runs it."""
+
     def template(self, field: str, reference: str, of: Sequence[str] | None = None) -> Render:
         """Return a template as frozen in the run, ready to render; `of` are the columns of the samples that it will be given."""
 

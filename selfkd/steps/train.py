@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from selfkd.backend.base import TrainSpec
-from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
+from selfkd.backend.trainer.loss_kinds import LOSSES, OF_FUNCTIONS, LossKind, is_function, kind_of
 from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Addition, Pool, shape
+from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.errors import GuardError
 from selfkd.steps.build import BuildStep
@@ -27,12 +27,15 @@ from selfkd.steps.step import Problem, Stage, Step
 
 
 def _known_loss(name: Any) -> Any:
-    if not isinstance(name, str) or name not in LOSSES:
-        choices = " or ".join(f"'{known}'" for known in LOSSES)
+    if not isinstance(name, str) or not (name in LOSSES or is_function(name)):
+        choices = ", ".join(f"'{known}'" for known in LOSSES) + " or file.py:function"
         hint = did_you_mean(name, LOSSES) if isinstance(name, str) else ""
         said = {"choices": choices, "name": repr(name), "hint": f".{hint}" if hint else ""}
         raise PydanticCustomError("unknown_loss", "should be {choices}, not {name}{hint}", said)
     return name
+
+
+FUNCTION_FIELDS = ("rows", *OF_FUNCTIONS)
 
 
 class TrainStep(Step):
@@ -41,16 +44,28 @@ class TrainStep(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
-    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_"})
+    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "rows", "params", "average"})
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
-        "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
+        "sft",
+        description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items())
+        + "; file.py:function: a loss of your own (docs/losses.md).",
     )
     role: str = Field("policy", description="Which model is trained.")
     from_: str = Field(
         "now", alias="from", description="Where training starts: base, warm, start, now, best, round-K, or role@when."
     )
-    reference: str | None = Field(None, description="Reference model of a preference loss; default for dpo: start.")
+    reference: str | None = Field(
+        None, description="Reference model of a loss that is held against one; default for dpo: start, for a function: none."
+    )
+    rows: Literal["sft", "pair", "label"] | None = Field(
+        None, description="Which kind of rows a function wants; default: sft (file.py:function)."
+    )
+    params: dict[str, Any] = Field({}, description="Fixed arguments of a loss that is a function.")
+    average: Literal["rows", "tokens"] = Field(
+        "rows",
+        description="Over what the values of an optimiser step are averaged, each with its row's weight: rows, or the tokens that are learned (file.py:function).",
+    )
     of: str = Field("rows", description="Which stream of rows.")
     beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo).")
     nll: float = Field(
@@ -75,8 +90,11 @@ class TrainStep(Step):
     @model_validator(mode="after")
     def _fits(self) -> TrainStep:
         """Fields of other losses must keep their defaults."""
-        for name, kind in LOSSES.items():
-            foreign = [field for field in kind.fields if field not in self.kind.fields]
+        for name, fields in {
+            **{name: kind.fields for name, kind in LOSSES.items()},
+            "file.py:function": FUNCTION_FIELDS,
+        }.items():
+            foreign = [field for field in fields if field not in self.kind.fields]
             if any(getattr(self, field) != type(self).model_fields[field].default for field in foreign):
                 raise ValueError(f"{listed(foreign)} belong to loss: {name}")
         if self.continue_ and self.lora is None:
@@ -90,7 +108,13 @@ class TrainStep(Step):
 
     @property
     def kind(self) -> LossKind:
-        return LOSSES[self.loss]
+        return kind_of(self.loss, self.rows, self.reference is not None)
+
+    def functions(self) -> list[str]:
+        return self.losses()
+
+    def losses(self) -> list[str]:
+        return [self.kind.function] if self.kind.function else []
 
     def models(self) -> dict[str, ModelRef]:
         named = {"from": self.from_, **({"reference": self.reference or "start"} if self.kind.reference else {})}
@@ -108,10 +132,8 @@ class TrainStep(Step):
                 "'continue' goes on with the adapter where training starts, and the base has none: leave out one of the two",
             )
         if self.lora and self.lora.dropout and self.kind.reference and self.trl.get("disable_dropout", True):
-            yield (
-                "lora.dropout",
-                f"loss {self.loss} switches dropout off, also the adapter's: write trl: {{disable_dropout: false}}, or leave it out",
-            )
+            way = "leave it out" if self.kind.function else "write trl: {disable_dropout: false}, or leave it out"
+            yield "lora.dropout", f"loss {self.loss} switches dropout off, also the adapter's: {way}"
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         """Rows of its stream and kind; without any rows, plain SFT makes its own from samples."""
@@ -125,7 +147,8 @@ class TrainStep(Step):
             put = f"put `build: {{kind: {wanted}, ...}}` before it (rows built so far: {known})"
             yield "", f"{need} in stream '{self.of}' for {self.role}: {put}"
         elif made != wanted:
-            yield "loss", f"{need}; '{self.of}' holds {made} rows"
+            way = f": write `rows: {made}`" if self.kind.function == self.loss and self.rows is None else ""
+            yield "loss", f"{need}; '{self.of}' holds {made} rows{way}"
 
     def cost(self, forecast: Forecast) -> Cost:
         rows = forecast.rows.get(self.of, forecast.samples())
@@ -138,6 +161,7 @@ class TrainStep(Step):
         return Cost(self.name, f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens", learned=tokens)
 
     def run(self, pool: Pool, context: Context) -> Addition:
+        function = context.loss(self.kind.function, self.params) if self.kind.function else None
         made = Addition()
         rows = self._rows(pool)
         if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
@@ -145,7 +169,7 @@ class TrainStep(Step):
             rows = made.whole("rows").sort("id")
         self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}
-        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context))
+        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context, function))
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
         tables: dict[str, Any] = {**made.tables}
         if drops:
@@ -158,7 +182,7 @@ class TrainStep(Step):
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
         return self.kind.rows == "sft" and not rows_are_there
 
-    def _spec(self, context: Context) -> TrainSpec:
+    def _spec(self, context: Context, function: Function | None) -> TrainSpec:
         return TrainSpec(
             self.loss,
             context.seed("train"),
@@ -168,6 +192,7 @@ class TrainStep(Step):
             precision=self.precision,
             trl=self.trl,
             lora=self.lora.spec(self.continue_) if self.lora else None,
+            **({"function": function, "rows": self.kind.rows, "average": self.average} if function else {}),
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:

@@ -6,9 +6,10 @@ same global batches as one. Nothing is ever cut: a row that is too long is refus
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,23 @@ Ids = np.ndarray  # int32: a million rows of Python integers would not fit
 
 @dataclass(frozen=True)
 class Row:
-    """One training row in token ids; `rejected` is None for plain SFT."""
+    """One training row in token ids; `rejected` is None for plain SFT. `numbers` are its columns by name, its label among them."""
 
     id: str
     weight: float
     prompt: Ids
     chosen: Ids
     rejected: Ids | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def answers(self) -> tuple[Ids, ...]:
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    @property
+    def learned(self) -> int:
+        """Tokens that a loss is made of: those of the answers."""
+        return sum(map(len, self.answers))
 
     @property
     def longest(self) -> int:
@@ -74,7 +85,12 @@ def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] |
     prompt = _prompt(tok, record["messages"], {} if known is None else known)
     weight = 1.0 if record["weight"] is None else record["weight"]
     rejected = _completion(tok, record, "rejected") if pair else None
-    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected)
+    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected, _numbers(record))
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    label = {} if record.get("label") is None else {"label": record["label"]}
+    return {**label, **{column["name"]: column["value"] for column in record.get("columns") or ()}}
 
 
 def _prompt(tok: Any, messages: list[dict[str, Any]], known: dict[str, Ids]) -> Ids:
@@ -189,13 +205,22 @@ class Feed:
     """What the trainer iterates over: this rank's micro-batches, collated, one epoch per iteration.
 
     A micro-batch carries `scale` where TRL's plain mean would be wrong: rows of unequal weight, or pairs that do not divide
-    evenly. A rank without rows in a step gets one row of scale 0, so that all ranks take part in every exchange.
+    evenly. A rank without rows in a step gets one row of scale 0, so that all ranks take part in every exchange. With `average`
+    ("rows" or "tokens") the loss is a value per row instead, and every row has its share of the step's average.
     """
 
-    def __init__(self, rows: Sequence[Row], split: Share, seed: int, rank: int, collate: Callable[[list[dict[str, Any]]], Any]):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        split: Share,
+        seed: int,
+        rank: int,
+        collate: Callable[[list[dict[str, Any]]], Any],
+        average: str = "",
+    ):
         self.dataset, self.split, self.seed, self.rank, self.collate, self.epoch = rows, split, seed, rank, collate, 0
         self.weighted = len({row.weight for row in rows}) > 1
-        self.skipped = 0
+        self.skipped, self.average = 0, average
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.split.rows) * self.split.accumulation
@@ -205,8 +230,8 @@ class Feed:
 
     def after(self, count: int) -> Feed:
         """Return what is left of one epoch behind so many micro-batches, whole steps of them, without making those."""
-        rest = Feed(self.dataset, self.split, self.seed, self.rank, self.collate)
-        rest.epoch, rest.skipped = self.epoch, count // self.split.accumulation
+        rest = copy.copy(self)
+        rest.skipped = count // self.split.accumulation
         return rest
 
     def steps(self, epoch: int) -> list[list[int]]:
@@ -222,7 +247,9 @@ class Feed:
     def _factors(self, batch: list[int], parts: list[list[int]]) -> dict[int, float] | None:
         """Return what each row's loss is multiplied with, so that the optimiser sees the weighted mean over the whole step."""
         rows = [self.dataset[i] for i in batch]
-        if rows[0].rejected is None:
+        if self.average:
+            ratio = len(parts) / sum(row.weight * (row.learned if self.average == "tokens" else 1) for row in rows)
+        elif rows[0].rejected is None:
             if not self.weighted:
                 return None
             ratio = sum(len(row.chosen) for row in rows) / sum(row.weight * len(row.chosen) for row in rows)
@@ -233,10 +260,13 @@ class Feed:
         return {i: row.weight * ratio for i, row in zip(batch, rows, strict=True)}
 
     def _records(self, part: list[int], batch: list[int], width: int, factors: dict[int, float] | None) -> list[dict[str, Any]]:
+        shortest = self.dataset[batch[-1]]
+        if self.average:
+            assert factors is not None
+            return [{"row": self.dataset[i], "scale": factors[i]} for i in part] or [{"row": shortest, "scale": 0.0}]
         found = [collator_record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
         pairs = self.dataset[batch[0]].rejected is not None
         missing = width - len(part) if pairs else int(not part)  # pairs are scored one by one: as often on every rank
-        shortest = self.dataset[batch[-1]]
         return found + [collator_record(shortest, 0.0, factors is not None)] * missing
 
 

@@ -30,8 +30,8 @@ from transformers.utils import logging
 from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
-from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, sharded
-from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
+from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, rowwise, sharded
+from selfkd.backend.trainer.loss_kinds import LossKind, kind_of
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Resumption, of_rank_0
 from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
@@ -146,6 +146,11 @@ class _Plan:
     def bf16(self) -> bool:
         return self.spec.precision == "bf16"
 
+    @property
+    def trainer(self) -> Any:
+        """Return the class that computes the loss."""
+        return _trainer_of(self.kind)
+
     @cached_property
     def adapter(self) -> adapter.Plan | None:
         """Return how an adapter learns; None where all weights do."""
@@ -156,7 +161,7 @@ def _planned(
     start: Model, reference: Model | None, paths: Sequence[Path], spec: TrainSpec, out: Path, numerics: Mapping[str, Any]
 ) -> _Plan:
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
-    kind, (rank, ranks) = LOSSES[spec.loss], _place()
+    kind, (rank, ranks) = kind_of(spec.loss, spec.rows, reference is not None), _place()
     machine = for_loss(spec.loss, numerics.get("trainer", {}))
     options = {**TRL_DEFAULTS, "learning_rate": kind.rate(spec.lora is not None), **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
@@ -224,7 +229,7 @@ def _config(spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: 
     settings.update(per_device_train_batch_size=split.micro, output_dir=str(out), bf16=spec.precision == "bf16")
     settings.update(use_cpu=not gpu, seed=spec.seed & 0xFFFFFFFF, data_seed=spec.seed & 0xFFFFFFFF)
     settings.update({"ddp_backend": "gloo"} if _grouped() and not gpu else {})
-    settings.update(getattr(losses, kind.trainer).settings(spec))
+    settings.update(_trainer_of(kind).settings(spec))
     try:
         return getattr(trl, kind.config)(**settings)
     except (TypeError, ValueError) as error:
@@ -291,9 +296,9 @@ class _Update:
         model.set_attn_implementation(plain_attention(model.config))
         return model, False
 
-    def _trainer(self, model: Any, tok: Any, references: Mapping[str, tuple[float, float]], is_flat: bool) -> Any:
+    def _trainer(self, model: Any, tok: Any, references: losses.References, is_flat: bool) -> Any:
         plan = self.plan
-        return getattr(losses, plan.kind.trainer)(
+        return plan.trainer(
             model=model,
             args=plan.config,
             processing_class=_copy(tok),
@@ -306,17 +311,15 @@ class _Update:
             callbacks=[self.steps, *([self.shares] if plan.shard else [])],
         )
 
-    def _references_of_another(self) -> dict[str, tuple[float, float]]:
+    def _references_of_another(self) -> losses.References:
         """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads.
 
         Empty where there are none, and where the reference is the model that training starts from, or the one beneath the adapter: that
         one is loaded once.
         """
         plan = self.plan
-        if plan.kind.rows != "pair":
-            return {}
         if plan.reference is None or not plan.kind.reference:
-            return {row.id: (0.0, 0.0) for row in plan.rows}
+            return {} if plan.kind.function else {row.id: (0.0, 0.0) for row in plan.rows if row.rejected is not None}
         if plan.reference.digest == plan.start.digest or self._lies_beneath(plan.reference):
             return {}
         model, is_flat = self._opened(plan.reference, rounded=plan.bf16 and not plan.shard)
@@ -332,14 +335,15 @@ class _Update:
         if self.plan.shard:
             sharded.compute_in(model, bf16)
 
-    def _references_of(self, model: Any, is_flat: bool) -> dict[str, tuple[float, float]]:
+    def _references_of(self, model: Any, is_flat: bool) -> losses.References:
         plan = self.plan
-        if plan.kind.rows != "pair":
+        if plan.reference is None or not plan.kind.reference:
             return {}
-        sides = [(row.prompt, side) for row in plan.rows for side in (row.chosen, row.rejected) if side is not None]
         with self._timed("reference"), adapter.off(model) if self._lies_beneath(plan.reference) else contextlib.nullcontext():
-            values = losses.completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
-        return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
+            found: losses.References = plan.trainer.references(
+                model, plan.rows, plan.bf16, is_flat, plan.rank, plan.split.ranks
+            )
+        return found
 
     def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, Any]:
         """Rank 0 writes and checks the child; every rank learns whether that went well, so that none waits for a failed one."""
@@ -402,6 +406,10 @@ class _Update:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _trainer_of(kind: LossKind) -> Any:
+    return getattr(rowwise if kind.function else losses, kind.trainer)
 
 
 def _array(ids: list[int]) -> batches.Ids:
