@@ -46,13 +46,19 @@ def logprob(after: dict[str, float], prompt: str, completion: str) -> float:
 PAIRS = [("ab", "ba", "aab"), ("a", "bbbba", "a"), ("bba", "b", "ab"), ("b", "abab", "bb"), ("aa", "bab", "aaaab")]
 
 
-def written(folder: Path, weights: list[float] | None = None, count: int = len(PAIRS)) -> list[Path]:
+def written(
+    folder: Path, weights: list[float] | None = None, count: int = len(PAIRS), columns: list[dict[str, float]] | None = None
+) -> list[Path]:
+    """The pairs as rows. `columns` are the numbers of each; `label` among them is the row's label."""
+    numbers = columns or [{}] * count
     rows = [
         {
             "id": f"row-{number}",
             "weight": (weights or [1.0] * count)[number],
             "messages": [{"role": "user", "content": prompt}],
             **{"chosen": chosen, "chosen_ended": False, "rejected": rejected, "rejected_ended": False},
+            "label": numbers[number].get("label"),
+            "columns": [{"name": name, "value": value} for name, value in numbers[number].items() if name != "label"],
         }
         for number, (prompt, chosen, rejected) in enumerate(PAIRS[:count])
     ]

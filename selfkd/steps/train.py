@@ -192,7 +192,9 @@ class TrainStep(Step):
             precision=self.precision,
             trl=self.trl,
             lora=self.lora.spec(self.continue_) if self.lora else None,
-            **({"function": function, "rows": self.kind.rows, "average": self.average} if function else {}),
+            function=function,
+            rows=self.kind.rows if function else "",
+            average=self.average,
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:

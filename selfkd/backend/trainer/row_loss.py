@@ -74,6 +74,11 @@ class RowLoss:
         return found
 
 
+def mask_of(name: str) -> str:
+    """Return the mask of log-probabilities of that name."""
+    return name.removesuffix("logps") + "mask"
+
+
 def _told(error: Exception) -> str:
     """Return an error with the innermost line that it came through."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -98,7 +103,7 @@ def points(given: Given, rows: str) -> Iterator[dict[str, torch.Tensor]]:
     for name in LEARNED[rows]:
         steps = torch.arange(1, wide[name].numel() + 1, dtype=torch.float64).view_as(wide[name])
         away = (0.03 + 0.05 * torch.sin(3 * steps) ** 2).to(wide[name].device)
-        moved[name] = wide[name] - away * wide[f"{name.removesuffix('logps')}mask"]
+        moved[name] = wide[name] - away * wide[mask_of(name)]
     yield moved
 
 
@@ -112,7 +117,7 @@ def problems(loss: RowLoss, given: Given) -> Iterator[str]:
     if gradients is None:
         yield "the loss has no gradient: its value does not follow from the log-probabilities of the model that learns"
         return
-    alone = [_worked_out(loss, _only(given, row, loss.rows)) for row in range(rows)]
+    alone = [_worked_out(loss, _only(given, row, loss.rows), row) for row in range(rows)]
     values = torch.cat([value for value, _ in alone])
     if _differ(together, values):
         yield _said("value", together, values)
@@ -122,13 +127,18 @@ def problems(loss: RowLoss, given: Given) -> Iterator[str]:
         yield "the gradient of a row of the loss changes with the other rows of its micro-batch, so it cannot be split"
 
 
-def _worked_out(loss: RowLoss, given: Given) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-    """Return the values of rows, and the gradients of each log-probability; None where nothing is connected to them."""
+def _worked_out(loss: RowLoss, given: Given, first: int = 0) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    """Return the values of rows, and the gradients of each log-probability; None where nothing is connected to them.
+
+    Each row has a weight of its own in the sum that is differentiated, by its number from `first` on: what rows give each other shows.
+    """
     learned = {name: given[name].detach().clone().requires_grad_() for name in LEARNED[loss.rows]}
-    values = loss.values({**given, **learned})
+    ended = {name: value.masked_fill(~given[mask_of(name)], 0.0) for name, value in learned.items()}  # as in the trainer
+    values = loss.values({**given, **ended})
     if not values.requires_grad:
         return values.detach(), None
-    found = torch.autograd.grad(values.sum(), list(learned.values()), allow_unused=True)
+    weights = 1 + 0.37 * torch.arange(first, first + len(values), device=values.device)
+    found = torch.autograd.grad((weights * values).sum(), list(learned.values()), allow_unused=True)
     if all(gradient is None for gradient in found):
         return values.detach(), None
     filled = [torch.zeros_like(one) if gradient is None else gradient for gradient, one in zip(found, learned.values())]

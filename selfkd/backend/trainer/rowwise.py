@@ -83,11 +83,11 @@ class RowWise(losses.Supervised):
 
     def _note(self, inputs: Any, logps: Mapping[str, torch.Tensor], scale: torch.Tensor) -> None:
         """Keep for the log the tokens so far, and how likely answers are."""
-        tokens = self.accelerator.gather(inputs["attention_mask"].sum()).sum().item()
-        self._total_train_tokens += tokens
+        real = (scale > 0).long()  # without the row of a rank that has none
+        tokens = inputs["attention_mask"].sum(1) * real.repeat(len(logps))
+        self._total_train_tokens += self.accelerator.gather(tokens.sum()).sum().item()
         noted = self._metrics["train"]
         noted["num_tokens"] = [self._total_train_tokens]
-        real = (scale > 0).float()
         for name, values in logps.items():
             told = self.accelerator.gather(torch.stack([(values.detach().sum(1) * real).sum(), real.sum()])).view(-1, 2).sum(0)
             if told[1]:
