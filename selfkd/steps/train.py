@@ -16,7 +16,7 @@ from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Function, Pool, shape
-from selfkd.core.wording import did_you_mean, listed
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import GuardError
 from selfkd.steps.build import BuildStep
 from selfkd.steps.context import Context
@@ -90,13 +90,11 @@ class TrainStep(Step):
     @model_validator(mode="after")
     def _fits(self) -> TrainStep:
         """Fields of other losses must keep their defaults."""
-        for name, fields in {
-            **{name: kind.fields for name, kind in LOSSES.items()},
-            "file.py:function": FUNCTION_FIELDS,
-        }.items():
-            foreign = [field for field in fields if field not in self.kind.fields]
-            if any(getattr(self, field) != type(self).model_fields[field].default for field in foreign):
-                raise ValueError(f"{listed(foreign)} belong to loss: {name}")
+        homes = {name: kind.fields for name, kind in LOSSES.items()} | {"file.py:function": FUNCTION_FIELDS}
+        for field in dict.fromkeys(field for fields in homes.values() for field in fields if field not in self.kind.fields):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                known = " or ".join(name for name, fields in homes.items() if field in fields)
+                raise ValueError(f"'{field}' belongs to loss: {known}")
         if self.continue_ and self.lora is None:
             raise ValueError("continue goes on with an adapter, and there is none without lora: {r: 16}")
         return self

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from bigram import PAIRS, REFERENCE, START, bigram, logprob, written
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from ranks import on_ranks
 
-from selfkd.backend.base import LoraSpec, Trained, TrainSpec
+from selfkd.backend.base import LoraSpec, Saves, Trained, TrainSpec
+from selfkd.backend.trainer.row_loss import RowLoss, made_up, points, problems, refuse_mixed_rows
+from selfkd.core import digest
 from selfkd.core.files import builtin_folder
 from selfkd.core.pool import Function, Model
 from selfkd.core.source_code import code_digest
 from selfkd.errors import UsageError
+from selfkd.rewards.check import run_doctests
 
 WEIGHTS = [1.0, 2.0, 0.5, 3.0, 0.25]
 SHIPPED = builtin_folder() / "loss"
@@ -54,12 +63,12 @@ def trained(
     folder.mkdir(exist_ok=True)
     trl = {"per_device_train_batch_size": 8, "learning_rate": 1e-3, **more.pop("trl", {})}
     numerics = {"threads": 1, **more.pop("numerics", {})}
-    columns = more.pop("columns", None)
+    columns, steps = more.pop("columns", None), more.pop("steps", [])
     if isinstance(loss, Function):
         more |= {"function": loss, "rows": rows}
         loss = f"{loss.path.name}:{loss.name}"
     spec = TrainSpec(loss, 3, trl=trl, **more)
-    return train_rank(start, reference, written(folder, weights, columns=columns), spec, folder / "out", numerics)
+    return train_rank(start, reference, written(folder, weights, columns=columns), spec, folder / "out", numerics, steps.append)
 
 
 # What it is given
@@ -71,15 +80,13 @@ def test_a_row_has_the_log_probabilities_of_its_answers_tokens_from_the_first_on
     loss = mine(tmp_path, body, "logps, ref_logps, mask, gain")
     columns = [{"gain": float(number)} for number in range(5)]
     trained(tmp_path, start, reference, loss, columns=columns, trl={"per_device_train_batch_size": 5})
-    import torch
-
     logps, ref_logps, mask, gain = torch.load(seen)
     for row, count in enumerate(mask.sum(1).tolist()):
         prompt, answer, _ = next(pair for pair in PAIRS if len(pair[1]) == count and pair == PAIRS[int(gain[row])])
-        for given, model in ((logps, START), (ref_logps, REFERENCE)):
+        for values, model in ((logps, START), (ref_logps, REFERENCE)):
             steps = [logprob(model, (prompt + answer[:at])[-1:], token) for at, token in enumerate(answer)]
-            assert given[row, :count].tolist() == pytest.approx(steps, rel=1e-5)
-            assert not given[row, count:].any()
+            assert values[row, :count].tolist() == pytest.approx(steps, rel=1e-5)
+            assert not values[row, count:].any()
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -152,9 +159,9 @@ def test_how_a_step_is_cut_changes_nothing(tmp_path, start, reference, average):
         ("return -logps.mean(1)", "cannot be split: the value of row"),  # padding counts: a batch's width
         ("return -(logps * mask).sum(1).sort().values", "cannot be split: the value of row"),
         ("v = -(logps * mask).sum(1); return v + v.mean() - v.mean().detach()", "the gradient of a row"),
-        ("return -(logps * mask).sum()", r"returned \[\] for 5 rows, where a tensor of one value per row is wanted: \[5\]"),
-        ("return logps", r"returned \[5, 5\] for 5 rows"),
-        ("return 1.5", "returned float for 5 rows"),
+        ("return -(logps * mask).sum()", r"returned \[\] for 4 rows, where a tensor of one value per row is wanted: \[4\]"),
+        ("return logps", r"returned \[4, 5\] for 4 rows"),
+        ("return 1.5", "returned float for 4 rows"),
         ("return torch.log((logps * mask).sum(1))", "is not finite"),
         ("return mask.sum(1).float()", "has no gradient"),
         ("return -(logps * mask).sum(1).detach()", "has no gradient"),
@@ -162,11 +169,17 @@ def test_how_a_step_is_cut_changes_nothing(tmp_path, start, reference, average):
         ("return logps[7]", r"the loss raised IndexError: .*\(at mine.py:4\)"),
     ],
 )
-def test_what_is_no_value_per_row_is_refused_before_the_first_step(tmp_path, start, body, said):
+def test_what_is_no_value_per_row_is_refused(tmp_path, body, said):
     with pytest.raises(UsageError, match=said) as error:
-        trained(tmp_path, start, None, mine(tmp_path, body))
+        refuse_mixed_rows(RowLoss.of(mine(tmp_path, body), "sft"), made_up("sft", []))
     assert error.value.where == "mine.py:mine" and error.value.fix
-    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_refused_before_the_first_step_and_nothing_is_left(tmp_path, start):
+    steps: list[Any] = []
+    with pytest.raises(UsageError, match="cannot be split"):
+        trained(tmp_path, start, None, mine(tmp_path, "v = (logps * mask).sum(1); return v.mean() - v"), steps=steps)
+    assert steps == [] and not (tmp_path / "out").exists()
 
 
 def test_a_batch_mean_does_not_hide_where_policy_and_reference_agree(tmp_path, start):
@@ -245,3 +258,78 @@ def test_two_ranks_whole_and_divided_learn_what_one_learns(tmp_path, tiny, tiny_
     for shard, one in found.items():
         for what in ("loss_first", "loss_last", "tokens", "logps/rejected_last"):
             assert one.metrics[what] == pytest.approx(alone[what], rel=1e-3), (shard, what)
+
+
+# Stopped in the middle
+
+
+def doomed(start: Model, rows: list[Path], place: Path) -> None:
+    tiny_update(place, start, rows, "doomed", saves=Saves(place / "update", "this", 1e-9), on_progress=killed_at(4))
+
+
+def killed_at(step: int) -> Any:
+    def at(progress: Any) -> None:
+        if progress["step"] >= step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return at
+
+
+def test_killed_in_the_middle_it_ends_on_the_same_bits(tmp_path, tiny, tiny_rows):
+    process = multiprocessing.get_context("spawn").Process(target=doomed, args=(tiny, tiny_rows, tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    went_on = tiny_update(tmp_path, tiny, tiny_rows, "b", saves=Saves(tmp_path / "update", "this", 1e-9))
+    whole = tiny_update(tmp_path, tiny, tiny_rows, "a")
+    assert went_on.metrics["continued_at"] == [3] and whole.metrics["steps"] == 9
+    assert digest.weights(went_on.folder) == digest.weights(whole.folder)
+    for name in ("loss_last", "tokens", "logps/chosen_last", "grad_norm_max"):
+        assert went_on.metrics[name] == whole.metrics[name]
+
+
+# The proof, on losses that nobody wrote
+
+WISE = {
+    "sum": lambda logps, mask: -(logps * mask).sum(1),
+    "mean": lambda logps, mask: -(logps * mask).sum(1) / mask.sum(1),
+    "powers": lambda logps, mask: (torch.exp(logps) * mask).pow(2).sum(1) - (logps * mask).amin(1),
+    "cut": lambda logps, mask: torch.relu(1 + (logps * mask).sum(1)) + logps[:, 0] ** 2,
+}
+SHARED = {
+    "centred": lambda values: values - values.mean(),
+    "scaled": lambda values: values / (1 + values.detach().abs().max()),
+    "shifted": lambda values: values.roll(1, 0),
+    "leaked": lambda values: values + values.sum() - values.sum().detach(),
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(sorted(WISE)),
+    st.lists(st.integers(1, 5), min_size=2, max_size=5),
+    st.sampled_from([None, *sorted(SHARED)]),
+    st.integers(0, 2**32),
+)
+def test_only_what_rows_share_is_refused_whatever_their_lengths(name, lengths, shared, seed):
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    drawn = torch.Generator().manual_seed(seed)
+    logps = -3 * torch.rand(mask.shape, generator=drawn) * mask
+    loss = RowLoss(lambda logps, mask: SHARED.get(shared, lambda values: values)(WISE[name](logps, mask)), {}, "sft", "x.py:x")
+    if shared is None:
+        refuse_mixed_rows(loss, {"logps": logps, "mask": mask})
+    else:
+        with pytest.raises(UsageError):
+            refuse_mixed_rows(loss, {"logps": logps, "mask": mask})
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.py")), ids=lambda path: path.stem)
+def test_the_examples_of_a_shipped_loss_hold_and_it_is_row_wise(path):
+    assert run_doctests(function(path)) == []
+    loss = RowLoss.of(function(path), kind_of_file(path))
+    for point in points(made_up(loss.rows, loss.columns), loss.rows):
+        assert list(problems(loss, point)) == []
+
+
+def kind_of_file(path: Path) -> str:
+    return {"dpo": "pair"}.get(path.stem, "sft")
