@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from selfkd.backend.trainer.loss_kinds import ARGUMENTS, LEARNED, WEIGHT
+from selfkd.backend.trainer.loss_kinds import ARGUMENTS, KL, LEARNED, WEIGHT
 from selfkd.core.pool import Function
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.rewards.check import located, signature
@@ -56,7 +56,7 @@ def _unused(takes: Parameters, function: Function) -> Iterator[str]:
 
 def _without_reference(takes: Parameters) -> Iterator[str]:
     for name in takes.names:
-        if name.startswith("ref_") and name in takes.required:
+        if (name.startswith("ref_") or name == KL) and name in takes.required:
             yield f" asks for '{name}', and the step names no reference model: write `reference: start`"
 
 

@@ -53,7 +53,10 @@ def _training_row(row: Mapping[str, Any]) -> Panel:
         learned = [_field("chosen", row["chosen"]), _field("rejected", row["rejected"])]
     origin = ", ".join(row["samples"] or ()) or "no sample"
     ended = "" if row["chosen_ended"] else "   not ended: no end token to learn"
-    foot = Text(f"{row['role']}   weight {_number(row['weight'])}   from {origin}{ended}", "dim")
+    numbers = [("label", row["label"])] * (row["label"] is not None)
+    numbers += [(column["name"], column["value"]) for column in row["columns"] or ()]
+    said = "".join(f"   {name} {_number(value)}" for name, value in numbers)
+    foot = Text(f"{row['role']}   weight {_number(row['weight'])}{said}   from {origin}{ended}", "dim")
     return _panel(f"{row['kind']} {row['id']}", *messages, Rule(style="dim"), *learned, Rule(style="dim"), foot)
 
 

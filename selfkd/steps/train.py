@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from selfkd.backend.base import TrainSpec
-from selfkd.backend.trainer.loss_kinds import LOSSES, OF_FUNCTIONS, LossKind, is_function, kind_of
+from selfkd.backend.trainer.loss_kinds import LOSSES, OF_FUNCTIONS, PREFERENCES, LossKind, is_function, kind_of, texts
 from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
@@ -48,15 +48,15 @@ class TrainStep(Step):
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
         "sft",
-        description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items())
-        + "; file.py:function: a loss of your own (docs/losses.md).",
+        description=f"{texts()}; file.py:function: a loss of your own (docs/losses.md).",
     )
     role: str = Field("policy", description="Which model is trained.")
     from_: str = Field(
         "now", alias="from", description="Where training starts: base, warm, start, now, best, round-K, or role@when."
     )
     reference: str | None = Field(
-        None, description="Reference model of a loss that is held against one; default for dpo: start, for a function: none."
+        None,
+        description="Reference model of a loss that is held against one; default: start, for a function of your own: none.",
     )
     rows: Literal["sft", "pair", "label"] | None = Field(
         None, description="Which kind of rows a function wants; default: sft (file.py:function)."
@@ -67,7 +67,7 @@ class TrainStep(Step):
         description="Over what the values of an optimiser step are averaged, each with its row's weight: rows, or the tokens that are learned (file.py:function).",
     )
     of: str = Field("rows", description="Which stream of rows.")
-    beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo).")
+    beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo and its kin).")
     nll: float = Field(
         0.0, ge=0, description="Add this multiple of the chosen answers' negative log-likelihood per token (dpo; IRPO uses 1)."
     )
@@ -93,7 +93,7 @@ class TrainStep(Step):
         homes = {name: kind.fields for name, kind in LOSSES.items()} | {"file.py:function": FUNCTION_FIELDS}
         for field in dict.fromkeys(field for fields in homes.values() for field in fields if field not in self.kind.fields):
             if getattr(self, field) != type(self).model_fields[field].default:
-                known = " or ".join(name for name, fields in homes.items() if field in fields)
+                known = ", ".join(name for name, fields in homes.items() if field in fields and name not in PREFERENCES)
                 raise ValueError(f"'{field}' belongs to loss: {known}")
         if self.continue_ and self.lora is None:
             raise ValueError("continue goes on with an adapter, and there is none without lora: {r: 16}")

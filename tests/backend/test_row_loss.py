@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from ranks import on_ranks
 
 from selfkd.backend.base import LoraSpec, Saves, Trained, TrainSpec
+from selfkd.backend.trainer.loss_kinds import LOSSES
 from selfkd.backend.trainer.row_loss import RowLoss, made_up, points, problems, refuse_mixed_rows
 from selfkd.core import digest
 from selfkd.core.files import builtin_folder
@@ -332,4 +333,4 @@ def test_the_examples_of_a_shipped_loss_hold_and_it_is_row_wise(path):
 
 
 def kind_of_file(path: Path) -> str:
-    return {"dpo": "pair"}.get(path.stem, "sft")
+    return LOSSES[path.stem].rows

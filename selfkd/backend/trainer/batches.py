@@ -201,12 +201,30 @@ def micro_batches(batch: list[int], split: Share) -> list[list[int]]:
     return [[int(i) for i in part] for part in np.array_split(np.array(batch, int), parts)]
 
 
+def strangers(rows: Sequence[Row], batch: Sequence[int]) -> dict[int, int]:
+    """Return {row of a step: the row before it in the step that has another prompt}; in a step of one prompt, the one before it of all rows.
+
+    GuardError where all rows have one prompt.
+    """
+    found: dict[int, int] = {}
+    for place, i in enumerate(batch):
+        mine = rows[i].prompt.tobytes()
+        before = chain(reversed(batch[:place]), reversed(batch[place + 1 :]), range(i - 1, -1, -1), range(len(rows) - 1, i, -1))
+        other = next((j for j in before if rows[j].prompt.tobytes() != mine), None)
+        if other is None:
+            what = "the loss compares a prompt's answer with answers to other prompts, and all rows have one prompt"
+            raise GuardError(what, "train", "Train on rows of two prompts or more.")
+        found[i] = other
+    return found
+
+
 class Feed:
     """What the trainer iterates over: this rank's micro-batches, collated, one epoch per iteration.
 
     A micro-batch carries `scale` where TRL's plain mean would be wrong: rows of unequal weight, or pairs that do not divide
     evenly. A rank without rows in a step gets one row of scale 0, so that all ranks take part in every exchange. With `average`
-    ("rows" or "tokens") the loss is a value per row instead, and every row has its share of the step's average.
+    ("rows" or "tokens") the loss is a value per row instead, and every row has its share of the step's average. `strange`: a row comes
+    with a stranger, whose answer was given to another prompt.
     """
 
     def __init__(
@@ -217,10 +235,11 @@ class Feed:
         rank: int,
         collate: Callable[[list[dict[str, Any]]], Any],
         average: str = "",
+        strange: bool = False,
     ):
         self.dataset, self.split, self.seed, self.rank, self.collate, self.epoch = rows, split, seed, rank, collate, 0
         self.weighted = len({row.weight for row in rows}) > 1
-        self.skipped, self.average = 0, average
+        self.skipped, self.average, self.strange = 0, average, strange
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.split.rows) * self.split.accumulation
@@ -263,7 +282,12 @@ class Feed:
         shortest = self.dataset[batch[-1]]
         if self.average:
             assert factors is not None
-            return [{"row": self.dataset[i], "scale": factors[i]} for i in part] or [{"row": shortest, "scale": 0.0}]
+            found = [{"row": self.dataset[i], "scale": factors[i]} for i in part] or [{"row": shortest, "scale": 0.0}]
+            others = strangers(self.dataset, batch) if self.strange else {}
+            return [
+                {**one, **({"stranger": self.dataset[others[i]]} if others else {})}
+                for one, i in zip(found, part or batch[-1:])
+            ]
         found = [collator_record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
         pairs = self.dataset[batch[0]].rejected is not None
         missing = width - len(part) if pairs else int(not part)  # pairs are scored one by one: as often on every rank

@@ -38,6 +38,8 @@ class LossKind:
     """What gives a row its value, as file.py:function; empty where TRL computes the loss."""
     ignores: tuple[str, ...] = ()
     """Options of that config which change nothing here."""
+    loss_type: str = ""
+    """TRL's name of the loss, where the step's name of it says which one."""
 
     def rate(self, lora: bool) -> float:
         """Return the default learning rate: for all weights, or for an adapter."""
@@ -46,8 +48,46 @@ class LossKind:
 
 # Fields of the step `train` that losses of the form value-per-row have.
 OF_FUNCTIONS = ("reference", "params", "average")
+PER_SIDE = {"pair": 2}  # sequences of a row, where it is not one
+# Losses of TRL's DPOTrainer that a step may name instead of dpo with `trl: {loss_type: ...}`.
+PREFERENCES = (
+    *("hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"),
+    *("discopop", "sigmoid_norm"),
+)
 
-# Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's and DPO's.
+
+def _function(file: str, rows: Rows, learning_rate: float, text: str) -> LossKind:
+    """Return a shipped loss that is a function, held against a reference; it is called like its file."""
+    return LossKind(
+        rows=rows,
+        reference=True,
+        config="SFTConfig",
+        trainer="RowWise",
+        learning_rate=learning_rate,
+        sequences=PER_SIDE.get(rows, 1),
+        fields=OF_FUNCTIONS,
+        text=text,
+        function=f"loss/{file}.py:{file}",
+        ignores=("loss_type",),
+    )
+
+
+def _preference(loss_type: str = "") -> LossKind:
+    return LossKind(
+        rows="pair",
+        reference=True,
+        config="DPOConfig",
+        trainer="Preference",
+        learning_rate=5e-7,
+        sequences=2,
+        fields=("reference", "beta", "nll"),
+        text="a preference loss of TRL, by default that of Rafailov et al. 2023 (arXiv 2305.18290)",
+        ignores=("loss_type", "loss_weights") if loss_type else (),
+        loss_type=loss_type,
+    )
+
+
+# Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's, DPO's and SPPO's, 1e-6 NFT's and TRL's for KTO.
 LOSSES: dict[str, LossKind] = {
     "sft": LossKind(
         rows="sft",
@@ -59,17 +99,35 @@ LOSSES: dict[str, LossKind] = {
         fields=(),
         text="negative log-likelihood of completions, averaged over their tokens",
     ),
-    "dpo": LossKind(
-        rows="pair",
-        reference=True,
-        config="DPOConfig",
-        trainer="Preference",
-        learning_rate=5e-7,
-        sequences=2,
-        fields=("reference", "beta", "nll"),
-        text="a preference loss of TRL, by default that of Rafailov et al. 2023 (arXiv 2305.18290)",
+    "dpo": _preference(),
+    "kto": _function("kto", "label", 1e-6, "label rows, desirable or not (Ethayarajh et al. 2024, arXiv 2402.01306)"),
+    "nft": _function(
+        "nft",
+        "label",
+        1e-6,
+        "label rows, right or wrong, with a column 'rate', the share of the prompt's answers that are right (Chen et al. 2025, arXiv 2505.18116)",
     ),
+    "sppo": _function(
+        "sppo",
+        "pair",
+        5e-7,
+        "pair rows with columns 'chosen_win' and 'rejected_win', their chances to win (Wu et al. 2024, arXiv 2405.00675)",
+    ),
+    "cream": _function(
+        "cream",
+        "pair",
+        5e-7,
+        "pair rows with a column 'agreement', 0 to 1, that mixes DPO with DPO of the flipped pair (Wang et al. 2024, arXiv 2410.12735)",
+    ),
+    **{name: _preference(name) for name in PREFERENCES},
 }
+
+
+def texts() -> str:
+    """Return what each loss is, in one line."""
+    said = [f"{name}: {kind.text}" for name, kind in LOSSES.items() if not kind.loss_type]
+    return "; ".join([*said, f"{', '.join(PREFERENCES)}: dpo with this `loss_type` of TRL"])
+
 
 # ---- losses that are functions ----
 
@@ -81,8 +139,9 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         *("chosen_logps", "rejected_logps", "chosen_mask", "rejected_mask"),
         *("ref_chosen_logps", "ref_rejected_logps"),
     ),
-    "label": ("logps", "mask", "ref_logps", "label"),
+    "label": ("logps", "mask", "ref_logps", "label", "kl"),
 }
+KL = "kl"  # one number per step: how far the model is from its reference on answers that were given to other prompts
 LEARNED = {
     "sft": ("logps",),
     "pair": ("chosen_logps", "rejected_logps"),
@@ -107,7 +166,7 @@ def kind_of(loss: str, rows: str | None = None, reference: bool = False) -> Loss
         config="SFTConfig",
         trainer="RowWise",
         learning_rate=1e-6,
-        sequences=2 if kind == "pair" else 1,
+        sequences=PER_SIDE.get(kind, 1),
         fields=("rows", *OF_FUNCTIONS),
         text="a function of a file",
         function=loss,

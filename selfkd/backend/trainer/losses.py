@@ -41,8 +41,9 @@ trl.trainer.dpo_trainer.hash_module = lambda module: ""
 REFERENCE_TOKENS = {"cpu": 2048, "cuda": 16384}
 UNKNOWN = torch.tensor(math.nan)  # entropy and accuracy, which TRL would log and nobody here reads: four passes over all logits
 UNSPLITTABLE = {"aot", "aot_unpaired"}  # loss types that sort a batch before they compare
-# {row id: log-probabilities of its answers under the reference model}: sums for a loss of TRL, per token for one that is a function
-References = Mapping[str, tuple[Any, ...]]
+# {row id: log-probabilities of its answers under the reference model}: sums for a loss of TRL, per token for one that is a function,
+# which may also have {(row id, id of a stranger): the log-probability of that one's answer behind this one's prompt}
+References = Mapping[Any, tuple[Any, ...]]
 Sides = Sequence[tuple[Ids, Ids]]  # (prompt, completion)
 
 
@@ -53,6 +54,7 @@ class _Stepwise:
     """What all trainers share: our batches instead of a data loader's, a stop at the first number that is not finite, our checkpoints."""
 
     average = ""  # over what the values of rows are averaged, where a loss is a value per row
+    strange = False  # whether rows come with answers to other prompts
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class _Stepwise:
 
     def get_train_dataloader(self) -> Feed:
         rank = self.accelerator.process_index  # type: ignore[attr-defined]
-        return Feed(self.rows, self.split, self.order_seed, rank, self._collate, self.average)
+        return Feed(self.rows, self.split, self.order_seed, rank, self._collate, self.average, self.strange)
 
     # ---- called by transformers where it goes on from a checkpoint, which is ours and not in its form ----
 
@@ -173,11 +175,11 @@ class Preference(_Stepwise, DPOTrainer):
     """A preference loss of TRL against reference log-probabilities that come with the rows; `nll` adds IRPO's second term."""
 
     @staticmethod
-    def references(model: Any, rows: Sequence[Row], *how: Any) -> References:
-        """Return the log-probabilities of the answers of all rows, summed."""
-        sides = [(row.prompt, side) for row in rows for side in row.answers]
-        values = completion_logprobs(model, sides, *how)
-        return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(rows)}
+    def references(model: Any, plan: Any, is_flat: bool) -> References:
+        """Return the log-probabilities of the answers of all rows of an update's plan, summed."""
+        sides = [(row.prompt, side) for row in plan.rows for side in row.answers]
+        values = completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
+        return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
 
     @staticmethod
     def settings(spec: TrainSpec) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from selfkd.backend.trainer.loss_kinds import ARGUMENTS, LEARNED, WEIGHT
+from selfkd.backend.trainer.loss_kinds import ARGUMENTS, KL, LEARNED, WEIGHT
 from selfkd.core.pool import Function
 from selfkd.core.user_module import load_module
 from selfkd.errors import UsageError
@@ -203,7 +203,7 @@ def made_up(rows: str, columns: Sequence[str]) -> dict[str, torch.Tensor]:
         logps = -2 * torch.rand(mask.shape, generator=drawn, dtype=torch.float64)
         given |= {name: mask, f"{side}logps": logps * mask}
         given[f"ref_{side}logps"] = (logps - 0.2 * torch.rand(mask.shape, generator=drawn, dtype=torch.float64)) * mask
-    given["label"] = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    given |= {"label": torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64), KL: torch.tensor(0.1, dtype=torch.float64)}
     return given | {
         name: torch.rand(4, generator=drawn, dtype=torch.float64) for name in columns if name not in (*given, WEIGHT)
     }

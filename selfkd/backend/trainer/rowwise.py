@@ -8,6 +8,7 @@ before the first step. Ranks, shards, adapters and rows without padding are the 
 # mypy: allow-subclassing-any
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,8 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from selfkd.backend.base import TrainSpec
 from selfkd.backend.trainer import losses, row_loss
-from selfkd.backend.trainer.batches import Ids, Row, collator_record
+from selfkd.backend.trainer.batches import Feed, Ids, Row, collator_record, strangers
+from selfkd.backend.trainer.loss_kinds import KL
 from selfkd.backend.trainer.row_loss import RowLoss
 from selfkd.errors import UsageError
 
@@ -33,6 +35,7 @@ class RowWise(losses.Supervised):
         assert spec.function is not None
         self.form, self.average = RowLoss.of(spec.function, spec.rows), spec.average
         self.columns, model = columns_of(rows, self.form), more["model"]
+        self.strange = KL in self.form.names
         if references:
             disable_dropout_in_model(model)  # else the ratio of policy and reference is noise before the first step
         self._prove(model, rows, references, spec.precision == "bf16", is_flat)
@@ -44,22 +47,34 @@ class RowWise(losses.Supervised):
         return collator_record(replace(row, rejected=None), 1.0, False)
 
     @staticmethod
-    def references(model: Any, rows: Sequence[Row], *how: Any) -> losses.References:
-        """Return the log-probabilities of the answers of all rows, token by token."""
-        found = iter(losses.token_logprobs(model, sides(rows), *how))
-        return {row.id: tuple(next(found) for _ in row.answers) for row in rows}
+    def references(model: Any, plan: Any, is_flat: bool) -> losses.References:
+        """Return the log-probabilities of the answers of all rows of an update's plan, token by token; those of strangers summed."""
+        place = (plan.bf16, is_flat, plan.rank, plan.split.ranks)
+        scored = iter(losses.token_logprobs(model, sides(plan.rows), *place))
+        found: dict[Any, tuple[Any, ...]] = {row.id: tuple(next(scored) for _ in row.answers) for row in plan.rows}
+        if KL in RowLoss.of(plan.spec.function, plan.spec.rows).names:
+            pairs = met(plan)
+            sums = losses.completion_logprobs(model, [(row.prompt, other.chosen) for row, other in pairs], *place)
+            found |= {(row.id, other.id): (value,) for (row, other), value in zip(pairs, sums, strict=True)}
+        return found
 
     def _prove(self, model: Any, rows: Sequence[Row], references: losses.References, bf16: bool, is_flat: bool) -> None:
         """Raise UsageError where the loss is not row-wise on the first rows, as the model scores them now."""
         few = first_rows(rows)
         scored = iter(losses.token_logprobs(model, sides(few), bf16, is_flat))
         policy = {row.id: tuple(next(scored) for _ in row.answers) for row in few}
-        row_loss.refuse_mixed_rows(self.form, {**given(few, references, self.form.rows, self.columns), **_padded(few, policy)})
+        known = {**given(few, references, self.form.rows, self.columns), KL: torch.tensor(0.1)}
+        row_loss.refuse_mixed_rows(self.form, {**known, **_padded(few, policy)})
 
     def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [record["row"] for record in records]
         whole = [(row.prompt, answer) for slot in range(len(rows[0].answers)) for row in rows for answer in [row.answers[slot]]]
-        batch = _sequences(whole, self.args.pad_to_multiple_of or 1, self.data_collator.pad_token_id)
+        batch = self._sequences(whole)
+        if self.strange:
+            pairs = [(record["row"], record["stranger"]) for record in records]
+            references = [self.reference_of[row.id, other.id][0] for row, other in pairs]
+            batch["strange"] = self._sequences([(row.prompt, other.chosen) for row, other in pairs])
+            batch["strange_logps"] = torch.tensor(references)
         starts = torch.tensor([len(prompt) for prompt, _ in whole])
         scale = torch.tensor([record["scale"] for record in records])
         return {
@@ -68,6 +83,33 @@ class RowWise(losses.Supervised):
             "scale": scale,
             "given": given(rows, self.reference_of, self.form.rows, self.columns),
         }
+
+    def _sequences(self, whole: Sequence[tuple[Ids, Ids]]) -> dict[str, Any]:
+        return _sequences(whole, self.args.pad_to_multiple_of or 1, self.data_collator.pad_token_id)
+
+    def get_batch_samples(self, *arguments: Any) -> Any:
+        """Work out, where the loss asks for it, the step's `kl` before its first micro-batch."""
+        batches, count = super().get_batch_samples(*arguments)
+        if self.strange and batches:
+            kl = self._kl(batches)
+            for batch in batches:
+                batch["given"][KL] = kl
+            self._metrics["train"][KL].append(kl.item())
+        return batches, count
+
+    def _kl(self, batches: Sequence[dict[str, Any]]) -> torch.Tensor:
+        """Return how much likelier answers to other prompts are than under the reference, in the mean over the step's rows; at least 0."""
+        told = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        self.model.eval()
+        for batch in batches:
+            one = self._prepare_inputs({name: batch[name] for name in ("strange", "strange_logps", "scale")})
+            with torch.no_grad():
+                logps = self._outputs(self.model_wrapped, **one["strange"], use_cache=False, fused_lm_head=True).log_probs
+            real = one["scale"] > 0
+            told += torch.stack([((logps.float().sum(1) - one["strange_logps"]) * real).sum(), real.sum()]).double()
+        self.model.train()
+        total, rows = self.accelerator.gather(told).view(-1, 2).sum(0)
+        return (total / rows).clamp(min=0).float()
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Return the share of a micro-batch in the loss of its step."""
@@ -97,6 +139,21 @@ class RowWise(losses.Supervised):
 
 def sides(rows: Sequence[Row]) -> list[tuple[Ids, Ids]]:
     return [(row.prompt, answer) for row in rows for answer in row.answers]
+
+
+def met(plan: Any) -> list[tuple[Row, Row]]:
+    """Return each row with the strangers that it meets in all steps of an update."""
+    feed = Feed(plan.rows, plan.split, plan.spec.seed, plan.rank, list)
+    per_epoch = max(1, len(feed) // plan.split.accumulation)
+    config = plan.config
+    epochs = config.max_steps / per_epoch if config.max_steps > 0 else config.num_train_epochs
+    found = {
+        pair
+        for epoch in range(math.ceil(epochs))
+        for batch in feed.steps(epoch)
+        for pair in strangers(plan.rows, batch).items()
+    }
+    return [(plan.rows[i], plan.rows[j]) for i, j in sorted(found)]
 
 
 def first_rows(rows: Sequence[Row]) -> list[Row]:

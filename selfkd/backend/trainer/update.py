@@ -167,6 +167,7 @@ def _planned(
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
+    options |= {"loss_type": kind.loss_type} if kind.loss_type else {}
     refuse_offloading(options)
     if shard := bool(numerics.get("shard")):
         sharded.refuse(ranks, options.get("optim"))
@@ -340,9 +341,7 @@ class _Update:
         if plan.reference is None or not plan.kind.reference:
             return {}
         with self._timed("reference"), adapter.off(model) if self._lies_beneath(plan.reference) else contextlib.nullcontext():
-            found: losses.References = plan.trainer.references(
-                model, plan.rows, plan.bf16, is_flat, plan.rank, plan.split.ranks
-            )
+            found: losses.References = plan.trainer.references(model, plan, is_flat)
         return found
 
     def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, Any]:
@@ -389,7 +388,7 @@ class _Update:
         metrics |= {"shard_held": self.shares.held} if math.isfinite(self.shares.held) else {}  # no step was left to make
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
-        for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
+        for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen", "kl"):
             if name in first:
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
         metrics |= {"made_by": self.resumption.made_by}
