@@ -36,6 +36,8 @@ def said(folder: Path, train: str, loss: str = SFT, build: str = "") -> list[str
 
 
 PAIRS = '  - build: {kind: pair, chosen: "last_number = 1", rejected: "chars > 1"}\n'
+LABEL = '  - build: {kind: label, label: "last_number = 1"}\n'
+RATE = LABEL.replace("}", ", columns: {rate: '0.5'}}")
 GAIN = '  - build: {columns: {gain: "chars / 2"}}\n'
 
 
@@ -70,12 +72,22 @@ GAIN = '  - build: {columns: {gain: "chars / 2"}}\n'
         ("{loss: 'mine.py:mine', trl: {loss_type: dft}}", SFT, "", "trl.loss_type has no meaning for loss mine.py:mine"),
         ("{loss: 'mine.py:mine', beta: 0.2}", SFT, "", "'beta' belongs to loss: dpo"),
         ("{loss: sft, rows: pair}", SFT, "", "'rows' belongs to loss: file.py:function"),
-        ("{loss: sft, params: {a: 1}}", SFT, "", "'params' belongs to loss: file.py:function"),
+        ("{loss: sft, params: {a: 1}}", SFT, "", "'params' belongs to loss: kto, nft, sppo, cream, file.py:function"),
         (
             "{loss: 'mine.py:mine', reference: start, lora: {r: 2, dropout: 0.1}}",
             "def mine(logps, ref_logps): ...",
             "",
             "switches dropout off, also the adapter's: leave it out",
+        ),
+        ("{loss: nft}", SFT, LABEL, r"nft.py:\d+  nft asks for 'rate', which its rows do not have. Write `columns: \{rate: "),
+        ("{loss: nft, params: {clmap: 0.1}}", SFT, RATE, "has no parameter 'clmap'. Did you mean 'clamp'"),
+        ("{loss: kto}", SFT, PAIRS, "loss kto needs rows of kind label; 'rows' holds pair rows$"),
+        ("{loss: ipo, trl: {loss_type: hinge}}", SFT, PAIRS, "trl.loss_type has no meaning for loss ipo"),
+        (
+            "{loss: 'mine.py:mine', rows: label}",
+            "def mine(logps, kl): ...",
+            LABEL,
+            "asks for 'kl', and the step names no reference model",
         ),
         ("{loss: 'mine.py:mine'}", SFT, "  - build: {kind: label}\n", "'label' and kind: label belong together"),
         ("{loss: 'mine.py:mine'}", SFT, "  - build: {columns: {mask: '1'}}\n", "cannot be called 'mask'"),
@@ -136,7 +148,7 @@ def mine(logps, mask, gain):
 
 
 def test_the_loss_of_the_documents_works_as_printed(tmp_path):
-    [code], [steps] = (re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(), re.DOTALL) for kind in ("python", "yaml"))
+    [code], [steps, labels] = (re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(), re.DOTALL) for kind in ("python", "yaml"))
     (tmp_path / "mine.py").write_text(code)
     written = recipe_in(tmp_path, RECIPE[: RECIPE.index("steps:")] + steps, "rounds=1")
     report = lint(written)
@@ -146,6 +158,13 @@ def test_the_loss_of_the_documents_works_as_printed(tmp_path):
     gains = [{column["name"]: column["value"] for column in row} for row in rows["columns"].to_list()]
     assert {gain for [gain] in (one.keys() for one in gains)} == {"gain"}
     assert abs(sum(one["gain"] for one in gains)) < 1e-9 and verify(run.folder).problems == []
+    second = recipe_in(tmp_path / "nft", RECIPE[: RECIPE.index("steps:")] + labels, "rounds=1")
+    assert lint(second).problems == []
+    rows = go(second, tmp_path / "nft/run").rows(1, step="build")
+    shares = rows.with_columns(pl.col("columns").list.first().struct.field("value").alias("rate"), prompt="messages")
+    by_prompt = shares.group_by(pl.col("prompt").list.first().struct.field("content")).agg(pl.col("label").mean(), "rate")
+    assert rows.height == 12 * 8 and set(rows["kind"]) == {"label"}
+    assert all(rate == [share] * 8 for share, rate in by_prompt.select("label", "rate").iter_rows())
 
 
 # Identity: the code of a loss is what made a step, and what names an update
