@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -260,6 +262,33 @@ def test_kto_is_the_same_however_a_step_is_cut(tmp_path, start, reference):
     for cut in cuts[1:]:
         for what in ("loss_first", "loss_last", "kl_first", "kl_last"):
             assert cut[what] == pytest.approx(cuts[0][what], rel=1e-4, abs=1e-7), what
+
+
+def test_kto_is_that_of_trls_trainer_for_the_same_strangers():
+    """TRL's own code for a batch, on log-probabilities that are given to it: three desirable answers, two undesirable ones."""
+    from trl import KTOTrainer
+
+    drawn = torch.Generator().manual_seed(4)
+    tables = {name: -torch.rand(5, 6, generator=drawn) for name in ("now", "start", "kl_now", "kl_start")}
+    label = torch.tensor([True, False, True, True, False])
+    trainer = KTOTrainer.__new__(KTOTrainer)
+    vars(trainer).update(
+        model=SimpleNamespace(training=True), beta=0.4, desirable_weight=1.2, undesirable_weight=0.7, loss_type="kto",
+        calculate_KL=True, precompute_ref_logps=True, aux_loss_enabled=False, _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0, _tp_size=1, accelerator=SimpleNamespace(device="cpu", gather_for_metrics=lambda value: value),
+    )  # fmt: skip
+    answers = iter([tables["kl_now"], tables["now"]])  # the strangers come first
+    nothing = torch.zeros(5, 6)
+    model = lambda **_: SimpleNamespace(log_probs=next(answers), entropy=nothing, mean_logits=nothing)  # noqa: E731
+    whole = torch.ones(5, 7, dtype=torch.long)
+    batch = {f"{prefix}{name}": whole for prefix in ("", "KL_") for name in ("input_ids", "attention_mask", "completion_mask")}
+    batch |= {"label": label, "ref_logps": tables["start"].sum(1), "ref_KL_logps": tables["kl_start"].sum(1)}
+    theirs = trainer._compute_loss(model, batch, False)
+    kl = (tables["kl_now"] - tables["kl_start"]).sum(1).mean().clamp(min=0)
+    given = {"logps": tables["now"], "ref_logps": tables["start"], "mask": torch.ones(5, 6, dtype=torch.bool)}
+    loss = RowLoss.of(function("kto", beta=0.4, desirable=1.2, undesirable=0.7), "label")
+    ours = loss.values({**given, "label": label.float(), "kl": kl})
+    assert kl > 0 and ours.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
 def test_rows_of_one_prompt_have_no_strangers(tmp_path, tiny):
