@@ -28,7 +28,8 @@ from selfkd.steps.step import Problem, Stage, Step
 
 def _known_loss(name: Any) -> Any:
     if not isinstance(name, str) or not (name in LOSSES or is_function(name)):
-        choices = ", ".join(f"'{known}'" for known in LOSSES) + " or file.py:function"
+        named = [f"'{known}'" for known, kind in LOSSES.items() if not kind.loss_type]
+        choices = f"{', '.join(named)}, a loss type of TRL or file.py:function"
         hint = did_you_mean(name, LOSSES) if isinstance(name, str) else ""
         said = {"choices": choices, "name": repr(name), "hint": f".{hint}" if hint else ""}
         raise PydanticCustomError("unknown_loss", "should be {choices}, not {name}{hint}", said)
