@@ -18,6 +18,7 @@ MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int32)
 MASK = pl.List(pl.Boolean)
 NAMES = pl.List(pl.String)
+RANKED = pl.List(pl.Struct({"text": pl.String, "ids": IDS, "ended": pl.Boolean, "score": pl.Float64}))
 NUMBERS = pl.List(pl.Struct({"name": pl.String, "value": pl.Float64}))
 
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -57,7 +58,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     # One training row. messages is the student's view; *_ids are the sampled token ids, null for text nobody sampled
     # (a gold answer); *_ended says that the completion ended by itself, so an end-of-sequence token is there to learn;
     # *_mask is true where a token is learned, one value per id, and null where all of them are. label says how good the completion
-    # is (kind label); columns are numbers of the row's own, by name, for a loss that asks for them.
+    # is (kind label); columns are numbers of the row's own, by name, for a loss that asks for them. ranked are all answers of a row of
+    # kind rank, the best first: that one is chosen, too.
     "rows": {
         "id": pl.String,
         "kind": pl.String,
@@ -76,6 +78,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "rejected_ids": IDS,
         "rejected_ended": pl.Boolean,
         "rejected_mask": MASK,
+        "ranked": RANKED,
     },
 }
 KEYS = {
@@ -90,7 +93,7 @@ HEAVY = {
     "samples": ("teacher_messages", "text", "token_ids"),
     "scores": (),
     "drops": (),
-    "rows": ("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask"),
+    "rows": ("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask", "ranked"),
 }
 
 

@@ -47,7 +47,9 @@ def _fate(row: Mapping[str, Any]) -> Text:
 
 def _training_row(row: Mapping[str, Any]) -> Panel:
     messages = [_field(message["role"], message["content"]) for message in row["messages"] or ()]
-    if row["rejected"] is None:
+    if row["ranked"] is not None:
+        learned = [_field(_number(answer["score"]), answer["text"]) for answer in row["ranked"]]
+    elif row["rejected"] is None:
         learned = [_field("completion", row["chosen"])]
     else:
         learned = [_field("chosen", row["chosen"]), _field("rejected", row["rejected"])]

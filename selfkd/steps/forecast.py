@@ -21,6 +21,7 @@ class Forecast:
     longest: int = 0
     streams: dict[str, int | None] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)  # of a row, where rows are rankings
 
     @property
     def row_tokens(self) -> int:

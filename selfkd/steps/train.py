@@ -59,7 +59,7 @@ class TrainStep(Step):
         None,
         description="Reference model of a loss that is held against one; default: start, for a function of your own: none.",
     )
-    rows: Literal["sft", "pair", "label"] | None = Field(
+    rows: Literal["sft", "pair", "label", "rank"] | None = Field(
         None, description="Which kind of rows a function wants; default: sft (file.py:function)."
     )
     params: dict[str, Any] = Field({}, description="Fixed arguments of a loss that is a function.")
@@ -156,7 +156,7 @@ class TrainStep(Step):
         if most > 0:
             batch = self.trl.get("per_device_train_batch_size", 8) * self.trl.get("gradient_accumulation_steps", 1)
             read = least(read, most * batch) if "num_train_epochs" in self.trl else most * batch
-        tokens = times(read, forecast.row_tokens * self.kind.sequences)
+        tokens = times(read, forecast.row_tokens * forecast.answers.get(self.of, self.kind.sequences))
         return Cost(self.name, f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens", learned=tokens)
 
     def run(self, pool: Pool, context: Context) -> Addition:

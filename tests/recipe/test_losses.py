@@ -167,6 +167,48 @@ def test_the_loss_of_the_documents_works_as_printed(tmp_path):
     assert all(rate == [share] * 8 for share, rate in by_prompt.select("label", "rate").iter_rows())
 
 
+RANK = '  - build: {kind: rank, by: chars, answers: 2, columns: {gain: "chars / 2"}}\n'
+
+
+def test_a_ranking_holds_the_best_answers_of_a_prompt_in_their_order(tmp_path):
+    score = "def mine(logps, mask, scores, gain): ..."
+    recipe(tmp_path, "{loss: 'mine.py:mine', rows: rank}", score, RANK)
+    text = (tmp_path / "sums.yaml").read_text().replace('  - select: {where: "last_number = 1", per_prompt: 2}\n', "")
+    written = recipe_in(tmp_path, text, "rounds=1")
+    assert look(written)[0].problems == []
+    run = go(written, tmp_path / "run")
+    rows, samples = run.rows(1, step="build"), run.samples(1)
+    assert rows.height == 12 and set(rows["kind"]) == {"rank"} and verify(run.folder).problems == []
+    for row in rows.iter_rows(named=True):
+        known = samples.filter(pl.col("id").is_in(row["samples"]))
+        prompt = samples.filter(pl.col("prompt") == known["prompt"][0]).sort("chars", "tiebreak", descending=[True, False])
+        assert row["samples"] == prompt["id"][:2].to_list() and row["rejected"] is None
+        assert [(one["text"], one["score"]) for one in row["ranked"]] == list(
+            prompt.select("text", "chars").head(2).iter_rows()
+        )
+        assert row["chosen"] == row["ranked"][0]["text"] and row["columns"] == [
+            {"name": "gain", "value": row["ranked"][0]["score"] / 2}
+        ]
+
+
+@pytest.mark.parametrize(
+    ("build", "wanted"),
+    [
+        ("  - build: {kind: rank}\n", "kind: rank needs 'by', the score of an answer"),
+        ("  - build: {kind: rank, by: stream}\n", "'by'.* gives a text, where a number is wanted"),
+        ("  - build: {kind: sft, answers: 3}\n", "'answers' is for kind: rank"),
+        (RANK, "^nothing$"),
+        (LABEL, "loss pro needs rows of kind rank; 'rows' holds label rows"),
+    ],
+)
+def test_what_a_ranking_lacks_is_told(tmp_path, build, wanted):
+    try:
+        found = said(tmp_path, "{loss: pro}", SFT, build) or ["nothing"]
+    except RecipeError as error:
+        found = str(error).splitlines()
+    assert any(re.search(wanted, one) for one in found), found
+
+
 # Identity: the code of a loss is what made a step, and what names an update
 
 

@@ -27,7 +27,10 @@ Ids = np.ndarray  # int32: a million rows of Python integers would not fit
 
 @dataclass(frozen=True)
 class Row:
-    """One training row in token ids; `rejected` is None for plain SFT. `numbers` are its columns by name, its label among them."""
+    """One training row in token ids; `rejected` is None for plain SFT. `numbers` are its columns by name, its label among them.
+
+    Of a ranking `chosen` is the best answer, `others` are the rest, and `scores` those of all of them.
+    """
 
     id: str
     weight: float
@@ -35,10 +38,12 @@ class Row:
     chosen: Ids
     rejected: Ids | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Ids, ...] = ()
+    scores: tuple[float, ...] = ()
 
     @property
     def answers(self) -> tuple[Ids, ...]:
-        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+        return (self.chosen, *self.others) if self.rejected is None else (self.chosen, self.rejected)
 
     @property
     def learned(self) -> int:
@@ -47,13 +52,12 @@ class Row:
 
     @property
     def longest(self) -> int:
-        return len(self.prompt) + max(len(self.chosen), 0 if self.rejected is None else len(self.rejected))
+        return len(self.prompt) + max(map(len, self.answers))
 
     @property
     def tokens(self) -> int:
         """Positions that go through the model."""
-        both = 1 if self.rejected is None else 2
-        return both * len(self.prompt) + len(self.chosen) + (0 if self.rejected is None else len(self.rejected))
+        return len(self.answers) * len(self.prompt) + self.learned
 
 
 def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> tuple[list[Row], dict[str, str]]:
@@ -85,7 +89,15 @@ def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] |
     prompt = _prompt(tok, record["messages"], {} if known is None else known)
     weight = 1.0 if record["weight"] is None else record["weight"]
     rejected = _completion(tok, record, "rejected") if pair else None
-    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected, _numbers(record))
+    ranked = record.get("ranked") or []
+    others = tuple(_completion(tok, _as_chosen(record, answer), "chosen") for answer in ranked[1:])
+    scores = tuple(answer["score"] for answer in ranked)
+    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected, _numbers(record), others, scores)
+
+
+def _as_chosen(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with one of its ranked answers in the place of the chosen one."""
+    return {**record, "chosen": answer["text"], "chosen_ids": answer["ids"], "chosen_ended": answer["ended"]}
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, float]:
@@ -113,7 +125,7 @@ def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
 
 
 def _refused(row: Row, max_length: int) -> str:
-    if not len(row.chosen) or (row.rejected is not None and not len(row.rejected)):
+    if not all(map(len, row.answers)):
         return "empty completion"
     if not row.weight > 0:
         return f"weight {row.weight:g} is not positive"

@@ -7,11 +7,11 @@ a row made on the spot. Knows neither torch nor TRL: classes are given by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 # An adapter learns with ten times the rate of all weights, whatever the model and the method (Schulman et al. 2025, "LoRA Without Regret").
 FASTER = 10
-Rows = Literal["sft", "pair", "label"]
+Rows = Literal["sft", "pair", "label", "rank"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LossKind:
     """One loss, and everything about it that more than one module has to know."""
 
     rows: Rows
-    """The kind of rows it learns from: an answer, a chosen one and a rejected one, or an answer with a label."""
+    """The kind of rows it learns from: an answer, a chosen one and a rejected one, an answer with a label, or answers in their order."""
     reference: bool
     """Whether it is held against the log-probabilities of a reference model."""
     config: str
@@ -48,7 +48,7 @@ class LossKind:
 
 # Fields of the step `train` that losses of the form value-per-row have.
 OF_FUNCTIONS = ("reference", "params", "average")
-PER_SIDE = {"pair": 2}  # sequences of a row, where it is not one
+PER_ROW = {"pair": 2, "rank": 4}  # sequences of a row, where it is not one; of a ranking as many as `build` takes unasked
 # Losses of TRL's DPOTrainer that a step may name instead of dpo with `trl: {loss_type: ...}`.
 PREFERENCES = (
     *("hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero", "apo_down"),
@@ -56,16 +56,16 @@ PREFERENCES = (
 )
 
 
-def _function(file: str, rows: Rows, learning_rate: float, text: str) -> LossKind:
-    """Return a shipped loss that is a function, held against a reference; it is called like its file."""
+def _function(file: str, rows: Rows, learning_rate: float, text: str, reference: bool = True) -> LossKind:
+    """Return a shipped loss that is a function; it is called like its file."""
     return LossKind(
         rows=rows,
-        reference=True,
+        reference=reference,
         config="SFTConfig",
         trainer="RowWise",
         learning_rate=learning_rate,
-        sequences=PER_SIDE.get(rows, 1),
-        fields=OF_FUNCTIONS,
+        sequences=PER_ROW.get(rows, 1),
+        fields=OF_FUNCTIONS if reference else OF_FUNCTIONS[1:],
         text=text,
         function=f"loss/{file}.py:{file}",
         ignores=("loss_type",),
@@ -87,7 +87,7 @@ def _preference(loss_type: str = "") -> LossKind:
     )
 
 
-# Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's, DPO's and SPPO's, 1e-6 NFT's and TRL's for KTO.
+# Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's, DPO's and SPPO's, 1e-6 NFT's and TRL's for KTO, 5e-6 PRO's.
 LOSSES: dict[str, LossKind] = {
     "sft": LossKind(
         rows="sft",
@@ -119,6 +119,8 @@ LOSSES: dict[str, LossKind] = {
         5e-7,
         "pair rows with a column 'agreement', 0 to 1, that mixes DPO with DPO of the flipped pair (Wang et al. 2024, arXiv 2410.12735)",
     ),
+    "rrhf": _function("rrhf", "rank", 1e-5, "rank rows (Yuan et al. 2023, arXiv 2304.05302)", reference=False),
+    "pro": _function("pro", "rank", 5e-6, "rank rows (Song et al. 2023, arXiv 2306.17492)", reference=False),
     **{name: _preference(name) for name in PREFERENCES},
 }
 
@@ -140,12 +142,14 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
         *("ref_chosen_logps", "ref_rejected_logps"),
     ),
     "label": ("logps", "mask", "ref_logps", "label", "kl"),
+    "rank": ("logps", "mask", "ref_logps", "scores"),
 }
 KL = "kl"  # one number per step: how far the model is from its reference on answers that were given to other prompts
 LEARNED = {
     "sft": ("logps",),
     "pair": ("chosen_logps", "rejected_logps"),
     "label": ("logps",),
+    "rank": ("logps",),
 }  # without one, nothing is learned
 WEIGHT = "weight"  # a row's weight multiplies its value in the trainer, and nowhere else
 
@@ -159,14 +163,14 @@ def kind_of(loss: str, rows: str | None = None, reference: bool = False) -> Loss
     """Return a loss of the table, or what a function of a file is: by its own words in the recipe, for nothing of it is read here."""
     if not is_function(loss):
         return LOSSES[loss]
-    kind: Rows = "pair" if rows == "pair" else "label" if rows == "label" else "sft"
+    kind: Rows = next((one for one in get_args(Rows) if one == rows), "sft")
     return LossKind(
         rows=kind,
         reference=reference,
         config="SFTConfig",
         trainer="RowWise",
         learning_rate=1e-6,
-        sequences=PER_SIDE.get(kind, 1),
+        sequences=PER_ROW.get(kind, 1),
         fields=("rows", *OF_FUNCTIONS),
         text="a function of a file",
         function=loss,

@@ -149,11 +149,12 @@ def _only(given: Given, row: int, rows: str) -> dict[str, torch.Tensor]:
     """Return one row alone, as wide as it is."""
     found = {name: tensor[row : row + 1] if tensor.ndim else tensor for name, tensor in given.items()}
     for name in (name for name in ARGUMENTS[rows] if name.endswith("mask")):
-        width = max(1, int(found[name].sum()))
+        width, answers = int(found[name].sum(-1).max()), int(found[name].any(-1).sum())
         side = name.removesuffix("mask")
-        for other in (name, f"{side}logps", f"ref_{side}logps"):
-            if other in found:
-                found[other] = found[other][:, :width]
+        for other in (other for other in (name, f"{side}logps", f"ref_{side}logps") if other in found):
+            found[other] = found[other][..., :width] if found[other].ndim == 2 else found[other][:, :answers, :width]
+        if "scores" in found and rows == "rank":
+            found["scores"] = found["scores"][:, :answers]
     return found
 
 
@@ -165,7 +166,7 @@ def _side_by_side(
     padded = [torch.zeros_like(gradient) for gradient in together]
     for row, found in enumerate(alone):
         for whole, gradient in zip(padded, found):
-            whole[row, : gradient.shape[1]] = gradient[0]
+            whole[row][tuple(slice(length) for length in gradient.shape[1:])] = gradient[0]
     return for_all, torch.cat([gradient.reshape(-1) for gradient in padded])
 
 
@@ -192,17 +193,26 @@ def tried(call: Callable[..., Any], rows: str, params: Mapping[str, Any], column
         return [error.what]
 
 
+# Lengths of the answers of made-up rows; a ranking has several, and some have less of them.
+MADE_UP: dict[str, list[Any]] = {
+    **{"mask": [3, 5, 1, 4], "chosen_mask": [3, 5, 1, 4], "rejected_mask": [4, 2, 6, 3]},
+    "rank": [[3, 5, 2], [4, 1, 0], [2, 2, 6], [5, 3, 0]],
+}
+
+
 def made_up(rows: str, columns: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return four rows of several lengths, their references and columns, the same each time."""
     drawn = torch.Generator().manual_seed(0)
     given: dict[str, torch.Tensor] = {}
     for name in (name for name in ARGUMENTS[rows] if name.endswith("mask")):
-        lengths = torch.tensor([3, 5, 1, 4]) if name != "rejected_mask" else torch.tensor([4, 2, 6, 3])
-        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        lengths = torch.tensor(MADE_UP["rank" if rows == "rank" else name])
+        mask = torch.arange(int(lengths.max())) < lengths[..., None]
         side = name.removesuffix("mask")
         logps = -2 * torch.rand(mask.shape, generator=drawn, dtype=torch.float64)
         given |= {name: mask, f"{side}logps": logps * mask}
         given[f"ref_{side}logps"] = (logps - 0.2 * torch.rand(mask.shape, generator=drawn, dtype=torch.float64)) * mask
+    if rows == "rank":
+        given["scores"] = torch.tensor([3.0, 1.5, 1.0]).double() * given["mask"].any(-1)
     given |= {"label": torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64), KL: torch.tensor(0.1, dtype=torch.float64)}
     return given | {
         name: torch.rand(4, generator=drawn, dtype=torch.float64) for name in columns if name not in (*given, WEIGHT)

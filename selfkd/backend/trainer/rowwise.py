@@ -24,6 +24,7 @@ from selfkd.backend.trainer.loss_kinds import KL
 from selfkd.backend.trainer.row_loss import RowLoss
 from selfkd.errors import UsageError
 
+RANK = "rank"
 PROOFS = 6  # rows on which a loss shows that it is row-wise
 NAMES = {"pair": ("chosen_", "rejected_")}  # how the answers of a row are called; with one answer it needs no name
 
@@ -68,7 +69,7 @@ class RowWise(losses.Supervised):
 
     def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [record["row"] for record in records]
-        whole = [(row.prompt, answer) for slot in range(len(rows[0].answers)) for row in rows for answer in [row.answers[slot]]]
+        whole = sides(rows) if self.form.rows == RANK else by_side(rows)
         batch = self._sequences(whole)
         if self.strange:
             pairs = [(record["row"], record["stranger"]) for record in records]
@@ -126,12 +127,13 @@ class RowWise(losses.Supervised):
     def _note(self, inputs: Any, logps: Mapping[str, torch.Tensor], scale: torch.Tensor) -> None:
         """Keep for the log the tokens so far, and how likely answers are."""
         real = (scale > 0).long()  # without the row of a rank that has none
-        tokens = inputs["attention_mask"].sum(1) * real.repeat(len(logps))
-        self._total_train_tokens += self.accelerator.gather(tokens.sum()).sum().item()
+        whole = inputs["attention_mask"].sum() if real.any() else real.sum()
+        self._total_train_tokens += self.accelerator.gather(whole).sum().item()
         noted = self._metrics["train"]
         noted["num_tokens"] = [self._total_train_tokens]
         for name, values in logps.items():
-            told = self.accelerator.gather(torch.stack([(values.detach().sum(1) * real).sum(), real.sum()])).view(-1, 2).sum(0)
+            sums = (values[:, 0] if self.form.rows == RANK else values).detach().sum(1)  # of a ranking, the best answer
+            told = self.accelerator.gather(torch.stack([(sums * real).sum(), real.sum()])).view(-1, 2).sum(0)
             if told[1]:
                 side = name.removesuffix("logps").rstrip("_") or "chosen"
                 noted[f"logps/{side}"].append((told[0] / told[1]).item())
@@ -154,6 +156,11 @@ def met(plan: Any) -> list[tuple[Row, Row]]:
         for pair in strangers(plan.rows, batch).items()
     }
     return [(plan.rows[i], plan.rows[j]) for i, j in sorted(found)]
+
+
+def by_side(rows: Sequence[Row]) -> list[tuple[Ids, Ids]]:
+    """Return the chosen answers of all rows, then the rejected ones."""
+    return [(row.prompt, row.answers[slot]) for slot in range(len(rows[0].answers)) for row in rows]
 
 
 def first_rows(rows: Sequence[Row]) -> list[Row]:
@@ -188,7 +195,10 @@ def columns_of(rows: Sequence[Row], form: RowLoss) -> list[str]:
 def given(rows: Sequence[Row], references: losses.References, kind: str, columns: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return what a loss may ask for of rows, but for the log-probabilities of the model that learns."""
     known: dict[str, torch.Tensor] = {}
-    for slot, side in enumerate(NAMES.get(kind, ("",))):
+    if kind == RANK:
+        known["mask"] = _stacked([[torch.ones(len(answer), dtype=torch.bool) for answer in row.answers] for row in rows])
+        known["scores"] = torch.nn.utils.rnn.pad_sequence([torch.tensor(row.scores) for row in rows], batch_first=True)
+    for slot, side in enumerate(() if kind == RANK else NAMES.get(kind, ("",))):
         lengths = torch.tensor([len(row.answers[slot]) for row in rows])
         known[f"{side}mask"] = torch.arange(int(lengths.max()))[None] < lengths[:, None]
     if references:
@@ -198,6 +208,8 @@ def given(rows: Sequence[Row], references: losses.References, kind: str, columns
 
 def _padded(rows: Sequence[Row], logps: losses.References) -> dict[str, torch.Tensor]:
     """Return log-probabilities of tokens, [rows, tokens] for each answer, zero behind its end."""
+    if rows[0].others:
+        return {"logps": _stacked([[torch.from_numpy(np.asarray(line)) for line in logps[row.id]] for row in rows])}
     found = {}
     for slot, side in enumerate(NAMES.get("pair" if rows[0].rejected is not None else "", ("",))):
         lines = [torch.from_numpy(np.asarray(logps[row.id][slot])) for row in rows]
@@ -205,13 +217,37 @@ def _padded(rows: Sequence[Row], logps: losses.References) -> dict[str, torch.Te
     return found
 
 
+def _stacked(lines: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
+    """Return lines of several lengths as [rows, answers, tokens], zero where there is none."""
+    shape = (len(lines), max(map(len, lines)), max(len(line) for row in lines for line in row))
+    found = torch.zeros(shape, dtype=lines[0][0].dtype)
+    for at, row in enumerate(lines):
+        for place, line in enumerate(row):
+            found[at, place, : len(line)] = line
+    return found
+
+
 def by_answer(
     logps: torch.Tensor, starts: torch.Tensor, known: Mapping[str, torch.Tensor], rows: str
 ) -> dict[str, torch.Tensor]:
     """Return log-probabilities of whole sequences as those of answers, each from its first token on: what a function is given."""
+    if rows == RANK:
+        return {"logps": _by_rank(logps, starts, known["mask"])}
     found, names = {}, NAMES.get(rows, ("",))
     for side, part, begins in zip(names, logps.chunk(len(names)), starts.chunk(len(names)), strict=True):
         mask = known[f"{side}mask"]
-        places = begins[:, None] - 1 + torch.arange(mask.shape[1], device=logps.device)[None]
-        found[f"{side}logps"] = part.gather(1, places.clamp(max=part.shape[1] - 1)).masked_fill(~mask, 0.0)
+        found[f"{side}logps"] = _from(part, begins, mask.shape[1]).masked_fill(~mask, 0.0)
     return found
+
+
+def _from(logps: torch.Tensor, begins: torch.Tensor, width: int) -> torch.Tensor:
+    """Return so many log-probabilities of each sequence, from that of its answer's first token on."""
+    places = begins[:, None] - 1 + torch.arange(width, device=logps.device)[None]
+    return logps.gather(1, places.clamp(max=logps.shape[1] - 1))
+
+
+def _by_rank(logps: torch.Tensor, starts: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities of the answers of all rows, one after the other, as [rows, answers, tokens]."""
+    places = mask.any(-1).nonzero(as_tuple=True)
+    found = torch.zeros(mask.shape, dtype=logps.dtype, device=logps.device)
+    return found.index_put(places, _from(logps, starts, mask.shape[2])).masked_fill(~mask, 0.0)
