@@ -72,7 +72,12 @@ GAIN = '  - build: {columns: {gain: "chars / 2"}}\n'
         ("{loss: 'mine.py:mine', trl: {loss_type: dft}}", SFT, "", "trl.loss_type has no meaning for loss mine.py:mine"),
         ("{loss: 'mine.py:mine', beta: 0.2}", SFT, "", "'beta' belongs to loss: dpo"),
         ("{loss: sft, rows: pair}", SFT, "", "'rows' belongs to loss: file.py:function"),
-        ("{loss: sft, params: {a: 1}}", SFT, "", "'params' belongs to loss: kto, nft, sppo, cream, file.py:function"),
+        (
+            "{loss: sft, params: {a: 1}}",
+            SFT,
+            "",
+            "'params' belongs to loss: kto, nft, sppo, cream, rrhf, pro, file.py:function",
+        ),
         (
             "{loss: 'mine.py:mine', reference: start, lora: {r: 2, dropout: 0.1}}",
             "def mine(logps, ref_logps): ...",
