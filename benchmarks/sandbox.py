@@ -118,7 +118,7 @@ def parallel() -> Iterator[tuple[str, str]]:
 def tests() -> Iterator[tuple[str, str]]:
     """A whole completion with twenty tests, by the code reward."""
     from selfkd.core.files import builtin_folder
-    from selfkd.rewards.load import load_module
+    from selfkd.core.user_module import load_module
 
     reward = load_module(builtin_folder() / "reward/code.py").code_tests
     calls = [{"call": "f", "args": [n], "returns": n + 1} for n in range(20)]

@@ -29,9 +29,10 @@ def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:
     return [folder / "rows.parquet"]
 
 
-def update(start: Model, rows: list[Path], out: Path, loss: str = "sft", **more: Any) -> Trained:
+def update(start: Model, rows: list[Path], out: Path, /, loss: str = "sft", **more: Any) -> Trained:
     from selfkd.backend.trainer.update import train_rank
 
+    reference = more.pop("reference", start if loss == "dpo" else None)
     on_progress, numerics = more.pop("on_progress", nobody_listens), more.pop("numerics", {})
     spec = TrainSpec(**{"loss": loss, "seed": 2**40 + 7, "trl": FAST, **more})
-    return train_rank(start, start if loss == "dpo" else None, rows, spec, out, {"threads": 1, **numerics}, on_progress)
+    return train_rank(start, reference, rows, spec, out, {"threads": 1, **numerics}, on_progress)

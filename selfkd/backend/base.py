@@ -14,7 +14,7 @@ import polars as pl
 
 from selfkd.core import digest, storage
 from selfkd.core.facts import Facts
-from selfkd.core.pool import MESSAGES, Model, shape
+from selfkd.core.pool import MESSAGES, Function, Model, shape
 
 REPORT_SECONDS = 1.0  # between two reports of progress
 TOO_LONG = "too long"  # finish_reason of a request that was not asked, because the context does not hold it with its answer
@@ -205,12 +205,13 @@ class LoraSpec:
 class TrainSpec:
     """One update. `trl` passes checked options through to TRL's config; lengths are in tokens.
 
-    `loss` names a row of trainer.loss_kinds.LOSSES. For a loss on pairs, `beta` is the strength of the tie to the reference
+    `loss` names a row of trainer.loss_kinds.LOSSES, or a function of a file. For a loss on pairs, `beta` is the strength of the tie to the reference
     model, and `nll` adds that multiple of the chosen answer's length-normalised negative log-likelihood (IRPO, arXiv 2404.19733).
     `precision` 'auto' is that of the run's numerics. With `lora` all weights stay as they are, and an adapter learns. `saves` says
     where it goes on from, if it was stopped before; None makes no checkpoints. `state` is what its optimiser begins with (None:
     nothing), and with `keeps_state` it leaves its own. `until` is the optimiser step at which it hands out the model as it is then, with a
-    checkpoint from which the rest goes on; None: its last one.
+    checkpoint from which the rest goes on; None: its last one. `function` gives each row of the kind `rows` its value, where the loss is a
+    function, and `average` says over what the values of an optimiser step are averaged.
     """
 
     loss: str
@@ -225,6 +226,9 @@ class TrainSpec:
     state: OptimiserState | None = None
     keeps_state: bool = False
     until: int | None = None
+    function: Function | None = None
+    rows: str = ""
+    average: str = "rows"
 
 
 @dataclass(frozen=True)

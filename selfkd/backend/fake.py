@@ -123,8 +123,9 @@ class Fake:
         self._up["trainer-0"] = self._facts
         frame = pl.concat([pl.read_parquet(path) for path in rows]).sort("id")
         weights = _read(start)
+        loss = [spec.function.digest, dict(spec.function.params)] if spec.function else spec.loss
         history = digest.of(
-            *(weights["history"], digest.table(frame, KEYS["rows"]), spec.loss, spec.seed, reference and reference.digest),
+            *(weights["history"], digest.table(frame, KEYS["rows"]), loss, spec.seed, reference and reference.digest),
             *([_moments(spec.state)] if spec.state else []),
         )
         made = min(spec.until or frame.height, frame.height)

@@ -36,7 +36,7 @@ from selfkd.backend.gentle_stop import stopped_gently
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
 from selfkd.backend.probe import Earlier
-from selfkd.backend.trainer.loss_kinds import LOSSES
+from selfkd.backend.trainer.loss_kinds import kind_of
 from selfkd.core.accelerator import accelerator
 from selfkd.core.facts import Facts
 from selfkd.core.pool import Model
@@ -108,7 +108,9 @@ class LocalBackend:
     ) -> Trained:
         with _debugged():
             if accelerator().on_cards:  # elsewhere an engine sleeps with its weights, and scores under them later
-                self._earlier = self._engine.before_update(start, rows, LOSSES[spec.loss].rows == "pair", spec.max_length)
+                self._earlier = self._engine.before_update(
+                    start, rows, kind_of(spec.loss, spec.rows).rows == "pair", spec.max_length
+                )
             self._engine.sleep()
             with stopped_gently(spec.saves) as listen:
                 heard = listen(on_progress)

@@ -289,6 +289,9 @@ class StepContext:
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         return self.run.function(reference, params)
 
+    def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
+        return self.run.function(reference, params)
+
     def template(
         self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
     ) -> Render:

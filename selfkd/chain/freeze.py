@@ -27,9 +27,10 @@ from selfkd.prompts.overlap import duplicates, leaks
 from selfkd.prompts.read import read_prompts, source_words
 from selfkd.recipe import checks
 from selfkd.recipe.lines import LISTS
+from selfkd.recipe.losses import MEMORY_GB as LOSS_MEMORY_GB
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.find import find_function
-from selfkd.rewards.pool import loaded
+from selfkd.rewards.pool import MEMORY_GB, loaded
 
 
 def create(recipe: Recipe, paths: Paths, machine: Machine) -> None:
@@ -185,10 +186,11 @@ def prove_code(recipe: Recipe, code: Mapping[str, CodeEntry], paths: Paths, envi
             function = replace(
                 find_function(reference, recipe.folders), params=getattr(step, "params", {}), environment=tuple(environment)
             )
+            memory = LOSS_MEMORY_GB if reference in step.losses() else MEMORY_GB
             try:
-                loaded(replace(function, path=paths.folder / code[reference].path))
+                loaded(replace(function, path=paths.folder / code[reference].path), memory)
             except UsageError:
-                loaded(function)  # the same copy, made of the file beside the recipe, which is the one to name
+                loaded(function, memory)  # the same copy, made of the file beside the recipe, which is the one to name
                 raise
 
 

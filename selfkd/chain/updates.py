@@ -15,6 +15,9 @@ from selfkd.chain.paths import Paths
 from selfkd.core import digest, number_format, storage
 from selfkd.core.pool import KEYS, Model
 
+APART = ("keeps_state", "until")  # what an update leaves beside the model, and in which pieces it is made
+OF_FUNCTIONS = ("function", "rows", "average")  # fields of a TrainSpec that only such losses have
+
 
 def key(
     start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, numerics: Mapping[str, Any], check: Any = None
@@ -23,14 +26,25 @@ def key(
 
     `check` is how it is measured on its way, which decides where it ends.
     """
-    words = asdict(replace(spec, saves=None, state=None))
-    for apart in ("keeps_state", "until"):  # what it leaves beside the model, and in which pieces it is made
-        words.pop(apart)
+    words = {
+        name: value
+        for name, value in asdict(replace(spec, saves=None, state=None, function=None)).items()
+        if name not in (*APART, *OF_FUNCTIONS)
+    }
     words["state"] = spec.state and spec.state.digest
+    words |= _of_function(spec)
     words["precision"] = number_format.of_training(spec.precision, numerics)
     asked = digest.as_json([words, dict(numerics.get("trainer", {}))])
     models = (start.digest, reference.digest if reference else None)
     return digest.of("update", models, digest.table(rows, KEYS["rows"]), asked, *([check] if check else []))
+
+
+def _of_function(spec: TrainSpec) -> dict[str, Any]:
+    """Return what a loss that is a function is; nothing of one that TRL computes, whose updates keep their names."""
+    if spec.function is None:
+        return {}
+    code = [spec.function.digest, spec.function.name, dict(spec.function.params)]
+    return {"function": code, "rows": spec.rows, "average": spec.average}
 
 
 def saves(paths: Paths, name: str, minutes: float) -> Saves:

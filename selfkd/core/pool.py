@@ -18,6 +18,8 @@ MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int32)
 MASK = pl.List(pl.Boolean)
 NAMES = pl.List(pl.String)
+RANKED = pl.List(pl.Struct({"text": pl.String, "ids": IDS, "ended": pl.Boolean, "score": pl.Float64}))
+NUMBERS = pl.List(pl.Struct({"name": pl.String, "value": pl.Float64}))
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     # meta is a JSON object; answer is the gold answer; id is a content hash plus an occurrence number for repeats.
@@ -58,13 +60,17 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "drops": {"id": pl.String, "stream": pl.String, "step": pl.String, "reason": pl.String},
     # One training row. messages is the student's view; *_ids are the sampled token ids, null for text nobody sampled
     # (a gold answer); *_ended says that the completion ended by itself, so an end-of-sequence token is there to learn;
-    # *_mask is true where a token is learned, one value per id, and null where all of them are.
+    # *_mask is true where a token is learned, one value per id, and null where all of them are. label says how good the completion
+    # is (kind label); columns are numbers of the row's own, by name, for a loss that asks for them. ranked are all answers of a row of
+    # kind rank, the best first: that one is chosen, too.
     "rows": {
         "id": pl.String,
         "kind": pl.String,
         "stream": pl.String,
         "role": pl.String,
         "weight": pl.Float64,
+        "label": pl.Float64,
+        "columns": NUMBERS,
         "samples": NAMES,
         "messages": MESSAGES,
         "chosen": pl.String,
@@ -75,6 +81,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "rejected_ids": IDS,
         "rejected_ended": pl.Boolean,
         "rejected_mask": MASK,
+        "ranked": RANKED,
     },
 }
 KEYS = {
@@ -89,7 +96,7 @@ HEAVY = {
     "samples": ("teacher_messages", "text", "token_ids"),
     "scores": (),
     "drops": (),
-    "rows": ("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask"),
+    "rows": ("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask", "ranked"),
 }
 
 

@@ -26,6 +26,7 @@ from selfkd.core.hardware import total_memory
 from selfkd.core.number_format import BYTES, in_hardware, of_training
 from selfkd.errors import UsageError
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.build import BuildStep
 from selfkd.steps.train import TrainStep
 
 DRIVER = GIB // 2
@@ -129,14 +130,16 @@ def loads(
 
 def updates(recipe: Recipe, words: Mapping[str, Any], lengths: Lengths, on_card: bool) -> Iterator[Training]:
     """Yield how each train step of the recipe is made, each way once."""
-    steps = [step for index in range(recipe.rounds + 1) for step in recipe.steps_of(index) if isinstance(step, TrainStep)]
-    yield from dict.fromkeys(training(step, words, lengths, on_card) for step in steps)
+    steps = [step for index in range(recipe.rounds + 1) for step in recipe.steps_of(index)]
+    ranked = {step.as_: step.answers for step in steps if isinstance(step, BuildStep) and step.kind == "rank"}
+    trained = [step for step in steps if isinstance(step, TrainStep)]
+    yield from dict.fromkeys(training(step, words, lengths, on_card, ranked.get(step.of, 0)) for step in trained)
 
 
-def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_card: bool) -> Training:
-    """Return how one train step is made: its own words over those of the machine."""
+def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_card: bool, answers: int = 0) -> Training:
+    """Return how one train step is made: its own words over those of the machine; `answers` are those of a row that ranks some."""
     options: dict[str, Any] = {**for_loss(step.loss, words.get("trainer", {})), **step.trl}
-    ranks, sequences = words["trainers"], step.kind.sequences
+    ranks, sequences = words["trainers"], answers or step.kind.sequences
     batch, accumulation = options.get("per_device_train_batch_size", BATCH), options.get("gradient_accumulation_steps", 1)
     split, bf16 = share(batch, accumulation, ranks), of_training(step.precision, words) == "bf16"
     if not on_card:

@@ -80,7 +80,7 @@ class Line:
 
     def place(self, name: str) -> str:
         """Return where a field was written; the step's own line if it was not."""
-        return self.places.get(name, self.where)
+        return self.places.get(name) or self.places.get(name.partition(".")[0], self.where)
 
     def at(self, index: int) -> Step:
         """The step of round `index`; round 0 (and `before`) uses the first entries."""
@@ -359,4 +359,5 @@ def check(entry: Entry, problems: Problems) -> Line | None:
 def _references(step: Step, entry: Entry, problems: Problems) -> None:
     for reference in step.functions():
         if not FUNCTION.fullmatch(reference):
-            problems.add(entry.at("reward"), entry.label, f"'{reference}' does not name a function: write file.py:function")
+            field = "loss" if reference in step.losses() else "reward"
+            problems.add(entry.at(field), entry.label, f"'{reference}' does not name a function: write file.py:function")

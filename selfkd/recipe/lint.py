@@ -34,10 +34,13 @@ from selfkd.recipe import checks, ready
 from selfkd.recipe.chat import look_at_chat
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
+from selfkd.recipe.losses import MEMORY_GB as LOSS_MEMORY_GB
+from selfkd.recipe.losses import try_loss
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import GoldCheck, check_gold, check_parameters, run_doctests
 from selfkd.rewards.contract import told
 from selfkd.rewards.find import definition, find_function
+from selfkd.rewards.pool import MEMORY_GB
 from selfkd.rewards.restate import BARE
 from selfkd.steps import Step
 
@@ -113,14 +116,18 @@ class Doctests:
     def __init__(self, recipe: Recipe, environment: Sequence[str] = ()) -> None:
         self.environment = tuple(environment)
         functions: dict[Path, Function] = {}
-        rewards = [name for line in all_lines(recipe) for name in line.at(1).functions()]
-        for reference, in_place in (*((name, True) for _, name in _maps(recipe)), *((name, False) for name in rewards)):
+        memory: dict[Path, float] = {}
+        named = [name for line in all_lines(recipe) for name in line.at(1).functions()]
+        losses = {name for line in all_lines(recipe) for name in line.at(1).losses()}
+        for reference, in_place in (*((name, True) for _, name in _maps(recipe)), *((name, False) for name in named)):
             with suppress(SelfkdError):  # `look` says what is wrong with it
                 found = find_function(reference, recipe.folders)
                 functions.setdefault(found.path, replace(found, in_place=in_place, environment=self.environment))
+                memory |= {found.path: LOSS_MEMORY_GB} if reference in losses else {}
         threads = ThreadPoolExecutor(usable_cores())
         self._failures = {
-            path: threads.submit(run_doctests, one) for path, one in reversed(functions.items())
+            path: threads.submit(run_doctests, one, memory_gb=memory.get(path, MEMORY_GB))
+            for path, one in reversed(functions.items())
         }  # rewards import most
         threads.shutdown(wait=False)
 
@@ -137,10 +144,10 @@ def try_rewards(recipe: Recipe, frames: Frames, doctests: Doctests, tell: Tell =
     for line in all_lines(recipe):
         step = line.at(1)
         for reference in step.functions():
-            what = (reference, getattr(step, "params", {}), step.scored_split())
+            what = (reference, getattr(step, "params", {}), step.scored_split(), getattr(step, "rows", None))
             if what not in tried:
                 tell(f"trying {reference}")
-                trial.reward(reference, step, line)
+                (trial.loss if reference in step.losses() else trial.reward)(reference, step, line)
             tried.append(what)
     return trial.report
 
@@ -242,6 +249,25 @@ class _Trial:
                 _gold(function, reference, frame, at, split, self.report, _Bound.of(step, self.recipe))
         except SelfkdError as error:
             self.report.problems.append(f"{at}: {error}")
+
+    def loss(self, reference: str, step: Step, line: Line) -> None:
+        """Does a loss do what its doctests say, and is it row-wise? Without torch neither can be tried, which is a note."""
+        at = f"{line.where}  {line.label}"
+        with suppress(SelfkdError):  # `look` has said it
+            found = find_function(reference, self.recipe.folders)
+            function = replace(found, params=getattr(step, "params", {}), environment=self.doctests.environment)
+            try:
+                problems, notes = try_loss(function, step) if self.sound(function, at) else ([], [])
+            except SelfkdError as error:
+                missing = ABSENT.search(str(error))
+                notes = (
+                    [f"{found.path.name} needs {missing[1]}, which is not installed here, so it was not tried"]
+                    if missing
+                    else []
+                )
+                problems = [] if missing else [str(error)]
+            self.report.problems += [f"{at}: {problem}" for problem in problems]
+            self.report.notes += notes
 
     def sound(self, function: Function, at: str) -> bool:
         """Whether the examples of the file hold; failures are said once. A package that only the base install lacks is a note."""

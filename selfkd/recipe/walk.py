@@ -27,6 +27,7 @@ from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.template_fields import Columns, field_problems, unshown
 from selfkd.recipe.lines import Line
+from selfkd.recipe.losses import check_loss
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_parameters
 from selfkd.rewards.find import definition, find_function
@@ -212,6 +213,19 @@ class LintContext:
             self.round.unfound += self.step.scores()
         for problem in found:
             self._add("reward", problem)
+        return function
+
+    def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
+        nothing = Function(reference_parts(reference)[1], Path(), "", params)
+        if self.round.prompts is None:
+            return nothing
+        try:
+            function = replace(self.round.find(reference), params=params)
+            found = check_loss(function, self.step, self.round.seen) if definition(function) else []
+        except SelfkdError as error:
+            function, found = nothing, [str(error)]
+        for problem in found:
+            self._add("loss", problem)
         return function
 
     # ---- answers, of which there are none ----

@@ -49,13 +49,18 @@ def _fate(row: Mapping[str, Any]) -> Text:
 
 def _training_row(row: Mapping[str, Any]) -> Panel:
     messages = [_field(message["role"], message["content"]) for message in row["messages"] or ()]
-    if row["rejected"] is None:
+    if row["ranked"] is not None:
+        learned = [_field(_number(answer["score"]), answer["text"]) for answer in row["ranked"]]
+    elif row["rejected"] is None:
         learned = [_field("completion", row["chosen"])]
     else:
         learned = [_field("chosen", row["chosen"]), _field("rejected", row["rejected"])]
     origin = ", ".join(row["samples"] or ()) or "no sample"
     ended = "" if row["chosen_ended"] else "   not ended: no end token to learn"
-    foot = Text(f"{row['role']}   weight {_number(row['weight'])}   from {origin}{ended}", "dim")
+    numbers = [("label", row["label"])] * (row["label"] is not None)
+    numbers += [(column["name"], column["value"]) for column in row["columns"] or ()]
+    said = "".join(f"   {name} {_number(value)}" for name, value in numbers)
+    foot = Text(f"{row['role']}   weight {_number(row['weight'])}{said}   from {origin}{ended}", "dim")
     return _panel(f"{row['kind']} {row['id']}", *messages, Rule(style="dim"), *learned, Rule(style="dim"), foot)
 
 

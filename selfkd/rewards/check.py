@@ -21,7 +21,7 @@ from selfkd.rewards.contract import CONTRACT, GOLD_NAMES, PLURAL, TRL_EXTRAS, Pa
 from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.find import definition, parameters, required
 from selfkd.rewards.load import load
-from selfkd.rewards.pool import cut, loaded, question, spread
+from selfkd.rewards.pool import MEMORY_GB, cut, loaded, question, spread
 
 GOLD_BATCH = 256  # completions
 TRIED_ROWS = 20  # in every form, and with near misses
@@ -36,20 +36,24 @@ def check_parameters(function: Function, columns: Collection[str] | None) -> lis
 
     They are read from the source. Of a name that the file imports, assigns or decorates, a worker that loads it tells them.
     """
-    node = definition(function)
-    where = f"{function.path}:{node.lineno}  {function.name}" if node else f"{function.path}  {function.name}"
-    takes = signature(function)
+    node, where, takes = definition(function), located(function), signature(function)
     by_place = [argument.arg for argument in node.args.posonlyargs] if node else []
     sentences = [f": '{name}' can only be given by position; names are the contract" for name in by_place]
     sentences += [*_unknown(takes, function, columns), *_unused(takes, function), *_mixed(takes, function)]
     return [f"{where}{sentence}" for sentence in sentences]
 
 
-def signature(function: Function) -> Parameters:
+def located(function: Function) -> str:
+    """Return the file and line at which a function is defined, and its name."""
+    node = definition(function)
+    return f"{function.path}:{node.lineno}  {function.name}" if node else f"{function.path}  {function.name}"
+
+
+def signature(function: Function, memory_gb: float = MEMORY_GB) -> Parameters:
     """Return what the function can be given by name: from its source where that tells, else from a worker that loads it."""
     node = definition(function)
     if node is None:
-        return loaded(function)
+        return loaded(function, memory_gb)
     return Parameters(tuple(parameters(node)), frozenset(required(node)), node.args.kwarg is not None)
 
 
@@ -84,9 +88,9 @@ def _mixed(takes: Parameters, function: Function) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------------------ in worker processes
 
 
-def run_doctests(function: Function, timeout: float = 60.0) -> list[str]:
+def run_doctests(function: Function, timeout: float = 60.0, memory_gb: float = MEMORY_GB) -> list[str]:
     """Run the doctests of the function's file in a worker, from a copy in an empty folder; return their failures."""
-    failures: list[str] = question(function, "doctests", timeout)
+    failures: list[str] = question(function, "doctests", timeout, memory_gb)
     raised = (failure.partition(" raises ")[2] for failure in failures)
     fixes = dict.fromkeys(fix for reason in raised if (fix := way_out(reason, str(function.path), function.environment)))
     return [*failures, *fixes]

@@ -19,6 +19,9 @@ from selfkd.core.pool import Function
 from selfkd.errors import BackendError, UsageError
 from selfkd.rewards.contract import Parameters, Result, Row
 from selfkd.rewards.process import WorkerLost, WorkerProcess, WorkerSpec, spec_of
+from selfkd.rewards.worker import Failed
+
+Question = str | tuple[str, dict[str, Any]]
 
 FAILED_STARTS = 3  # workers in a row that may die before they begin a sample
 IDLE_WORKERS = 8  # kept for the next call: starting one costs 50 ms, importing sympy another second
@@ -69,25 +72,33 @@ def spread(
             pool.stop()
 
 
-def loaded(function: Function) -> Parameters:
+def loaded(function: Function, memory_gb: float = MEMORY_GB) -> Parameters:
     """Have a worker load the function, from a copy of its file in an empty folder, and return what it can be given by name.
 
     UsageError where it cannot be loaded so. The worker is kept for a next call.
     """
-    worker = take_worker(spec_of(function, MEMORY_GB), lambda _: None)
+    worker = take_worker(spec_of(function, memory_gb), lambda _: None)
     keep_idle(worker)
     return worker.takes
 
 
-def question(function: Function, name: str, timeout: float = 60.0) -> Any:
-    """Put one of `worker.QUESTIONS` to a new worker; UsageError where the file cannot be loaded, or no answer comes in time."""
-    worker = WorkerProcess(spec_of(function, MEMORY_GB))
+def question(function: Function, asked: Question, timeout: float = 60.0, memory_gb: float = MEMORY_GB) -> Any:
+    """Put one of `worker.QUESTIONS` to a new worker, or have it call what is `asked`, as (module:function, arguments), with the function.
+
+    UsageError where the file cannot be loaded, or no answer comes in time.
+    """
+    worker = WorkerProcess(spec_of(function, memory_gb))
     try:
         worker.load()
-        worker.send(name)
-        return worker.receive(timeout, start=timeout)
+        worker.send(asked)
+        answer = worker.receive(timeout, start=timeout)
     except WorkerLost as lost:
+        name = asked if isinstance(asked, str) else asked[0].partition(":")[2]
         raise UsageError(f"{function.name}: {name}: {lost.reason}", str(function.path)) from None
+    else:
+        if isinstance(answer, Failed):
+            raise UsageError(f"{function.name}: {answer.why}", str(function.path))
+        return answer
     finally:
         worker.close()
 

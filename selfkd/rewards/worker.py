@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import mmap
 import os
@@ -20,10 +21,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
+from selfkd.core.user_module import SHOWN
 from selfkd.rewards.contract import WHY_CHARS, Placed, beside, reason_of
-from selfkd.rewards.load import SHOWN, load
+from selfkd.rewards.load import load
 
 LENGTH = struct.Struct("<Q")  # precedes each message of the pipes
 PART_SECONDS = 0.2  # a worker hands over what it has this often, so a crash repeats little
@@ -54,6 +56,8 @@ def serve(lifeline: int, shared: int, memory: int) -> None:
     while (message := read(commands)) is not None:
         if isinstance(message, str):
             write(replies, QUESTIONS[message](reward.module))
+        elif isinstance(message, tuple):
+            write(replies, called(message[0], message[1], reward.call))
         else:
             for part in parts(reward.results(message, before_call)):
                 write(replies, part)
@@ -175,6 +179,21 @@ def notes(module: ModuleType) -> Any:
         return json.loads(json.dumps(module.notes(), allow_nan=False))
     except (Exception, SystemExit) as error:  # a note is no reason to lose the scores
         return {"failed": reason_of(error)}
+
+
+class Failed(NamedTuple):
+    """What came of a question that could not be answered."""
+
+    why: str
+
+
+def called(target: str, arguments: dict[str, Any], function: Callable[..., Any]) -> Any:
+    """Return what `module:name` of selfkd says of the function; Failed where it raises, for want of a package perhaps."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(function, **arguments)
+    except Exception as error:
+        return Failed(reason_of(error))
 
 
 def facts(module: ModuleType) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field, model_validator
 
+from selfkd.backend.trainer.loss_kinds import ARGUMENTS, WEIGHT
 from selfkd.core import digest, views
-from selfkd.core.pool import Addition, Part, Pool, empty, shape
+from selfkd.core.pool import NUMBERS, RANKED, Addition, Part, Pool, empty, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context, Render
 from selfkd.steps.forecast import Cost, Forecast, figure, times
@@ -22,32 +23,54 @@ NOT_ENDED = (
     .then(pl.lit("cut at max_tokens"))
     .otherwise(pl.format("did not end by itself: {}", "finish_reason"))
 )
+NUMBERLESS = "its label or a column of it is no number"
+ROW_NUMBERS = ("weight", "label", "columns")  # columns of a row that are worked out from its samples
+GIVEN = {WEIGHT, *(name for names in ARGUMENTS.values() for name in names)}
 SLICE = 100_000  # rows whose texts are in memory at once
 
 
 class BuildStep(Step):
-    """`sft` rows: one per live sample. `pair` rows: a chosen and a rejected sample of the same prompt."""
+    """`sft` rows: one per live sample. `pair` rows: a chosen and a rejected sample of the same prompt. `label` rows: one per live sample, with a label. `rank` rows: several samples of a prompt, the best first."""
 
     verb: ClassVar[str] = "build"
     short: ClassVar[str | None] = "kind"
-    later: ClassVar[frozenset[str]] = frozenset({"cut"})
+    later: ClassVar[frozenset[str]] = frozenset({"cut", "label", "columns", "answers"})
 
-    kind: Literal["sft", "pair"] = Field("sft", description="sft: prompt and completion; pair: prompt, chosen and rejected.")
-    of: str | None = Field(None, description="Only samples of this stream (sft).")
+    kind: Literal["sft", "pair", "label", "rank"] = Field(
+        "sft",
+        description="sft: prompt and completion; pair: prompt, chosen and rejected; label: prompt, completion and label; rank: prompt and completions with their scores.",
+    )
+    of: str | None = Field(None, description="Only samples of this stream (sft, label, rank).")
     where: str | None = Field(
-        None, description="Keep only samples (sft) or pairs (columns chosen_* and rejected_*) for which this holds."
+        None,
+        description="Keep only samples (sft, label, rank) or pairs (columns chosen_* and rejected_*) for which this holds.",
     )
     chosen: str | None = Field(None, description="Which samples may be chosen: an expression, or the name of a stream (pair).")
     rejected: str | None = Field(
         None, description="Which samples may be rejected: an expression, or the name of a stream (pair)."
     )
-    by: str | None = Field(None, description="Try samples in falling order of this expression; ties by hash (pair).")
+    by: str | None = Field(
+        None,
+        description="Try samples in falling order of this expression; ties by hash (pair). The scores that answers are ranked by (rank).",
+    )
+    answers: int = Field(
+        4, ge=2, description="Most answers of a row, the best ones; a prompt with a single one makes none (rank)."
+    )
     match: Literal["cycle", "product"] = Field(
         "cycle", description="cycle: walk both lists side by side, starting over at the end; product: all with all."
     )
     per_prompt: int = Field(1, ge=1, description="Most pairs per prompt.")
+    label: str | None = Field(
+        None,
+        description="How good a completion is, such as 1 for right and 0 for wrong: an expression over the sample (label).",
+    )
     weight: str | None = Field(
-        None, description="Weight of a row in the loss: an expression over the sample (sft) or the pair."
+        None,
+        description="Weight of a row in the loss: an expression over the sample (sft, label), the pair, or the best answer (rank).",
+    )
+    columns: dict[str, str] = Field(
+        {},
+        description="Numbers of each row for a loss that asks for them by name: {name: expression}, over the sample (sft, label), the pair, or the best answer (rank).",
     )
     view: str | Texts | None = Field(
         None, description="What the student sees in place of the last user message; a list makes one row each."
@@ -63,9 +86,22 @@ class BuildStep(Step):
     def _sides(self) -> BuildStep:
         if self.kind == "pair" and not (self.chosen and self.rejected):
             raise ValueError("pairs need 'chosen' and 'rejected'")
-        if self.kind == "sft" and (self.chosen or self.rejected):
+        if self.kind != "pair" and (self.chosen or self.rejected):
             raise ValueError("'chosen' and 'rejected' are for kind: pair")
+        if (self.kind == "label") != (self.label is not None):
+            raise ValueError("'label' and kind: label belong together")
+        if self.kind == "rank" and not self.by:
+            raise ValueError("kind: rank needs 'by', the score of an answer")
+        if self.kind != "rank" and self.answers != type(self).model_fields["answers"].default:
+            raise ValueError("'answers' is for kind: rank")
         return self
+
+    def problems(self) -> Iterator[Problem]:
+        for name in self.columns:
+            if not name.isidentifier() or name.startswith("_"):
+                yield "columns", f"a column cannot be called '{name}': write letters, digits and '_', a letter first"
+            elif name in GIVEN:
+                yield f"columns.{name}", f"a column cannot be called '{name}': that is what a loss is given beside the columns"
 
     def templates(self) -> list[str]:
         return several(self.view)
@@ -91,38 +127,89 @@ class BuildStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.rows[self.as_, self.role] = self.kind
+        others = seen.row_columns.get((self.as_, self.role), self.columns)
+        seen.row_columns[self.as_, self.role] = tuple(name for name in self.columns if name in others)
 
     def cost(self, forecast: Forecast) -> Cost:
-        if self.kind == "pair":
-            rows = times(forecast.prompts, self.per_prompt)
+        if self.kind in ("pair", "rank"):
+            rows = times(forecast.prompts, self.per_prompt if self.kind == "pair" else 1)
         else:
             rows = times(forecast.samples(self.of if self.of in forecast.streams else None), max(1, len(self.templates())))
         forecast.rows[self.as_] = rows
+        if self.kind == "rank":
+            forecast.answers[self.as_] = self.answers
         return Cost(self.name, f"{figure(rows)} rows")
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        pairs, cut = self._pairs(pool, context) if self.kind == "pair" else self._singles(pool, context)
+        make = {"pair": self._pairs, "rank": self._rankings}.get(self.kind, self._singles)
+        pairs, cut = make(pool, context)
         rows: list[Part] = []
         drops = [cut.select("id", "stream", reason=NOT_ENDED)]
         for part in self._rows(pairs, pool, context):
             same = (part["chosen"] == part["rejected"]).fill_null(False)  # a difference of nothing teaches nothing
             drops.append(part.filter(same).select("id", "stream", reason=pl.lit("chosen equals rejected")))
-            rows.append(context.save("rows", part.filter(~same)))
+            part, numberless = self._numbered(part.filter(~same))
+            drops.append(numberless)
+            rows.append(context.save("rows", part))
         dropped = pl.concat(drops).with_columns(step=pl.lit(self.name)).sort("id")
         return Addition({"rows": rows, **({"drops": [shape("drops", dropped)]} if dropped.height else {})})
 
     def _singles(self, pool: Pool, context: Context) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return what becomes a row, and the samples that do not because they did not end."""
-        kept, cut = self._whole(self._kept(views.sample_view(pool, self.of, self.where, self.weight), context))
-        return self._weighed(kept, context).select("prompt", "weight", chosen="id", rejected=pl.lit(None, pl.String)), cut
+        kept, cut = self._whole(self._kept(views.sample_view(pool, self.of, *self._numbers()), context))
+        rows = self._weighed(kept, context)
+        return rows.select("prompt", *ROW_NUMBERS, chosen="id", rejected=pl.lit(None, pl.String)), cut
+
+    def _rankings(self, pool: Pool, context: Context) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return a row per prompt that has two answers with a score: the ids and the scores of its best ones, in falling order.
+
+        Beside them the samples that are no answer because they did not end.
+        """
+        view = self._kept(views.sample_view(pool, self.of, self.by, *self._numbers()), context)
+        kept, cut = self._whole(view)
+        score = context.expression("by", str(self.by), kept, "number").cast(pl.Float64)
+        scored = self._weighed(kept.with_columns(_score=score), context).filter(pl.col("_score").is_finite())
+        best = scored.sort("prompt", "_score", "tiebreak", descending=[False, True, False])
+        first = [pl.col(name).first() for name in ROW_NUMBERS]
+        lists = [pl.col("id").head(self.answers).alias("ranking"), pl.col("_score").head(self.answers).alias("scores")]
+        rows = best.group_by("prompt", maintain_order=True).agg(*first, *lists).filter(pl.col("ranking").list.len() > 1)
+        sides = {"chosen": pl.col("ranking").list.first(), "rejected": pl.lit(None, pl.String)}
+        return rows.with_columns(**sides), cut
+
+    def _numbers(self) -> list[str | None]:
+        """Return the expressions over a sample or a pair."""
+        return [self.where, self.weight, self.label, *self.columns.values()]
 
     def _kept(self, view: pl.DataFrame, context: Context) -> pl.DataFrame:
         """Return the samples or pairs for which `where` holds."""
         return view.filter(context.expression("where", self.where, view, "condition")) if self.where else view
 
     def _weighed(self, view: pl.DataFrame, context: Context) -> pl.DataFrame:
-        weight = context.expression("weight", self.weight, view, "number") if self.weight else pl.lit(1.0)
-        return view.with_columns(weight=weight.cast(pl.Float64))
+        """Return samples or pairs with the numbers that become the row's: its weight, its label, its columns."""
+
+        def number(field: str, text: str) -> pl.Expr:
+            return context.expression(field, text, view, "number").cast(pl.Float64)
+
+        weight = number("weight", self.weight) if self.weight else pl.lit(1.0)
+        label = number("label", self.label) if self.label else pl.lit(None, pl.Float64)
+        named = [
+            pl.struct(pl.lit(name).alias("name"), number(f"columns.{name}", text).alias("value"))
+            for name, text in self.columns.items()
+        ]
+        columns = pl.concat_list(named) if named else pl.lit(None, NUMBERS)
+        return (
+            view.with_columns(_weight=weight, _label=label, _columns=columns.cast(NUMBERS))
+            .drop(ROW_NUMBERS, strict=False)
+            .rename({f"_{name}": name for name in ROW_NUMBERS})
+        )
+
+    def _numbered(self, part: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """Return the rows that have every number which a loss may ask for, and drops of the others: null, NaN and infinite are none."""
+        values = pl.col("columns").list.eval(pl.element().struct.field("value"))
+        whole = values.list.eval(pl.element().is_finite().fill_null(False)).list.all().fill_null(True)
+        if self.label:
+            whole = whole & pl.col("label").is_finite().fill_null(False)
+        return part.filter(whole), part.filter(~whole).select("id", "stream", reason=pl.lit(NUMBERLESS))
 
     def _whole(self, samples: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """Return the samples that may be learned, and those that did not end: a model that learns these learns never to stop."""
@@ -147,8 +234,8 @@ class BuildStep(Step):
             for pair in matched(chosen[prompt], rejected[prompt], self.match, self.per_prompt)
         ]
         frame = pl.DataFrame(pairs, {"prompt": pl.String, "chosen": pl.String, "rejected": pl.String}, orient="row")
-        kept = self._kept(views.pair_view(frame, view, pool, self.where, self.weight), context)
-        rows = self._weighed(kept, context).select("prompt", "weight", *views.SIDES)
+        kept = self._kept(views.pair_view(frame, view, pool, *self._numbers()), context)
+        rows = self._weighed(kept, context).select("prompt", *ROW_NUMBERS, *views.SIDES)
         return rows, cut.filter(~pl.col("id").is_in(rows["rejected"].implode()))
 
     def _side(self, side: str, view: pl.DataFrame, context: Context) -> pl.Expr:
@@ -175,12 +262,18 @@ class BuildStep(Step):
                 pl.col("id").alias(side), (pl.col("finish_reason") == "stop").alias(f"{side}_ended"), **names
             ).collect()
             pairs = pairs.join(found, on=side, how="left", maintain_order="left")
-        return pairs
+        return _with_ranked(pairs, pool) if self.kind == "rank" else pairs
 
     def _finish(self, part: pl.DataFrame, number: int) -> pl.DataFrame:
-        keys = part.select("chosen", "rejected").iter_rows()
+        if self.kind == "rank":
+            keys: Iterator[tuple[Any, ...]] = (tuple(ids) for ids in part["ranking"].to_list())
+            samples = pl.col("ranking")
+        else:
+            keys, samples = (
+                part.select("chosen", "rejected").iter_rows(),
+                pl.concat_list("chosen", "rejected").list.drop_nulls(),
+            )
         ids = [digest.of("row", self.name, number, *key)[:16] for key in keys]
-        samples = pl.concat_list("chosen", "rejected").list.drop_nulls()
         frame = part.with_columns(
             samples.alias("samples"),
             id=pl.Series(ids, dtype=pl.String),
@@ -189,6 +282,17 @@ class BuildStep(Step):
             role=pl.lit(self.role),
         )
         return shape("rows", frame.drop("chosen", "rejected").rename({"chosen_text": "chosen", "rejected_text": "rejected"}))
+
+
+def _with_ranked(part: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """Adds the answers of each ranking, with their scores."""
+    long = part.select("prompt", "ranking", "scores").explode("ranking", "scores")
+    texts = pool.scan("samples").filter(pl.col("id").is_in(long["ranking"].implode()))
+    fields = [pl.col("text"), pl.col("token_ids").alias("ids"), (pl.col("finish_reason") == "stop").alias("ended")]
+    found = long.join(texts.select(*fields, ranking="id").collect(), on="ranking", how="left", maintain_order="left")
+    answers = found.select("prompt", answer=pl.struct("text", "ids", "ended", score="scores").cast(RANKED.inner))
+    grouped = answers.group_by("prompt", maintain_order=True).agg(ranked="answer")
+    return part.join(grouped, on="prompt", how="left", maintain_order="left")
 
 
 def _words(text: str | None) -> list[str]:

@@ -103,6 +103,9 @@ class Context(Protocol):
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""
 
+    def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
+        """Return a loss that is a function, as frozen in the run; the trainer runs it."""
+
     def template(
         self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
     ) -> Render:

@@ -22,6 +22,7 @@ class Forecast:
     streams: dict[str, int | None] = field(default_factory=dict)
     rows: dict[str, int | None] = field(default_factory=dict)
     aside: dict[str, int | None] = field(default_factory=dict)
+    answers: dict[str, int] = field(default_factory=dict)  # of a row, where rows are rankings
 
     @property
     def row_tokens(self) -> int:

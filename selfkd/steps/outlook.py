@@ -22,7 +22,8 @@ def _columns(scores: tuple[str, ...]) -> dict[str, list[str]]:
 class Outlook:
     """What is there at one point of a round. `splits`, `context` and `take` are the recipe's; `replayable` is what a whole round makes.
 
-    `pool` has empty tables with every column that there will be. `rows` holds {(stream, role): kind}, `metrics`
+    `pool` has empty tables with every column that there will be. `rows` holds {(stream, role): kind}, `row_columns`
+    the columns that all of those rows have, `metrics`
     {metric: name of the step that measures it}, `origins` {score: what gives it, in words}; `replayed` names the steps that bring
     samples of earlier rounds. `compared` are the scores that compare two samples. `aside` are streams that a step sees only by their name, `answered` says how many samples of a prompt a
     stream has at most, where that is known.
@@ -38,6 +39,7 @@ class Outlook:
     aside: list[str] = field(default_factory=list)
     answered: dict[str, int | None] = field(default_factory=dict)
     rows: dict[tuple[str, str], str] = field(default_factory=dict)
+    row_columns: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     replayed: list[str] = field(default_factory=list)
     replayable: Outlook | None = None

@@ -63,6 +63,10 @@ class Step(BaseModel):
         """Return references `file.py:function` whose code belongs to the identity."""
         return []
 
+    def losses(self) -> list[str]:
+        """Return those of its functions that a trainer runs as a loss; the others are rewards."""
+        return []
+
     def scores(self) -> list[str]:
         """Return the names of the scores that it gives."""
         return []

@@ -12,12 +12,12 @@ from pydantic_core import PydanticCustomError
 
 from selfkd.backend.adapters import RANKS
 from selfkd.backend.base import TrainSpec
-from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
+from selfkd.backend.trainer.loss_kinds import LOSSES, OF_FUNCTIONS, PREFERENCES, LossKind, is_function, kind_of, texts
 from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import Addition, Pool, shape
-from selfkd.core.wording import did_you_mean, listed
+from selfkd.core.pool import Addition, Function, Pool, shape
+from selfkd.core.wording import did_you_mean
 from selfkd.errors import GuardError
 from selfkd.steps.build import BuildStep
 from selfkd.steps.check import Check
@@ -29,12 +29,16 @@ from selfkd.steps.step import Problem, Stage, Step
 
 
 def _known_loss(name: Any) -> Any:
-    if not isinstance(name, str) or name not in LOSSES:
-        choices = " or ".join(f"'{known}'" for known in LOSSES)
+    if not isinstance(name, str) or not (name in LOSSES or is_function(name)):
+        named = [f"'{known}'" for known, kind in LOSSES.items() if not kind.loss_type]
+        choices = f"{', '.join(named)}, a loss type of TRL or file.py:function"
         hint = did_you_mean(name, LOSSES) if isinstance(name, str) else ""
         said = {"choices": choices, "name": repr(name), "hint": f".{hint}" if hint else ""}
         raise PydanticCustomError("unknown_loss", "should be {choices}, not {name}{hint}", said)
     return name
+
+
+FUNCTION_FIELDS = ("rows", *OF_FUNCTIONS)
 
 
 class TrainStep(Step):
@@ -43,18 +47,30 @@ class TrainStep(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
-    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "optimiser", "check"})
+    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "optimiser", "check", "rows", "params", "average"})
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
-        "sft", description="; ".join(f"{name}: {kind.text}" for name, kind in LOSSES.items()) + "."
+        "sft",
+        description=f"{texts()}; file.py:function: a loss of your own (docs/losses.md).",
     )
     role: str = Field("policy", description="Which model is trained.")
     from_: str = Field(
         "now", alias="from", description="Where training starts: base, warm, start, now, best, round-K, or role@when."
     )
-    reference: str | None = Field(None, description="Reference model of a preference loss; default for dpo: start.")
+    reference: str | None = Field(
+        None,
+        description="Reference model of a loss that is held against one; default: start, for a function of your own: none.",
+    )
+    rows: Literal["sft", "pair", "label", "rank"] | None = Field(
+        None, description="Which kind of rows a function wants; default: sft (file.py:function)."
+    )
+    params: dict[str, Any] = Field({}, description="Fixed arguments of a loss that is a function.")
+    average: Literal["rows", "tokens"] = Field(
+        "rows",
+        description="Over what the values of an optimiser step are averaged, each with its row's weight: rows, or the tokens that are learned (file.py:function).",
+    )
     of: str = Field("rows", description="Which stream of rows.")
-    beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo).")
+    beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo and its kin).")
     nll: float = Field(
         0.0, ge=0, description="Add this multiple of the chosen answers' negative log-likelihood per token (dpo; IRPO uses 1)."
     )
@@ -86,10 +102,11 @@ class TrainStep(Step):
     @model_validator(mode="after")
     def _fits(self) -> TrainStep:
         """Fields of other losses must keep their defaults."""
-        for name, kind in LOSSES.items():
-            foreign = [field for field in kind.fields if field not in self.kind.fields]
-            if any(getattr(self, field) != type(self).model_fields[field].default for field in foreign):
-                raise ValueError(f"{listed(foreign)} belong to loss: {name}")
+        homes = {name: kind.fields for name, kind in LOSSES.items()} | {"file.py:function": FUNCTION_FIELDS}
+        for field in dict.fromkeys(field for fields in homes.values() for field in fields if field not in self.kind.fields):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                known = ", ".join(name for name, fields in homes.items() if field in fields and name not in PREFERENCES)
+                raise ValueError(f"'{field}' belongs to loss: {known}")
         if self.continue_ and self.lora is None:
             raise ValueError("continue goes on with an adapter, and there is none without lora: {r: 16}")
         return self
@@ -101,7 +118,13 @@ class TrainStep(Step):
 
     @property
     def kind(self) -> LossKind:
-        return LOSSES[self.loss]
+        return kind_of(self.loss, self.rows, self.reference is not None)
+
+    def functions(self) -> list[str]:
+        return self.losses()
+
+    def losses(self) -> list[str]:
+        return [self.kind.function] if self.kind.function else []
 
     def models(self) -> dict[str, ModelRef]:
         named = {"from": self.from_, **({"reference": self.reference or "start"} if self.kind.reference else {})}
@@ -132,10 +155,8 @@ class TrainStep(Step):
             said = f"vLLM has room for ranks up to {RANKS[-1]}, and r is {self.lora.r}: write serve: merged, or leave it out"
             yield "lora.serve", said
         if self.lora and self.lora.dropout and self.kind.reference and self.trl.get("disable_dropout", True):
-            yield (
-                "lora.dropout",
-                f"loss {self.loss} switches dropout off, also the adapter's: write trl: {{disable_dropout: false}}, or leave it out",
-            )
+            way = "leave it out" if self.kind.function else "write trl: {disable_dropout: false}, or leave it out"
+            yield "lora.dropout", f"loss {self.loss} switches dropout off, also the adapter's: {way}"
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         """Rows of its stream and kind; without any rows, plain SFT makes its own from samples."""
@@ -149,7 +170,8 @@ class TrainStep(Step):
             put = f"put `build: {{kind: {wanted}, ...}}` before it (rows built so far: {known})"
             yield "", f"{need} in stream '{self.of}' for {self.role}: {put}"
         elif made != wanted:
-            yield "loss", f"{need}; '{self.of}' holds {made} rows"
+            way = f": write `rows: {made}`" if self.kind.function == self.loss and self.rows is None else ""
+            yield "loss", f"{need}; '{self.of}' holds {made} rows{way}"
 
     def cost(self, forecast: Forecast) -> Cost:
         rows = forecast.rows.get(self.of, forecast.samples())
@@ -158,12 +180,13 @@ class TrainStep(Step):
         if most > 0:
             batch = self.trl.get("per_device_train_batch_size", 8) * self.trl.get("gradient_accumulation_steps", 1)
             read = least(read, most * batch) if "num_train_epochs" in self.trl else most * batch
-        tokens = times(read, forecast.row_tokens * self.kind.sequences)
+        tokens = times(read, forecast.row_tokens * forecast.answers.get(self.of, self.kind.sequences))
         checked = f"; {self.check.metric} measured every {self.check.every} steps, not counted here" if self.check else ""
         said = f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens{checked}"
         return Cost(self.name, said, learned=tokens)
 
     def run(self, pool: Pool, context: Context) -> Addition:
+        function = context.loss(self.kind.function, self.params) if self.kind.function else None
         made = Addition()
         rows = self._rows(pool)
         if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
@@ -171,7 +194,7 @@ class TrainStep(Step):
             rows = made.whole("rows").sort("id")
         self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}
-        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context), self.check)
+        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context, function), self.check)
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
         tables: dict[str, Any] = {**made.tables}
         if drops:
@@ -186,7 +209,7 @@ class TrainStep(Step):
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
         return self.kind.rows == "sft" and not rows_are_there
 
-    def _spec(self, context: Context) -> TrainSpec:
+    def _spec(self, context: Context, function: Function | None) -> TrainSpec:
         return TrainSpec(
             self.loss,
             context.seed("train"),
@@ -197,6 +220,9 @@ class TrainStep(Step):
             trl=self.trl,
             lora=self.lora.spec(self.continue_) if self.lora else None,
             keeps_state=self.optimiser == "continue",
+            function=function,
+            rows=self.kind.rows if function else "",
+            average=self.average,
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:

@@ -108,7 +108,10 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ("sample: {n: [1, 2, 0]}", "steps[0].sample: 'n' should be at least 1, not 0"),
         ("sample: {temperature: warm}", "steps[0].sample: 'temperature' should be a number, not 'warm'"),
         ("sample: {stop: end}", "steps[0].sample: 'stop' should be a list, not 'end'"),
-        ("train: {loss: dop}", "steps[0].train: 'loss' should be 'sft' or 'dpo', not 'dop'. Did you mean 'dpo'?"),
+        (
+            "train: {loss: dop}",
+            "steps[0].train: 'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', a loss type of TRL or file.py:function, not 'dop'. Did you mean 'dpo'?",
+        ),
         ("score: {}", "steps[0].score: give one of 'reward', 'logprob' and 'elo'"),
         ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
         ("build: pair", "steps[0].build: pairs need 'chosen' and 'rejected'"),
@@ -465,7 +468,10 @@ def test_a_wrong_value_of_a_field_is_said_in_plain_words(word, said):
         ("build: {view: []}", "'view' should be text, not []"),
         ("replay: {kept: 1}", "'kept' should be true or false, not 1"),
         ("score: []", "'reward' should be text, not []"),
-        ("train: {loss: {}}", "'loss' should be 'sft' or 'dpo', not {}"),
+        (
+            "train: {loss: {}}",
+            "'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', a loss type of TRL or file.py:function, not {}",
+        ),
     ],
 )
 def test_a_value_of_another_type_is_refused_and_nothing_is_read_into_it(step, said):

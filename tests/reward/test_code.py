@@ -18,12 +18,12 @@ from selfkd.backend.machine import Machine
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.core.files import builtin_folder
+from selfkd.core.user_module import load_module
 from selfkd.errors import SandboxError
 from selfkd.recipe.load import load
 from selfkd.rewards.check import check_parameters, read_notes
 from selfkd.rewards.find import find_function
 from selfkd.rewards.load import load as load_reward
-from selfkd.rewards.load import load_module
 from selfkd.rewards.pool import close_idle_workers
 from selfkd.sandbox import Sandbox, tiers
 

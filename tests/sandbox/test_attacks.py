@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from confined import USERS, ask
 
-from selfkd.rewards.load import load_module
+from selfkd.core.user_module import load_module
 from selfkd.sandbox import Limits, Sandbox, attacks, kernel, sites, tiers
 
 NEEDS_WALLS = pytest.mark.skipif(tiers.host().tier < 2, reason=f"this host has {tiers.host().walls}")

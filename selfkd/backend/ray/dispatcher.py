@@ -36,7 +36,7 @@ from selfkd.backend.ray.placement import Node, Placement, Plan, Seat, nobody_hea
 from selfkd.backend.ray.rank import GROUP_SECONDS, Group
 from selfkd.backend.ray.trainer_group import TrainerGroup
 from selfkd.backend.ray.transport import RayTransport
-from selfkd.backend.trainer.loss_kinds import LOSSES
+from selfkd.backend.trainer.loss_kinds import kind_of
 from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.facts import Facts
 from selfkd.core.install import lock
@@ -152,7 +152,7 @@ class RayBackend:
         on_progress: OnSteps = nobody_listens,
     ) -> Trained:
         if self._takes_turns:
-            self._engines.before_update(start, rows, LOSSES[spec.loss].rows == "pair", spec.max_length)
+            self._engines.before_update(start, rows, kind_of(spec.loss, spec.rows).rows == "pair", spec.max_length)
             self._engines.sleep()
         steps_log = self.log / f"train-{out.name}.jsonl"
         trained = self._trainers.train(

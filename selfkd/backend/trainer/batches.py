@@ -6,9 +6,10 @@ same global batches as one. Nothing is ever cut: a row that is too long is refus
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,37 @@ Ids = np.ndarray  # int32: a million rows of Python integers would not fit
 
 @dataclass(frozen=True)
 class Row:
-    """One training row in token ids; `rejected` is None for plain SFT."""
+    """One training row in token ids; `rejected` is None for plain SFT. `numbers` are its columns by name, its label among them.
+
+    Of a ranking `chosen` is the best answer, `others` are the rest, and `scores` those of all of them.
+    """
 
     id: str
     weight: float
     prompt: Ids
     chosen: Ids
     rejected: Ids | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    others: tuple[Ids, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    @property
+    def answers(self) -> tuple[Ids, ...]:
+        return (self.chosen, *self.others) if self.rejected is None else (self.chosen, self.rejected)
+
+    @property
+    def learned(self) -> int:
+        """Tokens that a loss is made of: those of the answers."""
+        return sum(map(len, self.answers))
 
     @property
     def longest(self) -> int:
-        return len(self.prompt) + max(len(self.chosen), 0 if self.rejected is None else len(self.rejected))
+        return len(self.prompt) + max(map(len, self.answers))
 
     @property
     def tokens(self) -> int:
         """Positions that go through the model."""
-        both = 1 if self.rejected is None else 2
-        return both * len(self.prompt) + len(self.chosen) + (0 if self.rejected is None else len(self.rejected))
+        return len(self.answers) * len(self.prompt) + self.learned
 
 
 def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> tuple[list[Row], dict[str, str]]:
@@ -74,7 +89,20 @@ def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] |
     prompt = _prompt(tok, record["messages"], {} if known is None else known)
     weight = 1.0 if record["weight"] is None else record["weight"]
     rejected = _completion(tok, record, "rejected") if pair else None
-    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected)
+    ranked = record.get("ranked") or []
+    others = tuple(_completion(tok, _as_chosen(record, answer), "chosen") for answer in ranked[1:])
+    scores = tuple(answer["score"] for answer in ranked)
+    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected, _numbers(record), others, scores)
+
+
+def _as_chosen(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a record with one of its ranked answers in the place of the chosen one."""
+    return {**record, "chosen": answer["text"], "chosen_ids": answer["ids"], "chosen_ended": answer["ended"]}
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+    label = {} if record.get("label") is None else {"label": record["label"]}
+    return {**label, **{column["name"]: column["value"] for column in record.get("columns") or ()}}
 
 
 def _prompt(tok: Any, messages: list[dict[str, Any]], known: dict[str, Ids]) -> Ids:
@@ -97,7 +125,7 @@ def _completion(tok: Any, record: dict[str, Any], side: str) -> Ids:
 
 
 def _refused(row: Row, max_length: int) -> str:
-    if not len(row.chosen) or (row.rejected is not None and not len(row.rejected)):
+    if not all(map(len, row.answers)):
         return "empty completion"
     if not row.weight > 0:
         return f"weight {row.weight:g} is not positive"
@@ -185,18 +213,46 @@ def micro_batches(batch: list[int], split: Share) -> list[list[int]]:
     return [[int(i) for i in part] for part in np.array_split(np.array(batch, int), parts)]
 
 
+def strangers(rows: Sequence[Row], batch: Sequence[int]) -> dict[int, int]:
+    """Return {row of a step: the row before it in the step that has another prompt}; in a step of one prompt, the one before it of all rows.
+
+    GuardError where all rows have one prompt.
+    """
+    found: dict[int, int] = {}
+    for place, i in enumerate(batch):
+        mine = rows[i].prompt.tobytes()
+        before = chain(reversed(batch[:place]), reversed(batch[place + 1 :]), range(i - 1, -1, -1), range(len(rows) - 1, i, -1))
+        other = next((j for j in before if rows[j].prompt.tobytes() != mine), None)
+        if other is None:
+            what = "the loss compares a prompt's answer with answers to other prompts, and all rows have one prompt"
+            raise GuardError(what, "train", "Train on rows of two prompts or more.")
+        found[i] = other
+    return found
+
+
 class Feed:
     """What the trainer iterates over: this rank's micro-batches, collated, one epoch per iteration.
 
     A micro-batch carries `scale` where TRL's plain mean would be wrong: rows of unequal weight, or pairs that do not divide
     evenly. A last step with fewer rows has fewer micro-batches. A rank without rows in one that others have rows in gets the first
-    tokens of a row, of scale 0, so that all ranks take part in every exchange.
+    tokens of a row, of scale 0, so that all ranks take part in every exchange. With `average` ("rows" or "tokens") the loss is a value per
+    row instead, every row has its share of the step's average, and such a rank gets a whole row: a loss of one's own may be no number for a
+    part of one. `strange`: a row comes with a stranger, whose answer was given to another prompt.
     """
 
-    def __init__(self, rows: Sequence[Row], split: Share, seed: int, rank: int, collate: Callable[[list[dict[str, Any]]], Any]):
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        split: Share,
+        seed: int,
+        rank: int,
+        collate: Callable[[list[dict[str, Any]]], Any],
+        average: str = "",
+        strange: bool = False,
+    ):
         self.dataset, self.split, self.seed, self.rank, self.collate, self.epoch = rows, split, seed, rank, collate, 0
         self.weighted = len({row.weight for row in rows}) > 1
-        self.skipped = 0
+        self.skipped, self.average, self.strange = 0, average, strange
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.dataset), self.split.rows)
@@ -212,8 +268,8 @@ class Feed:
 
     def after(self, count: int) -> Feed:
         """Return what is left of one epoch behind so many micro-batches, whole steps of them, without making those."""
-        rest = Feed(self.dataset, self.split, self.seed, self.rank, self.collate)
-        rest.epoch, rest.skipped = self.epoch, count // self.split.accumulation
+        rest = copy.copy(self)
+        rest.skipped = count // self.split.accumulation
         return rest
 
     def steps(self, epoch: int) -> list[list[int]]:
@@ -229,7 +285,9 @@ class Feed:
     def _factors(self, batch: list[int], parts: list[list[int]]) -> dict[int, float] | None:
         """Return what each row's loss is multiplied with, so that the optimiser sees the weighted mean over the whole step."""
         rows = [self.dataset[i] for i in batch]
-        if rows[0].rejected is None:
+        if self.average:
+            ratio = len(parts) / sum(row.weight * (row.learned if self.average == "tokens" else 1) for row in rows)
+        elif rows[0].rejected is None:
             if not self.weighted:
                 return None
             ratio = sum(len(row.chosen) for row in rows) / sum(row.weight * len(row.chosen) for row in rows)
@@ -240,11 +298,20 @@ class Feed:
         return {i: row.weight * ratio for i, row in zip(batch, rows, strict=True)}
 
     def _records(self, part: list[int], batch: list[int], width: int, factors: dict[int, float] | None) -> list[dict[str, Any]]:
+        shortest = self.dataset[batch[-1]]
+        if self.average:
+            assert factors is not None
+            found = [{"row": self.dataset[i], "scale": factors[i]} for i in part] or [{"row": shortest, "scale": 0.0}]
+            others = strangers(self.dataset, batch) if self.strange else {}
+            return [
+                {**one, **({"stranger": self.dataset[others[i]]} if others else {})}
+                for one, i in zip(found, part or batch[-1:])
+            ]
         found = [collator_record(self.dataset[i], 1.0 if factors is None else factors[i], factors is not None) for i in part]
         pairs = self.dataset[batch[0]].rejected is not None
         missing = width - len(part) if pairs else int(not part)  # pairs are scored one by one: as often on every rank
         shortest = self.dataset[batch[-1]]
-        filling = shortest if part else begun(shortest)
+        filling = shortest if part or self.average else begun(shortest)
         return found + [collator_record(filling, 0.0, factors is not None)] * missing
 
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import trl.trainer.dpo_trainer
 import trl.trainer.utils
@@ -41,12 +42,20 @@ trl.trainer.dpo_trainer.hash_module = lambda module: ""
 REFERENCE_TOKENS = {"cpu": 2048, "cuda": 16384}
 UNKNOWN = torch.tensor(math.nan)  # entropy and accuracy, which TRL would log and nobody here reads: four passes over all logits
 UNSPLITTABLE = {"aot", "aot_unpaired"}  # loss types that sort a batch before they compare
-# {row id: log-probabilities of its chosen and its rejected answer under the reference model}; empty for SFT
-References = Mapping[str, tuple[float, float]]
+# {row id: log-probabilities of its answers under the reference model}: sums for a loss of TRL, per token for one that is a function,
+# which may also have {(row id, id of a stranger): the log-probability of that one's answer behind this one's prompt}
+References = Mapping[Any, tuple[Any, ...]]
+Sides = Sequence[tuple[Ids, Ids]]  # (prompt, completion)
+
+
+Score = TypeVar("Score")  # of a completion: a sum, or a value per token
 
 
 class _Stepwise:
-    """What both trainers share: our batches instead of a data loader's, a stop at the first number that is not finite, our checkpoints."""
+    """What all trainers share: our batches instead of a data loader's, a stop at the first number that is not finite, our checkpoints."""
+
+    average = ""  # over what the values of rows are averaged, where a loss is a value per row
+    strange = False  # whether rows come with answers to other prompts
 
     def __init__(
         self,
@@ -60,8 +69,8 @@ class _Stepwise:
     ) -> None:
         self.resumption = resumption
         self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
-        self.nll, self.references, self.is_flat = spec.nll, references, is_flat
-        first = {name: [value] for name, value in collator_record(rows[0], 1.0, False).items()}
+        self.nll, self.reference_of, self.is_flat = spec.nll, references, is_flat
+        first = {name: [value] for name, value in self._first_record(rows[0]).items()}
         super().__init__(train_dataset=Dataset.from_dict(first), **more)  # type: ignore[call-arg]
         self.remove_callback(PrinterCallback)  # type: ignore[attr-defined]
         self.add_callback(resumption)  # type: ignore[attr-defined]
@@ -71,12 +80,17 @@ class _Stepwise:
         if handler := self.accelerator.ddp_handler:  # type: ignore[attr-defined]
             handler.gradient_as_bucket_view = True  # else what ranks exchange is a second copy of all gradients
 
+    @staticmethod
+    def _first_record(row: Row) -> dict[str, Any]:
+        """Return what TRL is shown of the rows."""
+        return collator_record(row, 1.0, False)
+
     def _send_telemetry(self) -> None:
         """Nothing leaves this machine."""
 
     def get_train_dataloader(self) -> Feed:
         rank = self.accelerator.process_index  # type: ignore[attr-defined]
-        return Feed(self.rows, self.split, self.order_seed, rank, self._collate)
+        return Feed(self.rows, self.split, self.order_seed, rank, self._collate, self.average, self.strange)
 
     # ---- called by transformers where it goes on from a checkpoint, which is ours and not in its form ----
 
@@ -178,6 +192,13 @@ class Preference(_Stepwise, DPOTrainer):
     """A preference loss of TRL against reference log-probabilities that come with the rows; `nll` adds IRPO's second term."""
 
     @staticmethod
+    def references(model: Any, plan: Any, is_flat: bool) -> References:
+        """Return the log-probabilities of the answers of all rows of an update's plan, summed."""
+        sides = [(row.prompt, side) for row in plan.rows for side in row.answers]
+        values = completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
+        return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
+
+    @staticmethod
     def settings(spec: TrainSpec) -> dict[str, Any]:
         """Return the fields of TRL's config that selfkd decides for this trainer."""
         return {"beta": spec.beta, "precompute_ref_log_probs": True}
@@ -190,7 +211,7 @@ class Preference(_Stepwise, DPOTrainer):
 
     def _collate(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         for entry in records:
-            entry["ref_chosen_logps"], entry["ref_rejected_logps"] = self.references[entry["id"]]
+            entry["ref_chosen_logps"], entry["ref_rejected_logps"] = self.reference_of[entry["id"]]
         return super()._collate(records)
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> torch.Tensor:
@@ -265,9 +286,23 @@ class StepReporter(TrainerCallback):
 
 
 def completion_logprobs(
-    model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, is_flat: bool = False, rank: int = 0, ranks: int = 1
+    model: Any, pairs: Sides, bf16: bool, is_flat: bool = False, rank: int = 0, ranks: int = 1
 ) -> list[float]:
-    """Return the sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off.
+    """Return the sum of log p(completion | prompt) of each (prompt, completion), computed as TRL's losses do; dropout is off."""
+    return _scored(model, pairs, lambda few: _sums(model, few, bf16, is_flat), is_flat, (rank, ranks))
+
+
+def token_logprobs(
+    model: Any, pairs: Sides, bf16: bool, is_flat: bool = False, rank: int = 0, ranks: int = 1
+) -> list[np.ndarray]:
+    """Return the log-probability of each token of each completion, as `completion_logprobs` adds them up."""
+    return _scored(model, pairs, lambda few: _tokens(model, few, bf16, is_flat), is_flat, (rank, ranks))
+
+
+def _scored(
+    model: Any, pairs: Sides, score: Callable[[Sides], list[Score]], is_flat: bool, place: tuple[int, int]
+) -> list[Score]:
+    """Return the score of each (prompt, completion); `place` is this rank, and how many there are.
 
     Equal ones are computed once. Batches are cut from the list sorted by length, whoever computes them: the numbers do not depend on
     the number of ranks. The model is as before afterwards. Ranks that hold it together go through it equally often.
@@ -275,15 +310,15 @@ def completion_logprobs(
     names = [(prompt.tobytes(), completion.tobytes()) for prompt, completion in pairs]
     distinct = list(dict(zip(names, pairs, strict=True)).values())
     cuts = _cut_by_tokens([len(prompt) + len(completion) for prompt, completion in distinct], _most_tokens(model), is_flat)
-    found: dict[int, float] = {}
-    training = model.training
+    found: dict[int, Score] = {}
+    training, (rank, ranks) = model.training, place
     model.eval()
     trl.trainer.utils.add_fused_lm_head(model)
     try:
         mine = cuts[rank::ranks]
         idle = len(cuts[::ranks]) - len(mine) if sharded.is_sharded(model) else 0
         for cut in mine + cuts[:1] * idle:
-            found.update(zip(cut, _sums(model, [distinct[i] for i in cut], bf16, is_flat), strict=True))
+            found.update(zip(cut, score([distinct[i] for i in cut]), strict=True))
     finally:
         del model.forward  # the class's own forward shows again
         sharded.rest(model)
@@ -311,7 +346,18 @@ def _cut_by_tokens(lengths: Sequence[int], most: int, is_flat: bool) -> list[lis
     return cuts
 
 
-def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, is_flat: bool) -> list[float]:
+def _sums(model: Any, pairs: Sides, bf16: bool, is_flat: bool) -> list[float]:
+    sums: list[float] = _label_logprobs(model, pairs, bf16, is_flat).sum(1).tolist()
+    return sums
+
+
+def _tokens(model: Any, pairs: Sides, bf16: bool, is_flat: bool) -> list[np.ndarray]:
+    table = _label_logprobs(model, pairs, bf16, is_flat).cpu().numpy()
+    starts = [len(prompt) - 1 for prompt, _ in pairs]
+    return [line[start : start + len(one)].copy() for line, start, (_, one) in zip(table, starts, pairs, strict=True)]
+
+
+def _label_logprobs(model: Any, pairs: Sides, bf16: bool, is_flat: bool) -> torch.Tensor:
     device = next(model.parameters()).device
     width = max(len(prompt) + len(completion) for prompt, completion in pairs)
     ids, labels = torch.zeros((len(pairs), width), dtype=torch.long), torch.full((len(pairs), width), -100)
@@ -327,8 +373,8 @@ def _sums(model: Any, pairs: Sequence[tuple[Ids, Ids]], bf16: bool, is_flat: boo
             outputs = flat.forward(model, **batch)
         else:  # padded on the right, and nothing is read there: without a mask attention is quicker
             outputs = model(input_ids=batch["input_ids"], labels=batch["labels"], fused_lm_head=True)
-    sums: list[float] = outputs.log_probs.float().sum(1).tolist()
-    return sums
+    found: torch.Tensor = outputs.log_probs.float()
+    return found
 
 
 def refuse_unsplittable(rows: Sequence[Row], split: Share, loss_types: Sequence[str]) -> None:

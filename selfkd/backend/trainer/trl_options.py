@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from selfkd.backend.option_kinds import is_kind
-from selfkd.backend.trainer.loss_kinds import LOSSES
+from selfkd.backend.trainer.loss_kinds import kind_of
 from selfkd.core.wording import did_you_mean
 
 BATCH = 8  # rows that go through the model at once where nobody says otherwise
@@ -151,7 +151,8 @@ OWNED: dict[str, str] = {name: reason for reason, names in _OWNED_BY_REASON.item
 
 def for_loss(loss: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those options of a machine that TRL's config of this loss has: a machine serves steps of every loss."""
-    known = PASSED[LOSSES[loss].config]
+    kind = kind_of(loss)
+    known = PASSED[kind.config].keys() - set(kind.ignores)
     return {name: value for name, value in options.items() if name in known}
 
 
@@ -161,8 +162,11 @@ def check_trl(loss: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _problems(loss: str, name: str, value: Any) -> Iterator[str]:
-    config = LOSSES[loss].config
-    if name in PASSED[config]:
+    kind = kind_of(loss)
+    config = kind.config
+    if name in kind.ignores:
+        yield f"trl.{name} has no meaning for loss {loss}"
+    elif name in PASSED[config]:
         yield from _value_problems(config, name, value)
     elif name in OWNED:
         yield f"trl.{name} is not passed on: {OWNED[name]}"

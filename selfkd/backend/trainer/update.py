@@ -31,8 +31,8 @@ from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
 from selfkd.backend.facts import of_trainer
-from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, sharded
-from selfkd.backend.trainer.loss_kinds import LOSSES, LossKind
+from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, rowwise, sharded
+from selfkd.backend.trainer.loss_kinds import LossKind, kind_of
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Over, Resumption
 from selfkd.backend.trainer.together import grouped, of_rank_0, place
@@ -56,10 +56,7 @@ TRL_DEFAULTS: dict[str, Any] = {
 }
 PROOFS = 2  # rows on which a model shows that flat rows do not see each other
 # How a model is opened: fp32 masters, from local safetensors only and without the folder's own code.
-LOADED: dict[str, Any] = {
-    "dtype": torch.float32,
-    **{"local_files_only": True, "trust_remote_code": False, "use_safetensors": True},
-}
+LOADED: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
 # What selfkd decides for every update; trl_options.OWNED says why.
 TRL_FIXED: dict[str, Any] = {
     "save_strategy": "no",
@@ -148,6 +145,11 @@ class _Plan:
     def bf16(self) -> bool:
         return self.spec.precision == "bf16"
 
+    @property
+    def trainer(self) -> Any:
+        """Return the class that computes the loss."""
+        return _trainer_of(self.kind)
+
     @cached_property
     def adapter(self) -> adapter.Plan | None:
         """Return how an adapter learns; None where all weights do."""
@@ -158,12 +160,13 @@ def _planned(
     start: Model, reference: Model | None, paths: Sequence[Path], spec: TrainSpec, out: Path, numerics: Mapping[str, Any]
 ) -> _Plan:
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
-    kind, (rank, ranks) = LOSSES[spec.loss], place()
+    kind, (rank, ranks) = kind_of(spec.loss, spec.rows, reference is not None), place()
     machine = for_loss(spec.loss, numerics.get("trainer", {}))
     options = {**TRL_DEFAULTS, "learning_rate": kind.rate(spec.lora is not None), **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
+    options |= {"loss_type": kind.loss_type} if kind.loss_type else {}
     refuse_offloading(options)
     if shard := bool(numerics.get("shard")):
         sharded.refuse(ranks, options.get("optim"))
@@ -226,7 +229,7 @@ def _config(spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: 
     settings.update(per_device_train_batch_size=split.micro, output_dir=str(out), bf16=spec.precision == "bf16")
     settings.update(use_cpu=not gpu, seed=spec.seed & 0xFFFFFFFF, data_seed=spec.seed & 0xFFFFFFFF)
     settings.update({"ddp_backend": "gloo"} if grouped() and not gpu else {})
-    settings.update(getattr(losses, kind.trainer).settings(spec))
+    settings.update(_trainer_of(kind).settings(spec))
     try:
         return getattr(trl, kind.config)(**settings)
     except (TypeError, ValueError) as error:
@@ -296,9 +299,9 @@ class _Update:
         model.set_attn_implementation(plain_attention(model.config))
         return model, False
 
-    def _trainer(self, model: Any, tok: Any, references: Mapping[str, tuple[float, float]], is_flat: bool) -> Any:
+    def _trainer(self, model: Any, tok: Any, references: losses.References, is_flat: bool) -> Any:
         plan = self.plan
-        return getattr(losses, plan.kind.trainer)(
+        return plan.trainer(
             model=model,
             args=plan.config,
             processing_class=_copy(tok),
@@ -311,17 +314,15 @@ class _Update:
             callbacks=[self.steps, *([self.shares] if plan.shard else []), *self._of_optimiser()],
         )
 
-    def _references_of_another(self) -> dict[str, tuple[float, float]]:
+    def _references_of_another(self) -> losses.References:
         """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads.
 
         Empty where there are none, and where the reference is the model that training starts from, or the one beneath the adapter: that
         one is loaded once.
         """
         plan = self.plan
-        if plan.kind.rows != "pair":
-            return {}
         if plan.reference is None or not plan.kind.reference:
-            return {row.id: (0.0, 0.0) for row in plan.rows}
+            return {} if plan.kind.function else {row.id: (0.0, 0.0) for row in plan.rows if row.rejected is not None}
         if plan.reference.digest == plan.start.digest or self._lies_beneath(plan.reference):
             return {}
         model, is_flat = self._opened(plan.reference, rounded=plan.bf16 and not plan.shard)
@@ -337,14 +338,13 @@ class _Update:
         if self.plan.shard:
             sharded.compute_in(model, bf16)
 
-    def _references_of(self, model: Any, is_flat: bool) -> dict[str, tuple[float, float]]:
+    def _references_of(self, model: Any, is_flat: bool) -> losses.References:
         plan = self.plan
-        if plan.kind.rows != "pair":
+        if plan.reference is None or not plan.kind.reference:
             return {}
-        sides = [(row.prompt, side) for row in plan.rows for side in (row.chosen, row.rejected) if side is not None]
         with self._timed("reference"), adapter.off(model) if self._lies_beneath(plan.reference) else contextlib.nullcontext():
-            values = losses.completion_logprobs(model, sides, plan.bf16, is_flat, plan.rank, plan.split.ranks)
-        return {row.id: (values[2 * i], values[2 * i + 1]) for i, row in enumerate(plan.rows)}
+            found: losses.References = plan.trainer.references(model, plan, is_flat)
+        return found
 
     def _save(self, model: Any, evidence: tuple[Any, Any, Any]) -> dict[str, Any]:
         """Rank 0 writes and checks the child; every rank learns whether that went well, so that none waits for a failed one."""
@@ -400,7 +400,7 @@ class _Update:
         metrics |= {"shard_held": self.shares.held} if math.isfinite(self.shares.held) else {}  # no step was left to make
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
-        for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen"):
+        for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen", "kl"):
             if name in first:
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
         metrics |= {"made_by": self.resumption.made_by}
@@ -417,6 +417,10 @@ class _Update:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _trainer_of(kind: LossKind) -> Any:
+    return getattr(rowwise if kind.function else losses, kind.trainer)
 
 
 def _array(ids: list[int]) -> batches.Ids:
