@@ -24,6 +24,7 @@ from selfkd.errors import BackendError, RecipeError, UsageError
 
 HINT = "All fields: selfkd help machine"
 SHIPPED = "recipes/machines"  # beside the shipped recipes, and as `--on` finds them
+SHORT = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # what recipes and papers call them
 TYPE_NAMES = {
     str: "a word",
     int: "a whole number",
@@ -298,9 +299,10 @@ def _wrong(name: str, value: Any) -> Iterator[str]:
         return
     wanted, limits = type(getattr(Machine(), name)), known[name].metadata
     if not _is(wanted, value):
-        yield f"{name}: {value!r} is not {TYPE_NAMES[wanted]}"
+        many = f". Did you mean `{name}s: {value}`?" if f"{name}s" in known and isinstance(value, int) else ""
+        yield f"{name}: {value!r} is not {TYPE_NAMES[wanted]}{many}"
     elif limits["choices"] and value not in limits["choices"]:
-        yield f"{name}: {value!r} is none of {listed(limits['choices'], 'or')}.{did_you_mean(value, limits['choices'])}"
+        yield f"{name}: {value!r} is none of {listed(limits['choices'], 'or')}.{did_you_mean(SHORT.get(value, value), limits['choices'])}"
     elif limits["least"] is not None and not limits["least"] <= value < float("inf"):
         yield f"{name}: must be at least {limits['least']:g}, not {value}"
     elif name == "max_model_len":

@@ -53,6 +53,9 @@ def look_at_chat(recipe: Recipe, frames: Frames) -> ChatFindings:
     """Return what is found with the tokenizer's files of the model; nothing where they are not at hand."""
     found, folder = ChatFindings(), find_model(recipe.model_source()["path"])
     if folder is None or not (folder / "tokenizer_config.json").is_file():
+        where = f"{recipe.places.get('chat', '')}  " if recipe.chat else ""
+        said = f"{where}chat: the model's template cannot be read here, so its words and the prompts are tried when a run brings the model in"
+        found.notes += [said.strip()] if recipe.chat else []
         return found
     source = template_of(folder)
     for word, problem in chat_trial.unknown_words(source, recipe.chat):

@@ -78,7 +78,7 @@ class Load:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {gib(size)}" for name, size in self._parts().items() if size)
-        way = "; gradients are made as activations are let go" if self.need.replaced else ""
+        way = "; gradients grow while activations shrink, so the smaller of the two is not added" if self.need.replaced else ""
         return f"up to {gib(self.need.peak)} of {gib(self.room)} GiB: {parts}{way}{self.more}{self._verdict()}"
 
     def _parts(self) -> Mapping[str, int]:

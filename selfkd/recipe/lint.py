@@ -297,7 +297,7 @@ def _gold(function: Function, reference: str, frame: pl.DataFrame, at: str, spli
     else:
         report.notes.append(f"{counted}. {unread}" if unread else counted)
     if found.forms == (BARE,):
-        report.notes.append(f"{reference} accepts a gold answer of '{split}' only where it is the whole completion")
+        report.notes.append(f"{reference} gives a gold answer of '{split}' its full mark only where it is the whole completion")
     if found.uneven:
         report.notes.append(f"{reference} accepts most gold answers of '{split}' in this form, but not {found.uneven}")
     if found.accepted > found.near / 2:

@@ -69,7 +69,7 @@ def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = N
     found = sizes_of(recipe.model_source())
     weights = found.parameters if isinstance(found, Sizes) else parameters(recipe.model_source()["path"])
     memory, problems = _memory(recipe, machine, found, _lengths(recipe, prompt_tokens, longest))
-    room = disk.free(folder) if folder else None
+    room = disk.free(folder) if folder and not machine.cards else None  # a machine that is elsewhere has a disk of its own
     taken = _disk(recipe, machine, rounds, weights, found)
     problems += [taken.problem(room, folder)] if taken and taken.problem(room, folder) else []
     return Plan([*lines, *_whole(recipe, machine, rounds, weights, memory, taken, room, known)], problems)
@@ -183,7 +183,10 @@ def _whole(
         lines += [("generator", SLOW)]
     return [
         *lines,
-        ("time", f"up to {_time(recipe, machine, rounds, weights, known)}{more}; answers are usually shorter"),
+        (
+            "time",
+            f"up to {_time(recipe, machine, rounds, weights, known)}{more}; answers are usually shorter. Starting, loading and rewards are not counted",
+        ),
     ]
 
 

@@ -75,7 +75,7 @@ class Keep(_Words):
     as_: Literal["fp32", "bf16"] = Field(
         "fp32",
         alias="as",
-        description="bf16: those that no later training needs are rounded, as an engine in bfloat16 rounds them; half of the disk.",
+        description="bf16: those that no later training needs are rounded, as an engine in bfloat16 rounds them, to half of their bytes. The root, the newest and the best one that a step names stay in fp32, and one is whole while it is rounded: it pays from three kept rounds on.",
     )
 
 

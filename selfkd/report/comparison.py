@@ -25,15 +25,17 @@ from selfkd.report.tables import (
     span,
 )
 
-LEGEND = "[ ]: 95 % intervals, changes on the same prompts; made, learned, time: until the end of that round"
+LEGEND = "[ ]: 95 % intervals, changes on the same prompts"
+SPENT = "made, learned, time: until the end of that round"
 LATEX_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def print_comparison(found: Comparison, to: Console) -> None:
     """Print a table, in a terminal too narrow for all of it without what was spent and the change against the base."""
     whole = _table(found)
-    to.print(whole if Console(width=ANY_WIDTH).measure(whole).maximum <= to.width else _table(found, wide=False))
-    for line in (LEGEND, _equal_tokens(found)):
+    fits = Console(width=ANY_WIDTH).measure(whole).maximum <= to.width
+    to.print(whole if fits else _table(found, wide=False))
+    for line in (f"{LEGEND}; {SPENT}" if fits else f"{LEGEND}; a wider terminal shows more", _equal_tokens(found)):
         to.print(Text(line, "dim"))
     for note in found.notes:
         to.print(Text(note, "yellow"))
@@ -66,7 +68,7 @@ def as_csv(found: Comparison) -> str:
 def as_latex(found: Comparison) -> str:
     """Return a tabular with booktabs' rules; its notes are comments before it."""
     titles, *rows = _cells(found)
-    lines = [f"% {line}" for line in (LEGEND, _equal_tokens(found), *found.notes)]
+    lines = [f"% {line}" for line in (f"{LEGEND}; {SPENT}", _equal_tokens(found), *found.notes)]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", _latex_row(titles), r"\midrule"]
     return "\n".join([*lines, *map(_latex_row, rows), r"\bottomrule", r"\end{tabular}"])
 

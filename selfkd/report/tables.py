@@ -154,7 +154,12 @@ def _notes(state: Status) -> list[Text]:
     legend = "[ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
     lines = [Text(legend, "dim")]
     if any(summary.survived is not None for summary in state.rounds):
-        lines.append(Text("survived: the share of the update that reaches the engine's weights", "dim"))
+        lines.append(
+            Text(
+                "survived: the share of the update that reaches the engine's weights; above 100% where rounding adds to it",
+                "dim",
+            )
+        )
     lines += [Text(f"best: {state.best}")] if state.best else []
     splits = {split for summary in state.rounds for split in summary.measured}
     lines += [Text(f"{_round_name(summary.index)}, {said}") for summary in state.rounds for said in summary.checked]

@@ -41,6 +41,13 @@ def _known_loss(name: Any) -> Any:
 FUNCTION_FIELDS = ("rows", *OF_FUNCTIONS)
 
 
+def _rank_alone(given: Any) -> Any:
+    """Refuse a rank without its name: `lora: 8` says too little, and what it says is plain."""
+    if isinstance(given, int):
+        raise ValueError(f"is a mapping: write lora: {{r: {8 if isinstance(given, bool) else given}}}")
+    return given
+
+
 class TrainStep(Step):
     """Make a new checkpoint of `role` from the rows of its stream; without a build step before it, from plain SFT rows of the live samples."""
 
@@ -79,14 +86,14 @@ class TrainStep(Step):
         description="Compute: bf16 autocast over fp32 masters, or fp32 throughout; auto: bf16 where the hardware has it and the engine is not in float32.",
     )
     min_rows: int = Field(1, ge=1, description="Stop before the trainer loads when there are fewer rows.")
-    lora: Lora | None = Field(
+    lora: Annotated[Lora | None, BeforeValidator(_rank_alone)] = Field(
         None,
         description="Train an adapter instead of all weights: {r: 16}; its fields are below. Its default learning rate is ten times the usual: 1e-4, for dpo 5e-6.",
     )
     continue_: bool = Field(
         False,
         alias="continue",
-        description="Where training starts from an adapter: go on with it; else a new one is laid over it, and both are committed as one.",
+        description="Where training starts from an adapter: go on with it. Else a new one is laid over it, and both are committed as one, whose rank, memory and bytes on disk grow by r in each round.",
     )
     check: Check | None = Field(
         None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,16 @@ def test_a_run_without_an_engine_says_how_to_install_one_here(monkeypatch, tmp_p
     with pytest.raises(BackendError, match="no 'trl' and no 'ray'") as caught:
         open_backend(Machine(threads=1), None, tmp_path)
     assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trainer: 2", "trainer: 2 is not a mapping. Did you mean `trainers: 2`?"),
+        ("dtype: fp16", "dtype: 'fp16' is none of 'auto', 'bfloat16', 'float16' or 'float32'. Did you mean 'float16'?"),
+    ],
+)
+def test_what_was_meant_is_offered(tmp_path, text, said):
+    (tmp_path / "machine.yaml").write_text(text + "\n")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        read_machine(tmp_path / "machine.yaml")

@@ -104,3 +104,18 @@ def test_a_reward_that_looks_for_a_special_token_is_noted_until_the_step_that_as
     assert cut_from_texts(read(str(tmp_path / "sums.yaml")), tmp_path / "model") == said
     (tmp_path / "sums.yaml").write_text(TAGS.replace("- sample: {", "- sample: {vllm: {skip_special_tokens: false}, "))
     assert cut_from_texts(read(str(tmp_path / "sums.yaml")), tmp_path / "model") == []
+
+
+def test_words_for_a_model_whose_template_cannot_be_read_here_are_noted_as_not_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_prompts(tmp_path)
+    Path("model.gguf").write_bytes(b"GGUF")
+    Path("sums.yaml").write_text(RECIPE.replace("model: fake", "model: model.gguf\nchat: {enable_thinking: false}"))
+    said = [
+        note
+        for note in look(read("sums.yaml"))[0].notes
+        if "its words and the prompts are tried when a run brings the model in" in note
+    ]
+    assert len(said) == 1 and said[0].startswith("sums.yaml:5  chat: ")

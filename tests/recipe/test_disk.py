@@ -191,3 +191,11 @@ def test_a_run_takes_what_was_said_within_two_hundredths(tmp_path: Path, head: s
         walk(run, Weighty(run.numerics), run.begin())
     said = disk.of(recipe, Numbers(ROWS * COLUMNS), 0, "bfloat16").weights
     assert said <= peak <= 1.02 * said
+
+
+def test_a_machine_that_is_elsewhere_has_a_disk_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfkd.recipe.plan.parameters", lambda path: 2_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Free(1000))
+    found = plan(made(tmp_path, "2"), Machine(cards=1, card_gb=80.0), tmp_path)
+    assert not [problem for problem in found.problems if problem.startswith("disk")]
+    assert "are free" not in dict(found.lines)["disk"].lower()

@@ -341,7 +341,7 @@ def test_a_reward_that_cannot_tell_right_answers_from_wrong_ones_is_a_problem():
 
 def test_a_reward_that_takes_only_the_whole_completion_is_noted():
     Path("my.py").write_text("def right(completion: str, answer: str) -> float:\n    return float(completion == answer)\n")
-    assert "my.py:right accepts a gold answer of 'train' only where it is the whole completion" in linted().notes
+    assert "my.py:right gives a gold answer of 'train' its full mark only where it is the whole completion" in linted().notes
 
 
 def test_a_gold_answer_that_the_reward_cannot_read_is_a_problem_before_the_run():

@@ -103,6 +103,8 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
 @pytest.mark.parametrize(
     ("steps", "said"),
     [
+        ("train: {lora: 16}", "steps[0].train: 'lora' is a mapping: write lora: {r: 16}"),
+        ("train: {lora: true}", "steps[0].train: 'lora' is a mapping: write lora: {r: 8}"),
         ("sample: {n: 0}", "steps[0].sample: 'n' should be at least 1, not 0"),
         ("sample: {n: 2.5}", "steps[0].sample: 'n' should be a whole number, not 2.5"),
         ("sample: {n: [1, 2, 0]}", "steps[0].sample: 'n' should be at least 1, not 0"),
