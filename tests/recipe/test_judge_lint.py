@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -197,3 +198,10 @@ def test_the_plan_counts_judgments_and_canaries(words, answers):
     lines = dict(plan(load("r.yaml")).lines)
     assert lines["round 1  judge"] == f"{answers:,} answers, {answers * 256:,} tokens"
     assert lines["round 1  train"].startswith("8 rows")  # judgments are none
+
+
+def test_the_example_of_the_document_is_sound():
+    document = Path(__file__).parents[2] / "docs/judges.md"
+    [block] = re.findall(r"```yaml\n(.*?)```", document.read_text(), re.DOTALL)
+    Path("r.yaml").write_text(RECIPE[: RECIPE.index("  - sample")] + block + RECIPE[RECIPE.index("  - train") :])
+    assert lint(load("r.yaml")).problems == []
