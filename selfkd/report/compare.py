@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import polars as pl
 
 from selfkd.chain import measured, records
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
-from selfkd.chain.records import Commit, Seal
+from selfkd.chain.records import Amendment, Commit, Info, Record, Seal
+from selfkd.core import digest
 from selfkd.core.stats import Change, change
 from selfkd.core.wording import did_you_mean, listed
-from selfkd.errors import UsageError
+from selfkd.errors import ChainError, UsageError
 from selfkd.report.status import info_of
+
+Kind = TypeVar("Kind", bound=Record)
 
 LAST = "last"
 BEST = "best"
@@ -52,7 +58,7 @@ class Arm:
     digest: str
     against: Change | None
     verdict: str
-    within: Within
+    within: Within | None
 
     @property
     def tokens(self) -> int:
@@ -86,13 +92,46 @@ class _Round:
     def tokens(self) -> int:
         return self.generated + self.trained
 
+    def how(self, metric: str) -> str:
+        """Return the digest of how the metric was measured."""
+        return records.measures_of(self.commit)[metric]
+
 
 @dataclass(frozen=True)
 class _Run:
+    """What is read of a run. `mode` is whether more or less of the metric is better; `changed` names records that are not as they were written."""
+
     paths: Paths
-    name: str
+    info: Info
     metric: str
+    mode: str
     rounds: Sequence[_Round]
+    changed: Sequence[str]
+    attempts: int
+
+    @property
+    def name(self) -> str:
+        folder = self.paths.folder
+        return " ".join(
+            (self.info.name if folder.name == self.info.name else str(folder)).split()
+        )  # a table has one line for it
+
+    @cached_property
+    def prompts(self) -> dict[str, str]:
+        """Return {id: digest of all that is known of it} of the prompts that were measured."""
+        frame = pl.read_parquet(self.paths.folder / self.info.prompts[self.metric.partition("/")[0]].file)
+        return {row["id"]: digest.of(row["answer"], row["meta"]) for row in frame.iter_rows(named=True)}
+
+    def notes(self, at: _Round) -> list[str]:
+        """Return what a reader must know of one side."""
+        found = [f"{self.name}: {name} was changed after it was written; see selfkd verify" for name in self.changed]
+        if not at.seal.accepted:
+            found.append(f"{self.name}: round {at.seal.round} was rolled back: {at.seal.why}")
+        if self.attempts > 1:
+            found.append(
+                f"{self.name}: it was made in {self.attempts} attempts; its time leaves out what a stopped step had taken before"
+            )
+        return found
 
     @property
     def score(self) -> str:
@@ -112,42 +151,64 @@ def compare(folders: Sequence[Path], metric: str | None = None, which: str = LAS
         raise UsageError("compares two runs or more", "compare", "One run against its base: selfkd status RUN")
     chosen = metric or _shared_metric(folders)
     runs = [_read(folder, chosen) for folder in folders]
-    rounds = [_chosen(run, which) for run in runs]
+    one = _chosen(runs[0], which)
+    rounds = [one, *(_chosen(run, which, one.how(chosen)) for run in runs[1:])]
     _refuse_other_ways(runs, rounds)
     budget = min(at.tokens for at in rounds)
-    first = runs[0].scores(rounds[0])
     arms = [
-        _arm(run, at, first if index else None, rounds[0], budget)
+        _arm(run, at, (runs[0], one) if index else None, budget)
         for index, (run, at) in enumerate(zip(runs, rounds, strict=True))
     ]
-    return Comparison(chosen, budget, arms, _notes(arms, which))
+    return Comparison(
+        chosen,
+        budget,
+        arms,
+        [*_notes(arms, which), *(note for run, at in zip(runs, rounds, strict=True) for note in run.notes(at))],
+    )
 
 
 # ---- what a run has ----
 
 
 def _read(folder: Path, metric: str) -> _Run:
-    paths = Paths(folder)
+    paths, changed = Paths(folder), list[str]()
     info = info_of(paths)
-    seals = [records.read(names.seal, Seal, unchanged=False) for names in paths.rounds() if names.seal.is_file()]
+    seals = [_record(names.seal, Seal, paths, changed) for names in paths.rounds() if names.seal.is_file()]
     made = [
-        [records.read(paths.round(seal.round).folder / step.file, Commit, unchanged=False) for step in seal.steps]
-        for seal in seals
+        [_record(paths.round(seal.round).folder / step.file, Commit, paths, changed) for step in seal.steps] for seal in seals
     ]
-    generated = accumulate(int(seal.notes.get("tokens", 0)) for seal in seals)
-    trained = accumulate(sum(int(one.notes.get("train", {}).get("tokens", 0)) for one in commits) for commits in made)
-    seconds = accumulate(sum(seal.notes.get("seconds", {}).values()) for seal in seals)
-    spent = zip(seals, made, generated, trained, seconds, strict=True)
-    rounds = [
-        _Round(seal, commit, tokens, learned, took)
-        for seal, commits, tokens, learned, took in spent
-        if (commit := _measuring(commits, metric))
-    ]
+    rounds = _rounds(seals, made, metric)
     if not rounds:
         known = sorted({name for commits in made for one in commits for name in _metrics(one)})
         fix = f"It measured {listed(known)}." if known else "Let it seal a round that measures something first."
         raise UsageError(f"did not measure {metric}.{did_you_mean(metric, known)}", str(folder), fix)
-    return _Run(paths, info.name if folder.name == info.name else str(folder), metric, rounds)
+    attempts = len({one.notes.get("attempt") for commits in made for one in commits})
+    return _Run(paths, info, metric, _mode(paths, info, metric), rounds, changed, attempts)
+
+
+def _record(path: Path, kind: type[Kind], paths: Paths, changed: list[str]) -> Kind:
+    """Read a record; one that is not as it was written is read too, and named."""
+    try:
+        return records.read(path, kind)
+    except ChainError:
+        changed.append(paths.relative(path))
+        return records.read(path, kind, unchanged=False)
+
+
+def _rounds(seals: Sequence[Seal], made: Sequence[Sequence[Commit]], metric: str) -> list[_Round]:
+    """Return the rounds that measured a metric, each with what was spent until its end."""
+    generated = accumulate(int(seal.notes.get("tokens", 0)) for seal in seals)
+    trained = accumulate(sum(int(one.notes.get("train", {}).get("tokens", 0)) for one in commits) for commits in made)
+    seconds = accumulate(sum(seal.notes.get("seconds", {}).values()) for seal in seals)
+    spent = zip(seals, made, generated, trained, seconds, strict=True)
+    return [_Round(seal, commit, *more) for seal, commits, *more in spent if (commit := _measuring(commits, metric))]
+
+
+def _mode(paths: Paths, info: Info, metric: str) -> str:
+    """Return whether more of a metric is better ('max') or less, as the recipe in force says of its best round."""
+    amendments = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()]
+    best = (amendments[-1].recipe if amendments else info.recipe).get("best") or {}
+    return str(best.get("mode", "max")) if best.get("metric") == metric else "max"
 
 
 def _measuring(commits: Sequence[Commit], metric: str) -> Commit | None:
@@ -185,13 +246,13 @@ def _all_metrics(paths: Paths) -> list[str]:
     return list(found)
 
 
-def _chosen(run: _Run, which: str) -> _Round:
+def _chosen(run: _Run, which: str, how: str = "") -> _Round:
+    """Return the round that is compared; the best is one of those that measured in the way `how`, else as the last one did."""
     accepted = [at for at in run.rounds if at.seal.accepted]
     if which == LAST:
         return accepted[-1]  # round 0 always is
     if which == BEST:
-        valued = [at for at in accepted if at.commit.metrics.get(run.metric) is not None]
-        return max(valued or accepted[:1], key=lambda at: (at.commit.metrics.get(run.metric) or 0.0, -at.seal.round))
+        return _best(run, [at for at in accepted if at.how(run.metric) == (how or accepted[-1].how(run.metric))] or accepted)
     for at in run.rounds:
         if str(at.seal.round) == which:
             return at
@@ -201,38 +262,50 @@ def _chosen(run: _Run, which: str) -> _Round:
     )
 
 
+def _best(run: _Run, rounds: Sequence[_Round]) -> _Round:
+    values = [(at.commit.metrics.get(run.metric), at) for at in rounds]
+    valued = [(-value if run.mode == "min" else value, at) for value, at in values if value is not None]
+    return max(valued, key=lambda pair: (pair[0], -pair[1].seal.round))[1] if valued else rounds[0]
+
+
 # ---- side by side ----
 
 
 def _refuse_other_ways(runs: Sequence[_Run], rounds: Sequence[_Round]) -> None:
     """Raise UsageError where a run asked or scored otherwise than the first one: such figures have one name and two meanings."""
-    first = _how(runs[0], rounds[0])
     for run, at in zip(runs[1:], rounds[1:], strict=True):
-        if _how(run, at) != first:
+        if at.how(run.metric) != rounds[0].how(run.metric):
             what = f"measured {run.metric} differently from {runs[0].name}: another reward or version of it, or asked otherwise"
             fix = "Compare another metric (--metric), or measure both runs by the same step."
             raise UsageError(what, str(run.paths.folder), fix)
 
 
-def _how(run: _Run, at: _Round) -> str:
-    return records.measures_of(at.commit)[run.metric]
-
-
-def _arm(run: _Run, at: _Round, first: Mapping[str, float] | None, reference: _Round, budget: int) -> Arm:
-    found = measured.measurement(run.paths, at.commit, run.score)
-    against = None if first is None else change(first, run.scores(at))
+def _arm(run: _Run, at: _Round, first: tuple[_Run, _Round] | None, budget: int) -> Arm:
+    against = _change(first, run, at) if first else None
     return Arm(
         run=run.name,
         round=at.seal.round,
-        measured=found,
+        measured=measured.measurement(run.paths, at.commit, run.score),
         generated=at.generated,
         trained=at.trained,
         seconds=at.seconds,
         digest=at.seal.digest,
         against=against,
-        verdict="" if first is None else _verdict(against),
-        within=_within(run, budget),
+        verdict=_verdict(against) if first else "",
+        within=_within(run, budget, at.how(run.metric)),
     )
+
+
+def _change(first: tuple[_Run, _Round], run: _Run, at: _Round) -> Change | None:
+    """Return the change from the first run on the prompts that are the same in both, whatever a reward may see of them included."""
+    other, before = first
+    alike = other.prompts.items() & run.prompts.items()
+    same = {prompt for prompt, _ in alike}
+    sides = [
+        {prompt: value for prompt, value in one.scores(then).items() if prompt in same}
+        for one, then in ((other, before), (run, at))
+    ]
+    return change(*sides)
 
 
 def _verdict(against: Change | None) -> str:
@@ -243,10 +316,14 @@ def _verdict(against: Change | None) -> str:
     return "higher" if against.value > 0 else "lower"
 
 
-def _within(run: _Run, budget: int) -> Within:
-    affordable = [at for at in run.rounds if at.seal.accepted and at.tokens <= budget]
-    at = affordable[-1] if affordable else run.rounds[0]
-    return Within(at.seal.round, at.commit.metrics.get(run.metric), at.tokens)
+def _within(run: _Run, budget: int, how: str) -> Within | None:
+    """Return what a run had at equal tokens by the measurement that is compared; None where it had not measured so by then."""
+    affordable = [at for at in run.rounds if at.seal.accepted and at.tokens <= budget and at.how(run.metric) == how]
+    return (
+        Within(affordable[-1].seal.round, affordable[-1].commit.metrics.get(run.metric), affordable[-1].tokens)
+        if affordable
+        else None
+    )
 
 
 def _notes(arms: Sequence[Arm], which: str) -> list[str]:

@@ -68,7 +68,7 @@ def as_csv(found: Comparison) -> str:
 def as_latex(found: Comparison) -> str:
     """Return a tabular with booktabs' rules; its notes are comments before it."""
     titles, *rows = _cells(found)
-    lines = [f"% {line}" for line in (f"{LEGEND}; {SPENT}", _equal_tokens(found), *found.notes)]
+    lines = [f"% {' '.join(line.split())}" for line in (f"{LEGEND}; {SPENT}", _equal_tokens(found), *found.notes)]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", _latex_row(titles), r"\midrule"]
     return "\n".join([*lines, *map(_latex_row, rows), r"\bottomrule", r"\end{tabular}"])
 
@@ -100,7 +100,8 @@ def _cells(found: Comparison, wide: bool = True) -> list[list[str]]:
 
 
 def _row(arm: Arm, found: Comparison, percent: bool) -> dict[str, str]:
-    value = "" if arm.within.value is None else f"{number_text(arm.within.value, percent)} (round {arm.within.round})"
+    within = arm.within
+    value = "" if within is None or within.value is None else f"{number_text(within.value, percent)} (round {within.round})"
     return {
         "": arm.run,
         "round": str(arm.round),
@@ -129,8 +130,8 @@ def _numbers(arm: Arm) -> dict[str, object]:
         **_bounds("vs_first_", against),
         "verdict": arm.verdict,
         "prompts": arm.measured.scored,
-        "equal_tokens_value": arm.within.value,
-        "equal_tokens_round": arm.within.round,
+        "equal_tokens_value": arm.within and arm.within.value,
+        "equal_tokens_round": arm.within and arm.within.round,
         "generated": arm.generated,
         "trained": arm.trained,
         "seconds": round(arm.seconds, 3),

@@ -122,7 +122,7 @@ class MeasureStep(Step):
         elif self.split not in seen.splits:
             what = f"there are no prompts for the split '{self.split}'{did_you_mean(self.split, seen.splits) or '.'}"
             yield "split", f"{what} Splits: {', '.join(seen.splits)}; add prompts.{self.split}"
-        for metric in self.metrics()[: len(self.scores())]:
+        for metric in self.metrics()[: -len(COUNTS)]:
             if metric in seen.metrics:
                 yield (
                     "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,59 @@ def test_the_command_writes_a_table_csv_latex_and_json(
     wide = said()
     monkeypatch.setenv("COLUMNS", "90")
     assert "vs. base" in wide and "vs. base" not in said() and found.arms[1].verdict in wide
+
+
+def test_at_equal_tokens_only_the_measurement_that_is_compared_counts(tmp_path: Path) -> None:
+    """A reward that says yes to all, mended after round 1: its figures are no match for those of the other run."""
+    write_prompts(tmp_path, dev=40)
+    (tmp_path / "mine.py").write_text("def right(completion):\n    return 1.0\n")
+    amended = made(tmp_path, "amended", OTHER_REWARD, "rounds=1")
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
+    go(load(str(tmp_path / "amended.yaml"), ["rounds=3"]), amended.folder, amend=True)
+    made(tmp_path, "plain", OTHER_REWARD, "rounds=1", "sample.n=1")
+    found = compare([tmp_path / "runs/plain", tmp_path / "runs/amended"])
+    assert found.arms[1].round == 3 and found.arms[1].within is None
+    best = compare([tmp_path / "runs/plain", tmp_path / "runs/amended"], which="best")
+    assert best.arms[1].round in (2, 3)
+
+
+def test_prompts_that_a_reward_sees_otherwise_are_not_paired(tmp_path: Path) -> None:
+    """The same questions, but with other tests beside some of them."""
+    (tmp_path / "mine.py").write_text("def right(completion, meta):\n    return float(str(meta['truth']) in completion)\n")
+    for name, moved in (("one", 0), ("two", 15)):
+        write_prompts(tmp_path, dev=40)
+        rows = [{"question": f"What is {60 + i} + {i}?", "truth": 60 + 2 * i + (i < moved)} for i in range(40)]
+        (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        text = OTHER_REWARD.replace("dev.jsonl, prompt: question, answer: answer", "dev.jsonl, prompt: question")
+        made(tmp_path, name, text)
+    (arm,) = compare([tmp_path / "runs/one", tmp_path / "runs/two"]).arms[1:]
+    assert arm.against is not None and arm.against.prompts == 25
+
+
+def test_what_a_reader_must_know_of_a_side_is_a_note(tmp_path: Path, runs: Path) -> None:
+    write_prompts(tmp_path, dev=40)
+    back = made(tmp_path, "back", ROLLED_BACK)
+    assert any(
+        note.startswith("back: round 1 was rolled back: ") for note in compare([runs / "short", back.folder], which="1").notes
+    )
+    commit = next(iter(back.paths.round(1).commits()))
+    content = json.loads(commit.read_text())
+    content["notes"]["seconds"] = 7
+    commit.write_text(json.dumps(content))
+    said = f"back: round-001/{commit.name} was changed after it was written; see selfkd verify"
+    assert said in compare([runs / "short", back.folder]).notes
+
+
+def test_the_best_round_is_the_least_one_where_the_recipe_says_so(tmp_path: Path, runs: Path) -> None:
+    write_prompts(tmp_path, dev=40)
+    run = made(tmp_path, "least", RECIPE + "\nbest: {metric: dev/last_number, mode: min}\n")
+    values = [seal.metrics["dev/last_number"] for seal in run.sealed()]
+    found = compare([runs / "short", run.folder], "dev/last_number", "best")
+    assert found.arms[1].round == values.index(min(values)) != values.index(max(values))
+
+
+def test_a_name_of_two_lines_is_written_on_one(tmp_path: Path, runs: Path) -> None:
+    odd = tmp_path / "two\nlines"
+    shutil.copytree(runs / "long", odd)
+    latex = comparison.as_latex(compare([runs / "short", odd]))
+    assert [line for line in latex.splitlines() if line.startswith("lines")] == []

@@ -461,7 +461,7 @@ def test_pass_at_k_is_measured_prompt_by_prompt_and_an_expression_may_name_it(tm
     noted = found.notes["measured"]["dev/even_pass_2"]
     assert (
         noted["value"] == found.metrics["dev/even_pass_2"]
-        and noted["interval"]["low"] < noted["value"] < noted["interval"]["high"]
+        and noted["interval"]["low"] < noted["value"] <= noted["interval"]["high"]
     )
     assert noted["change"]["prompts"] == noted["scored"] == len(chances)
 
@@ -488,3 +488,13 @@ def test_a_run_may_begin_to_measure_pass_at_k_and_its_other_figures_stay_compara
     later = run.sealed()[3].notes["measured"]
     assert later["dev"]["change"] is not None and not later["dev"]["differently"]
     assert later["dev/even_pass_2"]["change"] is None  # the base has none
+
+
+@pytest.mark.parametrize("name", ["even_pass_2", "even_scored"])
+def test_a_figure_that_two_measure_steps_call_alike_is_refused(tmp_path, name):
+    (tmp_path / "size.py").write_text(EVEN)
+    first = f"  - measure: {{name: m1, reward: size.py:even, as: {name}}}\n"
+    second = "  - measure: {name: m2, reward: size.py:even, n: 5, temperature: 1, pass_at: 2}\n"
+    for steps in (first + second, second + first):
+        with pytest.raises(RecipeError, match=f"measures dev/{name} already"):
+            run_of(tmp_path, SAMPLE + "  - train: sft\n" + steps)
