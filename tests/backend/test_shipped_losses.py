@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from bigram import PAIRS, REFERENCE, START, bigram, logprob, written
 from ranks import on_ranks
 from updates import UNEVEN, update, write_rows
 
-from selfkd.backend.base import Trained, TrainSpec
+from selfkd.backend.base import Saves, Trained, TrainSpec
 from selfkd.backend.trainer.loss_kinds import LOSSES, PREFERENCES
 from selfkd.backend.trainer.row_loss import RowLoss
 from selfkd.core import digest
@@ -366,3 +367,28 @@ def test_kto_on_two_ranks_whole_and_divided_is_that_of_one(tmp_path, tiny, tiny_
     for found in on_ranks(2, together, tiny, tiny_rows, tmp_path)[0]:
         for what in ("loss_first", "loss_last", "kl_last", "tokens"):
             assert found[what] == pytest.approx(alone[what], rel=1e-3, abs=1e-6), what
+
+
+class Enough(Exception):
+    pass
+
+
+def stopped_at(step: int) -> Callable[[Any], None]:
+    def at(progress: Any) -> None:
+        if progress["step"] >= step:
+            raise Enough
+
+    return at
+
+
+def test_kto_that_was_stopped_goes_on_to_the_same_bits(tmp_path, tiny, tiny_rows):
+    """Its kl is worked out anew before each step, from the weights that a checkpoint put back."""
+    saves = Saves(tmp_path / "update", "this", 1e-9)
+    with suppress(Enough):
+        whole_update(tmp_path, tiny, tiny_rows, "kto", "begun", saves=saves, on_progress=stopped_at(5))
+    went_on = whole_update(tmp_path, tiny, tiny_rows, "kto", "b", saves=saves)
+    whole = whole_update(tmp_path, tiny, tiny_rows, "kto", "a")
+    assert went_on.metrics["continued_at"] == [4]
+    assert digest.weights(went_on.folder) == digest.weights(whole.folder)
+    for name in ("loss_last", "kl_first", "kl_last", "tokens"):
+        assert went_on.metrics[name] == whole.metrics[name], name

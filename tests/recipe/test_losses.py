@@ -16,6 +16,7 @@ from selfkd.chain import updates
 from selfkd.chain.run import Run
 from selfkd.core.pool import Function, Model, shape
 from selfkd.errors import RecipeError
+from selfkd.recipe import library
 from selfkd.recipe.lint import lint, look
 from selfkd.report.verify import verify
 
@@ -225,6 +226,13 @@ def test_an_edited_loss_is_another_step_and_a_comment_is_not(tmp_path):
     assert ends["a"] == ends["b"] != ends["c"]
     ends["d"] = end(go(recipe(tmp_path / "d", "{loss: 'mine.py:mine', average: tokens}"), tmp_path / "d/run"))
     assert ends["d"] != ends["a"]
+
+
+def test_a_recipe_is_copied_with_its_losses_those_of_a_name_too(tmp_path):
+    recipe(tmp_path, "{loss: 'mine.py:mine'}")
+    assert {path.name for path in library.copy(str(tmp_path / "sums.yaml"), tmp_path / "a")} >= {"sums.yaml", "mine.py"}
+    recipe(tmp_path, "{loss: nft}", build=RATE)
+    assert tmp_path / "b/loss/nft.py" in library.copy(str(tmp_path / "sums.yaml"), tmp_path / "b")
 
 
 def test_a_run_trains_with_the_loss_that_was_frozen_in_it(tmp_path):
