@@ -204,6 +204,7 @@ def together(rank: int, join: Any, start: Model, rows: list[Path], place: Path) 
     return [whole_update(place, start, rows, "pro", str(shard), numerics={"shard": shard}).metrics for shard in (False, True)]
 
 
+@pytest.mark.nightly
 def test_two_ranks_whole_and_divided_learn_what_one_learns(tmp_path, tiny, tiny_rows):
     alone = whole_update(tmp_path, tiny, tiny_rows, "pro", "alone").metrics
     for found in on_ranks(2, together, tiny, tiny_rows, tmp_path)[0]:
