@@ -31,15 +31,8 @@ from selfkd.steps.score import may_fail, name_problem
 from selfkd.steps.step import Problem, Stage, Step, TextList
 
 SCORE_NAMES: dict[Kind, str] = {"mark": "mark", "verdict": "wins", "criterion": "met"}
-READING = (
-    "score",
-    "parse",
-    "key",
-    "lowest",
-    "highest",
-    "max_unparsed",
-    "max_failed",
-)  # fields that change no answer of the judge
+# Fields that change no judgment of an answer; what is asked about canaries names itself.
+READING = ("score", "canaries", "parse", "key", "lowest", "highest", "max_unparsed", "max_failed")
 KEY = re.compile(r"[A-Za-z_][\w-]*")
 CUT = "cut at max_tokens"
 WAYS_OUT = """Change the template or the parser, or raise max_tokens, and repeat the command with --amend: what a new parser can read is not asked again.
