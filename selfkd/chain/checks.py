@@ -117,7 +117,9 @@ class CheckedUpdate:
             "drops": dict(trained.drops),
             "state": trained.state and trained.state.name,
         }
-        said |= {"whole": trained.whole, "step": trained.metrics["steps"], "model": digest.weights(draft / MODEL)}
+        model, hashes = digest.weights_and_files(draft / MODEL)
+        said |= {"whole": trained.whole, "step": trained.metrics["steps"], "model": model}
+        said["files"] = storage.file_hashes(storage.files_in(draft), draft, hashes)
         (draft / TRAINED).write_bytes(storage.json_text(digest.with_self_digest(said)))
         storage.adopt(draft, place)
 
@@ -186,14 +188,16 @@ def _figures(found: list[CheckRecord]) -> list[Figure]:
 
 
 def _said(place: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((place / TRAINED).read_text("utf-8"))
+    said = json.loads((place / TRAINED).read_text("utf-8"))
+    if not isinstance(said, dict):
+        raise ValueError(f"{TRAINED} holds no object")
     return said
 
 
 def _is_sound(place: Path) -> bool:
-    """Whether a segment's model and what was said of it are there as they were written."""
+    """Whether all files of a segment, and what was said of it, are there as they were written."""
     try:
         said = _said(place)
-        return digest.intact(said) and digest.holds(place / MODEL, said["model"])
-    except (OSError, ValueError, KeyError, EOFError):
+        return digest.intact(said) and not storage.damaged(said["files"], place, rehash=True)
+    except (OSError, ValueError, KeyError):
         return False

@@ -213,7 +213,8 @@ class StepContext:
     ) -> Trained:
         spec = replace(spec, state=self._state_of(start)) if spec.keeps_state else spec
         asked = check_place(self.place, self.run, check.metric) if check else None
-        judged = [check.model_dump(mode="json"), asked.key] if check and asked else None
+        kept = ["state"] if spec.keeps_state else []  # the segments on disk have one, or none
+        judged = [check.model_dump(mode="json"), asked.key, *kept] if check and asked else None
         name = updates.key(start, reference, rows, spec, self.run.numerics, judged)
         saves = updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes)
         path = storage.temporary(self.run.paths.tmp, "-rows.parquet")

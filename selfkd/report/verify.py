@@ -247,6 +247,7 @@ class _Walk:
                 self.base(f"{name}: model '{role}'", model)
         if commit.checks:
             self.checks(name, commit)
+        self.left_states(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)
             self.state(f"{name}: the optimiser's state of '{role}'", role, state, commit)
@@ -259,6 +260,16 @@ class _Walk:
         picked = {one["model"] for one in commit.checks["figures"] if one["step"] == commit.checks["picked"]}
         if picked != {model.digest for model in commit.models.values()}:
             self.problem(f"{name}: the model that its checks picked is not the one that was committed")
+
+    def left_states(self, name: str, commit: Commit) -> None:
+        """A state lies beside each model that was trained with `optimiser: continue`, and beside no other one."""
+        due = set(commit.models) if commit.identity.get("optimiser") == "continue" else set()
+        for role in sorted(due - commit.states.keys()):
+            self.problem(
+                f"{name}: '{role}' was trained with `optimiser: continue`, and no state of its optimiser was committed"
+            )
+        for role in sorted(commit.states.keys() - due):
+            self.problem(f"{name}: a state of the optimiser of '{role}' was committed, and its step asked for none")
 
     def state(self, where: str, role: str, state: StateEntry, commit: Commit) -> None:
         """Compare a state with the model that it names, and its digest with those of its files, which were compared before."""

@@ -26,6 +26,7 @@ from selfkd.steps.check import Check, Figure
 
 CHECK = "check: {every: 4, metric: dev/last_number, patience: 2}"
 CHECKED = RECIPE.replace("train: {loss: sft}", f"train: {{loss: sft, {CHECK}}}").replace("rounds: 2", "rounds: 1")
+LIVES_ON = CHECKED.replace("check:", "optimiser: continue, check:")
 SIXTHS = {4: 2, 8: 4, 12: 3, 16: 4, 20: 6, 24: 1}  # right answers to the six prompts of dev, of the model as of each step
 
 
@@ -216,8 +217,8 @@ class Dying(Scripted):
         return super().train(*arguments)
 
 
-def killed_before(folder: Path, until: int) -> tuple[Any, Path]:
-    recipe = recipe_in(folder, CHECKED)
+def killed_before(folder: Path, until: int, text: str = CHECKED) -> tuple[Any, Path]:
+    recipe = recipe_in(folder, text)
     with pytest.raises(KeyboardInterrupt):
         go(recipe, folder / "run", Dying(until))
     [update] = (folder / "run" / "updates").iterdir()
@@ -231,8 +232,22 @@ def test_on_the_way_only_the_model_that_would_be_picked_is_kept(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("old", "new"), [(CHECKED, LIVES_ON), (LIVES_ON, CHECKED)])
+def test_an_update_goes_on_only_with_segments_that_have_a_state_where_it_shall_leave_one(tmp_path, old, new):
+    killed_before(tmp_path, 16, old)
+    backend = Scripted()
+    run = go(recipe_in(tmp_path, new), tmp_path / "run", backend, amend=True)
+    assert backend.asked == [4, 8, 12, 16] and set(made(run).states) == ({"policy"} if new == LIVES_ON else set())
+    assert verify(run.folder).problems == []
+
+
 def harm_model(update: Path) -> str:
     (update / "check-000008" / "model" / "weights.json").write_text('{"skill": 6, "history": ""}')
+    return "the model that was picked so far is not as it was"
+
+
+def harm_words(update: Path) -> str:
+    (update / "check-000008" / "trained.json").write_text("[]")
     return "the model that was picked so far is not as it was"
 
 
@@ -247,7 +262,7 @@ def lose_figure(update: Path) -> str:
     return "figures are missing"
 
 
-@pytest.mark.parametrize("harm", [harm_model, harm_figure, lose_figure])
+@pytest.mark.parametrize("harm", [harm_model, harm_words, harm_figure, lose_figure])
 def test_where_something_of_it_was_damaged_the_update_begins_anew_and_ends_the_same(undisturbed, tmp_path, harm):
     recipe, update = killed_before(tmp_path, 16)
     said, events = harm(update), []
@@ -256,6 +271,18 @@ def test_where_something_of_it_was_damaged_the_update_begins_anew_and_ends_the_s
     walk(run, backend, run.begin(events.append))
     [warning] = [event["text"] for event in events if event["event"] == "warning" and "anew" in event["text"]]
     assert said in warning and backend.asked == [4, 8, 12, 16] and end(run) == end(undisturbed[0])
+
+
+@pytest.mark.parametrize("content", [b'{"moments": "other"}', None])
+def test_a_state_that_was_damaged_beside_the_picked_model_is_made_again(tmp_path, content):
+    text = LIVES_ON.replace("rounds: 1", "rounds: 2")
+    recipe, update = killed_before(tmp_path, 16, text)
+    [path] = update.glob("check-000008/*state*/moments.json")
+    path.unlink() if content is None else path.write_bytes(content)
+    backend = Scripted()
+    run = go(recipe, tmp_path / "run", backend)
+    whole = go(recipe_in(tmp_path / "whole", text), tmp_path / "whole" / "run", Scripted())
+    assert backend.asked[:4] == [4, 8, 12, 16] and end(run) == end(whole) and verify(run.folder).problems == []
 
 
 def test_a_segment_that_was_damaged_before_it_was_measured_is_made_again(undisturbed, tmp_path):
