@@ -238,7 +238,8 @@ class Trained:
     metrics: steps, loss_first, loss_last, seconds, tokens, update_norm, …; drops: {row id: reason}. The folder also holds
     `probe.json` (digest excluded): token sequences on which parent and child differ most, with both log-probabilities.
     `state` is the folder of the optimiser's, where the update was to leave it. `whole`: its last step was made, and not `until` alone.
-    `checks` say what the models inside the update were measured to be, where they were; no trainer fills them.
+    `checks` say what the models inside the update were measured to be, where they were; no trainer fills them. `of` is how many steps
+    the whole update has, where the trainer says so.
     """
 
     folder: Path
@@ -247,6 +248,7 @@ class Trained:
     state: Path | None = None
     whole: bool = True
     checks: Mapping[str, Any] = field(default_factory=dict)
+    of: int = 0
 
 
 class AnswerProgress(TypedDict):

@@ -145,7 +145,7 @@ class Fake:
         }
         metrics["made_by"] = [{"trainers": self._numerics.get("trainers", 1), "shard": self._numerics.get("shard", False)}]
         state = _leave_state(out, history) if spec.keeps_state else None
-        return Trained(out, metrics, {}, state, made == frame.height)
+        return Trained(out, metrics, {}, state, made == frame.height, of=frame.height)
 
     def swap_notes(self) -> dict[str, Any]:
         return {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from selfkd.chain import records
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place, code_of
 from selfkd.chain.paths import Paths
-from selfkd.chain.records import Record
+from selfkd.chain.records import Cut, Record
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage
 from selfkd.errors import ChainError
@@ -27,15 +27,21 @@ from selfkd.steps.check import Check, Figure, measures
 
 TRAINED = "trained.json"  # what the trainer said of a model, beside it
 MODEL = "model"
-Train = Callable[[int, Path], Trained]  # up to an optimiser step, into a folder
+ANSWERS = "answers"  # of all its checks
+Makers = Mapping[str, Iterable[str]]  # {kind of process: digests of what those computed with}
+Train = Callable[[int, Path], tuple[Trained, Makers]]  # up to an optimiser step, into a folder
 Measure = Callable[
-    [Path, str], tuple[float | None, int]
+    [Path, str], tuple[float | None, int, Makers]
 ]  # the model in a folder, which has this digest; with the tokens it generated
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRecord(Record):
-    """check-000100.json: what the model as of a step was measured to be; `until` is the step at which it was to be checked."""
+    """check-000100.json: what the model as of a step was measured to be; `until` is the step at which it was to be checked.
+
+    `tokens` were generated for it, `learned` by the update up to that step, which has `of` steps in all (0: not said). `makers` are
+    those who trained up to it since the check before, and measured it.
+    """
 
     until: int
     step: int
@@ -43,6 +49,9 @@ class CheckRecord(Record):
     model: str
     tokens: int
     whole: bool
+    of: int = 0
+    learned: int = 0
+    makers: Makers = field(default_factory=dict)
 
     @property
     def figure(self) -> Figure:
@@ -63,6 +72,11 @@ class CheckPlace(Place):
         return self.folder / f"cut-{key[:12]}.json"
 
 
+def how_measured(place: Place, metric: str) -> str:
+    """Return the digest by which the measure step at `place` says how it measures a metric."""
+    return records.how_measured(digest.as_json(place.step.identity()), place.code, metric)
+
+
 def check_place(place: Place, run: Run, metric: str) -> CheckPlace:
     """Return where the step that measures `metric` every round stands inside an update, which has its place in the chain."""
     role = place.step.trained_role() or ""
@@ -72,15 +86,21 @@ def check_place(place: Place, run: Run, metric: str) -> CheckPlace:
 
 @dataclass(frozen=True)
 class CheckedUpdate:
-    """One update in `folder`, which `train` makes piece by piece and `measure` measures; `where` names it in what a person reads."""
+    """One update in `folder`, which `train` makes piece by piece and `measure` measures; `where` names it in what a person reads.
+
+    `how` is the digest of how it measures. In the end `makers` and `notes` are told of the segments and checks of all attempts.
+    """
 
     check: Check
+    how: str
     folder: Path
     paths: Paths
     train: Train
     measure: Measure
     attempt: Attempt
     where: str
+    makers: dict[str, set[str]]
+    notes: dict[str, Any]
 
     def made(self) -> Trained:
         """Return the model that the figures pick, with all of them."""
@@ -100,9 +120,9 @@ class CheckedUpdate:
         if not _is_sound(place):
             self._segment(until, place)
         made = _said(place)
-        value, tokens = self.measure(place / MODEL, made["model"])
-        told = {"step": made["step"], "model": made["model"], "whole": made["whole"]}
-        record = CheckRecord(until=until, value=value, tokens=tokens, **told)
+        value, tokens, makers = self.measure(place / MODEL, made["model"])
+        told = {name: made[name] for name in ("step", "model", "whole", "of", "learned")}
+        record = CheckRecord(until=until, value=value, tokens=tokens, makers=_merged([made["makers"], makers]), **told)
         records.write(self._record(until), record, self.paths.tmp)
         self._tell(record, before)
         return record
@@ -111,13 +131,18 @@ class CheckedUpdate:
         if place.exists():
             storage.remove(place)
         draft = storage.make_folder(storage.temporary(self.paths.tmp, "-check"))
-        trained = self.train(until, draft / MODEL)
+        trained, makers = self.train(until, draft / MODEL)
         said: dict[str, Any] = {
             "metrics": dict(trained.metrics),
             "drops": dict(trained.drops),
             "state": trained.state and trained.state.name,
+            "of": trained.of,
+            "learned": int(trained.metrics.get("tokens", 0)),
+            "makers": _merged([makers]),
         }
-        said |= {"whole": trained.whole, "step": trained.metrics["steps"], "model": digest.weights(draft / MODEL)}
+        model, hashes = digest.weights_and_files(draft / MODEL)
+        said |= {"whole": trained.whole, "step": trained.metrics["steps"], "model": model}
+        said["files"] = storage.file_hashes(storage.files_in(draft), draft, hashes)
         (draft / TRAINED).write_bytes(storage.json_text(digest.with_self_digest(said)))
         storage.adopt(draft, place)
 
@@ -141,6 +166,8 @@ class CheckedUpdate:
             found = sorted(
                 (records.read(path, CheckRecord) for path in self.folder.glob("check-*.json")), key=lambda one: one.until
             )
+            for path in self.folder.glob(f"{ANSWERS}/cut-*.json"):
+                records.read(path, Cut)
         except ChainError as error:
             return self._anew(str(error))
         if [one.until for one in found] != [self.check.every * (at + 1) for at in range(len(found))]:
@@ -175,10 +202,25 @@ class CheckedUpdate:
         place = self._place(self._kept(found))
         said, out = _said(place), storage.temporary(self.paths.tmp, "-child")
         shutil.copytree(place, out, copy_function=os.link)
-        checks = self.check.record(_figures(found), found[-1].whole)
+        self._account(found)
+        checks = self.check.record(_figures(found), found[-1].whole, found[-1].of, self.how)
         return Trained(
             out / MODEL, said["metrics"], said["drops"], said["state"] and out / said["state"], found[-1].whole, checks
         )
+
+    def _account(self, found: list[CheckRecord]) -> None:
+        """Say who made all of it and what it took, from the figures: an earlier attempt may have made most of it, and elsewhere."""
+        for kind, made in _merged(one.makers for one in found).items():
+            self.makers[kind] |= set(made)
+        self.notes["checked"] = {"generated": sum(one.tokens for one in found), "trained": found[-1].learned}
+
+
+def _merged(makers: Iterable[Makers]) -> dict[str, list[str]]:
+    merged: dict[str, set[str]] = {}
+    for one in makers:
+        for kind, made in one.items():
+            merged.setdefault(kind, set()).update(made)
+    return {kind: sorted(made - {""}) for kind, made in sorted(merged.items())}
 
 
 def _figures(found: list[CheckRecord]) -> list[Figure]:
@@ -186,14 +228,16 @@ def _figures(found: list[CheckRecord]) -> list[Figure]:
 
 
 def _said(place: Path) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads((place / TRAINED).read_text("utf-8"))
+    said = json.loads((place / TRAINED).read_text("utf-8"))
+    if not isinstance(said, dict):
+        raise ValueError(f"{TRAINED} holds no object")
     return said
 
 
 def _is_sound(place: Path) -> bool:
-    """Whether a segment's model and what was said of it are there as they were written."""
+    """Whether all files of a segment, and what was said of it, are there as they were written."""
     try:
         said = _said(place)
-        return digest.intact(said) and digest.holds(place / MODEL, said["model"])
-    except (OSError, ValueError, KeyError, EOFError):
+        return digest.intact(said) and not storage.damaged(said["files"], place, rehash=True)
+    except (OSError, ValueError, KeyError):
         return False

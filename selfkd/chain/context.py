@@ -28,7 +28,7 @@ from selfkd.backend.base import (
 from selfkd.backend.tokens import OF_A_PROMPT
 from selfkd.chain import chunks, rounded, updates
 from selfkd.chain.attempt import Attempt
-from selfkd.chain.checks import CheckedUpdate, CheckPlace, check_place
+from selfkd.chain.checks import ANSWERS, CheckedUpdate, CheckPlace, check_place, how_measured
 from selfkd.chain.chunks import Asked, Tally
 from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
@@ -213,42 +213,50 @@ class StepContext:
     ) -> Trained:
         spec = replace(spec, state=self._state_of(start)) if spec.keeps_state else spec
         asked = check_place(self.place, self.run, check.metric) if check else None
-        judged = [check.model_dump(mode="json"), asked.key] if check and asked else None
+        kept = ["state"] if spec.keeps_state else []  # the segments on disk have one, or none
+        judged = [check.model_dump(mode="json"), asked.key, *kept] if check and asked else None
         name = updates.key(start, reference, rows, spec, self.run.numerics, judged)
-        saves = updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes)
+        spec = replace(spec, saves=updates.saves(self.run.paths, name, self.run.machine.checkpoint_minutes))
         path = storage.temporary(self.run.paths.tmp, "-rows.parquet")
         rows.write_parquet(path)
         held = reference and self.run.trust.masters(reference)
-        begin = self.run.trust.masters(start)
-
-        def train(until: int | None, out: Path) -> Trained:
-            asked_for = replace(spec, saves=saves, until=until)
-            trained = self.backend.train(begin, held, [path], asked_for, out, self._hear)
-            self._met("trainer")
-            self.makers["trainer"] |= {one for ranks in trained.metrics.get("made_by", ()) for one in ranks.get("facts", ())}
-            return trained
-
+        train = partial(self._trained, self.run.trust.masters(start), held, path, spec)
         if check is None or asked is None:
-            return train(None, storage.temporary(self.run.paths.tmp, "-child"))
-        folder = self.run.paths.update(name)
-        measure = partial(self._measured, check.metric, replace(asked, folder=folder / "answers"), self._child_of(start, spec))
-        return CheckedUpdate(check, folder, self.run.paths, train, measure, self.attempt, self.where).made()
+            trained, makers = train(None, storage.temporary(self.run.paths.tmp, "-child"))
+            self.makers["trainer"] |= makers["trainer"]
+            return trained
+        folder, how = self.run.paths.update(name), how_measured(asked, check.metric)
+        measure = partial(self._measured, check.metric, replace(asked, folder=folder / ANSWERS), self._child_of(start, spec))
+        told = (self.attempt, self.where, self.makers, self.notes)
+        return CheckedUpdate(check, how, folder, self.run.paths, train, measure, *told).made()
+
+    def _trained(
+        self, start: Model, reference: Model | None, rows: Path, spec: TrainSpec, until: int | None, out: Path
+    ) -> tuple[Trained, dict[str, set[str]]]:
+        """Return what an update is up to a step, and who made it; `makers` do not hear of it."""
+        apart = replace(self, makers=defaultdict(set))
+        trained = self.backend.train(start, reference, [rows], replace(spec, until=until), out, self._hear)
+        apart._met("trainer")
+        apart.makers["trainer"] |= {one for ranks in trained.metrics.get("made_by", ()) for one in ranks.get("facts", ())}
+        return trained, apart.makers
 
     def _child_of(self, start: Model, spec: TrainSpec) -> Model:
         """Return what the update of this step makes, without its path and its digest."""
         role = self.place.step.trained_role() or ""
         return Model(role, "", "", "adapter", start.base or start.path) if spec.lora else Model(role, "", "")
 
-    def _measured(self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str) -> tuple[float | None, int]:
-        """Return what the measure step at `place` says of a model that is not committed, such as `like`, and the tokens that it generated.
+    def _measured(
+        self, metric: str, place: CheckPlace, like: Model, folder: Path, weights: str
+    ) -> tuple[float | None, int, dict[str, set[str]]]:
+        """Return what the measure step at `place` says of a model that is not committed, such as `like`, the tokens that it generated, and who did it.
 
         Its answers stay outside the pool.
         """
         model = replace(like, path=self.run.paths.relative(folder), digest=weights)
         pool = Pool(models={**self.pool.models, like.role: model})
-        inside = replace(self, place=place, pool=pool, head_start=HeadStart(0), notes={})
+        inside = replace(self, place=place, pool=pool, head_start=HeadStart(0), notes={}, makers=defaultdict(set))
         found = place.step.run(pool, inside).metrics
-        return found[metric], int(found[f"{metric.partition('/')[0]}/tokens"])
+        return found[metric], int(found[f"{metric.partition('/')[0]}/tokens"]), inside.makers
 
     def _state_of(self, start: Model) -> OptimiserState | None:
         """Return with which optimiser's state an update goes on (None: it begins with an empty one), and say so."""

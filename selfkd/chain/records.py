@@ -378,19 +378,20 @@ def measures_of(commit: Commit) -> dict[str, str]:
 
     The step's name and its limits for failures change no number; a reward beside another one changes only its own.
     """
+    return {metric: how_measured(commit.identity, commit.code, metric) for metric in commit.metrics}
+
+
+def how_measured(identity: Mapping[str, Any], code: Mapping[str, str], metric: str) -> str:
+    """Return the digest of how a step of this identity, with this code, measures a metric."""
     apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at")
-    asked = {name: value for name, value in commit.identity.items() if name not in apart}
-    rewards = rewards_of(commit.identity)
-    texts = {name: text for name, text in commit.code.items() if name not in rewards.values()}
-    suffixes = (*COUNTS, pass_name("", commit.identity.get("pass_at", 0)))
-
-    def how(metric: str) -> str:
-        name = metric.partition("/")[2]
-        score = next((one for one in (name, *map(name.removesuffix, suffixes)) if one in rewards), "")
-        reward = [reference_parts(rewards[score])[1], commit.code.get(rewards[score])] if score else None
-        return digest.of("measure", asked, texts, reward)
-
-    return {metric: how(metric) for metric in commit.metrics}
+    asked = {name: value for name, value in identity.items() if name not in apart}
+    rewards = rewards_of(identity)
+    texts = {name: text for name, text in code.items() if name not in rewards.values()}
+    suffixes = (*COUNTS, pass_name("", identity.get("pass_at", 0)))
+    name = metric.partition("/")[2]
+    score = next((one for one in (name, *map(name.removesuffix, suffixes)) if one in rewards), "")
+    reward = [reference_parts(rewards[score])[1], code.get(rewards[score])] if score else None
+    return digest.of("measure", asked, texts, reward)
 
 
 def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ def key(
 ) -> str:
     """Return the name of an update: all that decides its numbers but for rounding, so that other ranks may go on with it.
 
-    `check` is how it is measured on its way, which decides where it ends.
+    `check` is how it is measured on its way, which decides where it ends, and whether what it leaves on its way has states.
     """
     words = {
         name: value

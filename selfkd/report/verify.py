@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
-
-from pydantic import ValidationError
 
 from selfkd.chain import records, rounded
 from selfkd.chain.numerics import computed
@@ -39,7 +36,7 @@ from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
-from selfkd.steps.check import Check
+from selfkd.report import checked
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -245,20 +242,21 @@ class _Walk:
             if not damaged and not self.quick and not self.is_gone(f"{model.path}/"):
                 self.weights(f"{name}: model '{role}'", model.path, model.digest)
                 self.base(f"{name}: model '{role}'", model)
-        if commit.checks:
-            self.checks(name, commit)
+        self.found.problems += [f"{name}: {problem}" for problem in checked.problems(commit)]
+        self.left_states(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)
             self.state(f"{name}: the optimiser's state of '{role}'", role, state, commit)
 
-    def checks(self, name: str, commit: Commit) -> None:
-        """Judge again by the figures of an update where it ended and which model it left, and compare that model."""
-        with suppress(ValidationError):  # words of a later version, which this one cannot judge by
-            for problem in Check.model_validate(commit.identity["check"]).contradictions(commit.checks):
-                self.problem(f"{name}: {problem}")
-        picked = {one["model"] for one in commit.checks["figures"] if one["step"] == commit.checks["picked"]}
-        if picked != {model.digest for model in commit.models.values()}:
-            self.problem(f"{name}: the model that its checks picked is not the one that was committed")
+    def left_states(self, name: str, commit: Commit) -> None:
+        """A state lies beside each model that was trained with `optimiser: continue`, and beside no other one."""
+        due = set(commit.models) if commit.identity.get("optimiser") == "continue" else set()
+        for role in sorted(due - commit.states.keys()):
+            self.problem(
+                f"{name}: '{role}' was trained with `optimiser: continue`, and no state of its optimiser was committed"
+            )
+        for role in sorted(commit.states.keys() - due):
+            self.problem(f"{name}: a state of the optimiser of '{role}' was committed, and its step asked for none")
 
     def state(self, where: str, role: str, state: StateEntry, commit: Commit) -> None:
         """Compare a state with the model that it names, and its digest with those of its files, which were compared before."""
@@ -279,6 +277,8 @@ class _Walk:
         self.found.head = self.parent = seal.digest
         if what := seal.notes.get("level", "").partition(": ")[2]:
             self.found.moved.append(f"round {names.index} was not made with what the run began with: {what}")
+        for made, differs in checked.differently(commits) if seal.notes.get("level") == "exact" else ():
+            self.problem(f"{self.paths.relative(names.commit(made.number, made.step))}: {differs}")
         where = self.paths.relative(names.seal)
         if opened is not None and seal.parent != opened:
             self.problem(f"{where} does not follow the round before it")

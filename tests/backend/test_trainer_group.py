@@ -87,6 +87,26 @@ def test_long_steps_make_the_watch_patient_and_words_between_them_are_none(tmp_p
     assert not looks(watch, 9000, 5990) and looks(watch, 14990, 60)
 
 
+def test_where_an_update_goes_on_from_is_no_step_and_behind_its_next_check_none_is_due(tmp_path: Path) -> None:
+    if not find_spec("torch"):
+        pytest.skip("needs torch")
+    from selfkd.backend.trainer import resume
+
+    told: list[Any] = []
+    gone_on: Any = object.__new__(resume.Resumption)
+    gone_on.rank, gone_on.tell, gone_on.interrupted, gone_on.folder, gone_on.computers = 0, told.append, False, tmp_path, []
+    gone_on.words = {"step": 100, "steps": 1000, "loss": 0.5, "tokens": 9, "seconds": 36000.0}
+    gone_on._say_where(())
+    watch = step_watch.StepWatch(tmp_path, until=102)
+    watch.heard(told[0])
+    assert len(told) == 1 and watch.longest == 0.0
+    assert not looks(watch, 0, 9000)  # it loads, and compiles
+    watch.heard(step(101, 1000, 36010.0))
+    assert watch.longest == 10.0 and looks(watch, 9000, 3610) == "no step for 3600 s, and the longest so far took 10 s"
+    watch.heard(step(102, 1000, 36020.0))
+    assert not looks(watch, 13000, 9000)  # the model that is checked is written
+
+
 def test_a_driver_that_was_stopped_with_its_ranks_blames_nobody() -> None:
     watch = step_watch.StepWatch()
     watch.heard(step(1, 3, 1.0))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
+from selfkd.chain.checks import CheckedUpdate
 from selfkd.chain.commit import generated_tokens
 from selfkd.chain.loop import walk
 from selfkd.chain.records import Commit
@@ -26,6 +27,7 @@ from selfkd.steps.check import Check, Figure
 
 CHECK = "check: {every: 4, metric: dev/last_number, patience: 2}"
 CHECKED = RECIPE.replace("train: {loss: sft}", f"train: {{loss: sft, {CHECK}}}").replace("rounds: 2", "rounds: 1")
+LIVES_ON = CHECKED.replace("check:", "optimiser: continue, check:")
 SIXTHS = {4: 2, 8: 4, 12: 3, 16: 4, 20: 6, 24: 1}  # right answers to the six prompts of dev, of the model as of each step
 
 
@@ -216,8 +218,8 @@ class Dying(Scripted):
         return super().train(*arguments)
 
 
-def killed_before(folder: Path, until: int) -> tuple[Any, Path]:
-    recipe = recipe_in(folder, CHECKED)
+def killed_before(folder: Path, until: int, text: str = CHECKED) -> tuple[Any, Path]:
+    recipe = recipe_in(folder, text)
     with pytest.raises(KeyboardInterrupt):
         go(recipe, folder / "run", Dying(until))
     [update] = (folder / "run" / "updates").iterdir()
@@ -231,8 +233,22 @@ def test_on_the_way_only_the_model_that_would_be_picked_is_kept(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("old", "new"), [(CHECKED, LIVES_ON), (LIVES_ON, CHECKED)])
+def test_an_update_goes_on_only_with_segments_that_have_a_state_where_it_shall_leave_one(tmp_path, old, new):
+    killed_before(tmp_path, 16, old)
+    backend = Scripted()
+    run = go(recipe_in(tmp_path, new), tmp_path / "run", backend, amend=True)
+    assert backend.asked == [4, 8, 12, 16] and set(made(run).states) == ({"policy"} if new == LIVES_ON else set())
+    assert verify(run.folder).problems == []
+
+
 def harm_model(update: Path) -> str:
     (update / "check-000008" / "model" / "weights.json").write_text('{"skill": 6, "history": ""}')
+    return "the model that was picked so far is not as it was"
+
+
+def harm_words(update: Path) -> str:
+    (update / "check-000008" / "trained.json").write_text("[]")
     return "the model that was picked so far is not as it was"
 
 
@@ -247,7 +263,7 @@ def lose_figure(update: Path) -> str:
     return "figures are missing"
 
 
-@pytest.mark.parametrize("harm", [harm_model, harm_figure, lose_figure])
+@pytest.mark.parametrize("harm", [harm_model, harm_words, harm_figure, lose_figure])
 def test_where_something_of_it_was_damaged_the_update_begins_anew_and_ends_the_same(undisturbed, tmp_path, harm):
     recipe, update = killed_before(tmp_path, 16)
     said, events = harm(update), []
@@ -256,6 +272,18 @@ def test_where_something_of_it_was_damaged_the_update_begins_anew_and_ends_the_s
     walk(run, backend, run.begin(events.append))
     [warning] = [event["text"] for event in events if event["event"] == "warning" and "anew" in event["text"]]
     assert said in warning and backend.asked == [4, 8, 12, 16] and end(run) == end(undisturbed[0])
+
+
+@pytest.mark.parametrize("content", [b'{"moments": "other"}', None])
+def test_a_state_that_was_damaged_beside_the_picked_model_is_made_again(tmp_path, content):
+    text = LIVES_ON.replace("rounds: 1", "rounds: 2")
+    recipe, update = killed_before(tmp_path, 16, text)
+    [path] = update.glob("check-000008/*state*/moments.json")
+    path.unlink() if content is None else path.write_bytes(content)
+    backend = Scripted()
+    run = go(recipe, tmp_path / "run", backend)
+    whole = go(recipe_in(tmp_path / "whole", text), tmp_path / "whole" / "run", Scripted())
+    assert backend.asked[:4] == [4, 8, 12, 16] and end(run) == end(whole) and verify(run.folder).problems == []
 
 
 def test_a_segment_that_was_damaged_before_it_was_measured_is_made_again(undisturbed, tmp_path):
@@ -298,7 +326,181 @@ def test_status_says_which_step_was_taken_and_why_the_update_ended(undisturbed):
     assert f"round 1, {said}" in to.export_text()
 
 
+# ---- who made it, and what it took ----
+
+
+class Elsewhere(Scripted):
+    """On another processor; each step learns 100 tokens. Killed when it is to train up to `until`."""
+
+    def __init__(self, cpu: str, until: int | None = None) -> None:
+        super().__init__()
+        self._facts, self.until = {"cpu": cpu}, until
+
+    def train(self, *arguments: Any) -> Any:
+        if arguments[3].until == self.until:
+            raise Killed
+        made = super().train(*arguments)
+        made.metrics["tokens"] = 100 * made.metrics["steps"]
+        return made
+
+
+@pytest.mark.parametrize("last", [16, None], ids=["all but the last segment", "all of it"])
+def test_a_round_says_who_made_its_segments_and_checks_in_an_earlier_attempt(tmp_path, monkeypatch, last):
+    recipe, folder = recipe_in(tmp_path, CHECKED), tmp_path / "run"
+
+    def killed(*_: Any) -> Any:
+        raise Killed
+
+    with pytest.raises(Killed):
+        go(recipe, folder, Elsewhere("A", until=8))
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        if last is None:
+            patch.setattr(CheckedUpdate, "_picked", killed)
+        go(recipe, folder, Elsewhere("B", until=last))
+    run = go(recipe, folder, Elsewhere("A"))
+    assert run.sealed()[1].notes["level"] == "data: cpu A → B (engine-0, trainer-0)"
+    makers = {kind.partition("-")[0]: len(of) for kind, of in made(run).notes["makers"].items()}
+    assert makers == {"driver": 1, "engine": 2, "reward": 1, "trainer": 2}
+    [moved] = verify(folder).moved
+    assert "cpu A → B" in moved and verify(folder).problems == []
+
+
+def test_a_commit_counts_the_tokens_of_all_checks_and_all_segments_whichever_attempt_made_them(tmp_path):
+    recipe, folder = recipe_in(tmp_path, CHECKED), tmp_path / "run"
+    with pytest.raises(Killed):
+        go(recipe, folder, Elsewhere("A", until=12))
+    run = go(recipe, folder, Elsewhere("A"))
+    generated = sum(one["tokens"] for one in made(run).checks["figures"])
+    assert made(run).notes["checked"] == {"generated": generated, "trained": 1600}
+    assert made(run).notes["train"]["tokens"] == 800 and made(run).checks["picked"] == 8
+    sampled, measured = (generated_tokens(run.paths, run.made(1)[step]) for step in ("sample", "measure"))
+    assert run.sealed()[1].notes["tokens"] == sampled + measured + generated
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_record_of_how_answers_are_cut_that_was_damaged_lets_the_update_begin_anew(tmp_path, measured):
+    recipe, folder = recipe_in(tmp_path, CHECKED + "exact: false\n"), tmp_path / "run"
+    seen: list[str] = []
+
+    def kill(call: str) -> None:
+        seen.append(call)
+        if seen.count("train") == 2 and (call == "generate" or measured):
+            raise Killed
+
+    with pytest.raises(Killed):
+        go(recipe, folder, Scripted(kill))
+    cuts = list(folder.glob("updates/*/answers/cut-*.json"))
+    assert cuts
+    for path in cuts:
+        path.write_text("{")
+    backend = Scripted()
+    go(recipe, folder, backend)
+    assert backend.asked == [4, 8, 12, 16] and verify(folder).problems == []
+
+
 # ---- verify ----
+
+
+def changed(folder: Path, **change: Any) -> list[str]:
+    """What verify says where the checks of a commit are others, all digests of that commit redone."""
+    path = folder / "round-001" / "04-train.json"
+    record = json.loads(path.read_text())
+    record["checks"] = {name: value for name, value in {**record["checks"], **change}.items() if value != "gone"}
+    path.write_bytes(storage.json_text(digest.with_self_digest(record)))
+    return verify(folder).problems
+
+
+@pytest.fixture
+def moved(undisturbed, tmp_path) -> Path:
+    return Path(shutil.copytree(undisturbed[0].folder, tmp_path / "moved"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"figures": []}, "checks.figures: List should have at least 1 item"),
+        ({"figures": "gone"}, "checks.figures: Field required"),
+        ({"figures": [{"step": 4, "model": "0"}]}, "checks.figures.0.value: Field required"),
+        ({"picked": "8"}, "checks.picked: Input should be a valid integer"),
+    ],
+)
+def test_checks_that_cannot_be_read_are_a_problem_in_words(moved, change, said):
+    assert any(
+        "04-train.json: what it says of its checks cannot be read: " in one and said in one for one in changed(moved, **change)
+    )
+
+
+@pytest.mark.parametrize(
+    ("cut", "more", "said"),
+    [
+        (slice(0, 3), {"stopped": ""}, "where the update ended does not follow from its figures"),
+        (slice(0, 3), {}, "where the update ended does not follow from its figures"),
+        (slice(0, 4), {"stopped": ""}, "where the update ended does not follow from its figures"),
+        (slice(1, 2), {"stopped": ""}, "its figures are not of every 4 steps"),
+        (slice(1, 4), {}, "its figures are not of every 4 steps"),
+    ],
+)
+def test_figures_that_were_left_out_are_found(undisturbed, moved, cut, more, said):
+    figures = made(undisturbed[0]).checks["figures"][cut]
+    assert any(said in problem for problem in changed(moved, figures=figures, **more))
+
+
+def test_checks_that_no_step_asked_for_and_those_that_are_gone_are_found(undisturbed, moved):
+    path = moved / "round-001" / "04-train.json"
+    record = json.loads(path.read_text())
+    for change, said in (
+        ({"checks": {}}, "it was to be measured on its way, and no figure was committed"),
+        ({"identity": {**record["identity"], "check": None}}, "it was not to be measured on its way"),
+    ):
+        path.write_bytes(storage.json_text(digest.with_self_digest({**record, **change})))
+        assert any(said in problem for problem in verify(moved).problems)
+
+
+@pytest.mark.parametrize(
+    ("steps", "right"), [([10, 20, 24], True), ([10, 20], False), ([10, 20, 25], False), ([10, 24], False)]
+)
+def test_a_whole_update_ends_with_its_last_step_however_soon_behind_a_check(steps, right):
+    check = Check(every=10, metric="dev/x")
+    found = [Figure(step, 0.1 * step, str(step)) for step in steps]
+    assert (list(check.contradictions(check.record(found, True, 24, "how"))) == []) is right
+
+
+def test_records_without_the_steps_of_the_whole_update_are_judged_as_they_were(undisturbed, moved):
+    figures = made(undisturbed[0]).checks["figures"]
+    check = Check(every=4, metric="dev/last_number", patience=2)
+    old = {"metric": check.metric, "figures": figures, "picked": 8, "stopped": "dev/last_number did not improve for 2 checks"}
+    assert list(check.contradictions(old)) == []
+    problems = changed(moved, of="gone", how="gone")
+    assert len(problems) == 2 and not any("figure" in problem for problem in problems)  # its digest, and its file's hash
+
+
+def test_a_figure_says_how_it_was_measured_as_seals_do(undisturbed, tmp_path):
+    run, _ = undisturbed
+    assert made(run).checks["how"] == run.sealed()[1].measures["dev/last_number"]
+    other = CHECKED.replace(
+        "measure: reward/number.py:last_number", "measure: {reward: reward/number.py:last_number, limit: 3}"
+    )
+    recipe = recipe_in(tmp_path, CHECKED)
+
+    class Ended(Scripted):
+        def generate(self, model: Any, *more: Any) -> Any:
+            if not list(tmp_path.glob("run/updates/*")) and list(tmp_path.glob("run/round-001/04-*.json")):
+                raise KeyboardInterrupt
+            yield from super().generate(model, *more)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(recipe, tmp_path / "run", Ended())
+    amended = go(recipe_in(tmp_path, other), tmp_path / "run", Scripted(), amend=True)
+    assert amended.sealed()[1].metrics["dev/last_number"] != 4 / 6
+    assert made(amended).checks["how"] == made(run).checks["how"] != amended.sealed()[1].measures["dev/last_number"]
+    assert verify(amended.folder).problems == []
+
+
+def test_a_figure_that_is_not_what_its_round_measured_of_the_same_model_in_the_same_way_is_found(undisturbed, moved):
+    figures = [{**one, "value": one["value"] + 0.01} for one in made(undisturbed[0]).checks["figures"]]
+    said = f"its figure of step 8 is {4 / 6 + 0.01}, and 'measure' measured {4 / 6} of the same model in the same way"
+    assert any(said in problem for problem in changed(moved, figures=figures))
+    assert not any("of the same model" in problem for problem in changed(moved, how="0" * 64))
 
 
 @pytest.mark.parametrize(

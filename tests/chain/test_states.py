@@ -159,6 +159,24 @@ def test_a_state_of_other_weights_is_found_and_refused(run, tmp_path):
         go(recipe_in(tmp_path, LIVES_ON.replace("rounds: 3", "rounds: 4")), run.folder)
 
 
+@pytest.mark.parametrize(
+    ("optimiser", "states", "said"),
+    [
+        ("continue", False, "'policy' was trained with `optimiser: continue`, and no state of its optimiser was committed"),
+        ("fresh", True, "a state of the optimiser of 'policy' was committed, and its step asked for none"),
+    ],
+)
+def test_a_commit_whose_states_are_not_those_that_its_step_asked_for_is_found(run, optimiser, states, said):
+    from selfkd.core import storage
+
+    path = run.paths.round(3).commit(4, "train")
+    record = json.loads(path.read_text())
+    record["identity"]["optimiser"] = optimiser
+    record["states"] = record["states"] if states else {}
+    path.write_bytes(storage.json_text(digest.with_self_digest(record)))
+    assert any(said in problem for problem in verify(run.folder).problems)
+
+
 # ---- words ----
 
 

@@ -19,9 +19,13 @@ MOST_AT_ONCE = 10.0  # seconds between two looks that count: where more went by,
 
 @dataclass
 class StepWatch:
-    """One try of an update. `saves` is the folder of its checkpoints: while one is written, no step is due."""
+    """One try of an update. `saves` is the folder of its checkpoints: while one is written, no step is due.
+
+    `until` is the step behind which it hands out its model, where it does so before its last one.
+    """
 
     saves: Path | None = None
+    until: int | None = None
     longest: float = 0.0
     _reached: float = 0.0  # seconds of the update, as its steps tell them
     _looked: float = 0.0
@@ -29,10 +33,11 @@ class StepWatch:
     _due: bool = False
 
     def heard(self, progress: TrainProgress) -> None:
-        """Note a step; words that ranks say between steps are none."""
-        if "said" not in progress and "warning" not in progress:
+        """Note a step; what ranks say between steps is none, nor is where they go on from."""
+        if not progress.keys() & {"said", "warning", "computers"}:
             self.longest = max(self.longest, progress["seconds"] - self._reached)
-            self._due, self._waited = progress["step"] < progress["steps"], 0.0
+            last = progress["steps"] if self.until is None else min(self.until, progress["steps"])
+            self._due, self._waited = progress["step"] < last, 0.0
         self._reached = max(self._reached, progress["seconds"])
 
     def hangs(self, now: float) -> str:

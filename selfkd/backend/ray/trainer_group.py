@@ -59,10 +59,10 @@ class TrainerGroup:
 
     def train(self, *arguments: Any, steps_log: Path, on_progress: OnSteps) -> Trained:
         """Make one update. One that a process died of, or hung in, goes on from its newest checkpoint, until MOST_DEATHS died without getting further."""
-        saves = next((given.saves for given in arguments if isinstance(given, TrainSpec)), None)
+        saves, until = next(((one.saves, one.until) for one in arguments if isinstance(one, TrainSpec)), (None, None))
         deaths, reached = 0, _newest(saves)
         while True:
-            outcome = self._try(arguments, saves, steps_log, on_progress)
+            outcome = self._try(arguments, saves, until, steps_log, on_progress)
             if isinstance(outcome, BaseException):
                 raise outcome if isinstance(outcome, SelfkdError) else self._failed(in_one_line(outcome))
             if isinstance(outcome, list):
@@ -87,7 +87,7 @@ class TrainerGroup:
         return BackendError(what, "train", fix)
 
     def _try(
-        self, arguments: tuple[Any, ...], saves: Saves | None, steps_log: Path, on_progress: OnSteps
+        self, arguments: tuple[Any, ...], saves: Saves | None, until: int | None, steps_log: Path, on_progress: OnSteps
     ) -> list[Update] | BaseException | Died:
         """Return what each rank made of an update, or the error of one, or how one died; then, or if interrupted, the group is gone."""
         self.start()
@@ -98,7 +98,8 @@ class TrainerGroup:
             if isinstance(outcome, list):
                 with _ended_gently(saves) as calls:
                     calls += [rank.update.remote(arguments, steps_log) for rank in self._ranks]
-                    outcome = self._gather(calls, steps, on_progress, StepWatch(saves.folder if saves else None))
+                    watch = StepWatch(saves.folder if saves else None, until)
+                    outcome = self._gather(calls, steps, on_progress, watch)
             return outcome
         finally:
             if not isinstance(outcome, list):

@@ -270,7 +270,8 @@ class _Update:
             moved = self._save(trainer.model, (candidates, child, parent))
             state = self._keep_state(trainer)
         metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
-        return Trained(plan.out, metrics, plan.drops, state, trainer.state.global_step >= trainer.state.max_steps)
+        made, steps = trainer.state.global_step, trainer.state.max_steps
+        return Trained(plan.out, metrics, plan.drops, state, made >= steps, of=steps)
 
     def _policy(self) -> tuple[Any, bool]:
         """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""
