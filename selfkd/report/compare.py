@@ -198,10 +198,16 @@ def _record(path: Path, kind: type[Kind], paths: Paths, changed: list[str]) -> K
 def _rounds(seals: Sequence[Seal], made: Sequence[Sequence[Commit]], metric: str) -> list[_Round]:
     """Return the rounds that measured a metric, each with what was spent until its end."""
     generated = accumulate(int(seal.notes.get("tokens", 0)) for seal in seals)
-    trained = accumulate(sum(int(one.notes.get("train", {}).get("tokens", 0)) for one in commits) for commits in made)
+    trained = accumulate(sum(map(_learned, commits)) for commits in made)
     seconds = accumulate(sum(seal.notes.get("seconds", {}).values()) for seal in seals)
     spent = zip(seals, made, generated, trained, seconds, strict=True)
     return [_Round(seal, commit, *more) for seal, commits, *more in spent if (commit := _measuring(commits, metric))]
+
+
+def _learned(commit: Commit) -> int:
+    """Return the tokens that an update learned, to its last step also where an earlier one was picked."""
+    whole = commit.notes.get("checked") or {}
+    return int(whole.get("trained") or commit.notes.get("train", {}).get("tokens", 0))
 
 
 def _mode(paths: Paths, info: Info, metric: str) -> str:

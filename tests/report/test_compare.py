@@ -5,11 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chains import RECIPE, go, write_prompts
 
+from selfkd.backend.base import Trained
+from selfkd.backend.fake import Fake
+from selfkd.backend.machine import Machine
+from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.cli.main import main
 from selfkd.core import stats
@@ -217,3 +223,27 @@ def test_a_name_of_two_lines_is_written_on_one(tmp_path: Path, runs: Path) -> No
     shutil.copytree(runs / "long", odd)
     latex = comparison.as_latex(compare([runs / "short", odd]))
     assert [line for line in latex.splitlines() if line.startswith("lines")] == []
+
+
+class Learning(Fake):
+    """A hundred tokens a step."""
+
+    def train(self, *arguments: Any, **more: Any) -> Trained:
+        trained = super().train(*arguments, **more)
+        return replace(trained, metrics={**trained.metrics, "tokens": 100 * trained.metrics["steps"]})
+
+
+def test_an_update_that_was_measured_on_its_way_costs_all_its_steps_and_answers(tmp_path: Path, runs: Path) -> None:
+    """What was learned behind the step that won was learned, and each check was answered."""
+    write_prompts(tmp_path, dev=40)
+    text = RECIPE.replace("{loss: sft}", "{loss: sft, check: {every: 4, metric: dev/last_number, mode: min}}")
+    (tmp_path / "checked.yaml").write_text(text.replace("name: sums", "name: checked"))
+    run = Run.open(load(str(tmp_path / "checked.yaml"), ["rounds=1"]), tmp_path / "runs/checked", Machine(backend="fake"))
+    walk(run, Learning(run.numerics), run.begin())
+    made = run.made(1)["train"]
+    steps = [figure["step"] for figure in made.checks["figures"]]
+    assert made.checks["picked"] < steps[-1]  # else the test says nothing
+    arm = compare([runs / "short", run.folder]).arms[1]
+    assert arm.trained == 100 * steps[-1]
+    plain = sum(int(seal.metrics["dev/tokens"]) for seal in run.sealed()) + int(run.samples(1)["tokens"].sum())
+    assert arm.generated == plain + sum(figure["tokens"] for figure in made.checks["figures"])
