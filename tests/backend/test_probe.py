@@ -93,3 +93,25 @@ def test_scores_from_before_the_sleep_count_where_an_engine_has_none_of_its_own_
     assert found(None, "", foreign) == found(None, "", None) == (None, False)
     assert found(before, "parent", earlier) == (2.0, True)  # by the same engine, in the same batch
     assert found(before, "another", None) == (2.0, False)
+
+
+def of_size_one() -> np.ndarray:
+    drawn = np.random.default_rng(1).normal(0, 1, 200)
+    return np.asarray(drawn / np.sqrt(np.mean(np.square(drawn))))
+
+
+def test_tokens_that_16_bits_round_by_much_are_no_sign_of_other_weights() -> None:
+    """SmolLM2 in bf16 lay 0.29 from its checkpoint on answers that it did not expect, and 0.25 is what it does on others."""
+    seen, _ = evidence(0.03)
+    much = 0.29 * of_size_one()
+    right = Scored(seen.child + much, seen.before + much, True)
+    assert not judge(seen, right, "bfloat16").wrong and judge(seen, right, "bfloat16").proved is True
+    fresh = Scored(seen.child + much, None, False)
+    assert not judge(seen, fresh, "bfloat16").wrong and judge(seen, fresh, "bfloat16").proved is not True
+
+
+def test_an_engine_that_rounds_little_is_wrong_where_it_lies_far_away_and_one_that_rounds_much_may_not_lie_anywhere() -> None:
+    seen, one = evidence(0.03)[0], of_size_one()
+    assert judge(seen, Scored(seen.child + 0.3 * one, seen.before + 0.02 * one, True), "bfloat16").wrong
+    assert judge(seen, Scored(seen.child + 1.2 * one, seen.before + 1.2 * one, True), "bfloat16").wrong
+    assert judge(seen, Scored(seen.child + 0.6 * one, None, False), "bfloat16").wrong
