@@ -122,12 +122,9 @@ class MeasureStep(Step):
         elif self.split not in seen.splits:
             what = f"there are no prompts for the split '{self.split}'{did_you_mean(self.split, seen.splits) or '.'}"
             yield "split", f"{what} Splits: {', '.join(seen.splits)}; add prompts.{self.split}"
-        for metric in self.metrics()[: -len(COUNTS)]:
-            if metric in seen.metrics:
-                yield (
-                    "",
-                    f"{seen.metrics[metric]} measures {metric} already: name this one otherwise (as), or use another split",
-                )
+        taken_already = [metric for metric in self.metrics()[: -len(COUNTS)] if metric in seen.metrics]
+        for metric in taken_already[:1]:
+            yield "", f"{seen.metrics[metric]} measures {metric} already: name this one otherwise (as), or use another split"
         if problem := seen.room_problem(self.max_tokens):
             yield "max_tokens", problem
 
