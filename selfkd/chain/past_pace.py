@@ -17,7 +17,6 @@ from selfkd.core.facts import of_process
 from selfkd.errors import SelfkdError
 from selfkd.recipe.fit import Place, words_of
 from selfkd.recipe.pace import Pace
-from selfkd.steps import VERBS
 
 ENOUGH_SECONDS = 20.0  # of making and of learning: less says more of what begins and ends a step than of its tokens
 SAME = ("dtype", "generator", "tensor_parallel")  # numerics by which speed goes
@@ -84,10 +83,9 @@ def _undivided(made: list[Commit]) -> Iterator[Commit]:
 
 
 def _generated(run: Run, made: list[Commit]) -> Iterator[tuple[float, float]]:
-    """Yield (tokens, seconds) of each step that asked the engines."""
+    """Yield (tokens, seconds) of each step that asked the engines; a check inside an update asks them beside its training."""
     for one in made:
-        asks = one.verb in VERBS and VERBS[one.verb].stage in ("generate", "measure")
-        if asks and (tokens := commit.generated_tokens(run.paths, one)):
+        if not one.checks and (tokens := commit.generated_tokens(run.paths, one)):
             yield tokens, one.notes["seconds"]
 
 

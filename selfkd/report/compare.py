@@ -22,7 +22,7 @@ from selfkd.core import digest
 from selfkd.core.stats import Change, change
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.errors import ChainError, UsageError
-from selfkd.report.status import info_of
+from selfkd.report.status import in_force, info_of
 
 Kind = TypeVar("Kind", bound=Record)
 
@@ -213,7 +213,7 @@ def _learned(commit: Commit) -> int:
 def _mode(paths: Paths, info: Info, metric: str) -> str:
     """Return whether more of a metric is better ('max') or less, as the recipe in force says of its best round."""
     amendments = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()]
-    best = (amendments[-1].recipe if amendments else info.recipe).get("best") or {}
+    best = in_force(info, amendments).get("best") or {}
     return str(best.get("mode", "max")) if best.get("metric") == metric else "max"
 
 

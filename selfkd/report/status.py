@@ -88,7 +88,7 @@ def read(folder: Path) -> Status:
     paths = Paths(folder)
     info = info_of(paths)
     amendments, sealed = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()], _sealed(paths)
-    recipe = amendments[-1].recipe if amendments else info.recipe  # the one in force
+    recipe = in_force(info, amendments)
     finished, wanted = rounds(paths), int(recipe["rounds"])
     attempts = paths.attempts()
     events = _tail(paths.events(attempts[-1])) if attempts else []
@@ -121,6 +121,11 @@ def info_of(paths: Paths) -> Info:
         fix = "List the runs of a folder: selfkd status --runs runs"
         raise UsageError("no run here (run.json is missing)", str(paths.folder), fix)
     return records.read(paths.info, Info, unchanged=False)
+
+
+def in_force(info: Info, amendments: Sequence[Amendment]) -> Mapping[str, Any]:
+    """Return the recipe as it was amended last."""
+    return amendments[-1].recipe if amendments else info.recipe
 
 
 def _ended_early(recipe: Mapping[str, Any], sealed: Sequence[Seal], amendments: Sequence[Amendment]) -> str:
