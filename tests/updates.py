@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,20 @@ from selfkd.core.pool import Model, shape
 
 FAST = {"learning_rate": 2e-3}
 UNEVEN = {"learning_rate": 2e-3, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+
+
+class Enough(Exception):
+    """Raised by `stopped_at`."""
+
+
+def stopped_at(step: int) -> Callable[[Any], None]:
+    """Ends an update from within, on the rank that is told; the others are ended with their group."""
+
+    def at(progress: Any) -> None:
+        if progress["step"] >= step:
+            raise Enough
+
+    return at
 
 
 def write_rows(folder: Path, count: int = 12, **changes: Any) -> list[Path]:

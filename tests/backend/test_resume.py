@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ranks import on_ranks
 from tiny import as_model, tiny_model
-from updates import update, write_rows
+from updates import Enough, stopped_at, update, write_rows
 
 from selfkd.backend.base import LoraSpec, Saves
 from selfkd.backend.trainer import sealed
@@ -118,20 +118,6 @@ def apart(one: Path, other: Path, parent: Path) -> float:
 
 def ranks_of(metrics: Any) -> list[dict[str, Any]]:
     return [{name: value for name, value in ranks.items() if name != "facts"} for ranks in metrics["made_by"]]
-
-
-class Enough(Exception):
-    pass
-
-
-def stopped_at(step: int) -> Callable[[Any], None]:
-    """Ends an update from within, on the rank that is told; the others are ended with their group."""
-
-    def at(progress: Any) -> None:
-        if progress["step"] >= step:
-            raise Enough
-
-    return at
 
 
 def together(rank: int, join: Callable[[], None], start: Model, folder: Path, place: Path) -> dict[bool, Any]:

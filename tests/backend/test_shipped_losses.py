@@ -15,7 +15,7 @@ import pytest
 import torch
 from bigram import PAIRS, REFERENCE, START, bigram, logprob, written
 from ranks import on_ranks
-from updates import UNEVEN, update, write_rows
+from updates import UNEVEN, Enough, stopped_at, update, write_rows
 
 from selfkd.backend.base import Saves, Trained, TrainSpec
 from selfkd.backend.trainer.loss_kinds import LOSSES, PREFERENCES
@@ -368,18 +368,6 @@ def test_kto_on_two_ranks_whole_and_divided_is_that_of_one(tmp_path, tiny, tiny_
     for found in on_ranks(2, together, tiny, tiny_rows, tmp_path)[0]:
         for what in ("loss_first", "loss_last", "kl_last", "tokens"):
             assert found[what] == pytest.approx(alone[what], rel=1e-3, abs=1e-6), what
-
-
-class Enough(Exception):
-    pass
-
-
-def stopped_at(step: int) -> Callable[[Any], None]:
-    def at(progress: Any) -> None:
-        if progress["step"] >= step:
-            raise Enough
-
-    return at
 
 
 def test_kto_that_was_stopped_goes_on_to_the_same_bits(tmp_path, tiny, tiny_rows):
