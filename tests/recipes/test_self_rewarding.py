@@ -14,18 +14,10 @@ they have one mark; DPO goes on from the model of the round, which is also its r
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pytest
-from judges import table
-
-from selfkd.backend.fake import Fake
-from selfkd.backend.machine import Machine
-from selfkd.chain.loop import walk
-from selfkd.chain.run import Run
-from selfkd.recipe.load import load
+from golden import Golden, golden
 
 MARKS: dict[str, dict[str, tuple[str, str, str]]] = {
     "What is one?": {
@@ -45,73 +37,38 @@ MARKS: dict[str, dict[str, tuple[str, str, str]]] = {
 }
 
 
-class Scripted(Fake):
-    """Gives the k-th answer of a prompt and the k-th mark of an answer as the table has them, and notes what is asked and trained."""
-
-    def __init__(self) -> None:
-        super().__init__({}, self.said)
-        self.count: Counter[str] = Counter()
-        self.generated: list[tuple[str, str, Any]] = []
-        self.trained: list[tuple[str, str, Any]] = []
-
-    def said(self, messages: list[dict[str, str]], seed: int, skill: float) -> str:
-        text = messages[-1]["content"]
-        if "<answer>" not in text:
-            answers = MARKS.get(text, {"7": ()})
-            self.count[text] += 1
-            return list(answers)[(self.count[text] - 1) % len(answers)]
-        shown = text.split("<answer>\n")[1].split("\n</answer>")[0]
-        marks = next((marks[shown] for marks in MARKS.values() if shown in marks), ("0",))
-        self.count[shown] += 1
-        mark = marks[(self.count[shown] - 1) % len(marks)]
-        return "I cannot say." if mark == "none" else f"It has its reasons, 2 of them.\nScore: {mark}"
-
-    def generate(self, model, chunks, sampling, *listener):
-        self.generated += [(chunk.stream, model.digest, sampling) for chunk in chunks]
-        return super().generate(model, chunks, sampling, *listener)
-
-    def train(self, start, reference, rows, spec, out, *listener):
-        self.trained.append((start.digest, reference.digest, spec))
-        return super().train(start, reference, rows, spec, out, *listener)
+def says(messages: list[dict[str, str]], time: int) -> str:
+    """The k-th answer of a prompt and the k-th mark of an answer, as the table has them."""
+    text = messages[-1]["content"]
+    if "<answer>" not in text:
+        answers = list(MARKS.get(text, {"7": ()}))
+        return answers[time % len(answers)]
+    shown = text.split("<answer>\n")[1].split("\n</answer>")[0]
+    marks = next((marks[shown] for marks in MARKS.values() if shown in marks), ("0",))
+    mark = marks[time % len(marks)]
+    return "I cannot say." if mark == "none" else f"It has its reasons, 2 of them.\nScore: {mark}"
 
 
 @pytest.fixture(scope="module")
-def walked(tmp_path_factory) -> tuple[Run, Scripted]:
-    recipe = load("self-rewarding")
-    prompts = {
-        "take": 2,
-        "train": [{"prompt": prompt} for prompt in MARKS],
-        "dev": [{"prompt": "3 + 4", "answer": "7"}],
-    }
-    recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=prompts)})
-    backend = Scripted()
-    folder: Path = tmp_path_factory.mktemp("self-rewarding")
-    run = Run.open(recipe, folder / "run", Machine(backend="fake"))
-    walk(run, backend, run.begin())
-    return run, backend
-
-
-def drawn(sampling: Any) -> tuple[float, float]:
-    return sampling.temperature, sampling.top_p
+def walked(tmp_path_factory) -> Golden:
+    return golden(
+        "self-rewarding", says, tmp_path_factory.mktemp("self-rewarding"), [{"prompt": prompt} for prompt in MARKS], take=2
+    )
 
 
 def test_the_model_of_the_round_answers_and_judges_and_the_anchor_is_measured_greedily(walked):
-    run, backend = walked
-    weights = [seal.models["policy"].digest for seal in run.sealed()]
+    weights = walked.weights()
     assert len(set(weights)) == 3
-    asked = {(stream, digest, drawn(sampling)) for stream, digest, sampling in backend.generated}
-    rounds = {
-        (stream, weights[index], (0.7, 0.9)) for index in (0, 1) for stream in ("sample", "judgments", "judgments-canaries")
-    }
-    assert asked == rounds | {("dev", digest, (0.0, 1.0)) for digest in weights}
+    for stream in ("sample", "judgments", "judgments-canaries"):
+        assert walked.asked(stream) == {(weights[index], 0.7, 0.9) for index in (0, 1)}
+    assert walked.asked("dev") == {(digest, 0.0, 1.0) for digest in weights}
 
 
 @pytest.mark.parametrize(
     ("index", "prompts"), [(1, ["What is one?", "What is two?"]), (2, ["What is three?", "What is four?"])]
 )
 def test_each_round_draws_new_prompts_answers_them_four_times_and_marks_each_answer_three_times(walked, index, prompts):
-    run, _ = walked
-    samples, judgments = table(run, "sample", "samples", index), table(run, "judge", "samples", index)
+    samples, judgments = walked.table(index, "sample", "samples"), walked.table(index, "judge", "samples")
     asked = Counter(messages[-1]["content"] for messages in samples["teacher_messages"])
     assert asked == dict.fromkeys(prompts, 4)
     real = judgments.filter(pl.col("stream") == "judgments")
@@ -125,21 +82,18 @@ def test_each_round_draws_new_prompts_answers_them_four_times_and_marks_each_ans
 
 
 def test_marks_are_averaged_and_one_that_cannot_be_read_counts_neither_way(walked):
-    run, _ = walked
     for index, prompts in ((1, ("What is one?", "What is two?")), (2, ("What is three?", "What is four?"))):
-        samples = run.samples(index).filter(pl.col("stream") == "sample")
-        found = dict(samples.select("text", "mark").iter_rows())
+        found = dict(walked.answers(index).select("text", "mark").iter_rows())
         for prompt in prompts:
             for text, marks in MARKS[prompt].items():
                 read = [float(mark) for mark in marks if mark != "none"]
                 assert found[text] == pytest.approx(sum(read) / len(read))
-    assert run.sealed()[1].metrics["judge/unread"] == 1 / 24 and run.sealed()[2].metrics["judge/unread"] == 0.0
-    assert run.sealed()[1].metrics["judge/at_highest"] == 1 / 23
+    assert walked.metrics(1)["judge/unread"] == 1 / 24 and walked.metrics(2)["judge/unread"] == 0.0
+    assert walked.metrics(1)["judge/at_highest"] == 1 / 23
 
 
 def test_the_best_answer_wins_against_the_worst_and_ties_make_no_pair(walked):
-    run, _ = walked
-    pairs = {index: table(run, "build", "rows", index) for index in (1, 2)}
+    pairs = {index: walked.table(index, "build", "rows") for index in (1, 2)}
     found = {index: list(rows.select("kind", "chosen", "rejected", "weight").iter_rows()) for index, rows in pairs.items()}
     assert found == {1: [("pair", "Answer B.", "Answer D.", 1.0)], 2: [("pair", "Answer J!", "Answer L!", 1.0)]}
     assert [messages for rows in pairs.values() for messages in rows["messages"].to_list()] == [
@@ -149,10 +103,13 @@ def test_the_best_answer_wins_against_the_worst_and_ties_make_no_pair(walked):
 
 
 def test_dpo_goes_on_from_the_model_of_the_round_which_is_its_reference(walked):
-    run, backend = walked
-    weights = [seal.models["policy"].digest for seal in run.sealed()]
-    assert [trained[:2] for trained in backend.trained] == [(weights[0], weights[0]), (weights[1], weights[1])]
-    for _, _, spec in backend.trained:
+    weights, updates = walked.weights(), walked.backend.updates
+    assert [(update.start, update.reference) for update in updates] == [(weights[0], weights[0]), (weights[1], weights[1])]
+    assert [update.rows["chosen"].to_list() for update in updates] == [
+        ["Answer B."],
+        ["Answer J!"],
+    ]  # the rows of this round only
+    for spec in (update.spec for update in updates):
         assert (spec.loss, spec.beta, spec.nll) == ("dpo", 0.1, 0.0)
         assert (spec.trl["learning_rate"], spec.trl["lr_scheduler_kwargs"]) == (1e-6, {"min_lr": 1e-7})
         assert spec.trl["per_device_train_batch_size"] * spec.trl["gradient_accumulation_steps"] == 16
