@@ -369,16 +369,20 @@ def _part(recipe: Recipe, part: str) -> tuple[Line, ...]:
 
 
 def _changed_words(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
-    """Return {dotted field: sentence} of what differs, without what is FREE."""
-    was, now_ = _flat(old), _flat(new)
+    """Return {dotted field: sentence} of what differs, without what is FREE; a field that is not there is one that is empty."""
+    was, now_ = _told(old), _told(new)
     changed = sorted(name for name in was.keys() | now_.keys() if was.get(name) != now_.get(name) and name not in FREE)
-    return {name: f"{name}: {was.get(name)!r} was {_verb(name, was, now_)} {now_.get(name)!r}" for name in changed}
+    return {name: f"{name}: {_what_changed(name, was, now_)}" for name in changed}
 
 
-def _verb(name: str, was: Mapping[str, Any], now_: Mapping[str, Any]) -> str:
+def _told(words: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _flat(words).items() if value not in (None, {}, [])}
+
+
+def _what_changed(name: str, was: Mapping[str, Any], now_: Mapping[str, Any]) -> str:
     if name in was and name in now_:
-        return "changed to"
-    return "removed, now" if name in was else "added as"
+        return f"{was[name]!r} was changed to {now_[name]!r}"
+    return f"{was[name]!r} was removed" if name in was else f"{now_[name]!r} was added"
 
 
 def _refusal(paths: Paths, change: _Change, objection: ChainError | None) -> ChainError:

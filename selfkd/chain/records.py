@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from selfkd.core import digest, storage
 from selfkd.core.files import reference_parts
@@ -27,6 +30,19 @@ Json = dict[str, Any]
 AnyRecord = TypeVar("AnyRecord", bound="Record")
 
 
+def _counted(words: Mapping[str, Any]) -> Mapping[str, Any]:
+    if all(type(words.get(name)) is int for name in ("rounds", "context")):
+        return words
+    raise ValueError("a resolved recipe gives `rounds` and `context` as whole numbers")
+
+
+RecipeWords = Annotated[Mapping[str, Any], AfterValidator(_counted)]
+
+
+class Malformed(ValueError):
+    """A record that lacks a field, or that holds in one what does not belong there: somebody else wrote it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What all records share. `more` holds the fields of a newer writer, which are kept and verified but mean nothing here."""
@@ -38,18 +54,22 @@ class Record:
 
     @classmethod
     def from_json(cls: type[AnyRecord], content: Mapping[str, Any]) -> AnyRecord:
-        """Build the record; KeyError names a field that is missing."""
+        """Build the record; Malformed says which field is missing or is of another kind than it should be."""
         known = {one.name: one for one in fields(cls) if one.name != "more"}
         given: Json = {}
         for name, one in known.items():
             if name in content:
                 given[name] = cls._read(name, content[name])
             elif one.default is MISSING and one.default_factory is MISSING:
-                raise KeyError(name)
+                raise Malformed(f"lacks the field {name!r}")
         return cls(**given, more={name: value for name, value in content.items() if name not in known and name != "self"})
 
     @classmethod
     def _read(cls, name: str, value: Any) -> Any:
+        try:
+            _shape(cls, name).validate_python(value)  # type: ignore[arg-type] # a class is hashable whatever its instances are
+        except ValidationError as error:
+            raise Malformed(f"holds in {name!r} what does not belong there: {error.errors()[0]['msg']}") from None
         if name in cls.nested:
             return {key: cls.nested[name].from_json(inner) for key, inner in value.items()}
         return tuple(cls.listed[name].from_json(inner) for inner in value) if name in cls.listed else value
@@ -58,6 +78,17 @@ class Record:
         """Return plain JSON, unknown fields included."""
         own = {one.name: _plain(getattr(self, one.name)) for one in fields(self) if one.name != "more"}
         return {**own, **self.more}
+
+
+@cache
+def _shape(kind: type[Record], name: str) -> TypeAdapter[Any]:
+    """Return what checks the JSON of a field: that of a record within it is an object, whose own fields are checked when it is read."""
+    hint: Any = get_type_hints(kind, include_extras=True)[name]
+    if name in kind.nested:
+        hint = dict[str, dict[str, Any]]
+    elif name in kind.listed:
+        hint = list[dict[str, Any]]
+    return TypeAdapter(hint, config=ConfigDict(strict=True))
 
 
 def _plain(value: Any) -> Any:
@@ -143,11 +174,11 @@ class Info(Record):
     rounds: int
     model: Mapping[str, Any]
     prompts: Mapping[str, SplitEntry]
-    recipe: Mapping[str, Any]
+    recipe: RecipeWords
     code: Mapping[str, CodeEntry]
     numerics: Mapping[str, Any]
     machine: Mapping[str, Any]
-    files: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
     numerics_fixed: bool = True  # by this record, as in older runs; else by numerics.json
 
 
@@ -194,9 +225,9 @@ class Amendment(Record):
     nested = {"code": CodeEntry}
 
     changed: list[str]
-    recipe: Mapping[str, Any]
+    recipe: RecipeWords
     code: Mapping[str, CodeEntry]
-    files: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
     when: str
     sealed: int = 0
 
@@ -224,7 +255,7 @@ class Commit(Record):
     tables: Mapping[str, TableEntry]
     models: Mapping[str, ModelEntry]
     metrics: Mapping[str, Any]
-    files: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
     digest: str
     states: Mapping[str, StateEntry] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
@@ -285,7 +316,7 @@ class RoundedEntry(Record):
 
     path: str
     digest: str
-    files: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,8 +346,8 @@ def read(path: Path, kind: type[AnyRecord], unchanged: bool = True) -> AnyRecord
         raise ChainError(problem, str(path))
     try:
         return kind.from_json(content)
-    except KeyError as error:
-        raise ChainError(f"lacks the field {error}", str(path), RESTORE) from None
+    except Malformed as error:
+        raise ChainError(str(error), str(path), RESTORE) from None
 
 
 def format_problem(content: Mapping[str, Any]) -> str:

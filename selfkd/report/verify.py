@@ -136,15 +136,15 @@ class _Walk:
         return self.understood(name, read, kind)
 
     def understood(self, name: str, content: Mapping[str, Any], kind: type[AnyRecord]) -> AnyRecord | None:
-        """Return the record; add a problem where a field is missing, raise ChainError where its format is another."""
+        """Return the record; add a problem where a field is missing or malformed, raise ChainError where its format is another."""
         if problem := records.format_problem(content):
             raise ChainError(
                 problem, self.paths.shown(self.paths.folder / name)
             )  # not damage: whether it is whole is not known
         try:
             return kind.from_json(content)
-        except KeyError as error:
-            self.problem(f"{name} lacks the field {error}")
+        except records.Malformed as error:
+            self.problem(f"{name} {error}")
             return None
 
     def tombstone(self, path: Path) -> list[str]:

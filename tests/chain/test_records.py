@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -81,6 +82,32 @@ def test_a_missing_field_is_named(run):
     rewrite(run.paths.info, lambda content: {name: value for name, value in content.items() if name != "numerics"})
     with pytest.raises(ChainError, match="lacks the field 'numerics'"):
         Run.at(run.folder)
+
+
+OTHERS = (None, 3, "x", [], [3], {}, {"a": 1}, {"a": {"files": 3}})
+
+
+def forged(run: Run) -> Iterator[tuple[Path, str]]:
+    """Yield each field of each kind of record that this run holds."""
+    names = run.paths.round(1)
+    first = next(path for path in sorted(names.folder.glob("*.json")) if '"verb"' in path.read_text())
+    last = max(path for path in names.folder.glob("*.json") if '"verb": "train"' in path.read_text())
+    for path in (run.paths.info, first, last, names.folder / "sealed.json"):
+        yield from ((path, name) for name in json.loads(path.read_text()) if name != "self")
+
+
+def test_verify_says_so_of_a_record_that_holds_another_kind_of_value_in_a_field_and_never_crashes(run):
+    for path, name in forged(run):
+        before = path.read_text()
+        value = json.loads(before)[name]
+        for other in OTHERS:
+            rewrite(path, lambda content, name=name, other=other: content | {name: other})
+            try:
+                found = bool(verify(run.folder, quick=True).problems)
+            except ChainError:
+                found = True
+            assert found or type(other) is type(value) or value is None, (path.name, name, other)
+        path.write_text(before)
 
 
 @pytest.mark.parametrize(("written", "said"), [(FORMAT - 1, "an older"), (FORMAT + 1, "a newer")])
