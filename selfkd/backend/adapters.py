@@ -23,6 +23,7 @@ TENSORS, WORDS = "adapter_model.safetensors", "adapter_config.json"  # PEFT's na
 PREFIX = "base_model.model."  # of PEFT, in front of a module's name
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # for which vLLM keeps room (0.31)
 Served = Literal["merged", "adapter"]
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Adapter:
         with safe_open(self.folder / TENSORS, "pt") as tensors:
             return tuple(tensors.get_tensor(f"{PREFIX}{module}.lora_{letter}.weight") for letter in "AB")
 
-    def change(self, module: str) -> Any:
-        """Return what it adds to the weight of a module, in fp32 and as the base lies."""
-        return product(*self.factors(module), self.scale, self.transposed)
+    def change(self, module: str, rows: slice = ALL) -> Any:
+        """Return what it adds to the weight of a module, or to some rows of it, in fp32 and as the base lies."""
+        a, b = self.factors(module)
+        a, b = (a[:, rows], b) if self.transposed else (a, b[rows])
+        return product(a, b, self.scale, self.transposed)
 
     @cached_property
     def _peft(self) -> dict[str, Any]:
@@ -149,6 +152,11 @@ class Weights:
     def of_base(self, name: str) -> Any:
         return self._open(self.places[name]).get_tensor(name)
 
+    def rows(self, name: str, first: int, last: int) -> Any:
+        """Return some rows of a tensor in fp32, of which no others are read."""
+        found = self._open(self.places[name]).get_slice(name)[first:last].float()
+        return found + self.change(name, slice(first, last))
+
     def _open(self, path: Path) -> Any:
         """Return an open file; each is opened once, for its list of tensors is read then."""
         from safetensors import safe_open
@@ -157,9 +165,9 @@ class Weights:
             self._handles[path] = safe_open(path, "pt")
         return self._handles[path]
 
-    def change(self, name: str) -> Any:
-        """Return what the adapter adds to a tensor; zero where it adds nothing."""
-        return self.adapter.change(self.changed[name]) if self.adapter and name in self.changed else 0.0
+    def change(self, name: str, rows: slice = ALL) -> Any:
+        """Return what the adapter adds to a tensor, or to some rows of it; zero where it adds nothing."""
+        return self.adapter.change(self.changed[name], rows) if self.adapter and name in self.changed else 0.0
 
     def merge_into(self, net: Any) -> None:
         """Write the changed weights into a model that was opened from the base, rounded once, from fp32, to the format that it has."""

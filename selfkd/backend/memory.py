@@ -105,9 +105,11 @@ def of_training(sizes: Sizes, how: Training) -> Need:
         **({"CUDA": CARD_CONTEXT} if how.on_card else {}),
     }
     passing = {"activations": activations(sizes, how), "logits": logits(sizes, how)}
-    if how.bf16:
+    if how.shards > 1:
+        passing["gathered"] = gathered(sizes, how)
+    elif how.bf16:
         cast = sizes.embedding + trained if how.rounded else sizes.parameters
-        passing["bf16 copies"] = HALF * cast // how.shards
+        passing["bf16 copies"] = HALF * cast
     # On a CPU a copy more was measured: of checkpoints that are read and written, whose files are mapped.
     beside = 0 if how.on_card else RANK_PROCESS + FP32 * sizes.parameters
     return Need(states, passing, 0 if how.gradients_wait else states["gradients"], beside)
@@ -122,6 +124,12 @@ def adapter(sizes: Sizes, rank: int) -> int:
 def _frozen(sizes: Sizes, how: Training) -> int:
     """Return the bytes of the weights beneath an adapter; the embedding is no product, and stays as it is."""
     return FP32 * sizes.parameters - (FP32 - HALF) * (sizes.parameters - sizes.embedding) * how.rounded
+
+
+def gathered(sizes: Sizes, how: Training) -> int:
+    """Return what a divided model gathers at its most: the output head in fp32, the block that computes, and the next one."""
+    blocks = sizes.parameters - sizes.embedding * (1 if sizes.tied else 2)
+    return FP32 * sizes.embedding + 2 * (HALF if how.bf16 else FP32) * blocks // sizes.layers
 
 
 def optimiser_bytes(name: str) -> float:

@@ -256,8 +256,7 @@ class Way:
 
 
 def _with_adapter(how: Training) -> Training:
-    """An adapter is not divided over ranks."""
-    return how if how.rank or how.shards > 1 else replace(how, rank=ADAPTER_RANK, rounded=how.bf16)
+    return how if how.rank else replace(how, rank=ADAPTER_RANK, rounded=how.bf16)
 
 
 WAYS = (

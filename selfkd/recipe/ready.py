@@ -45,10 +45,6 @@ def add_problems(recipe: Recipe, machine: Machine | None, problems: Problems) ->
     """Add what no install mends: a model that is nowhere; and of a machine, where one is named, words that its generator does not know."""
     if wrong := wrong_model(recipe):
         problems.add(place_of_model(recipe), "model", wrong)
-    if machine and machine.shard:
-        for line in (line for part in LISTS for line in getattr(recipe, part) if getattr(line.at(1), "lora", None)):
-            said = "'lora' learns an adapter, and `shard: true` of the machine divides full weights: leave out one of the two"
-            problems.add(line.place("lora"), line.label, said)
     offloading = list(_offloading(recipe, machine)) if machine and machine.backend != "fake" else []
     if offloading and machine and not _has_cards(machine):
         for where, label in offloading:

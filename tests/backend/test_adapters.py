@@ -231,13 +231,6 @@ def test_two_ranks_learn_what_one_learns_within_rounding(root, tmp_path):
     assert any((first[name].abs() > 1e-3).any() for name in first if "lora_B" in name)
 
 
-def test_a_divided_model_takes_no_adapter_and_says_so(root, tmp_path):
-    spec = TrainSpec("sft", 5, lora=R4)
-    with pytest.raises(UsageError, match="shard: true divides full weights"):
-        adapter.refuse_shards(spec, root)
-    adapter.refuse_shards(TrainSpec("sft", 5), root, None)
-
-
 # ---- serving ----
 
 

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from selfkd.backend import adapters
 from selfkd.backend.adapters import Adapter, Served, Weights
 from selfkd.backend.base import LoraSpec, TrainSpec
+from selfkd.backend.trainer import sharded
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP, describe
 from selfkd.core import digest
 from selfkd.core.pool import Model
@@ -58,14 +59,6 @@ def planned(spec: LoraSpec, start: Model) -> Plan:
     earlier = adapters.read(Path(start.path))
     beneath = adapters.full_weights(start) if earlier and spec.goes_on else start
     return Plan(spec, start, beneath, earlier)
-
-
-def refuse_shards(spec: TrainSpec, *models: Model | None) -> None:
-    """Raise UsageError where a model that is divided over ranks has, or would have, an adapter."""
-    if spec.lora or any(one and adapters.read(Path(one.path)) for one in models):
-        what = "shard: true divides full weights over ranks, and an adapter takes part in this update"
-        fix = "Leave out `shard` in the machine file: with `lora` each rank holds the weights once, in bf16 where it computes in it."
-        raise UsageError(what, "machine.shard", fix)
 
 
 def refuse_unserved(spec: TrainSpec, start: Model, numerics: Mapping[str, Any]) -> None:
@@ -103,6 +96,8 @@ def attach(model: Any, plan: Plan, seed: int) -> None:
         a, b = plan.earlier.factors(name) if plan.earlier and plan.goes_on else _fresh(layer, digest.seed("lora", seed, name))
         for part, values in ((layer.lora_A[NAME], a), (layer.lora_B[NAME], b)):
             part.weight = torch.nn.Parameter(values.float().to(device))  # PEFT gives it the format of the weights beneath
+    if sharded.is_sharded(model):
+        sharded.divide_added(model, {name: (one.lora_A[NAME], one.lora_B[NAME]) for name, one in _layers(model).items()})
 
 
 def _targets(model: Any, wanted: Sequence[str]) -> list[str]:
@@ -113,7 +108,9 @@ def _targets(model: Any, wanted: Sequence[str]) -> list[str]:
     known = adapters.last_words(found)
     for word in wanted:
         if not any(_ends(name, word) for name in found):
-            what = f"no linear layer of {type(model).__name__} is called '{word}'.{did_you_mean(word, known)}"
+            what = (
+                f"no linear layer of {type(model).__name__.removeprefix('FSDP')} is called '{word}'.{did_you_mean(word, known)}"
+            )
             more = " Experts of a mixture lie in one tensor, and are none." if _experts(model) else ""
             raise UsageError(what, "train.lora.targets", f"There are: {', '.join(known)}.{more}")
     return [name for name in found if not wanted or any(_ends(name, word) for word in wanted)]
@@ -220,17 +217,18 @@ def held(model: Any, optimiser: Any) -> dict[str, int]:
 # ---- in a folder ----
 
 
-def save(model: Any, plan: Plan, out: Path, numerics: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the adapter as one of the root, and how it is served; return what was measured. GuardError where nothing was learned."""
-    layers = _layers(model)
-    own: Factors = {
-        name: (layer.lora_A[NAME].weight.detach(), layer.lora_B[NAME].weight.detach()) for name, layer in layers.items()
-    }
-    config, targets = next(iter(layers.values())), list(layers)
+def learned(model: Any) -> Factors:
+    """Return what was learned, whole and in the machine's memory; ranks that hold it divided all call it."""
+    layers = {name: (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight) for name, layer in _layers(model).items()}
+    return {name: (sharded.whole(a).cpu(), sharded.whole(b).cpu()) for name, (a, b) in layers.items()}
+
+
+def save(model: Any, own: Factors, plan: Plan, out: Path, numerics: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what was learned as one adapter of the root, and how it is served; return what was measured. GuardError where it is nothing."""
+    config, targets = next(iter(_layers(model).values())), list(own)
     peft_words = model.peft_config[NAME].to_dict()
     words = _words(plan.spec, targets)
     scale = float(config.scaling[NAME])
-    own = {name: (a.cpu(), b.cpu()) for name, (a, b) in own.items()}
     if plan.earlier is not None and not plan.goes_on:
         rank = plan.earlier.rank + plan.spec.r
         own, words = _over(plan.earlier, own, scale, rank), {**words, "r": rank, "rslora": False}

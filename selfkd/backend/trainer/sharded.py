@@ -29,8 +29,11 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 
+from selfkd.backend import adapters
 from selfkd.backend.machine import refuse_lone_shard
 from selfkd.backend.model_files import SHARD_SIZE
+from selfkd.backend.trainer import opened
+from selfkd.backend.trainer.parts import first_row
 from selfkd.core.wording import first_line
 from selfkd.errors import GuardError, StorageError, UsageError
 
@@ -57,21 +60,36 @@ def refuse(ranks: int, optimiser: str | None) -> None:
         )
 
 
-def load(path: str, **options: Any) -> Any:
-    """Load this rank's part of a model: transformers reads of each tensor the slice that is wanted, whatever names its files use."""
+def load(path: str, base: str | None = None, rounded: bool = False, **options: Any) -> Any:
+    """Load this rank's part of a model: transformers reads of each tensor the slice that is wanted, whatever names its files use.
+
+    An adapter, of which `base` is the model beneath, is merged into those slices. With `rounded` the weights of products lie there in bf16.
+    """
+    folder = str(adapters.base_folder(path, base))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
     place = {"device_map": {"": torch.device(device, torch.cuda.current_device())}} if device == "cuda" else {}
-    with _divided_before_reading(mesh) as divided:
-        model = AutoModelForCausalLM.from_pretrained(path, **options, **place)
+    with _divided_before_reading(mesh, rounded) as divided:
+        model = AutoModelForCausalLM.from_pretrained(folder, **options, **place)
     if len(list(model.parameters())) != divided[0]:  # it was untied once both were read, too late to divide it so
         what = "config.json ties the output head to the embedding, and the files hold a head of its own"
         raise UsageError(what, path, "Write `tie_word_embeddings: false` into the config.json that the chain began with.")
+    if folder != path:
+        _merge(model, adapters.Weights(path, base))
     return model
 
 
+def _merge(model: Any, weights: adapters.Weights) -> None:
+    """Write the rows of this rank that an adapter changes, rounded once, from fp32, to the format that they lie in."""
+    for name in weights.changed:
+        weight = model.get_parameter(name).detach()
+        first, local = first_row(weight), weight.to_local()
+        if len(local):
+            local.copy_(weights.rows(name, first, first + len(local)))
+
+
 @contextlib.contextmanager
-def _divided_before_reading(mesh: Any) -> Iterator[list[int]]:
+def _divided_before_reading(mesh: Any, rounded: bool) -> Iterator[list[int]]:
     """Divide what transformers loads meanwhile, before it reads weights; its own plan exists for four kinds of models.
 
     The list holds afterwards how many weights there were.
@@ -79,6 +97,9 @@ def _divided_before_reading(mesh: Any) -> Iterator[list[int]]:
     counts: list[int] = []
 
     def divided(cls: Any, model: Any, *_: Any) -> Any:
+        model.tie_weights()
+        if rounded:
+            opened.round_linear_weights(model)  # nothing is read yet: transformers reads into the format that it finds
         divide(model, mesh)
         counts.append(len(list(model.parameters())))
         return model
@@ -95,7 +116,6 @@ def divide(model: Any, mesh: Any) -> None:
 
     The output head stays with the root, in whose forward pass the losses read its weights, and so does an embedding tied to it.
     """
-    model.tie_weights()
     parts = blocks(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is not None and head is not None and embedding.weight is not head.weight:
@@ -107,6 +127,21 @@ def divide(model: Any, mesh: Any) -> None:
     except ValueError as error:  # such as a weight that is one number
         what = f"{type(model).__name__} cannot be divided over ranks: {error}"
         raise UsageError(what, "machine.shard", "Leave out `shard`.") from error
+
+
+def divide_added(model: Any, added: Mapping[str, Sequence[Any]]) -> None:
+    """Divide modules that were put into a divided model, {name of the place: modules}; to be called before its first forward pass.
+
+    Those of a block are gathered together, beside what lies still there.
+    """
+    mesh = next(weight.device_mesh for weight in model.parameters() if isinstance(weight, DTensor))
+    for _, names in groupby(added, key=_block):
+        fully_shard([part for name in names for part in added[name]], mesh=mesh, reshard_after_forward=True)
+
+
+def _block(name: str) -> str:
+    """Return the name of the block in which something lies, else its own."""
+    return match[1] if (match := BLOCK.match(name)) else name
 
 
 def blocks(model: Any) -> list[Any]:
@@ -199,9 +234,9 @@ def save(model: Any, out: Path) -> None:
     weights = _weights(model)
     files = _Files(model, weights, out) if torch.distributed.get_rank() == 0 else None
     for names in _together(model, list(weights)):
-        whole = {name: _whole(weights[name], keep=files is not None) for name in names}
+        gathered = {name: _kept(whole(weights[name]), files is not None) for name in names}
         if files is not None:
-            files.take(whole)
+            files.take(gathered)
     if files is not None:
         files.close()
 
@@ -217,13 +252,17 @@ def _together(model: Any, names: Sequence[str]) -> list[list[str]]:
     """Group the names of weights that have to be gathered together, for the files may cut and join them within a block."""
     if not getattr(model, "_weight_conversions", None):
         return [[name] for name in names]
-    found = [(match[1] if (match := BLOCK.match(name)) else name, name) for name in names]
-    return [[name for _, name in group] for _, group in groupby(found, key=lambda pair: pair[0])]
+    return [list(group) for _, group in groupby(names, key=_block)]
 
 
-def _whole(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu() if keep else None
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor gathered from all ranks, which all call it; one that is not divided as it is."""
+    found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return found.detach()
+
+
+def _kept(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
+    return tensor.cpu() if keep else None
 
 
 class _Files:

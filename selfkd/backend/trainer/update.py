@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,19 +24,30 @@ import polars as pl
 import torch
 import torch.distributed
 import trl
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
 from selfkd.backend.facts import of_trainer
-from selfkd.backend.trainer import adapter, batches, checkpoint, flat, losses, opened, optimiser_state, rowwise, sharded
+from selfkd.backend.trainer import (
+    adapter,
+    batches,
+    checkpoint,
+    flat,
+    losses,
+    opened,
+    optimiser_state,
+    refused,
+    rowwise,
+    sharded,
+)
 from selfkd.backend.trainer.loss_kinds import LossKind, kind_of
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Over, Resumption
 from selfkd.backend.trainer.together import grouped, of_rank_0, place
-from selfkd.backend.trainer.trl_options import BATCH, INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD, check_trl, for_loss
+from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
 from selfkd.errors import GuardError, SelfkdError, UsageError
@@ -167,16 +178,15 @@ def _planned(
     if problems:
         raise UsageError("\n".join(problems), "train")
     options |= {"loss_type": kind.loss_type} if kind.loss_type else {}
-    refuse_offloading(options)
+    refused.offloading(options)
     if shard := bool(numerics.get("shard")):
         sharded.refuse(ranks, options.get("optim"))
-        adapter.refuse_shards(spec, start, reference)
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
     adapter.refuse_unserved(spec, start, numerics)
     longest = max(row.longest for row in rows)
     attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
-    _refuse_router_loss(options, start.path)
+    refused.router_loss(options, start.path)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
     return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard, numerics)
@@ -196,20 +206,6 @@ def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: i
         fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
         raise UsageError(what, "machine.trainer.attn_implementation", fix)
     return named or plain, asked or flat.is_varlen(named or "")
-
-
-def refuse_offloading(options: Mapping[str, Any]) -> None:
-    """Raise UsageError where activations are to leave a card and none computes: TRL would fail on its first row."""
-    if options.get("activation_offloading") and not torch.cuda.is_available():
-        raise UsageError(NOTHING_TO_OFFLOAD, "train.trl.activation_offloading", INSTEAD_OF_OFFLOADING)
-
-
-def _refuse_router_loss(options: Mapping[str, Any], folder: str) -> None:
-    """Raise UsageError for a loss that spreads tokens over experts where a model has none, or does not tell whom it asked."""
-    text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
-    if options.get("router_aux_loss_coef") and not hasattr(text, "output_router_logits"):
-        what = f"router_aux_loss_coef is for mixtures of experts, and {text.model_type} is none that tells of its router"
-        raise UsageError(what, "train.trl.router_aux_loss_coef", "Leave it out.")
 
 
 def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
@@ -279,18 +275,18 @@ class _Update:
         if plan.adapter is None:
             return self._opened(plan.start)
         rounded = plan.bf16 and plan.numerics.get("dtype", "bfloat16") == "bfloat16"
-        model, is_flat = self._opened(plan.adapter.beneath, rounded)
-        adapter.attach(model, plan.adapter, plan.spec.seed)
-        return model, is_flat
+        return self._opened(plan.adapter.beneath, rounded, partial(adapter.attach, plan=plan.adapter, seed=plan.spec.seed))
 
-    def _opened(self, one: Model, rounded: bool = False) -> tuple[Any, bool]:
-        """Return a model with the attention that it trains with, and whether it takes rows flat.
+    def _opened(
+        self, one: Model, rounded: bool = False, attach: Callable[[Any], None] = lambda model: None
+    ) -> tuple[Any, bool]:
+        """Return a model with the attention that it trains with and what `attach` puts into it, and whether it takes rows flat.
 
         Where the attention is ours, the model proves on two rows that they do not see each other; else batches are padded.
         """
         plan, path = self.plan, one.path
-        whole = partial(sharded.load, path, attn_implementation=plain_attention_of(path), **LOADED)
-        model = whole() if plan.shard else _load(path, one.base, rounded)
+        model = sharded.load(path, one.base, rounded, **_loaded(path)) if plan.shard else _load(path, one.base, rounded)
+        attach(model)  # a divided model takes nothing more once something went through it
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
         with opened.in_fp32(model):
             scores = probe.token_logprobs(model, few) if plan.attention == flat.ROW_BY_ROW else []
@@ -326,7 +322,7 @@ class _Update:
             return {} if plan.kind.function else {row.id: (0.0, 0.0) for row in plan.rows if row.rejected is not None}
         if plan.reference.digest == plan.start.digest or self._lies_beneath(plan.reference):
             return {}
-        model, is_flat = self._opened(plan.reference, rounded=plan.bf16 and not plan.shard)
+        model, is_flat = self._opened(plan.reference, rounded=plan.bf16)
         self._compute_in(model, plan.bf16)
         return self._references_of(model, is_flat)
 
@@ -353,10 +349,11 @@ class _Update:
         error: SelfkdError | None = None
         moved: dict[str, Any] = {}
         try:
-            if plan.shard:
+            own = adapter.learned(model) if plan.adapter else {}
+            if plan.shard and not plan.adapter:
                 sharded.save(model, plan.out)
             if plan.rank == 0:
-                moved = self._finished(model, *evidence)
+                moved = self._finished(model, own, *evidence)
         except SelfkdError as problem:
             error = problem
         error = of_rank_0(error, plan.split.ranks)
@@ -374,11 +371,11 @@ class _Update:
         plan = self.plan
         return optimiser_state.keep(trainer, plan.out, plan.rank, plan.split.ranks) if plan.spec.keeps_state else None
 
-    def _finished(self, model: Any, sequences: Any, child: Any, parent: Any) -> dict[str, Any]:
+    def _finished(self, model: Any, own: adapter.Factors, sequences: Any, child: Any, parent: Any) -> dict[str, Any]:
         """Write what is not written yet, and return how far the child moved; GuardError where it is no child."""
         plan, parent_folder = self.plan, Path(self.plan.start.path)
         if plan.adapter:
-            measured = adapter.save(model, plan.adapter, plan.out, plan.numerics)
+            measured = adapter.save(model, own, plan.adapter, plan.out, plan.numerics)
             rate = {"learning_rate": plan.config.learning_rate}
             moved = {name: measured.pop(name) for name in checkpoint.MOVED} | {"lora": {**measured, **rate}}
         else:
@@ -433,10 +430,14 @@ def _copy(tok: Any) -> Any:
     return copy.deepcopy(tok)
 
 
+def _loaded(path: str) -> dict[str, Any]:
+    return {"attn_implementation": plain_attention_of(path), **LOADED}
+
+
 def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
     """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged. `rounded` ones lie there in bf16."""
     full = str(adapters.base_folder(path, base))
-    model = AutoModelForCausalLM.from_pretrained(full, attn_implementation=plain_attention_of(full), **LOADED)
+    model = AutoModelForCausalLM.from_pretrained(full, **_loaded(full))
     if full != path:
         adapters.Weights(path, base).merge_into(model)
     if rounded:

@@ -1,0 +1,26 @@
+"""What an update cannot do on this machine, or with this model: refused before a weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from selfkd.backend.trainer.trl_options import INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD
+from selfkd.errors import UsageError
+
+
+def offloading(options: Mapping[str, Any]) -> None:
+    """Raise UsageError where activations are to leave a card and none computes: TRL would fail on its first row."""
+    if options.get("activation_offloading") and not torch.cuda.is_available():
+        raise UsageError(NOTHING_TO_OFFLOAD, "train.trl.activation_offloading", INSTEAD_OF_OFFLOADING)
+
+
+def router_loss(options: Mapping[str, Any], folder: str) -> None:
+    """Raise UsageError for a loss that spreads tokens over experts where a model has none, or does not tell whom it asked."""
+    text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
+    if options.get("router_aux_loss_coef") and not hasattr(text, "output_router_logits"):
+        what = f"router_aux_loss_coef is for mixtures of experts, and {text.model_type} is none that tells of its router"
+        raise UsageError(what, "train.trl.router_aux_loss_coef", "Leave it out.")
