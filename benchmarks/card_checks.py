@@ -58,6 +58,7 @@ QUESTIONS, ANSWERS, LONGEST = 256, 4, 128  # of the comparison with vLLM
 STEPS, BATCH = 8, 32  # of the comparison with TRL
 MATES = 96
 REPEATED = 4  # steps of the update that is made twice
+ADAMW = 8  # bytes of state for each weight
 DITHER = 7  # the seed of a root in bf16
 
 
@@ -301,6 +302,38 @@ def an_update_repeats(given: Given) -> None:
         must(repeatable.holds(), "the update was not held to algorithms that repeat")
 
 
+def an_offloaded_optimiser(given: Given) -> None:
+    start, rows, precision = root(given, "small"), sums(given, REPEATED * training.ROWS), numerics(True)["precision"]
+    if most_allocated() is None:
+        raise Skip("no card that an optimiser's state could leave")
+    ends, most = [], []
+    for name, trainer in (("beside", {}), ("elsewhere", {"offload_optimiser": True})):
+        free_what_torch_holds()
+        most_allocated(anew=True)
+        seconds, _ = training.train(Path(start.path), rows, precision, threads(), exact=True, trainer=trainer)
+        ends.append(digest.weights(given.folder / "out"))
+        most.append(most_allocated() or 0)
+        given.note(**{f"digest_{name}": ends[-1], f"gib_{name}": most[-1] / GIB, f"seconds_{name}": statistics.median(seconds)})
+    state = ADAMW * json.loads((Path(start.path) / "about.json").read_text())["parameters"]
+    given.note(gib_state=state / GIB)
+    must(ends[0] == ends[1], "an update ends on other weights where its optimiser's state lies in the machine's memory")
+    must(
+        most[0] - most[1] >= state / 2,
+        f"the card holds {(most[0] - most[1]) / GIB:.2f} GiB less, and the state has {state / GIB:.2f}",
+    )
+
+
+def most_allocated(anew: bool = False) -> int | None:
+    """Return the most bytes that torch had on the card since it was last asked to begin `anew`; None without a card."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    if anew:
+        torch.cuda.reset_peak_memory_stats()
+    return int(torch.cuda.max_memory_allocated())
+
+
 # ---- speeds ----
 
 
@@ -390,7 +423,7 @@ def kills_change_nothing(given: Given) -> None:
 
 BODIES: Sequence[Any] = (
     *(models_are_made, three_rounds, swap_is_proved, sleep_gives_memory_back, mates_change_nothing, an_update_repeats),
-    *(as_fast_as_vllm, as_fast_as_trl, kills_change_nothing),
+    *(an_offloaded_optimiser, as_fast_as_vllm, as_fast_as_trl, kills_change_nothing),
 )
 
 if __name__ == "__main__":

@@ -52,6 +52,11 @@ CHECKS = (
     Check("sleep_gives_memory_back", "an asleep engine gives its memory back, and answers the same when it woke", 90),
     Check("mates_change_nothing", "with exact, who else is in a batch changes no token", 90),
     Check("an_update_repeats", "with exact, the same update gives the same digest", 90),
+    Check(
+        "an_offloaded_optimiser",
+        "an optimiser's state in the machine's memory leaves the card and changes no weight",
+        60,
+    ),
     Check("as_fast_as_vllm", "answers come as fast as from LLM.generate", 160),
     Check("as_fast_as_trl", "an update is as fast as TRL's own as its users run it", 100),
     Check("kills_change_nothing", "with exact, a chain that was killed ends on the digest of one that was not", SECONDS),

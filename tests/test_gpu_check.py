@@ -160,11 +160,11 @@ def test_without_a_card_every_check_is_skipped_with_the_reason_and_it_ends_with_
     done = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert found["skipped"] == len(found["checks"]) == 9
+    assert found["skipped"] == len(found["checks"]) == 10
     assert all(
         one["why"] == f"no card: {found['machine']['not_used']}" and one["why"] != "no card: " for one in found["checks"]
     )
-    assert done.stdout.count("skipped ") == 9 and str(out) in done.stdout
+    assert done.stdout.count("skipped ") == 10 and str(out) in done.stdout
     assert done.stdout.count(found["machine"]["not_used"]) == 1  # said once, above the names that --only takes
     assert [row.split()[1] for row in done.stdout.splitlines() if row.startswith("skipped ")] == [
         one["name"] for one in found["checks"]
@@ -244,6 +244,24 @@ def test_an_update_that_repeats_passes_and_one_that_does_not_fails(card_checks, 
     monkeypatch.setattr(card_checks.training, "train", lambda *_, **__: None)
     with pytest.raises(gpu_check.Failed, match="two sft updates from the same rows differ"):
         card_checks.an_update_repeats(given)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_state_that_leaves_the_card_is_compared_by_weights_and_by_memory(card_checks, gpu_check, given, monkeypatch, saved):
+    with pytest.raises(gpu_check.Skip, match="no card that an optimiser's state could leave"):
+        card_checks.an_offloaded_optimiser(given)
+    monkeypatch.setattr(card_checks, "REPEATED", 2)
+    monkeypatch.setattr("selfkd.backend.trainer.refused.offloading", lambda *_: None)
+    bytes_of = iter([0, 0, 9 << 30, 0, (1 if saved else 9) << 30])
+    monkeypatch.setattr(card_checks, "most_allocated", lambda anew=False: next(bytes_of))
+    if not saved:
+        with pytest.raises(gpu_check.Failed, match=r"the card holds 0\.00 GiB less"):
+            card_checks.an_offloaded_optimiser(given)
+        return
+    card_checks.an_offloaded_optimiser(given)
+    assert given.figures["digest_beside"] == given.figures["digest_elsewhere"]
+    assert (given.figures["gib_beside"], given.figures["gib_elsewhere"]) == (9.0, 1.0)
 
 
 @pytest.mark.real

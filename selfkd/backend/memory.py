@@ -18,6 +18,7 @@ Parts = Mapping[str, int]  # {what: bytes}
 # Bytes of state for each trained number, by optimiser; AdamW, the default, holds two numbers in fp32.
 OPTIMISERS = {"adafactor": 0.0, "sgd": 0.0, "rmsprop": 4.0, "adagrad": 4.0, "lion": 4.0, "ademamix": 12.0}
 ADAM = 8.0
+OFFLOAD_LOT = 1 << 26  # numbers whose state is on the card at a time where it lies in the machine's memory: 512 MiB of AdamW's
 # TRL's output head works in tiles of so many tokens and so many words of the vocabulary; ours on a CPU holds logits whole up to so many.
 TILE_TOKENS, TILE_WORDS, WHOLE_LOGITS = 4096, 32768, 1 << 27
 CARD_TILES, CPU_TILES = (
@@ -38,7 +39,8 @@ class Training:
 
     `rows` go through the model at once on one rank, each of `sequences` of `row_tokens`, of which `learned` are the answer's.
     `shards`: over how many ranks weights, gradients and optimiser are spread; `rank`: of the
-    adapter that learns, 0 where all weights do; `rounded`: the weights beneath it lie there in 16 bits.
+    adapter that learns, 0 where all weights do; `rounded`: the weights beneath it lie there in 16 bits; `offloaded`: the optimiser's state
+    lies in the machine's memory.
     """
 
     rows: int
@@ -54,6 +56,7 @@ class Training:
     shards: int = 1
     rank: int = 0
     rounded: bool = False
+    offloaded: bool = False
 
     @property
     def tokens(self) -> int:
@@ -70,13 +73,14 @@ class Need:
     """What a process needs at its peak. `certain` lies there at once whatever the rows are; `passing` comes and goes with them.
 
     `replaced`: bytes of `certain` that are not there yet when the passing ones are. `libraries`: what programs and mapped files
-    take of a machine's memory, a part of which it can do without.
+    take of a machine's memory, a part of which it can do without. `host`: what it holds of a process on a card.
     """
 
     certain: Parts
     passing: Parts
     replaced: int = 0
     libraries: int = 0
+    host: int = 0
 
     @property
     def least(self) -> int:
@@ -89,7 +93,7 @@ class Need:
     def times(self, count: int) -> Need:
         """Return what so many processes need that each need this."""
         certain, passing = ({name: count * size for name, size in parts.items()} for parts in (self.certain, self.passing))
-        return Need(certain, passing, count * self.replaced, count * self.libraries)
+        return Need(certain, passing, count * self.replaced, count * self.libraries, count * self.host)
 
 
 # ---- training ----
@@ -98,10 +102,13 @@ class Need:
 def of_training(sizes: Sizes, how: Training) -> Need:
     """Return what one rank needs for an update."""
     trained = adapter(sizes, how.rank) if how.rank else sizes.parameters
+    optimiser = int(optimiser_bytes(how.optimiser) * trained) // how.shards
+    away = optimiser if how.offloaded and how.on_card else 0
+    lot = min(optimiser, int(optimiser_bytes(how.optimiser) * OFFLOAD_LOT))
     states = {
         "weights": (_frozen(sizes, how) + FP32 * trained if how.rank else FP32 * trained) // how.shards,
         "gradients": FP32 * trained // how.shards,
-        "optimiser": int(optimiser_bytes(how.optimiser) * trained) // how.shards,
+        "optimiser": lot if away else optimiser,
         **({"CUDA": CARD_CONTEXT} if how.on_card else {}),
     }
     passing = {"activations": activations(sizes, how), "logits": logits(sizes, how)}
@@ -112,7 +119,7 @@ def of_training(sizes: Sizes, how: Training) -> Need:
         passing["bf16 copies"] = HALF * cast
     # On a CPU a copy more was measured: of checkpoints that are read and written, whose files are mapped.
     beside = 0 if how.on_card else RANK_PROCESS + FP32 * sizes.parameters
-    return Need(states, passing, 0 if how.gradients_wait else states["gradients"], beside)
+    return Need(states, passing, 0 if how.gradients_wait else states["gradients"], beside, away)
 
 
 def adapter(sizes: Sizes, rank: int) -> int:

@@ -20,7 +20,7 @@ from selfkd.backend.memory import GIB, Need, Serving, Training
 from selfkd.backend.model_sizes import Sizes
 from selfkd.backend.ray import placement
 from selfkd.backend.trainer.batches import FLAT_TOKENS, cut, share
-from selfkd.backend.trainer.trl_options import BATCH, for_loss
+from selfkd.backend.trainer.trl_options import BATCH, OF_TORCH, for_loss
 from selfkd.core.accelerator import accelerator
 from selfkd.core.hardware import total_memory
 from selfkd.core.number_format import BYTES, in_hardware, of_training
@@ -124,7 +124,8 @@ def loads(
     trainings = list(updates(recipe, words, lengths, bool(place.cards)))
     served = serving(recipe, words, place)
     if place.cards:
-        return [*_on_cards(machine, words, sizes, trainings, served, place), *_on_the_host(machine, words, sizes, place)]
+        cards = _on_cards(machine, words, sizes, trainings, served, place)
+        return [*cards, *_on_the_host(machine, words, sizes, trainings, place)]
     return list(_on_a_cpu(machine, words, sizes, trainings, served, place)) if place.memory else []
 
 
@@ -158,6 +159,7 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
         shards=ranks if words.get("shard") else 1,
         rank=step.lora.r if step.lora else 0,
         rounded=bool(step.lora) and bf16 and words["dtype"] == "bfloat16",
+        offloaded=on_card and bool(words.get("trainer", {}).get("offload_optimiser")),
     )
 
 
@@ -217,15 +219,27 @@ def _answering(where: str, card: int, has: _Seated, words: Mapping[str, Any], si
     return Load(where, "answering", room, need, more)
 
 
-def _on_the_host(machine: Machine, words: Mapping[str, Any], sizes: Sizes, place: Place) -> Iterator[Load]:
-    """Yield what ranks on cards ask of the machine's memory: each reads the whole checkpoint there first, or its part of a divided model."""
+def _on_the_host(
+    machine: Machine, words: Mapping[str, Any], sizes: Sizes, trainings: Sequence[Training], place: Place
+) -> Iterator[Load]:
+    """Yield what ranks on cards ask of the machine's memory: each reads the whole checkpoint there first, or its part of a divided model.
+
+    Where the optimiser's state lies there, that too.
+    """
     if place.memory is None:
         return
-    ranks, engines = words["trainers"], machine.generators * words["tensor_parallel"]
-    processes = ranks * memory.RANK_PROCESS + engines * memory.ENGINE_PROCESS + DRIVER
+    ranks, processes = words["trainers"], _processes(machine, words)
     copies = 1 if words.get("shard") else ranks
     need = Need({"weights": copies * memory.FP32 * sizes.parameters}, {}, libraries=processes)
     yield Load("memory", "loading", place.memory, need)
+    if state := max((memory.of_training(sizes, how).host for how in trainings), default=0):
+        yield Load("memory", "training", place.memory, Need({"optimiser": ranks * state}, {}, libraries=processes))
+
+
+def _processes(machine: Machine, words: Mapping[str, Any]) -> int:
+    """Return the bytes of the machine's memory that the processes of a run on cards take by themselves."""
+    engines = machine.generators * words["tensor_parallel"]
+    return int(words["trainers"] * memory.RANK_PROCESS + engines * memory.ENGINE_PROCESS + DRIVER)
 
 
 def _on_a_cpu(
@@ -259,6 +273,10 @@ def _with_adapter(how: Training) -> Training:
     return how if how.rank else replace(how, rank=ADAPTER_RANK, rounded=how.bf16)
 
 
+OFFLOADING = Way(
+    "offload_optimiser: true (in `trainer` of the machine file)",
+    lambda how: replace(how, offloaded=how.on_card and how.optimiser in OF_TORCH),
+)
 WAYS = (
     Way("gradient_checkpointing: true (in `trainer` of the machine file)", lambda how: replace(how, checkpointing=True)),
     Way(
@@ -267,6 +285,7 @@ WAYS = (
     ),
     Way("shard: true (in the machine file)", lambda how: replace(how, shards=how.ranks)),
     Way("train.lora.r=16 (an override, or lora: {r: 16} in the step; an adapter learns, and not all weights)", _with_adapter),
+    OFFLOADING,
     Way("optim: adafactor (in train.trl; it learns otherwise)", lambda how: replace(how, optimiser="adafactor")),
 )
 
@@ -320,7 +339,7 @@ def problems(
 
 def _instead(load: Load, asked: _Asked) -> str:
     """Say what would fit with answers as long as they may be: changes of the recipe or the machine file, a size, or more memory."""
-    found = _way(load, asked) if load.stage == "training" else _wider(asked) if load.stage == "answering" else ""
+    found = _ways(load, asked) if load.stage == "training" else _wider(asked) if load.stage == "answering" else ""
     half = next(one for one in asked.loads(asked.sizes.parameters // 2) if one.name == load.name)
     each = 2 * (load.need.peak - half.need.peak)
     most = (load.room - load.need.peak + each) / each * asked.sizes.parameters / 1e9
@@ -329,19 +348,33 @@ def _instead(load: Load, asked: _Asked) -> str:
     return f"What would fit: {'; or '.join(filter(None, (found, size, larger)))}."
 
 
-def _way(load: Load, asked: _Asked) -> str:
-    """Return the fewest changes by which every update fits with rows of full length; '' where none do."""
-    on_card = bool(asked.place.cards)
-    hows = list(updates(asked.recipe, asked.words, Lengths(asked.recipe.context, asked.recipe.context), on_card))
+def _ways(load: Load, asked: _Asked) -> str:
+    """Return the fewest changes by which every update fits with rows of full length, and offloading beside them where it is enough alone."""
+    if asked.place.cards and load.where == "memory":
+        return "offload_optimiser: false"
+    every = chain.from_iterable(combinations(WAYS, count) for count in range(1, len(WAYS) + 1))
+    first = next(((ways, said) for ways in every if (said := _way(load, asked, ways))), None)
+    if first is None:
+        return ""
+    ways, said = first
+    alone = _way(load, asked, (OFFLOADING,)) if OFFLOADING not in ways else ""
+    return "; or ".join(filter(None, (said, alone)))
+
+
+def _way(load: Load, asked: _Asked, ways: Sequence[Way]) -> str:
+    """Return changes in words, with what is taken then, if every update fits with rows of full length by them; else ''."""
+    on_card, ranks = bool(asked.place.cards), asked.words["trainers"]
+    hows = updates(asked.recipe, asked.words, Lengths(asked.recipe.context, asked.recipe.context), on_card)
+    needs = [memory.of_training(asked.sizes, _changed(how, ways)) for how in hows]
     others = sum(size for name, size in load.need.certain.items() if name.startswith(("sleeping", "engine's")))
     others += 0 if on_card else load.need.libraries + load.need.passing["KV cache"]
-    copies = 1 if on_card else asked.words["trainers"]
-    for ways in chain.from_iterable(combinations(WAYS, count) for count in range(1, len(WAYS) + 1)):
-        needs = [memory.of_training(asked.sizes, _changed(how, ways)) for how in hows]
-        peak = others + copies * max(need.peak - need.libraries for need in needs)
-        if peak <= load.room:
-            return f"{' and '.join(way.words for way in ways)}: up to {gib(peak)} GiB"
-    return ""
+    peak = others + (1 if on_card else ranks) * max(need.peak - need.libraries for need in needs)
+    host, memory_of_host = ranks * max(need.host for need in needs), asked.place.memory
+    room = memory_of_host is None or host + _processes(asked.machine, asked.words) <= memory_of_host
+    if peak > load.room or not (room or not host):
+        return ""
+    beside = f", and {gib(host)} of the machine's memory" if host else ""
+    return f"{' and '.join(way.words for way in ways)}: up to {gib(peak)} GiB{beside}"
 
 
 def _changed(how: Training, ways: Sequence[Way]) -> Training:

@@ -18,7 +18,13 @@ from selfkd.backend.model_files import (
     packages_with_gguf,
     shipped_packages,
 )
-from selfkd.backend.trainer.trl_options import INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD
+from selfkd.backend.trainer.trl_options import (
+    INSTEAD_OF_OFFLOADING,
+    LEAVE_IT_OUT,
+    NO_STATE_TO_OFFLOAD,
+    NOTHING_TO_OFFLOAD,
+    whole_weights,
+)
 from selfkd.core.wording import did_you_mean
 from selfkd.core.yamlfile import Problems
 from selfkd.recipe.lines import LISTS
@@ -27,6 +33,12 @@ from selfkd.recipe.schema import Recipe
 FORMS = (
     "Name a folder of safetensors, a .gguf file, a hub id such as Qwen/Qwen2.5-1.5B, or package:NAME of an installed package."
 )
+
+# Options of a trainer that move something from a card, and what is said where there is none.
+OFFLOADED = {
+    "activation_offloading": f"{NOTHING_TO_OFFLOAD}. {INSTEAD_OF_OFFLOADING}",
+    "offload_optimiser": f"{NO_STATE_TO_OFFLOAD}. {LEAVE_IT_OUT}",
+}
 
 
 def refuse(recipe: Recipe, machine: Machine) -> None:
@@ -45,22 +57,26 @@ def add_problems(recipe: Recipe, machine: Machine | None, problems: Problems) ->
     """Add what no install mends: a model that is nowhere; and of a machine, where one is named, words that its generator does not know."""
     if wrong := wrong_model(recipe):
         problems.add(place_of_model(recipe), "model", wrong)
-    offloading = list(_offloading(recipe, machine)) if machine and machine.backend != "fake" else []
-    if offloading and machine and not _has_cards(machine):
-        for where, label in offloading:
-            problems.add(where, label, f"{NOTHING_TO_OFFLOAD}. {INSTEAD_OF_OFFLOADING}")
+    if machine and machine.backend != "fake":
+        for where, label, problem in _of_trainer(recipe, machine):
+            problems.add(where, label, problem)
     if machine and machine.backend != "fake" and chosen_generator(machine) == "transformers":
         for where, label, problem in _of_transformers(recipe):
             problems.add(where, label, problem)
 
 
-def _offloading(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, str]]:
-    """Yield (place, label) wherever a step or the machine asks that activations leave a card."""
-    for line in (line for part in LISTS for line in getattr(recipe, part)):
-        if getattr(line.at(1), "trl", {}).get("activation_offloading"):
-            yield line.place("trl.activation_offloading"), line.label
-    if machine.trainer.get("activation_offloading"):
-        yield "machine.trainer", ""
+def _of_trainer(recipe: Recipe, machine: Machine) -> Iterator[tuple[str, str, str]]:
+    """Yield (place, label, problem) wherever a step or the machine asks of a trainer what this machine cannot do."""
+    lines = [line for part in LISTS for line in getattr(recipe, part) if getattr(line.at(1), "trl", {})]
+    for line in lines:
+        if found := whole_weights(line.at(1).trl.get("optim"), machine.trainer, machine.shard):
+            yield line.place("trl.optim"), line.label, ". ".join(found)
+    moved = [line for line in lines if line.at(1).trl.get("activation_offloading")]
+    if not (moved or any(machine.trainer.get(name) for name in OFFLOADED)) or _has_cards(machine):
+        return
+    for line in moved:
+        yield line.place("trl.activation_offloading"), line.label, OFFLOADED["activation_offloading"]
+    yield from (("machine.trainer", "", said) for name, said in OFFLOADED.items() if machine.trainer.get(name))
 
 
 def _has_cards(machine: Machine) -> bool:

@@ -123,3 +123,13 @@ def test_a_peak_is_never_under_what_is_certain() -> None:
     assert Need({"weights": 100}, {"activations": 80}, replaced=50).peak == 130
     several = Need({"weights": 100}, {"activations": 80}, replaced=50, libraries=7).times(3)
     assert (several.least, several.peak) == (300, 3 * 137)
+
+
+def test_a_state_in_the_machines_memory_leaves_one_lot_on_the_card_and_on_a_cpu_nothing_moves() -> None:
+    small = of_training(SMALL, replace(PLAIN, offloaded=True))
+    assert (small.certain["optimiser"], small.host) == (8_000_000, 8_000_000)  # it is one lot
+    large = of_training(replace(SMALL, parameters=1 << 30), replace(PLAIN, offloaded=True, shards=2))
+    assert (large.certain["optimiser"], large.host) == (8 * 2**26, 4 * 2**30)
+    assert large.times(2).host == 8 * 2**30
+    on_a_cpu = of_training(SMALL, replace(PLAIN, offloaded=True, on_card=False))
+    assert (on_a_cpu.certain["optimiser"], on_a_cpu.host) == (8_000_000, 0)

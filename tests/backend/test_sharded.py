@@ -255,12 +255,13 @@ def test_a_model_whose_blocks_cannot_be_found_is_named(folder, names, why):
 
 
 def test_an_optimiser_that_looks_at_whole_weights_is_refused():
-    from selfkd.backend.trainer import sharded
+    from selfkd.backend.trainer import refused
 
-    sharded.refuse(2, None)
-    sharded.refuse(2, "adamw_torch")
+    refused.optimiser({}, {}, True, 2)
+    refused.optimiser({"optim": "adamw_torch"}, {}, True, 2)
+    refused.optimiser({"optim": "adafactor"}, {}, False, 2)
     with pytest.raises(UsageError, match="adafactor does not know weights that are divided"):
-        sharded.refuse(2, "adafactor")
+        refused.optimiser({"optim": "adafactor"}, {}, True, 2)
 
 
 # More ranks, every night

@@ -246,3 +246,45 @@ def test_a_model_whose_sizes_are_not_known_is_not_refused() -> None:
     found = plan.plan(load("r.yaml"), read_machine(Path("1x24gb")))
     assert dict(found.lines)["memory"].startswith("unknown: ")
     found.refuse()
+
+
+def test_a_state_that_lies_in_the_machines_memory_is_counted_there_and_offered_where_that_alone_is_enough() -> None:
+    """7.24e9 numbers: weights and gradients 27.0 GiB each on the card, 67 million states at a time 0.5; 54.0 in the machine's memory."""
+    [problem] = asked(SEVEN)
+    [offered] = re.findall(
+        r"; or (offload_optimiser: true \(in `trainer` of the machine file\): up to [\d.]+ GiB, and [\d.]+ of)", problem
+    )
+    assert offered.endswith("and 54.0 of")
+    machine = Machine(cards=1, card_gb=80.0, trainer={"offload_optimiser": True})
+    for host, fits in ((128, True), (50, False)):
+        place = fit.Place((EIGHTY,), host * GIB)
+        words = fit.words_of(machine, place)
+        problems = list(fit.problems(load("r.yaml"), machine, words, SEVEN, fit.Lengths(512, 64), place))
+        assert (problems == []) is fits
+        training, _, loading, beside = fit.loads(load("r.yaml"), machine, words, SEVEN, fit.Lengths(512, 512), place)
+        assert training.fits and training.need.certain["optimiser"] == 8 * 2**26
+        assert (loading.name, beside.name) == ("memory, loading", "memory, training")
+        assert beside.need.certain == {"optimiser": 8 * SEVEN.parameters}
+    assert problems[0].startswith(
+        "memory, training: 7.2 billion parameters need at least 54.0 GiB (optimiser 54.0), and there are 50.0"
+    )
+    assert "What would fit: offload_optimiser: false;" in problems[0]
+
+
+@pytest.mark.parametrize(("host", "offered"), [(None, True), (64, True), (55, False)])
+def test_offloading_is_offered_only_where_the_machines_memory_holds_the_state(host: int | None, offered: bool) -> None:
+    machine, place = Machine(cards=1, card_gb=80.0), fit.Place((EIGHTY,), host and host * GIB)
+    [problem] = fit.problems(load("r.yaml"), machine, fit.words_of(machine, place), SEVEN, fit.Lengths(512, 64), place)
+    assert ("offload_optimiser: true" in problem) is offered
+
+
+def test_each_rank_keeps_the_state_of_its_part_in_the_machines_memory() -> None:
+    words = {"cards": 8, "generators": 8, "trainers": 8, "shard": True, "trainer": {"offload_optimiser": True}}
+    machine, place = Machine(card_gb=80.0, **words), fit.Place((EIGHTY,) * 8, 512 * GIB)
+    found = fit.loads(load("r.yaml"), machine, fit.words_of(machine, place), SEVEN, fit.Lengths(512, 64), place)
+    [beside] = [one for one in found if one.name == "memory, training"]
+    assert beside.need.certain == {"optimiser": 8 * SEVEN.parameters}  # all ranks together
+    adafactor = load("r.yaml", ["train.trl.optim=adafactor"])
+    problems = Problems()
+    ready.add_problems(adafactor, machine, problems)
+    assert any("adafactor does not know weights that are divided" in line for line in map(str, problems.lines))

@@ -198,3 +198,35 @@ def test_activations_that_are_to_leave_a_card_are_refused_where_the_cpu_computes
     )
     assert "here the CPU computes" in str(caught.value) and not (tmp_path / "run").exists()
     plan.plan(load("r.yaml"), Machine(**machine, cards=1, card_gb=80))
+
+
+def test_an_optimiser_whose_state_is_to_leave_a_card_is_refused_where_the_cpu_computes_and_one_of_its_own_form_everywhere(
+    tmp_path,
+):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    text = RECIPE.replace("model: fake", "model: model")
+    Path("r.yaml").write_text(text)
+    words = {"backend": "local", "threads": 1, "trainer": {"offload_optimiser": True}}
+    with pytest.raises(RecipeError) as caught:
+        Run.open(load("r.yaml"), tmp_path / "run", Machine(**words))
+    said = "machine.trainer  offload_optimiser moves the optimiser's state from a card to the machine's memory, and here the CPU computes"
+    assert str(caught.value).startswith(said) and not (tmp_path / "run").exists()
+    plan.plan(load("r.yaml"), Machine(**words, cards=1, card_gb=80))
+    Path("r.yaml").write_text(text.replace("{loss: sft}", "{loss: sft, trl: {optim: adafactor}}"))
+    with pytest.raises(RecipeError) as caught:
+        plan.plan(load("r.yaml"), Machine(**words, cards=1, card_gb=80))
+    assert str(caught.value).startswith("r.yaml:14  steps[3].train: the optimiser adafactor keeps a state of a form of its own")
+    assert "Use one of adamw_torch, adamw_torch_fused" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("maybe", "must be true or false, not 'maybe'"), ("1", "must be true or false, not 1")]
+)
+def test_offloading_is_yes_or_no_and_a_near_miss_of_its_name_is_told(given, said):
+    Path("m.yaml").write_text(f"trainer: {{offload_optimiser: {given}}}\n")
+    with pytest.raises(UsageError, match=said):
+        read_machine(Path("m.yaml"))
+    Path("m.yaml").write_text("trainer: {offload_optimizer: true}\n")
+    with pytest.raises(UsageError, match="Did you mean 'offload_optimiser'"):
+        read_machine(Path("m.yaml"))

@@ -26,6 +26,7 @@ from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listen
 from selfkd.backend.trainer import cpu_head, flat, sharded
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
+from selfkd.backend.trainer.offload import offload
 from selfkd.backend.trainer.resume import Resumption
 from selfkd.backend.trainer.together import gathered
 from selfkd.errors import GuardError, UsageError
@@ -65,9 +66,10 @@ class _Stepwise:
         references: References,
         is_flat: bool,
         resumption: Resumption,
+        offloads: bool,
         **more: Any,
     ) -> None:
-        self.resumption = resumption
+        self.resumption, self.offloads = resumption, offloads
         self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
         self.nll, self.reference_of, self.is_flat = spec.nll, references, is_flat
         first = {name: [value] for name, value in self._first_record(rows[0]).items()}
@@ -91,6 +93,11 @@ class _Stepwise:
     def get_train_dataloader(self) -> Feed:
         rank = self.accelerator.process_index  # type: ignore[attr-defined]
         return Feed(self.rows, self.split, self.order_seed, rank, self._collate, self.average, self.strange)
+
+    def create_optimizer(self, *arguments: Any) -> Any:
+        made = self.optimizer is None  # type: ignore[has-type]
+        self.optimizer = super().create_optimizer(*arguments)  # type: ignore[misc]
+        return offload(self.optimizer) if self.offloads and made else self.optimizer
 
     # ---- called by transformers where it goes on from a checkpoint, which is ours and not in its form ----
 

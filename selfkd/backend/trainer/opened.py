@@ -1,18 +1,35 @@
-"""What is done to a model once it is open: its attention, the format of weights that lie still, its score on the probe's sequences."""
+"""What is decided and done about a model that is opened: its attention, the format of weights that lie still, its score on the probe's sequences."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
 from selfkd.backend import probe
-from selfkd.backend.attention import plain_attention
+from selfkd.backend.attention import TORCH, plain_attention, plain_attention_of
+from selfkd.backend.trainer import flat
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
+
+
+def which_attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
+    """Return by what attention is computed while training, and whether rows go through it flat.
+
+    A CPU has no kernel for flat rows, so there attention goes row by row; on a card the kernels that know borders are named by the machine.
+    """
+    named = numerics.get("trainer", {}).get("attn_implementation")
+    if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder, longest):
+        return flat.ROW_BY_ROW, True
+    plain = plain_attention_of(folder)
+    if named == TORCH != plain:
+        what = f"{named} leaves out a part of this architecture's attention, such as a cap on its scores"
+        fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
+        raise UsageError(what, "machine.trainer.attn_implementation", fix)
+    return named or plain, asked or flat.is_varlen(named or "")
 
 
 def set_attention(model: Any, name: str) -> None:

@@ -86,13 +86,13 @@ class Parts:
     def whole(self, name: str) -> torch.Tensor:
         return self._read(name, 0, sum(rows.height for rows in self._rows[name]))
 
-    def rows_like(self, name: str, like: torch.Tensor) -> torch.Tensor:
-        """Return the rows that `like` holds on this rank, on its device."""
+    def rows_like(self, name: str, like: torch.Tensor, device: str | None = None) -> torch.Tensor:
+        """Return the rows that `like` holds on this rank, on its device or on another one."""
         if not isinstance(like, DTensor):
-            return self.whole(name).to(like.device)
+            return self.whole(name).to(device or like.device)
         start, local = first_row(like), like.to_local()
         rows = self._read(name, start, start + len(local)) if local.numel() else torch.empty_like(local)
-        return rows.to(local.device)
+        return rows.to(device or local.device)
 
     def like(self, name: str, like: torch.Tensor) -> torch.Tensor:
         """Return a tensor that lies on the ranks as `like` does."""

@@ -26,6 +26,7 @@ from transformers import TrainerCallback
 from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec
 from selfkd.backend.trainer import sealed
 from selfkd.backend.trainer.batches import Feed
+from selfkd.backend.trainer.offload import Offloaded
 from selfkd.backend.trainer.parts import Parts, write
 from selfkd.backend.trainer.together import gathered, of_rank_0
 from selfkd.core import digest
@@ -68,7 +69,8 @@ def states(model: Any, optimiser: Any) -> Iterator[tuple[str, str, Any]]:
     """Yield (parameter, what the optimiser keeps of it, its value); Unsaveable for a value of which a copy is not the same."""
     plain = inner(optimiser)
     for name, weight in trained(model).items():
-        for key, value in plain.state.get(weight, {}).items():
+        kept = plain.kept(weight) if isinstance(plain, Offloaded) else plain.state.get(weight, {})
+        for key, value in kept.items():
             plain_tensor = type(value) in (torch.Tensor, DTensor) and (key == "step" or value.dtype == weight.dtype)
             if not plain_tensor and type(value) not in PLAIN:
                 raise Unsaveable(f"the optimiser {type(plain).__name__} keeps {key} in a form of its own")
@@ -125,8 +127,11 @@ def put_optimiser(model: Any, optimiser: Any, parts: Parts, words: Mapping[str, 
     for group, numbered in zip(plain.param_groups, now, strict=True):
         for weight, number in zip(group["params"], numbered["params"], strict=True):
             name = names[id(weight)]
-            tensors = {key: _placed(parts, f"optimiser/{name}/{key}", weight) for key in parts.names(f"optimiser/{name}/")}
-            if entry := {**tensors, **words["values"].get(name, {})}:
+            kinds, values = parts.names(f"optimiser/{name}/"), words["values"].get(name, {})
+            if isinstance(plain, Offloaded):
+                tensors = {key: _at_rest(parts, f"optimiser/{name}/{key}", weight, group) for key in kinds}
+                plain.keep(weight, {**tensors, **values})
+            elif entry := {**{key: _placed(parts, f"optimiser/{name}/{key}", weight) for key in kinds}, **values}:
                 state[number] = entry
     if as_it_was:
         saved = zip(words["groups"], now, strict=True)
@@ -137,6 +142,14 @@ def put_optimiser(model: Any, optimiser: Any, parts: Parts, words: Mapping[str, 
 def _placed(parts: Parts, name: str, weight: torch.Tensor) -> torch.Tensor:
     """Return a state of a parameter, divided as that one is; the count of steps is one number on every rank."""
     return parts.whole(name) if name.endswith("/step") else parts.like(name, weight)
+
+
+def _at_rest(parts: Parts, name: str, weight: torch.Tensor, group: Mapping[str, Any]) -> torch.Tensor:
+    """Return this rank's part of a state of a parameter, in the machine's memory; the count of steps where the optimiser wants it."""
+    if name.endswith("/step"):
+        on_card = group.get("fused") or group.get("capturable")
+        return parts.whole(name).to(weight.device if on_card else "cpu")
+    return parts.rows_like(name, weight, "cpu")
 
 
 def _typed(saved: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,15 +30,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 from transformers.core_model_loading import dot_natural_key, revert_weight_conversion
 
 from selfkd.backend import adapters
-from selfkd.backend.machine import refuse_lone_shard
 from selfkd.backend.model_files import SHARD_SIZE
 from selfkd.backend.trainer import opened
 from selfkd.backend.trainer.parts import first_row
 from selfkd.core.wording import first_line
 from selfkd.errors import GuardError, StorageError, UsageError
 
-# Torch's own optimisers compute weight by weight and know DTensors; the others keep 8 bits, projections or rows of whole weights.
-OPTIMISERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 FP32 = MixedPrecisionPolicy()
 # Weights are rounded before they are gathered: half of the traffic, and backward gathers them again, where autocast would keep a
 # rounded copy of the whole model on every rank until then. What goes from block to block stays in fp32, as under autocast.
@@ -48,16 +45,6 @@ INDEX = "model.safetensors.index.json"
 
 
 # ---- dividing ----
-
-
-def refuse(ranks: int, optimiser: str | None) -> None:
-    """Raise UsageError for what cannot be divided: a model over one rank, and an optimiser that looks at whole weights."""
-    refuse_lone_shard(ranks)
-    if optimiser is not None and optimiser not in OPTIMISERS:
-        what = f"the optimiser {optimiser} does not know weights that are divided over ranks"
-        raise UsageError(
-            what, "train.trl.optim", f"Use one of {', '.join(OPTIMISERS)}, or leave out `shard` in the machine file."
-        )
 
 
 def load(path: str, base: str | None = None, rounded: bool = False, **options: Any) -> Any:

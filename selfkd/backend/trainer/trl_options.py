@@ -16,6 +16,10 @@ from selfkd.core.wording import did_you_mean
 BATCH = 8  # rows that go through the model at once where nobody says otherwise
 NOTHING_TO_OFFLOAD = "activation_offloading moves activations from a card to the machine's memory, and here the CPU computes: there they lie already"
 INSTEAD_OF_OFFLOADING = "Leave it out; `gradient_checkpointing: true` keeps less of them."
+NO_STATE_TO_OFFLOAD = "offload_optimiser moves the optimiser's state from a card to the machine's memory, and here the CPU computes: there it lies already"
+LEAVE_IT_OUT = "Leave it out."
+# Torch's own optimisers compute number by number, so that a weight may be divided; the others keep 8 bits, projections or rows of whole weights.
+OF_TORCH = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
 # name -> (kinds of value, smallest value or None). A kind is one of int, float, bool, str, list, dict; null is always allowed.
 COMMON: dict[str, tuple[str, float | None]] = {
     "activation_offloading": ("bool", None),
@@ -147,6 +151,22 @@ _OWNED_BY_REASON: dict[str, str] = {
     ),
 }
 OWNED: dict[str, str] = {name: reason for reason, names in _OWNED_BY_REASON.items() for name in names.split()}
+
+
+def whole_weights(optimiser: str | None, trainer: Mapping[str, Any], shard: bool) -> tuple[str, str] | None:
+    """Return why an optimiser is not possible with the options of a machine, and what to do; None where it is."""
+    if optimiser is None or optimiser in OF_TORCH:
+        return None
+    instead = f"Use one of {', '.join(OF_TORCH)}, or leave out"
+    if shard:
+        return (
+            f"the optimiser {optimiser} does not know weights that are divided over ranks",
+            f"{instead} `shard` in the machine file.",
+        )
+    if trainer.get("offload_optimiser"):
+        what = f"the optimiser {optimiser} keeps a state of a form of its own, which cannot be offloaded"
+        return what, f"{instead} `offload_optimiser` in the machine file."
+    return None
 
 
 def for_loss(loss: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from selfkd.backend import adapters, probe, tokens
-from selfkd.backend.attention import TORCH, caps, plain_attention, plain_attention_of
+from selfkd.backend.attention import caps, plain_attention, plain_attention_of
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.trainer import (
@@ -37,6 +37,7 @@ from selfkd.backend.trainer import (
     checkpoint,
     flat,
     losses,
+    offload,
     opened,
     optimiser_state,
     refused,
@@ -112,6 +113,7 @@ def train_rank(
         raise
     finally:
         gc.collect()  # trainer, callbacks and model refer to each other
+        offload.give_back()
 
 
 def sequence_logprobs(
@@ -172,40 +174,24 @@ def _planned(
 ) -> _Plan:
     """Refuse what can be refused before a model is loaded: options, batches, rows, and rows that a loss type cannot take."""
     kind, (rank, ranks) = kind_of(spec.loss, spec.rows, reference is not None), place()
-    machine = for_loss(spec.loss, numerics.get("trainer", {}))
+    trainer, shard = numerics.get("trainer", {}), bool(numerics.get("shard"))
+    machine = for_loss(spec.loss, trainer)
     options = {**TRL_DEFAULTS, "learning_rate": kind.rate(spec.lora is not None), **machine, **spec.trl}
     problems = check_trl(spec.loss, options)
     if problems:
         raise UsageError("\n".join(problems), "train")
     options |= {"loss_type": kind.loss_type} if kind.loss_type else {}
-    refused.offloading(options)
-    if shard := bool(numerics.get("shard")):
-        sharded.refuse(ranks, options.get("optim"))
+    refused.offloading(options, trainer)
+    refused.optimiser(options, trainer, shard, ranks)
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
     adapter.refuse_unserved(spec, start, numerics)
     longest = max(row.longest for row in rows)
-    attention, is_flat = _attention(numerics, start.path, bool(options.get("padding_free")), longest)
+    attention, is_flat = opened.which_attention(numerics, start.path, bool(options.get("padding_free")), longest)
     refused.router_loss(options, start.path)
     split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
     return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard, numerics)
-
-
-def _attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
-    """Return by what attention is computed while training, and whether rows go through it flat.
-
-    A CPU has no kernel for flat rows, so there attention goes row by row; on a card the kernels that know borders are named by the machine.
-    """
-    named = numerics.get("trainer", {}).get("attn_implementation")
-    if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder, longest):
-        return flat.ROW_BY_ROW, True
-    plain = plain_attention_of(folder)
-    if named == TORCH != plain:
-        what = f"{named} leaves out a part of this architecture's attention, such as a cap on its scores"
-        fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
-        raise UsageError(what, "machine.trainer.attn_implementation", fix)
-    return named or plain, asked or flat.is_varlen(named or "")
 
 
 def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
@@ -308,6 +294,7 @@ class _Update:
             references=references,
             is_flat=is_flat,
             resumption=self.resumption,
+            offloads=bool(plan.numerics.get("trainer", {}).get("offload_optimiser")),
             callbacks=[self.steps, *([self.shares] if plan.shard else []), *self._of_optimiser()],
         )
 
