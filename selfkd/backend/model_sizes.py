@@ -84,7 +84,7 @@ Ask = Callable[[str, str | None], Mapping[str, Any]]  # (hub id, revision) -> it
 
 def ask_hub(name: str, revision: str | None) -> Mapping[str, Any]:
     """Return the config of a model on a hub: from the hub's cache on this machine, else a few hundred bytes are fetched."""
-    if kept := _kept(name, revision):
+    if kept := kept_config(name, revision):
         return config_of(kept.parent)
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         raise OSError("HF_HUB_OFFLINE is set")
@@ -94,7 +94,7 @@ def ask_hub(name: str, revision: str | None) -> Mapping[str, Any]:
     return config
 
 
-def _kept(name: str, revision: str | None) -> Path | None:
+def kept_config(name: str, revision: str | None) -> Path | None:
     """Return the config.json that the hub's own client keeps, where it is installed and has one."""
     if not installed_version("huggingface_hub"):
         return None

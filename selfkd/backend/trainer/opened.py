@@ -1,18 +1,61 @@
-"""What is done to a model once it is open: its attention, the format of weights that lie still, its score on the probe's sequences."""
+"""What is decided before a model is opened, and done to it once it is: its attention, the format of weights that lie still, its score on the probe's sequences."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from selfkd.backend import probe
-from selfkd.backend.attention import plain_attention
+from selfkd.backend.attention import TORCH, plain_attention, plain_attention_of
+from selfkd.backend.trainer import batches, flat, losses
+from selfkd.backend.trainer.trl_options import INSTEAD_OF_OFFLOADING, NOTHING_TO_OFFLOAD
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
+
+
+def attention_of(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:
+    """Return by what attention is computed while training, and whether rows go through it flat.
+
+    A CPU has no kernel for flat rows, so there attention goes row by row; on a card the kernels that know borders are named by the machine.
+    """
+    named = numerics.get("trainer", {}).get("attn_implementation")
+    if named is None and not torch.cuda.is_available() and flat.may_be_flat(folder, longest):
+        return flat.ROW_BY_ROW, True
+    plain = plain_attention_of(folder)
+    if named == TORCH != plain:
+        what = f"{named} leaves out a part of this architecture's attention, such as a cap on its scores"
+        fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
+        raise UsageError(what, "machine.trainer.attn_implementation", fix)
+    return named or plain, asked or flat.is_varlen(named or "")
+
+
+def refuse_offloading(options: Mapping[str, Any]) -> None:
+    """Raise UsageError where activations are to leave a card and none computes: TRL would fail on its first row."""
+    if options.get("activation_offloading") and not torch.cuda.is_available():
+        raise UsageError(NOTHING_TO_OFFLOAD, "train.trl.activation_offloading", INSTEAD_OF_OFFLOADING)
+
+
+def refuse_router_loss(options: Mapping[str, Any], folder: str) -> None:
+    """Raise UsageError for a loss that spreads tokens over experts where a model has none, or does not tell whom it asked."""
+    text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config(decoder=True)
+    if options.get("router_aux_loss_coef") and not hasattr(text, "output_router_logits"):
+        what = f"router_aux_loss_coef is for mixtures of experts, and {text.model_type} is none that tells of its router"
+        raise UsageError(what, "train.trl.router_aux_loss_coef", "Leave it out.")
+
+
+def split_of(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
+    """Cut the batches finer on a CPU, where the loss types allow it."""
+    wanted = options.get("loss_type") or []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    losses.refuse_unsplittable(rows, whole, wanted)
+    if torch.cuda.is_available() or losses.UNSPLITTABLE & set(wanted):
+        return whole
+    return batches.finer(whole, rows, batches.FLAT_TOKENS if is_flat else batches.PADDED_TOKENS)
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -42,7 +85,7 @@ def round_linear_weights(model: Any) -> None:
     """Round the weights of a frozen model's products to bf16 once, as autocast would in each forward pass: the same numbers for half of the memory."""
     shared = model.get_input_embeddings().weight
     for part in model.modules():
-        if isinstance(part, torch.nn.Linear) and part.weight is not shared:
+        if isinstance(part, torch.nn.Linear) and part.weight is not shared and part.weight.is_floating_point():
             part.weight.data = part.weight.data.bfloat16()
 
 
