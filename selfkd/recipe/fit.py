@@ -158,6 +158,7 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
         shards=ranks if words.get("shard") else 1,
         rank=step.lora.r if step.lora else 0,
         rounded=bool(step.lora) and bf16 and words["dtype"] == "bfloat16",
+        four_bits=bool(step.lora and step.lora.quantise),
     )
 
 
@@ -260,6 +261,15 @@ def _with_adapter(how: Training) -> Training:
     return how if how.rank or how.shards > 1 else replace(how, rank=ADAPTER_RANK, rounded=how.bf16)
 
 
+def _in_four_bits(how: Training) -> Training:
+    """What lies beneath an adapter can lie in 4 bits, where each rank holds it whole."""
+    return replace(how, four_bits=True) if how.rank and how.shards == 1 else how
+
+
+FOUR_BITS = Way(
+    "train.lora.quantise=nf4 (an override, or quantise: nf4 in `lora`; the weights beneath lie in 4 bits while it learns)",
+    _in_four_bits,
+)
 WAYS = (
     Way("gradient_checkpointing: true (in `trainer` of the machine file)", lambda how: replace(how, checkpointing=True)),
     Way(
@@ -268,6 +278,7 @@ WAYS = (
     ),
     Way("shard: true (in the machine file)", lambda how: replace(how, shards=how.ranks)),
     Way("train.lora.r=16 (an override, or lora: {r: 16} in the step; an adapter learns, and not all weights)", _with_adapter),
+    FOUR_BITS,
     Way("optim: adafactor (in train.trl; it learns otherwise)", lambda how: replace(how, optimiser="adafactor")),
 )
 
@@ -337,7 +348,8 @@ def _way(load: Load, asked: _Asked) -> str:
     others = sum(size for name, size in load.need.certain.items() if name.startswith(("sleeping", "engine's")))
     others += 0 if on_card else load.need.libraries + load.need.passing["KV cache"]
     copies = 1 if on_card else asked.words["trainers"]
-    for ways in chain.from_iterable(combinations(WAYS, count) for count in range(1, len(WAYS) + 1)):
+    offered = [way for way in WAYS if way is not FOUR_BITS or asked.sizes.fits_four_bits]
+    for ways in chain.from_iterable(combinations(offered, count) for count in range(1, len(offered) + 1)):
         needs = [memory.of_training(asked.sizes, _changed(how, ways)) for how in hows]
         peak = others + copies * max(need.peak - need.libraries for need in needs)
         if peak <= load.room:
