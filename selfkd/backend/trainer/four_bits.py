@@ -115,6 +115,8 @@ def quantise(model: Any, weights: Weights, device: torch.device, dtype: torch.dt
     _refuse(model, layers, weights)
     for name in layers:
         model.set_submodule(name, FourBits(model.get_submodule(name), device, dtype))
+    for weight in model.parameters():  # one that still lies in the mapped file would keep all of it
+        weight.data = weight.data.to(device, copy=True)
 
 
 def _layers(model: Any) -> list[str]:
