@@ -203,8 +203,7 @@ def _rounds(seals: Sequence[Seal], made: Sequence[Sequence[Commit]], metric: str
     generated = accumulate(int(seal.notes.get("tokens", 0)) for seal in seals)
     trained = accumulate(sum(map(_learned, commits)) for commits in made)
     seconds = accumulate(sum(seal.notes.get("seconds", {}).values()) for seal in seals)
-    so_far = accumulate(made, lambda before, commits: [*before, *commits], initial=[])
-    adapted = [adapters.served(seal, commits) for seal, commits in zip(seals, list(so_far)[1:], strict=True)]
+    adapted = [adapters.served(seal, [one for commits in made[: seal.round + 1] for one in commits]) for seal in seals]
     spent = zip(seals, made, generated, trained, seconds, adapted, strict=True)
     return [_Round(seal, commit, *more) for seal, commits, *more in spent if (commit := _measuring(commits, metric))]
 
