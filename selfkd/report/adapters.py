@@ -22,8 +22,8 @@ def text(notes: Mapping[str, Any]) -> str:
 
     >>> text({"rank": 16, "serve": "merged", "survived": 0.931})
     'an adapter of rank 16, merged into the weights by engines (93 % of it survives their number format)'
-    >>> text({"rank": 8, "serve": "adapter", "survived": 0.4, "quantise": "nf4", "gap": 0.04, "carried": 0.97})
-    'an adapter of rank 8, served beside the weights; learned over nf4: 97 % of what it learned is served, at 0.04 of log-probability a token'
+    >>> text({"rank": 8, "serve": "adapter", "survived": 0.4, "quantise": "nf4", "gap": 0.04, "likelier": -0.01, "carried": 0.97})
+    'an adapter of rank 8, served beside the weights; learned over nf4: 97 % of what it learned is served, 0.04 apart in log-probability a token (mean -0.01)'
     """
     found = f"an adapter of rank {notes['rank']}, {HELD[notes['serve']]}"
     if notes["serve"] == "merged" and round(notes["survived"], 2) != 1:
@@ -31,7 +31,8 @@ def text(notes: Mapping[str, Any]) -> str:
     if notes.get("quantise"):
         carried = notes["carried"]
         share = "what it learned cannot be told" if carried is None else f"{_percent(carried)} of what it learned is served"
-        found += f"; learned over {notes['quantise']}: {share}, at {notes['gap']:.2g} of log-probability a token"
+        apart = f"{notes['gap']:.2g} apart in log-probability a token (mean {notes['likelier']:+.2g})"
+        found += f"; learned over {notes['quantise']}: {share}, {apart}"
     return found
 
 

@@ -196,6 +196,7 @@ def test_it_learns_the_probe_is_of_what_is_served_and_the_gap_is_that_of_the_for
     assert told["quantise"] == adapters.read(trained.folder).words["quantise"] == "nf4"
     assert told["gap_before"] == pytest.approx(np.sqrt(np.mean((low - was) ** 2)), rel=1e-3) and told["gap_before"] > 0.01
     assert told["gap"] == pytest.approx(np.sqrt(np.mean((learned - now) ** 2)), rel=1e-3)
+    assert told["likelier"] == pytest.approx(float(np.mean(now - learned)), abs=1e-4)
     step = learned - low
     assert told["carried"] == pytest.approx(float((now - was) @ step / (step @ step)), rel=1e-3) and 0.5 < told["carried"] < 1.5
 
@@ -203,7 +204,8 @@ def test_it_learns_the_probe_is_of_what_is_served_and_the_gap_is_that_of_the_for
 def test_the_gap_by_hand() -> None:
     """Learned: +1 and +1; served: +1 and +0. Half of it is carried; they lay 0 and 3 apart before, and 0 and 4 afterwards."""
     found = four_bits.gap([[0.0], [0.0]], [[1.0], [0.0]], [[0.0], [3.0]], [[1.0], [4.0]])
-    assert found == {"quantise": "nf4", "gap_before": pytest.approx(4.5**0.5), "gap": pytest.approx(8**0.5), "carried": 0.5}
+    apart = {"gap_before": pytest.approx(4.5**0.5), "gap": pytest.approx(8**0.5), "likelier": -2.0}
+    assert found == {"quantise": "nf4", **apart, "carried": 0.5}
     assert four_bits.gap([[1.0]], [[1.0]], [[1.0]], [[1.0]])["carried"] is None
 
 

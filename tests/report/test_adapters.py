@@ -20,7 +20,7 @@ from selfkd.report.compare import compare
 
 LORA = RECIPE.replace("train: {loss: sft}", "train: {loss: sft, lora: {r: 4}, continue: true}")
 MERGED = {"rank": 4, "serve": "merged", "survived": 1.0}
-OVER_NF4 = {**MERGED, "quantise": "nf4", "gap_before": 0.2, "gap": 0.18, "carried": 0.87}
+OVER_NF4 = {**MERGED, "quantise": "nf4", "gap_before": 0.2, "gap": 0.18, "likelier": 0.03, "carried": 0.87}
 
 
 class Noting(Fake):
@@ -60,7 +60,7 @@ def test_status_says_once_for_neighbours_what_an_adapter_is(tmp_path: Path) -> N
 def test_status_says_what_four_bits_changed_and_warns_where_little_is_left(tmp_path: Path) -> None:
     run = made(tmp_path, "a", LORA, OVER_NF4, {**OVER_NF4, "carried": 0.31})
     shown = printed(run.folder)
-    assert "learned over nf4: 87 % of what it learned is served, at 0.18 of log-probability a token" in shown
+    assert "learned over nf4: 87 % of what it learned is served, 0.18 apart in log-probability a token (mean +0.03)" in shown
     assert "only 31% of what the adapter learned over 4 bits shows over the full weights" in shown
     assert [len(row.warnings) for row in status.read(run.folder).rounds] == [0, 0, 1]
 

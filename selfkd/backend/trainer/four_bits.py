@@ -171,7 +171,8 @@ Scores = Sequence[Sequence[float]]
 def gap(parent: Scores, child: Scores, learned_from: Scores, learned: Scores) -> dict[str, Any]:
     """Return how far log-probabilities in 4 bits (`learned_from`, `learned`) lie from those that are served, before and after an update.
 
-    `carried` is the share of what was learned that is served: the projection of the served change on the learned one. None where nothing was.
+    `gap` is that as root mean square over tokens of the rows, `likelier` the mean of served less learned: part of what is learned over 4 bits
+    may mend their rounding, and full weights have none to mend. `carried` is the share of what was learned that is served: the projection of the served change on the learned one. None where nothing was.
     """
     before, after, base, now = (
         np.concatenate([np.asarray(row) for row in rows] or [np.zeros(0)]) for rows in (parent, child, learned_from, learned)
@@ -179,8 +180,18 @@ def gap(parent: Scores, child: Scores, learned_from: Scores, learned: Scores) ->
     change = now - base
     size = float(change @ change)
     carried = float((after - before) @ change) / size if size else None
-    return {"quantise": "nf4", "gap_before": _rms(base - before), "gap": _rms(now - after), "carried": carried}
+    return {
+        "quantise": "nf4",
+        "gap_before": _rms(base - before),
+        "gap": _rms(now - after),
+        "likelier": _mean(after - now),
+        "carried": carried,
+    }
 
 
 def _rms(values: Any) -> float:
-    return math.sqrt(float(np.mean(np.square(values)))) if len(values) else 0.0
+    return math.sqrt(_mean(np.square(values)))
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(values)) if len(values) else 0.0
