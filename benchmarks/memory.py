@@ -20,9 +20,9 @@ from selfkd.backend.memory import GIB, Training, of_training
 from selfkd.backend.model_sizes import Sizes, sizes_of
 
 SEED, ROWS, BATCH, STEPS = 1, 16, 8, 2
-MODELS, PRECISIONS, WAYS = ("smollm2", "tiny"), ("fp32", "bf16"), ("plain", "checkpointing", "lora")
+MODELS, PRECISIONS, WAYS = ("smollm2", "tiny"), ("fp32", "bf16"), ("plain", "checkpointing", "lora", "qlora")
 WORDS = 90  # of each answer
-RANK = 16  # of the adapter in "lora"
+RANK = 16  # of the adapter in "lora" and "qlora"
 LIMIT = 7200.0
 
 
@@ -71,7 +71,7 @@ def measure(model: str, precision: str, way: str, folder: Path) -> None:
     start, rows = Model("policy", str(folder / "root"), "digest"), [folder / "rows.parquet"]
     checkpointing = way == "checkpointing"
     trl = {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "gradient_checkpointing": checkpointing}
-    lora = LoraSpec(RANK, 2.0 * RANK) if way == "lora" else None
+    lora = LoraSpec(RANK, 2.0 * RANK, quantise="nf4" if way == "qlora" else "") if way.endswith("lora") else None
     spec = TrainSpec("sft", SEED, max_length=512, precision=precision, trl={**trl, "learning_rate": 1e-4}, lora=lora)
     update.train_rank(start, None, rows, spec, folder / f"out-{precision}-{way}", {"threads": 1})
     peak = held("VmHWM")
@@ -91,9 +91,15 @@ def case(model: str, precision: str, way: str, folder: Path, sizes: Sizes) -> st
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     peak, base = found.pop("peak"), found.pop("base")
-    bf16, rank = precision == "bf16", RANK if way == "lora" else 0
+    bf16, rank = precision == "bf16", RANK if way.endswith("lora") else 0
     how = Training(
-        **found, bf16=bf16, checkpointing=way == "checkpointing", on_card=False, rank=rank, rounded=bf16 and rank > 0
+        **found,
+        bf16=bf16,
+        checkpointing=way == "checkpointing",
+        on_card=False,
+        rank=rank,
+        rounded=bf16 and rank > 0,
+        four_bits=way == "qlora",
     )
     need = of_training(sizes, how)
     parts = ", ".join(

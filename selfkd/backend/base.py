@@ -189,7 +189,8 @@ class LoraSpec:
     """How an adapter is made (Hu et al. 2021, arXiv 2106.09685): W + scale · B·A, B and A of rank `r`, scale alpha / r (`rslora`: alpha / √r).
 
     `targets` end the names of the modules that it changes; empty is every linear layer of the blocks. `goes_on`: with the adapter that
-    the start is, if it is one; else what the start is, an adapter included, lies still beneath a new one.
+    the start is, if it is one; else what the start is, an adapter included, lies still beneath a new one. `quantise`: nf4 where what lies
+    still lies there in 4 bits.
     """
 
     r: int
@@ -199,6 +200,7 @@ class LoraSpec:
     rslora: bool = False
     serve: str = "auto"
     goes_on: bool = False
+    quantise: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from selfkd.backend.model_sizes import Sizes
+from selfkd.backend.nf4 import BYTES
 
 GIB = 2**30
 FP32, HALF = 4, 2
@@ -39,8 +40,8 @@ class Training:
 
     `rows` go through the model at once on one rank, each of `sequences` of `row_tokens`, of which `learned` are the answer's.
     `shards`: over how many ranks weights, gradients and optimiser are spread; `rank`: of the
-    adapter that learns, 0 where all weights do; `rounded`: the weights beneath it lie there in 16 bits; `offloaded`: the optimiser's state
-    lies in the machine's memory.
+    adapter that learns, 0 where all weights do; `rounded`: the weights beneath it lie there in 16 bits; `four_bits`: their layers in 4;
+    `offloaded`: the optimiser's state lies in the machine's memory.
     """
 
     rows: int
@@ -57,6 +58,7 @@ class Training:
     rank: int = 0
     rounded: bool = False
     offloaded: bool = False
+    four_bits: bool = False
 
     @property
     def tokens(self) -> int:
@@ -115,8 +117,10 @@ def of_training(sizes: Sizes, how: Training) -> Need:
     if how.shards > 1:
         passing["gathered"] = gathered(sizes, how)
     elif how.bf16:
-        cast = sizes.embedding + trained if how.rounded else sizes.parameters
+        cast = sizes.embedding + trained if how.rounded or how.four_bits else sizes.parameters
         passing["bf16 copies"] = HALF * cast
+    if how.four_bits:
+        passing["unpacked layer"] = (HALF if how.bf16 else FP32) * sizes.hidden * max(sizes.inner, sizes.attended)
     # On a CPU a copy more was measured: of checkpoints that are read and written, whose files are mapped.
     beside = 0 if how.on_card else RANK_PROCESS + FP32 * sizes.parameters
     return Need(states, passing, 0 if how.gradients_wait else states["gradients"], beside, away)
@@ -129,7 +133,11 @@ def adapter(sizes: Sizes, rank: int) -> int:
 
 
 def _frozen(sizes: Sizes, how: Training) -> int:
-    """Return the bytes of the weights beneath an adapter; the embedding is no product, and stays as it is."""
+    """Return the bytes of the weights beneath an adapter; the embedding is no product, and stays as it is, as a head of its own does beside 4 bits."""
+    if how.four_bits:
+        head = 0 if sizes.tied else (HALF if how.rounded else FP32) * sizes.embedding
+        layers = sizes.parameters - sizes.embedding * (1 if sizes.tied else 2)
+        return int(BYTES * layers) + FP32 * sizes.embedding + head
     return FP32 * sizes.parameters - (FP32 - HALF) * (sizes.parameters - sizes.embedding) * how.rounded
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from selfkd.backend import gguf_header
 from selfkd.backend.model_files import PACKAGE, config_of, find_model, text_sections
+from selfkd.backend.nf4 import TRANSPOSED, unfit
 from selfkd.core.hardware import installed_version
 from selfkd.core.wording import first_line
 
@@ -44,7 +45,10 @@ HUB_ID = r"[\w.-]+(/[\w.-]+)?"
 
 @dataclass(frozen=True)
 class Sizes:
-    """`inner` is the width of the layers between attentions, of a mixture that of the experts that one token goes through."""
+    """`inner` is the width of the layers between attentions, of a mixture that of the experts that one token goes through.
+
+    `fits_four_bits`: nearly all of it lies in layers that can lie in 4 bits beneath an adapter.
+    """
 
     parameters: int
     layers: int
@@ -55,6 +59,7 @@ class Sizes:
     head_size: int
     vocabulary: int
     tied: bool = False
+    fits_four_bits: bool = True
 
     @property
     def attended(self) -> int:
@@ -84,7 +89,7 @@ Ask = Callable[[str, str | None], Mapping[str, Any]]  # (hub id, revision) -> it
 
 def ask_hub(name: str, revision: str | None) -> Mapping[str, Any]:
     """Return the config of a model on a hub: from the hub's cache on this machine, else a few hundred bytes are fetched."""
-    if kept := _kept(name, revision):
+    if kept := kept_config(name, revision):
         return config_of(kept.parent)
     if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON"):
         raise OSError("HF_HUB_OFFLINE is set")
@@ -94,7 +99,7 @@ def ask_hub(name: str, revision: str | None) -> Mapping[str, Any]:
     return config
 
 
-def _kept(name: str, revision: str | None) -> Path | None:
+def kept_config(name: str, revision: str | None) -> Path | None:
     """Return the config.json that the hub's own client keeps, where it is installed and has one."""
     if not installed_version("huggingface_hub"):
         return None
@@ -140,7 +145,9 @@ def of_config(config: Mapping[str, Any], parameters: int | None = None) -> Sizes
         return Unknown(f"its config.json does not say {', '.join(missing)}")
     layers, hidden, heads, vocabulary = (int(said[size] or 0) for size in ("layers", "hidden", "heads", "vocabulary"))
     kv_heads, head_size = said["kv_heads"] or (1 if text.get("multi_query") else heads), said["head_size"] or hidden // heads
-    found = Sizes(0, layers, hidden, _inner(said), heads, kv_heads, head_size, vocabulary, _is_tied(config, text))
+    found = Sizes(
+        0, layers, hidden, _inner(said), heads, kv_heads, head_size, vocabulary, _is_tied(config, text), not unfit(config)
+    )
     return replace(found, parameters=parameters or _worked_out(found, said, _matrices(text)))
 
 
@@ -221,4 +228,5 @@ def of_header(header: gguf_header.Header) -> Sizes | Unknown:
         head_size=word("attention.key_length", hidden // heads),
         vocabulary=embedding[-1],
         tied="output.weight" not in tensors,
+        fits_four_bits=not used and kind not in TRANSPOSED,
     )

@@ -45,6 +45,7 @@ from selfkd.core.views import Kind
 from selfkd.errors import BackendError, ChainError, GuardError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.read import places_of
+from selfkd.recipe import targets
 from selfkd.rewards.pool import spread, worker_facts
 from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
@@ -117,7 +118,9 @@ class StepContext:
             words=chat or {},
             now=self.run.info.created,
         )
-        return out, self.backend.load(source, out, dither, questions)
+        notes = self.backend.load(source, out, dither, questions)
+        targets.refuse(self.run.recipe, out)
+        return out, notes
 
     def _written(self, parts: Iterable[pl.DataFrame]) -> Iterator[Path]:
         for part in parts:

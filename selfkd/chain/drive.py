@@ -16,8 +16,9 @@ from selfkd.chain.loop import walk
 from selfkd.chain.retention import format_remark, is_due, prune
 from selfkd.chain.run import Run
 from selfkd.core.lease import holder
+from selfkd.core.yamlfile import Problems
 from selfkd.errors import BusyError
-from selfkd.recipe import fit
+from selfkd.recipe import fit, targets
 from selfkd.recipe.load import load
 from selfkd.recipe.schema import Recipe
 
@@ -84,11 +85,24 @@ def refuse_too_large(run: Run) -> None:
         fit.refuse(run.recipe, machine, run.numerics, sizes, whole, place)
 
 
+def refuse_unlearnable(run: Run) -> None:
+    """Raise RecipeError where an adapter cannot be learned as the recipe in force says: by what is installed, or on the model that came in."""
+    if run.machine.backend == "fake":
+        return
+    problems, loaded = Problems(), next(iter(run.loaded().values()), None)
+    if lacking := targets.lacking(run.recipe):
+        problems.add(*lacking)
+    problems.stop()
+    if loaded and (run.folder / loaded.path).is_dir():
+        targets.refuse(run.recipe, run.folder / loaded.path)
+
+
 def drive(run: Run, attempt: Attempt) -> None:
     """Walk the run to its end on its own machine; `attempt` hears of every event."""
     with attempt.logging():
         run.check_head()  # before an engine starts
         refuse_too_large(run)
+        refuse_unlearnable(run)
         if run.ignored:
             kept = f"This run keeps the numerics that it began with: {', '.join(run.ignored)}."
             attempt.event("warning", text=f"{kept} Other numbers need a run of another name: --name X")

@@ -31,6 +31,8 @@ def key(
         for name, value in asdict(replace(spec, saves=None, state=None, function=None)).items()
         if name not in (*APART, *OF_FUNCTIONS)
     }
+    if spec.lora and not spec.lora.quantise:
+        del words["lora"]["quantise"]  # updates that leave weights as they are keep their names
     words["state"] = spec.state and spec.state.digest
     words |= _of_function(spec)
     words["precision"] = number_format.of_training(spec.precision, numerics)

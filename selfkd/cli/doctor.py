@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from selfkd.backend import nf4
 from selfkd.backend.bf16 import LEAST_CAPABILITY, format_here
 from selfkd.backend.machine import NEEDED, SLOW, VLLM, VLLM_HAS_WHEELS, how_to_install
 from selfkd.core import install, storage
@@ -65,6 +66,7 @@ def checks(runs: Path) -> Iterator[Check]:
     """Make every check, in the order of what to fix first; slow ones last."""
     yield _python()
     yield from _versions(requirements("selfkd"))
+    yield _four_bits(requirements("selfkd"))
     yield from _trap(installed_version("torch"))
     yield _cores()
     yield _memory()
@@ -156,6 +158,18 @@ def _version(required: Requirement, level: Literal["warn", "fail"]) -> Check:
     good = fits(found, bounds)
     fix = f"Required: {package}{bounds}. Install the locked environment."
     return _ok_or(level, good, package, found if good else f"{found} does not fit", fix)
+
+
+def _four_bits(required: list[Requirement]) -> Check:
+    """Say whether weights can lie in 4 bits beneath an adapter; only recipes that ask for it need that."""
+    if not installed_version(nf4.PACKAGE):
+        fact = f"not installed; `lora: {{quantise: nf4}}` alone needs it: {install.extra('qlora')}"
+        return Check("ok", nf4.PACKAGE, fact)
+    if not nf4.has_a_build():
+        fix = "`lora: {quantise: nf4}` is refused here; install a release that has a build, or leave it out."
+        return Check("warn", nf4.PACKAGE, f"it has no build for this system ({sys.platform})", fix)
+    wanted = next((one for one in required if one.package == nf4.PACKAGE), Requirement(nf4.PACKAGE, "", ""))
+    return _version(wanted, "warn")
 
 
 # ------------------------------------------------------------------------------------------------------------ the machine

@@ -160,6 +160,7 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
         rank=step.lora.r if step.lora else 0,
         rounded=bool(step.lora) and bf16 and words["dtype"] == "bfloat16",
         offloaded=on_card and bool(words.get("trainer", {}).get("offload_optimiser")),
+        four_bits=bool(step.lora and step.lora.quantise),
     )
 
 
@@ -273,9 +274,18 @@ def _with_adapter(how: Training) -> Training:
     return how if how.rank else replace(how, rank=ADAPTER_RANK, rounded=how.bf16)
 
 
+def _in_four_bits(how: Training) -> Training:
+    """What lies beneath an adapter can lie in 4 bits, where each rank holds it whole."""
+    return replace(how, four_bits=True) if how.rank and how.shards == 1 else how
+
+
 OFFLOADING = Way(
     "offload_optimiser: true (in `trainer` of the machine file)",
     lambda how: replace(how, offloaded=how.on_card and how.optimiser in OF_TORCH),
+)
+FOUR_BITS = Way(
+    "train.lora.quantise=nf4 (an override, or quantise: nf4 in `lora`; the weights beneath lie in 4 bits while it learns)",
+    _in_four_bits,
 )
 WAYS = (
     Way("gradient_checkpointing: true (in `trainer` of the machine file)", lambda how: replace(how, checkpointing=True)),
@@ -285,6 +295,7 @@ WAYS = (
     ),
     Way("shard: true (in the machine file)", lambda how: replace(how, shards=how.ranks)),
     Way("train.lora.r=16 (an override, or lora: {r: 16} in the step; an adapter learns, and not all weights)", _with_adapter),
+    FOUR_BITS,
     OFFLOADING,
     Way("optim: adafactor (in train.trl; it learns otherwise)", lambda how: replace(how, optimiser="adafactor")),
 )
@@ -352,7 +363,8 @@ def _ways(load: Load, asked: _Asked) -> str:
     """Return the fewest changes by which every update fits with rows of full length, and offloading beside them where it is enough alone."""
     if asked.place.cards and load.where == "memory":
         return "offload_optimiser: false"
-    every = chain.from_iterable(combinations(WAYS, count) for count in range(1, len(WAYS) + 1))
+    offered = [way for way in WAYS if way is not FOUR_BITS or asked.sizes.fits_four_bits]
+    every = chain.from_iterable(combinations(offered, count) for count in range(1, len(offered) + 1))
     first = next(((ways, said) for ways in every if (said := _way(load, asked, ways))), None)
     if first is None:
         return ""

@@ -30,7 +30,7 @@ from selfkd.prompts.overlap import duplicates, leaks, shared_passages
 from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_kind, source_words
 from selfkd.prompts.sources import SOURCES
 from selfkd.prompts.template_fields import Columns
-from selfkd.recipe import checks, ready
+from selfkd.recipe import checks, ready, targets
 from selfkd.recipe.chat import look_at_chat
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
@@ -97,6 +97,8 @@ def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> t
     ready.add_problems(recipe, machine, problems)
     if missing := ready.missing_model(recipe):
         report.notes.append(f"model: {missing}")
+    if lacking := targets.lacking(recipe):
+        report.notes.append(f"{lacking[0]}  {lacking[1]}: {lacking[2]}")
     frames = _prompts(recipe, report, hub)
     _overlap(recipe, frames, report)
     report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})

@@ -27,6 +27,7 @@ from selfkd.backend.trainer.trl_options import (
 )
 from selfkd.core.wording import did_you_mean
 from selfkd.core.yamlfile import Problems
+from selfkd.recipe import targets
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 
@@ -49,6 +50,8 @@ def refuse(recipe: Recipe, machine: Machine) -> None:
     add_problems(recipe, machine, found)
     if missing := missing_model(recipe):
         found.add(place_of_model(recipe), "model", missing)
+    if lacking := targets.lacking(recipe):
+        found.add(*lacking)
     found.stop()
     refuse_missing(machine.backend)
 
@@ -57,6 +60,7 @@ def add_problems(recipe: Recipe, machine: Machine | None, problems: Problems) ->
     """Add what no install mends: a model that is nowhere; and of a machine, where one is named, words that its generator does not know."""
     if wrong := wrong_model(recipe):
         problems.add(place_of_model(recipe), "model", wrong)
+    targets.add_problems(recipe, machine, problems)
     if machine and machine.backend != "fake":
         for where, label, problem in _of_trainer(recipe, machine):
             problems.add(where, label, problem)

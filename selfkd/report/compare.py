@@ -22,6 +22,7 @@ from selfkd.core import digest
 from selfkd.core.stats import Change, change
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.errors import ChainError, UsageError
+from selfkd.report import adapters
 from selfkd.report.status import in_force, info_of
 
 Kind = TypeVar("Kind", bound=Record)
@@ -87,6 +88,7 @@ class _Round:
     generated: int
     trained: int
     seconds: float
+    adapters: Sequence[str] = ()
 
     @property
     def tokens(self) -> int:
@@ -125,6 +127,7 @@ class _Run:
     def notes(self, at: _Round) -> list[str]:
         """Return what a reader must know of one side."""
         found = [f"{self.name}: {name} was changed after it was written; see selfkd verify" for name in self.changed]
+        found += [f"{self.name}: in round {at.seal.round} the {said}" for said in at.adapters]
         if not at.seal.accepted:
             found.append(f"{self.name}: round {at.seal.round} was rolled back: {at.seal.why}")
         if self.attempts > 1:
@@ -200,7 +203,8 @@ def _rounds(seals: Sequence[Seal], made: Sequence[Sequence[Commit]], metric: str
     generated = accumulate(int(seal.notes.get("tokens", 0)) for seal in seals)
     trained = accumulate(sum(map(_learned, commits)) for commits in made)
     seconds = accumulate(sum(seal.notes.get("seconds", {}).values()) for seal in seals)
-    spent = zip(seals, made, generated, trained, seconds, strict=True)
+    adapted = [adapters.served(seal, [one for commits in made[: seal.round + 1] for one in commits]) for seal in seals]
+    spent = zip(seals, made, generated, trained, seconds, adapted, strict=True)
     return [_Round(seal, commit, *more) for seal, commits, *more in spent if (commit := _measuring(commits, metric))]
 
 

@@ -20,6 +20,7 @@ from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.recipe.schema import Best, Stop
+from selfkd.report import adapters
 from selfkd.steps import STAGES
 from selfkd.steps.check import told
 
@@ -35,7 +36,7 @@ class RoundSummary:
     `accepted` and `why`: whether the next round goes on from its model, and if not, why it was rolled back. `kept` counts
     samples that no step dropped, None where the round made none. `survived` is the share of the update that the engine sees;
     `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else;
-    `checked` what its updates were measured to be on their way. `told` are numbers that steps said of themselves, as a judge does, by
+    `checked` what its updates were measured to be on their way; `adapters` what they learned in place of all weights. `told` are numbers that steps said of themselves, as a judge does, by
     step/number; `warnings` what they warned of.
     """
 
@@ -53,6 +54,7 @@ class RoundSummary:
     unproved: str
     moved: str = ""
     checked: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     told: Mapping[str, float | None] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -178,6 +180,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
         unproved=next((swap["proved"] for swap in swaps if isinstance(swap.get("proved"), str)), ""),
         moved=seal.notes.get("level", "").partition(": ")[2],
         checked=tuple(f"{commit.step}: {told(commit.checks)}" for commit in commits if commit.checks),
+        adapters=adapters.learned(commits),
         told={name: value for commit in commits if not commit.outside for name, value in commit.metrics.items()},
         warnings=[warning for commit in commits for warning in commit.notes.get("warnings", ())],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from selfkd.backend.base import LoraSpec
 from selfkd.steps.step import Texts
@@ -30,7 +30,18 @@ class Lora(BaseModel):
         description="How engines hold it: merged into the weights, or beside them (vLLM alone); auto: merged, but where rounding would lose over 2 % of it.",
     )
 
+    quantise: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: the weights beneath it, and those of a reference model, lie in 4 bits while it learns (QLoRA, arXiv 2305.14314). Engines serve it over the full weights, and how far the two lie apart is measured.",
+    )
+
+    @model_serializer(mode="wrap")
+    def _words(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what came later where it is not used, so that older runs go on."""
+        found: dict[str, Any] = plain(self)
+        return {name: value for name, value in found.items() if name != "quantise" or value is not None}
+
     def spec(self, goes_on: bool) -> LoraSpec:
         alpha = 2.0 * self.r if self.alpha is None else float(self.alpha)
         fields: dict[str, Any] = {name: getattr(self, name) for name in ("r", "dropout", "rslora", "serve")}
-        return LoraSpec(alpha=alpha, targets=self.targets or (), goes_on=goes_on, **fields)
+        return LoraSpec(alpha=alpha, targets=self.targets or (), goes_on=goes_on, quantise=self.quantise or "", **fields)

@@ -38,6 +38,7 @@ def _known_loss(name: Any) -> Any:
     return name
 
 
+LEAST_CARRIED = 0.5  # of what was learned over 4 bits; less is said
 FUNCTION_FIELDS = ("rows", *OF_FUNCTIONS)
 
 
@@ -209,8 +210,18 @@ class TrainStep(Step):
         start = models["from"]
         bases = {self.role: start.base or start.path} if self.lora else {}
         states = {self.role: trained.state} if trained.state else {}
-        notes = {"train": dict(trained.metrics)}
+        notes: dict[str, Any] = {"train": dict(trained.metrics)}
+        if warning := self._little_served(trained.metrics.get("lora", {}).get("carried"), context):
+            context.say(warning)
+            notes["warnings"] = [warning]
         return Addition(tables, {self.role: trained.folder}, {}, notes, bases, states, trained.checks)
+
+    def _little_served(self, carried: float | None, context: Context) -> str:
+        """Return a warning where most of what an adapter learned over 4 bits is not there over the full weights that are served, or ''."""
+        if carried is None or carried >= LEAST_CARRIED:
+            return ""
+        what = f"{context.where}: only {carried:.0%} of what the adapter learned over 4 bits shows over the full weights, which are served"
+        return f"{what}. Leave out `quantise`, or let it learn more: trl.learning_rate, r."
 
     def _builds_itself(self, rows_are_there: bool) -> bool:
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""

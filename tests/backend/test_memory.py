@@ -94,6 +94,20 @@ def test_shards_divide_what_is_certain_and_adapters_learn_little() -> None:
     assert rounded["weights"] == 2_000_000 + 2 * 64 * 100 + 4 * learned  # the embedding stays in fp32
 
 
+def test_what_lies_in_4_bits_takes_half_a_byte_and_its_scales_and_the_rest_stays() -> None:
+    """1/2 + 1/64 + 4/16384 bytes of each of 993,600 weights in layers; 6,400 of the embedding in fp32, and of a head of its own."""
+    how = replace(PLAIN, rank=1, four_bits=True)
+    learned = 4 * 2 * (2 * (64 + 128) + 2 * (64 + 64) + 3 * (64 + 128))
+    layers = 993_600 / 2 + 993_600 / 64 + 993_600 / 4096
+    assert of_training(SMALL, how).certain["weights"] == pytest.approx(layers + 4 * 6_400 + learned, abs=1)
+    own, layers = replace(SMALL, tied=False), 987_200 / 2 + 987_200 / 64 + 987_200 / 4096
+    for rounded, width in ((False, 4), (True, 2)):
+        weights = of_training(own, replace(how, rounded=rounded)).certain["weights"]
+        assert weights == pytest.approx(layers + (4 + width) * 6_400 + learned, abs=1)
+    assert of_training(SMALL, how).passing["unpacked layer"] == 4 * 64 * 128
+    assert of_training(SMALL, replace(how, bf16=True)).passing["bf16 copies"] == 2 * (6_400 + learned // 4)
+
+
 @given(st.integers(1, 64), st.integers(1, 4096), st.integers(1, 8), st.booleans(), st.booleans())
 def test_more_rows_never_take_less_and_checkpointing_never_takes_more(rows, tokens, accumulation, bf16, on_card) -> None:
     how = Training(rows, tokens, tokens, accumulation=accumulation, bf16=bf16, on_card=on_card)

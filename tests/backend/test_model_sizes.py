@@ -55,6 +55,18 @@ def test_sizes_of_attention_and_of_what_one_token_goes_through() -> None:
     assert (mixture.attended, mixture.kept, mixture.inner, mixture.tied) == (4096, 512, 8 * 768, False)
 
 
+def test_mixtures_and_transposed_layers_do_not_fit_into_4_bits() -> None:
+    kinds = {
+        "gemma": GEMMA,
+        "mixture": MIXTURE,
+        "mistral": MISTRAL,
+        "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 9},
+    }
+    found = {name: of_config(config) for name, config in kinds.items()}
+    fit = {name for name, sizes in found.items() if isinstance(sizes, Sizes) and sizes.fits_four_bits}
+    assert fit == {"gemma", "mistral"} and not any(isinstance(sizes, Unknown) for sizes in found.values())
+
+
 def test_a_model_that_is_more_than_its_text_is_read_in_its_text() -> None:
     found = of_config({"model_type": "gemma3", "text_config": {**GEMMA, "model_type": "gemma3_text"}})
     assert found == of_config({**GEMMA, "model_type": "gemma3_text"})

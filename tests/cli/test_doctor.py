@@ -92,6 +92,21 @@ def test_doctor_says_what_works_without_an_engine(monkeypatch):
     assert (check.level, check.name, check.fix) == ("fail", "engine", machine.how_to_install())  # `run` would not run
 
 
+def test_doctor_says_whether_weights_can_lie_in_4_bits(monkeypatch):
+    wanted = [doctor.Requirement("bitsandbytes", ">=0.50", "qlora")]
+    for version, built, level, said in (
+        ("0.50.2", True, "ok", "0.50.2"),
+        ("0.45.0", True, "warn", "0.45.0 does not fit"),
+        ("0.50.2", False, "warn", "no build for this system"),
+        ("", False, "ok", "not installed; `lora: {quantise: nf4}` alone needs it"),
+    ):
+        monkeypatch.setattr(doctor, "installed_version", lambda package, version=version: version)
+        monkeypatch.setattr(doctor.nf4, "has_a_build", lambda built=built: built)
+        check = doctor._four_bits(wanted)
+        assert check.level == level and said in check.fact, said
+    assert doctor._four_bits([]).level == "ok"
+
+
 def test_doctor_says_when_a_package_does_not_import(monkeypatch):
     assert doctor._imports("json").level == "ok"
     failed = doctor._imports("no_such_package_here")

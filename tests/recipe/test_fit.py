@@ -137,6 +137,26 @@ def test_an_adapter_of_seventy_billion_parameters_is_planned_over_eight_cards_an
     assert "What would fit: train.lora.r=16" in problem
 
 
+def test_four_bits_are_offered_where_an_adapter_over_sixteen_just_does_not_fit_and_then_it_does() -> None:
+    """9.5e9 weights in 2 bytes, 17.9 GiB, with what sleeps and with rows of full length are too many for 24 GiB; in 4 bits they take 5.4."""
+    nine = replace(SEVEN, parameters=9_500_000_000, layers=42)
+    machine, place = Machine(cards=1, card_gb=20.0, trainer={"gradient_checkpointing": True}), fit.Place((20 * GIB,))
+    words, lengths = fit.words_of(machine, place), fit.Lengths(512, 512)
+    [problem, *_] = fit.problems(load("r.yaml", ["train.lora.r=16"]), machine, words, nine, lengths, place)
+    assert (
+        problem.startswith("card 1, training: 9.5 billion")
+        and "What would fit: train.lora.quantise=nf4 (an override" in problem
+    )
+    over = load("r.yaml", ["train.lora.r=16", "train.lora.quantise=nf4"])
+    (training,) = [one for one in fit.loads(over, machine, words, nine, lengths, place) if one.stage == "training"]
+    assert training.fits and training.need.certain["weights"] < 7 * GIB
+    mixture = replace(nine, fits_four_bits=False)
+    assert not any(
+        "quantise" in said
+        for said in fit.problems(load("r.yaml", ["train.lora.r=16"]), machine, words, mixture, lengths, place)
+    )
+
+
 def test_an_adapter_on_a_divided_model_is_refused_nowhere() -> None:
     problems = Problems()
     ready.add_problems(load("r.yaml", ["train.lora.r=16"]), Machine(backend="fake", trainers=2, shard=True), problems)

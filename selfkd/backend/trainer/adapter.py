@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from selfkd.backend import adapters
 from selfkd.backend.adapters import Adapter, Served, Weights
 from selfkd.backend.base import LoraSpec, TrainSpec
-from selfkd.backend.trainer import sharded
+from selfkd.backend.trainer import four_bits, sharded
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP, describe
 from selfkd.core import digest
 from selfkd.core.pool import Model
@@ -59,6 +59,15 @@ def planned(spec: LoraSpec, start: Model) -> Plan:
     earlier = adapters.read(Path(start.path))
     beneath = adapters.full_weights(start) if earlier and spec.goes_on else start
     return Plan(spec, start, beneath, earlier)
+
+
+def held_as(spec: LoraSpec, one: Model) -> Plan:
+    """Return how a model is held beside a policy of `spec`: an adapter over its base as it is, where the policy goes on with its own."""
+    earlier = adapters.read(Path(one.path))
+    if earlier is None:
+        return planned(spec, one)
+    words = {name: earlier.words[name] for name in ("r", "alpha", "rslora")}
+    return planned(replace(spec, **words, dropout=earlier.words["dropout"], targets=tuple(earlier.modules)), one)
 
 
 def refuse_unserved(spec: TrainSpec, start: Model, numerics: Mapping[str, Any]) -> None:
@@ -136,7 +145,8 @@ def _refuse_other_names(targets: Sequence[str], start: Model) -> None:
 
 def _words(spec: LoraSpec, targets: Sequence[str]) -> dict[str, Any]:
     modules = adapters.last_words(targets)
-    return {"r": spec.r, "alpha": spec.alpha, "dropout": spec.dropout, "modules": modules, "rslora": spec.rslora}
+    words = {"r": spec.r, "alpha": spec.alpha, "dropout": spec.dropout, "modules": modules, "rslora": spec.rslora}
+    return {**words, "quantise": spec.quantise} if spec.quantise else words
 
 
 def _refuse_other_words(earlier: Adapter, words: Mapping[str, Any]) -> None:
@@ -207,7 +217,7 @@ def held(model: Any, optimiser: Any) -> dict[str, int]:
     weights = list(model.parameters())
     states = [value for state in optimiser.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     return {
-        "frozen": sum(weight.nbytes for weight in weights if not weight.requires_grad),
+        "frozen": sum(weight.nbytes for weight in weights if not weight.requires_grad) + four_bits.scales(model),
         "trained": sum(weight.nbytes for weight in weights if weight.requires_grad),
         "gradients": sum(weight.grad.nbytes for weight in weights if weight.grad is not None),
         "optimiser": sum(state.nbytes for state in states),

@@ -1,4 +1,4 @@
-"""What is decided and done about a model that is opened: its attention, the format of weights that lie still, its score on the probe's sequences."""
+"""What is decided before a model is opened, and done to it once it is: its attention, the format of weights that lie still, its score on the probe's sequences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from selfkd.backend import probe
 from selfkd.backend.attention import TORCH, plain_attention, plain_attention_of
-from selfkd.backend.trainer import flat
+from selfkd.backend.trainer import batches, flat, losses
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
 
@@ -30,6 +30,16 @@ def which_attention(numerics: Mapping[str, Any], folder: str, asked: bool, longe
         fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
         raise UsageError(what, "machine.trainer.attn_implementation", fix)
     return named or plain, asked or flat.is_varlen(named or "")
+
+
+def split_of(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
+    """Cut the batches finer on a CPU, where the loss types allow it."""
+    wanted = options.get("loss_type") or []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    losses.refuse_unsplittable(rows, whole, wanted)
+    if torch.cuda.is_available() or losses.UNSPLITTABLE & set(wanted):
+        return whole
+    return batches.finer(whole, rows, batches.FLAT_TOKENS if is_flat else batches.PADDED_TOKENS)
 
 
 def set_attention(model: Any, name: str) -> None:
@@ -59,7 +69,7 @@ def round_linear_weights(model: Any) -> None:
     """Round the weights of a frozen model's products to bf16 once, as autocast would in each forward pass: the same numbers for half of the memory."""
     shared = model.get_input_embeddings().weight
     for part in model.modules():
-        if isinstance(part, torch.nn.Linear) and part.weight is not shared:
+        if isinstance(part, torch.nn.Linear) and part.weight is not shared and part.weight.is_floating_point():
             part.weight.data = part.weight.data.bfloat16()
 
 

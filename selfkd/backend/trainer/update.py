@@ -36,6 +36,7 @@ from selfkd.backend.trainer import (
     batches,
     checkpoint,
     flat,
+    four_bits,
     losses,
     offload,
     opened,
@@ -168,6 +169,12 @@ class _Plan:
         """Return how an adapter learns; None where all weights do."""
         return adapter.planned(self.spec.lora, self.start) if self.spec.lora else None
 
+    @property
+    def four_bits(self) -> torch.dtype | None:
+        """Return what weights that lie in 4 bits beneath an adapter compute in; None where none lie so."""
+        quantised = self.spec.lora is not None and bool(self.spec.lora.quantise)
+        return (torch.bfloat16 if self.bf16 else torch.float32) if quantised else None
+
 
 def _planned(
     start: Model, reference: Model | None, paths: Sequence[Path], spec: TrainSpec, out: Path, numerics: Mapping[str, Any]
@@ -183,25 +190,17 @@ def _planned(
     options |= {"loss_type": kind.loss_type} if kind.loss_type else {}
     refused.offloading(options, trainer)
     refused.optimiser(options, trainer, shard, ranks)
+    if shard:
+        four_bits.refuse_shards(spec)
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
     adapter.refuse_unserved(spec, start, numerics)
     longest = max(row.longest for row in rows)
     attention, is_flat = opened.which_attention(numerics, start.path, bool(options.get("padding_free")), longest)
     refused.router_loss(options, start.path)
-    split = _split(whole, rows, options, is_flat)
+    split = opened.split_of(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
     return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard, numerics)
-
-
-def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
-    """Cut the batches finer on a CPU, where the loss types allow it."""
-    wanted = options.get("loss_type") or []
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    losses.refuse_unsplittable(rows, whole, wanted)
-    if torch.cuda.is_available() or losses.UNSPLITTABLE & set(wanted):
-        return whole
-    return batches.finer(whole, rows, batches.FLAT_TOKENS if is_flat else batches.PADDED_TOKENS)
 
 
 def _config(spec: TrainSpec, kind: LossKind, options: Mapping[str, Any], split: batches.Share, out: Path) -> Any:
@@ -224,6 +223,7 @@ class _Update:
     def __init__(self, plan: _Plan, on_progress: OnSteps) -> None:
         self.plan, self.steps, self.shares = plan, losses.StepReporter(on_progress), sharded.Shares()
         self.seconds: dict[str, float] = {}
+        self.over_four_bits: list[four_bits.Scores] = []  # before and after the update
         self.resumption = Resumption(plan.spec, plan.rank, plan.split.ranks, plan.shard, on_progress)
         self.steps.before = self.steps.seconds = self.resumption.words.get("seconds", 0.0)
         self.resumption.seconds = lambda: self.steps.seconds
@@ -233,8 +233,8 @@ class _Update:
         candidates = probe.candidate_sequences(tok, batches.sequences(plan.rows))
         references = self._references_of_another()
         with self._timed("load"):
-            model, is_flat = self._policy()
-            parent = opened.scored(model, candidates)
+            model, is_flat = self._policy(plan.adapter)
+            parent = self._scored(model, candidates)
         adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
         self.resumption.computes_with(of_trainer())
         self._compute_in(model, plan.bf16)
@@ -247,7 +247,7 @@ class _Update:
         train_call = time.perf_counter() - began
         trainer.model.__dict__.pop("forward", None)  # without TRL's head and Accelerate's autocast: the class's own, as before
         self._compute_in(trainer.model, False)
-        child = opened.scored(trainer.model, candidates)
+        child = self._scored(trainer.model, candidates)
         with self._timed("save"):
             moved = self._save(trainer.model, (candidates, child, parent))
             state = self._keep_state(trainer)
@@ -255,13 +255,22 @@ class _Update:
         made, steps = trainer.state.global_step, trainer.state.max_steps
         return Trained(plan.out, metrics, plan.drops, state, made >= steps, of=steps)
 
-    def _policy(self) -> tuple[Any, bool]:
+    def _policy(self, how: adapter.Plan | None) -> tuple[Any, bool]:
         """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""
         plan = self.plan
-        if plan.adapter is None:
+        if how is None:
             return self._opened(plan.start)
         rounded = plan.bf16 and plan.numerics.get("dtype", "bfloat16") == "bfloat16"
-        return self._opened(plan.adapter.beneath, rounded, partial(adapter.attach, plan=plan.adapter, seed=plan.spec.seed))
+        return self._opened(how.beneath, rounded, partial(adapter.attach, plan=how, seed=plan.spec.seed))
+
+    def _scored(self, model: Any, sequences: list[list[int]]) -> list[list[float]]:
+        """Score the policy as engines serve it; where its weights lie in 4 bits, these are scored too, and kept."""
+        plan = self.plan.adapter
+        if plan is None or not plan.spec.quantise:
+            return opened.scored(model, sequences)
+        self.over_four_bits.append(opened.scored(model, sequences))
+        with four_bits.whole(model, adapters.Weights(plan.beneath.path, plan.beneath.base)):
+            return opened.scored(model, sequences)
 
     def _opened(
         self, one: Model, rounded: bool = False, attach: Callable[[Any], None] = lambda model: None
@@ -271,7 +280,10 @@ class _Update:
         Where the attention is ours, the model proves on two rows that they do not see each other; else batches are padded.
         """
         plan, path = self.plan, one.path
-        model = sharded.load(path, one.base, rounded, **_loaded(path)) if plan.shard else _load(path, one.base, rounded)
+        if plan.shard:
+            model = sharded.load(path, one.base, rounded, **_loaded(path))
+        else:
+            model = _load(path, one.base, rounded, plan.four_bits)
         attach(model)  # a divided model takes nothing more once something went through it
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
         with opened.in_fp32(model):
@@ -309,9 +321,15 @@ class _Update:
             return {} if plan.kind.function else {row.id: (0.0, 0.0) for row in plan.rows if row.rejected is not None}
         if plan.reference.digest == plan.start.digest or self._lies_beneath(plan.reference):
             return {}
-        model, is_flat = self._opened(plan.reference, rounded=plan.bf16)
+        model, is_flat = self._reference(plan.reference)
         self._compute_in(model, plan.bf16)
         return self._references_of(model, is_flat)
+
+    def _reference(self, one: Model) -> tuple[Any, bool]:
+        """Return a reference model, opened: beside a policy over 4 bits it lies in 4 bits too, an adapter over them as the policy's does."""
+        plan = self.plan
+        held = adapter.held_as(plan.adapter.spec, one) if plan.adapter and plan.four_bits else None
+        return self._policy(held) if held and held.goes_on else self._opened(one, plan.bf16)
 
     def _lies_beneath(self, one: Model | None) -> bool:
         """Whether a model is the one that the policy is without its adapter."""
@@ -363,6 +381,7 @@ class _Update:
         plan, parent_folder = self.plan, Path(self.plan.start.path)
         if plan.adapter:
             measured = adapter.save(model, own, plan.adapter, plan.out, plan.numerics)
+            measured |= four_bits.gap(parent, child, *self.over_four_bits) if plan.four_bits else {}
             rate = {"learning_rate": plan.config.learning_rate}
             moved = {name: measured.pop(name) for name in checkpoint.MOVED} | {"lora": {**measured, **rate}}
         else:
@@ -421,15 +440,21 @@ def _loaded(path: str) -> dict[str, Any]:
     return {"attn_implementation": plain_attention_of(path), **LOADED}
 
 
-def _load(path: str, base: str | None = None, rounded: bool = False) -> Any:
-    """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged. `rounded` ones lie there in bf16."""
+def _load(path: str, base: str | None = None, rounded: bool = False, four: torch.dtype | None = None) -> Any:
+    """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged.
+
+    `rounded` ones lie there in bf16; linear layers in 4 bits where `four` is what they compute in.
+    """
     full = str(adapters.base_folder(path, base))
     model = AutoModelForCausalLM.from_pretrained(full, **_loaded(full))
     if full != path:
         adapters.Weights(path, base).merge_into(model)
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    if four is not None:
+        four_bits.quantise(model, adapters.Weights(path, base), device, four)
     if rounded:
         opened.round_linear_weights(model)
-    return model.to(f"cuda:{os.environ.get('LOCAL_RANK', 0)}") if torch.cuda.is_available() else model
+    return model.to(device)
 
 
 def _clear(out: Path) -> None:
