@@ -204,6 +204,26 @@ class LoraSpec:
 
 
 @dataclass(frozen=True)
+class DivergenceSpec:
+    """How far a student's next-token distribution is from its teacher's, p the teacher's and q the student's.
+
+    `kind`: forward is KL(p, q), reverse KL(q, p), jsd beta * KL(p, m) + (1 - beta) * KL(q, m) with m = beta * p + (1 - beta) * q
+    (Agarwal et al. 2023, arXiv 2306.13649). Both logits are divided by `temperature`. `top_k`: only the teacher's likeliest so many
+    tokens, and one bucket for all others; 0 is all. A token counts at most `clip`, an entry of the vocabulary at one token at most
+    `clip_entry`; 0 is no limit. Of an answer the tokens from `skip` on count, and at most `first` of it are read; 0 is all.
+    """
+
+    kind: str = "forward"
+    beta: float = 0.5
+    temperature: float = 1.0
+    top_k: int = 0
+    clip: float = 0.0
+    clip_entry: float = 0.0
+    skip: int = 0
+    first: int = 0
+
+
+@dataclass(frozen=True)
 class TrainSpec:
     """One update. `trl` passes checked options through to TRL's config; lengths are in tokens.
 
@@ -213,7 +233,8 @@ class TrainSpec:
     where it goes on from, if it was stopped before; None makes no checkpoints. `state` is what its optimiser begins with (None:
     nothing), and with `keeps_state` it leaves its own. `until` is the optimiser step at which it hands out the model as it is then, with a
     checkpoint from which the rest goes on; None: its last one. `function` gives each row of the kind `rows` its value, where the loss is a
-    function, and `average` says over what the values of an optimiser step are averaged.
+    function, and `average` says over what the values of an optimiser step are averaged. `divergence` is measured from a teacher, which then
+    stands in the place of the reference model; None there is the model that learns itself, as it is at each step.
     """
 
     loss: str
@@ -231,6 +252,7 @@ class TrainSpec:
     function: Function | None = None
     rows: str = ""
     average: str = "rows"
+    divergence: DivergenceSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ class Fake:
         history = digest.of(
             *(weights["history"], digest.table(frame, KEYS["rows"]), loss, spec.seed, reference and reference.digest),
             *([_moments(spec.state)] if spec.state else []),
+            *([asdict(spec.divergence)] if spec.divergence else []),
         )
         made = min(spec.until or frame.height, frame.height)
         if made < frame.height:

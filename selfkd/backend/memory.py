@@ -26,6 +26,8 @@ CARD_TILES, CPU_TILES = (
     2.0,
     8.5,
 )  # tiles at once: Triton works in place, torch's own operations do not (measured at 32,768 tokens)
+# Distillation makes logits of teacher and student for so many elements at a time, in so many tables of them.
+PIECE_ELEMENTS, PIECE_TABLES = 1 << 24, 12
 # What a process takes without a model: Python, torch and the libraries around it; on a card CUDA's context and what its libraries keep.
 RANK_PROCESS, ENGINE_PROCESS, CARD_CONTEXT = int(0.58 * GIB), int(1.3 * GIB), GIB
 # vLLM: tokens and requests of one step on cards of 70 GiB and more, and on smaller ones; and what its recorded graphs take.
@@ -41,7 +43,8 @@ class Training:
     `rows` go through the model at once on one rank, each of `sequences` of `row_tokens`, of which `learned` are the answer's.
     `shards`: over how many ranks weights, gradients and optimiser are spread; `rank`: of the
     adapter that learns, 0 where all weights do; `rounded`: the weights beneath it lie there in 16 bits; `four_bits`: their layers in 4;
-    `offloaded`: the optimiser's state lies in the machine's memory.
+    `offloaded`: the optimiser's state lies in the machine's memory. `taught`: at each token the model is compared with a teacher's whole
+    distribution; `teacher`: that one's weights lie beside it, as a copy of their own.
     """
 
     rows: int
@@ -59,6 +62,8 @@ class Training:
     rounded: bool = False
     offloaded: bool = False
     four_bits: bool = False
+    taught: bool = False
+    teacher: bool = False
 
     @property
     def tokens(self) -> int:
@@ -112,6 +117,7 @@ def of_training(sizes: Sizes, how: Training) -> Need:
         "gradients": FP32 * trained // how.shards,
         "optimiser": lot if away else optimiser,
         **({"CUDA": CARD_CONTEXT} if how.on_card else {}),
+        **({"teacher": _teacher(sizes, how)} if how.teacher else {}),
     }
     passing = {"activations": activations(sizes, how), "logits": logits(sizes, how)}
     if how.shards > 1:
@@ -145,6 +151,11 @@ def gathered(sizes: Sizes, how: Training) -> int:
     """Return what a divided model gathers at its most: the output head in fp32, the block that computes, and the next one."""
     blocks = sizes.parameters - sizes.embedding * (1 if sizes.tied else 2)
     return FP32 * sizes.embedding + 2 * (HALF if how.bf16 else FP32) * blocks // sizes.layers
+
+
+def _teacher(sizes: Sizes, how: Training) -> int:
+    """Return the bytes of a teacher's own weights on a rank: its products in 16 bits where all is computed so."""
+    return (HALF * (sizes.parameters + sizes.embedding) if how.bf16 else FP32 * sizes.parameters) // how.shards
 
 
 def optimiser_bytes(name: str) -> float:
@@ -185,8 +196,15 @@ def _given(sizes: Sizes) -> int:
 
 
 def logits(sizes: Sizes, how: Training) -> int:
-    """Return what the output head holds at its peak: logits and their log-softmax whole, or in tiles with the head's own gradient."""
+    """Return what the output head holds at its peak: logits and their log-softmax whole, or in tiles with the head's own gradient.
+
+    Compared with a teacher: tables of a few tokens at a time, and that gradient.
+    """
     tokens = how.rows * how.sequences * how.learned
+    if how.taught:
+        return (
+            FP32 * PIECE_TABLES * min(max(PIECE_ELEMENTS, sizes.vocabulary), tokens * sizes.vocabulary) + FP32 * sizes.embedding
+        )
     if not how.on_card and tokens * sizes.vocabulary <= WHOLE_LOGITS:
         return 2 * FP32 * tokens * sizes.vocabulary
     tile = min(tokens, TILE_TOKENS) * min(sizes.vocabulary, TILE_WORDS)

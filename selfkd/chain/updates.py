@@ -16,7 +16,7 @@ from selfkd.core import digest, number_format, storage
 from selfkd.core.pool import KEYS, Model
 
 APART = ("keeps_state", "until")  # what an update leaves beside the model, and in which pieces it is made
-OF_FUNCTIONS = ("function", "rows", "average")  # fields of a TrainSpec that only such losses have
+OF_FUNCTIONS = ("function", "rows", "average", "divergence")  # fields of a TrainSpec that only such losses have
 
 
 def key(
@@ -46,7 +46,8 @@ def _of_function(spec: TrainSpec) -> dict[str, Any]:
     if spec.function is None:
         return {}
     code = [spec.function.digest, spec.function.name, dict(spec.function.params)]
-    return {"function": code, "rows": spec.rows, "average": spec.average}
+    taught = {"divergence": asdict(spec.divergence)} if spec.divergence else {}
+    return {"function": code, "rows": spec.rows, "average": spec.average, **taught}
 
 
 def saves(paths: Paths, name: str, minutes: float) -> Saves:

@@ -62,7 +62,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     # (a gold answer); *_ended says that the completion ended by itself, so an end-of-sequence token is there to learn;
     # *_mask is true where a token is learned, one value per id, and null where all of them are. label says how good the completion
     # is (kind label); columns are numbers of the row's own, by name, for a loss that asks for them. ranked are all answers of a row of
-    # kind rank, the best first: that one is chosen, too.
+    # kind rank, the best first: that one is chosen, too. teacher_messages is what the teacher of a row of kind kd sees, and chosen_logprob
+    # how likely the completion was to who sampled it, where that is known.
     "rows": {
         "id": pl.String,
         "kind": pl.String,
@@ -82,6 +83,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "rejected_ended": pl.Boolean,
         "rejected_mask": MASK,
         "ranked": RANKED,
+        "teacher_messages": MESSAGES,
+        "chosen_logprob": pl.Float64,
     },
 }
 KEYS = {
@@ -96,7 +99,10 @@ HEAVY = {
     "samples": ("teacher_messages", "text", "token_ids"),
     "scores": (),
     "drops": (),
-    "rows": ("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask", "ranked"),
+    "rows": (
+        *("messages", "chosen", "chosen_ids", "chosen_mask", "rejected", "rejected_ids", "rejected_mask", "ranked"),
+        "teacher_messages",
+    ),
 }
 
 

@@ -161,6 +161,8 @@ def training(step: TrainStep, words: Mapping[str, Any], lengths: Lengths, on_car
         rounded=bool(step.lora) and bf16 and words["dtype"] == "bfloat16",
         offloaded=on_card and bool(words.get("trainer", {}).get("offload_optimiser")),
         four_bits=bool(step.lora and step.lora.quantise),
+        taught=step.kind.teacher,
+        teacher=step.copies_teacher(),
     )
 
 

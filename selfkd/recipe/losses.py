@@ -24,7 +24,9 @@ def check_loss(function: Function, step: Step, seen: Outlook) -> list[str]:
     columns = seen.row_columns.get((step.of, step.role), ())
     takes, rows = signature(function, MEMORY_GB), step.kind.rows
     found = [*_unknown(takes, function, rows, columns), *_unused(takes, function)]
-    if not step.kind.reference:
+    if step.kind.teacher:
+        pass  # what it may not ask for was said: such rows have no reference
+    elif not step.kind.reference:
         found += _without_reference(takes)
     elif not any(name.startswith("ref_") for name in takes.names) and step.reference is not None:
         found.append(" never looks at the reference model, which costs a pass over all rows: leave `reference` out")

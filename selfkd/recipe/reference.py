@@ -18,6 +18,7 @@ from selfkd.recipe.lines import TRL_LISTS, numbers
 from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import Check
+from selfkd.steps.divergence import Divergence
 from selfkd.steps.lora import Lora
 
 GENERATED = (
@@ -70,7 +71,9 @@ def text() -> str:
     for verb, step in VERBS.items():
         parts += [f"### {verb}\n", _doc(step), _short(step), *_table(step), ""]
         if verb == "train":
-            parts += ["#### lora\n", _doc(Lora), *_table(Lora), "", "#### check\n", _doc(Check), *_table(Check), ""]
+            blocks: dict[str, type[BaseModel]] = {"lora": Lora, "check": Check, "divergence": Divergence}
+            for name, block in blocks.items():
+                parts += [f"#### {name}\n", _doc(block), *_table(block), ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

@@ -41,11 +41,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shown:
-    """One row: what it is, the ids of the prompt, and the ids of each answer by its name."""
+    """One row: what it is, the ids of the prompt, those of each answer by its name, and of a teacher's prompt if it has one."""
 
     title: str
     prompt: Sequence[int]
     answers: Mapping[str, Sequence[int]]
+    teacher: Sequence[int] = ()
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -87,7 +88,9 @@ def _training_row(row: Mapping[str, Any], tok: Any) -> Shown:
     answers = {
         side: _learned(tok, row[side], row[f"{side}_ids"], row[f"{side}_ended"] is not False, messages) for side in sides
     }
-    return Shown(f"{row['kind']} {row['id']}", tokens.encode_prompt(tok, messages), answers)
+    told = row["teacher_messages"]
+    teacher = tokens.encode_prompt(tok, told) if told else ()
+    return Shown(f"{row['kind']} {row['id']}", tokens.encode_prompt(tok, messages), answers, teacher)
 
 
 def _learned(tok: Any, text: str | None, sampled: Any, ended: bool, messages: Any) -> list[int]:
@@ -132,6 +135,8 @@ def print_prompted(found: Found, tok: Any, ids: bool, to: Console) -> None:
     for one in shown(found, tok):
         to.print(Rule(Text(one.title, "dim"), align="left", style="dim"))
         _print_part("prompt", tok, (), one.prompt, ids, to)
+        if one.teacher:
+            _print_part("prompt of the teacher", tok, (), one.teacher, ids, to)
         for name, answer in one.answers.items():
             _print_part(name, tok, one.prompt, answer, ids, to)
 

@@ -49,6 +49,8 @@ def _fate(row: Mapping[str, Any]) -> Text:
 
 def _training_row(row: Mapping[str, Any]) -> Panel:
     messages = [_field(message["role"], message["content"]) for message in row["messages"] or ()]
+    if row["teacher_messages"]:
+        messages.append(_field("teacher sees", _teacher_text(row["teacher_messages"])))
     if row["ranked"] is not None:
         learned = [_field(_number(answer["score"]), answer["text"]) for answer in row["ranked"]]
     elif row["rejected"] is None:

@@ -70,7 +70,7 @@ def training_rows(
     paths = Paths(folder)
     status.info_of(paths)
     found = contents.training_rows(paths, index, step, where)
-    heavy = ["messages", "chosen", "rejected", "ranked", *(["chosen_ids", "rejected_ids"] if ids else [])]
+    heavy = ["messages", "chosen", "rejected", "ranked", "teacher_messages", *(["chosen_ids", "rejected_ids"] if ids else [])]
     return Found(
         table="rows",
         title=_title(found.index, step, where, "training rows"),

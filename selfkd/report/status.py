@@ -181,9 +181,19 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
         moved=seal.notes.get("level", "").partition(": ")[2],
         checked=tuple(f"{commit.step}: {told(commit.checks)}" for commit in commits if commit.checks),
         adapters=adapters.learned(commits),
-        told={name: value for commit in commits if not commit.outside for name, value in commit.metrics.items()},
+        told={
+            **{name: value for commit in commits if not commit.outside for name, value in commit.metrics.items()},
+            **{f"{commit.step}/{name}": value for commit in commits for name, value in _distances(commit).items()},
+        },
         warnings=[warning for commit in commits for warning in commit.notes.get("warnings", ())],
     )
+
+
+def _distances(commit: Commit) -> dict[str, float]:
+    """Return how far a model that was distilled was from its teacher, and from who sampled its rows, at its first and its last step."""
+    found = commit.notes.get("train", {})
+    names = [f"{name}_{end}" for name in ("divergence", "staleness") for end in ("first", "last")]
+    return {name: found[name] for name in names if name in found}
 
 
 def _seconds(spent: Mapping[str, float]) -> dict[str, float]:

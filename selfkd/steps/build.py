@@ -17,6 +17,7 @@ from selfkd.steps.context import Context, Render
 from selfkd.steps.forecast import Cost, Forecast, figure, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Step, Texts, several
+from selfkd.steps.taught import Told
 
 NOT_ENDED = (
     pl.when(pl.col("finish_reason") == "length")
@@ -30,20 +31,20 @@ SLICE = 100_000  # rows whose texts are in memory at once
 
 
 class BuildStep(Step):
-    """`sft` rows: one per live sample. `pair` rows: a chosen and a rejected sample of the same prompt. `label` rows: one per live sample, with a label. `rank` rows: several samples of a prompt, the best first."""
+    """`sft` rows: one per live sample. `pair` rows: a chosen and a rejected sample of the same prompt. `label` rows: one per live sample, with a label. `rank` rows: several samples of a prompt, the best first. `kd` rows: one per live sample, with what a teacher is shown."""
 
     verb: ClassVar[str] = "build"
     short: ClassVar[str | None] = "kind"
-    later: ClassVar[frozenset[str]] = frozenset({"cut", "label", "columns", "answers"})
+    later: ClassVar[frozenset[str]] = frozenset({"cut", "label", "columns", "answers", "teacher", "teacher_system", "sees"})
 
-    kind: Literal["sft", "pair", "label", "rank"] = Field(
+    kind: Literal["sft", "pair", "label", "rank", "kd"] = Field(
         "sft",
-        description="sft: prompt and completion; pair: prompt, chosen and rejected; label: prompt, completion and label; rank: prompt and completions with their scores.",
+        description="sft: prompt and completion; pair: prompt, chosen and rejected; label: prompt, completion and label; rank: prompt and completions with their scores; kd: prompt, prompt of the teacher, and completion.",
     )
-    of: str | None = Field(None, description="Only samples of this stream (sft, label, rank).")
+    of: str | None = Field(None, description="Only samples of this stream (sft, label, rank, kd).")
     where: str | None = Field(
         None,
-        description="Keep only samples (sft, label, rank) or pairs (columns chosen_* and rejected_*) for which this holds.",
+        description="Keep only samples (sft, label, rank, kd) or pairs (columns chosen_* and rejected_*) for which this holds.",
     )
     chosen: str | None = Field(None, description="Which samples may be chosen: an expression, or the name of a stream (pair).")
     rejected: str | None = Field(
@@ -66,15 +67,24 @@ class BuildStep(Step):
     )
     weight: str | None = Field(
         None,
-        description="Weight of a row in the loss: an expression over the sample (sft, label), the pair, or the best answer (rank).",
+        description="Weight of a row in the loss: an expression over the sample (sft, label, kd), the pair, or the best answer (rank).",
     )
     columns: dict[str, str] = Field(
         {},
-        description="Numbers of each row for a loss that asks for them by name: {name: expression}, over the sample (sft, label), the pair, or the best answer (rank).",
+        description="Numbers of each row for a loss that asks for them by name: {name: expression}, over the sample (sft, label, kd), the pair, or the best answer (rank).",
     )
     view: str | Texts | None = Field(
         None, description="What the student sees in place of the last user message; a list makes one row each."
     )
+    sees: Literal["prompt", "asked"] = Field(
+        "prompt",
+        description="What the student sees where there is no view: the prompt, or what the sampler was asked, template and system included (sft, label, kd).",
+    )
+    teacher: str | None = Field(
+        None,
+        description="What the teacher sees in place of the last user message: a template, which sees the completion as `of`; default: what the sampler saw (kd).",
+    )
+    teacher_system: str | None = Field(None, description="A system message that only the teacher sees (kd).")
     cut: Literal["drop", "keep"] = Field(
         "drop",
         description="Answers that did not end (finish_reason is not 'stop') as what is to be learned: drop or keep; as rejected they stay.",
@@ -94,6 +104,13 @@ class BuildStep(Step):
             raise ValueError("kind: rank needs 'by', the score of an answer")
         if self.kind != "rank" and self.answers != type(self).model_fields["answers"].default:
             raise ValueError("'answers' is for kind: rank")
+        for name in ("teacher", "teacher_system"):
+            if self.kind != "kd" and getattr(self, name) is not None:
+                raise ValueError(f"'{name}' is for kind: kd")
+        if self.sees == "asked" and (self.view is not None or self.kind in ("pair", "rank")):
+            raise ValueError(
+                "'sees: asked' is for single completions without a view: pairs and rankings may have been asked in several ways"
+            )
         return self
 
     def problems(self) -> Iterator[Problem]:
@@ -104,6 +121,9 @@ class BuildStep(Step):
                 yield f"columns.{name}", f"a column cannot be called '{name}': that is what a loss is given beside the columns"
 
     def templates(self) -> list[str]:
+        return [*several(self.view), *several(self.teacher)]
+
+    def student_views(self) -> list[str]:
         return several(self.view)
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
@@ -127,14 +147,22 @@ class BuildStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.rows[self.as_, self.role] = self.kind
+        if self.kind == "kd":
+            others_told = seen.told.get((self.as_, self.role), False)
+            seen.told[self.as_, self.role] = others_told or self._tells_more(seen)
         others = seen.row_columns.get((self.as_, self.role), self.columns)
         seen.row_columns[self.as_, self.role] = tuple(name for name in self.columns if name in others)
+
+    def _tells_more(self, seen: Outlook) -> bool:
+        """Whether a teacher may see other words than the student, as far as the fields say."""
+        own = bool(self.teacher or self.teacher_system)
+        return own or self.view is not None or (self.sees == "prompt" and seen.asked_otherwise(self.of))
 
     def cost(self, forecast: Forecast) -> Cost:
         if self.kind in ("pair", "rank"):
             rows = times(forecast.prompts, self.per_prompt if self.kind == "pair" else 1)
         else:
-            rows = times(forecast.samples(self.of if self.of in forecast.streams else None), max(1, len(self.templates())))
+            rows = times(forecast.samples(self.of if self.of in forecast.streams else None), max(1, len(self.student_views())))
         forecast.rows[self.as_] = rows
         if self.kind == "rank":
             forecast.answers[self.as_] = self.answers
@@ -246,11 +274,14 @@ class BuildStep(Step):
         return context.expression(side, text, view, "condition")
 
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
-        renders: list[Render | None] = [context.template("view", reference) for reference in self.templates()] or [None]
+        renders: list[Render | None] = [context.template("view", reference) for reference in self.student_views()] or [None]
+        told = Told.by(self.teacher, self.teacher_system, pool, self.of, context) if self.kind == "kd" else None
         for start in range(0, pairs.height, SLICE):
             part = self._with_texts(pairs[start : start + SLICE], pool)
+            part = told.added(part, pool) if told else part
             for number, render in enumerate(renders):
-                yield self._finish(_seen(part, pool, render), number)
+                seen = _asked(part, pool) if self.sees == "asked" else _seen(part, pool, render)
+                yield self._finish(seen, number)
         if not pairs.height:
             yield empty("rows")
 
@@ -306,6 +337,13 @@ def _seen(part: pl.DataFrame, pool: Pool, render: Any) -> pl.DataFrame:
         rows = [render(row, list(row["messages"]), of=None) for row in prompts.iter_rows(named=True)]
         prompts = prompts.with_columns(pl.Series("messages", rows, dtype=prompts.schema["messages"]))
     return part.join(prompts.select(prompt="id", messages="messages"), on="prompt", how="left", maintain_order="left")
+
+
+def _asked(part: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """Adds as the student's messages those that the sampler was asked with."""
+    found = pool.scan("samples").filter(pl.col("id").is_in(part["chosen"].implode()))
+    asked = found.select(chosen="id", messages="teacher_messages").collect()
+    return part.join(asked, on="chosen", how="left", maintain_order="left")
 
 
 def matched(chosen: Sequence[str], rejected: Sequence[str], match: str, most: int) -> list[tuple[str, str]]:

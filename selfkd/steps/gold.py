@@ -28,6 +28,8 @@ class GoldStep(Step):
         return [self.text]
 
     def adds(self, seen: Outlook) -> None:
+        if self.as_ not in seen.streams:
+            seen.as_prompted.add(self.as_)
         seen.add_streams([self.as_], 1)
 
     def cost(self, forecast: Forecast) -> Cost:

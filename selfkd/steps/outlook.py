@@ -26,7 +26,8 @@ class Outlook:
     the columns that all of those rows have, `metrics`
     {metric: name of the step that measures it}, `origins` {score: what gives it, in words}; `replayed` names the steps that bring
     samples of earlier rounds. `compared` are the scores that compare two samples. `aside` are streams that a step sees only by their name, `answered` says how many samples of a prompt a
-    stream has at most, where that is known.
+    stream has at most, where that is known. `as_prompted` are streams whose prompts were asked in their own words, `told` says
+    {(stream, role) of rows of kind kd: whether a teacher sees more than the student}, `trained` are the roles that a step trained before.
     """
 
     splits: tuple[str, ...] = ()
@@ -42,6 +43,9 @@ class Outlook:
     row_columns: dict[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
     metrics: dict[str, str] = field(default_factory=dict)
     replayed: list[str] = field(default_factory=list)
+    as_prompted: set[str] = field(default_factory=set)
+    told: dict[tuple[str, str], bool] = field(default_factory=dict)
+    trained: set[str] = field(default_factory=set)
     replayable: Outlook | None = None
 
     @property
@@ -63,6 +67,10 @@ class Outlook:
             before = self.answered.get(name) if name in self.streams else 0
             self.answered[name] = None if most is None or before is None else before + most
             self.streams += [name] if name not in self.streams else []
+
+    def asked_otherwise(self, stream: str | None) -> bool:
+        """Whether some sample of a stream, or of any, may be an answer to other words than its prompt's own."""
+        return not set([stream] if stream else self.streams) <= self.as_prompted
 
     def add_aside(self, names: Iterable[str]) -> None:
         self.aside += [name for name in dict.fromkeys(names) if name not in self.aside]

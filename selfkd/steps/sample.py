@@ -79,6 +79,8 @@ class SampleStep(Step):
             yield "max_tokens", problem
 
     def adds(self, seen: Outlook) -> None:
+        plain = not (self.template or self.system) and (self.as_ not in seen.streams or self.as_ in seen.as_prompted)
+        seen.as_prompted = seen.as_prompted | {self.as_} if plain else seen.as_prompted - {self.as_}
         about = seen.most_answers(self.of) if self.of else 1
         seen.add_streams([self.as_], None if about is None else about * self.n)
 

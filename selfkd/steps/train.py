@@ -12,7 +12,16 @@ from pydantic_core import PydanticCustomError
 
 from selfkd.backend.adapters import RANKS
 from selfkd.backend.base import TrainSpec
-from selfkd.backend.trainer.loss_kinds import LOSSES, OF_FUNCTIONS, PREFERENCES, LossKind, is_function, kind_of, texts
+from selfkd.backend.trainer.loss_kinds import (
+    LOSSES,
+    OF_FUNCTIONS,
+    OF_TEACHERS,
+    PREFERENCES,
+    LossKind,
+    is_function,
+    kind_of,
+    texts,
+)
 from selfkd.backend.trainer.trl_options import check_trl
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
@@ -22,6 +31,7 @@ from selfkd.errors import GuardError
 from selfkd.steps.build import BuildStep
 from selfkd.steps.check import Check
 from selfkd.steps.context import Context
+from selfkd.steps.divergence import LIVE, Divergence, kind_alone
 from selfkd.steps.forecast import Cost, Forecast, figure, least, times
 from selfkd.steps.lora import Lora
 from selfkd.steps.outlook import Outlook
@@ -39,7 +49,8 @@ def _known_loss(name: Any) -> Any:
 
 
 LEAST_CARRIED = 0.5  # of what was learned over 4 bits; less is said
-FUNCTION_FIELDS = ("rows", *OF_FUNCTIONS)
+FUNCTION_FIELDS = ("rows", *OF_FUNCTIONS, *OF_TEACHERS)
+SAME = "teacher and student are the same model and see the same words, so the loss is 0: give the teacher words of its own (`teacher` or `teacher_system` in build, `template` or `system` in sample), or name another model"
 
 
 def _rank_alone(given: Any) -> Any:
@@ -55,7 +66,9 @@ class TrainStep(Step):
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
     stage: ClassVar[Stage] = "train"
-    later: ClassVar[frozenset[str]] = frozenset({"lora", "continue_", "optimiser", "check", "rows", "params", "average"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"lora", "continue_", "optimiser", "check", "rows", "params", "average", *OF_TEACHERS}
+    )
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
         "sft",
@@ -69,7 +82,14 @@ class TrainStep(Step):
         None,
         description="Reference model of a loss that is held against one; default: start, for a function of your own: none.",
     )
-    rows: Literal["sft", "pair", "label", "rank"] | None = Field(
+    teacher: str | None = Field(
+        None,
+        description="Whom the model is compared with at each token, under a prompt of its own: a model as in `from`, or live, which is the model itself as it is at each step; default: start (kd).",
+    )
+    divergence: Annotated[Divergence | None, BeforeValidator(kind_alone)] = Field(
+        None, description="How far from the teacher: forward, reverse, jsd, or a mapping; its fields are below (kd)."
+    )
+    rows: Literal["sft", "pair", "label", "rank", "kd"] | None = Field(
         None, description="Which kind of rows a function wants; default: sft (file.py:function)."
     )
     params: dict[str, Any] = Field({}, description="Fixed arguments of a loss that is a function.")
@@ -136,6 +156,7 @@ class TrainStep(Step):
 
     def models(self) -> dict[str, ModelRef]:
         named = {"from": self.from_, **({"reference": self.reference or "start"} if self.kind.reference else {})}
+        named |= {"teacher": self.teacher or "start"} if self.kind.teacher and self.teacher != LIVE else {}
         return {field: ModelRef.parse(text, self.role) for field, text in named.items()}
 
     def trained_role(self) -> str | None:
@@ -180,6 +201,29 @@ class TrainStep(Step):
         elif made != wanted:
             way = f": write `rows: {made}`" if self.kind.function == self.loss and self.rows is None else ""
             yield "loss", f"{need}; '{self.of}' holds {made} rows{way}"
+        elif self.kind.teacher and not seen.told.get((self.of, self.role), True) and self._teaches_itself(seen):
+            yield "teacher", SAME
+
+    def _teaches_itself(self, seen: Outlook) -> bool:
+        """Whether the teacher's weights are those that training starts from."""
+        named, untouched = self.models(), {"now", "start"} if self.role not in seen.trained else set()
+        if "teacher" not in named:
+            return True
+        begin, teacher = named["from"], named["teacher"]
+        return begin == teacher or (begin.role == teacher.role and {begin.when, teacher.when} <= untouched)
+
+    def copies_teacher(self) -> bool:
+        """Whether a teacher has weights of its own while the model learns: it is neither that model nor the one beneath its adapter."""
+        named = self.models()
+        if "teacher" not in named:
+            return False
+        begin, teacher = named["from"], named["teacher"]
+        beneath = ModelRef(begin.role, "base") if self.continue_ else begin
+        same = teacher == beneath or (teacher.role == beneath.role and {teacher.when, beneath.when} <= {"now", "start"})
+        return not (self.lora and same)
+
+    def adds(self, seen: Outlook) -> None:
+        seen.trained.add(self.role)
 
     def cost(self, forecast: Forecast) -> Cost:
         rows = forecast.rows.get(self.of, forecast.samples())
@@ -202,7 +246,8 @@ class TrainStep(Step):
             rows = made.whole("rows").sort("id")
         self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}
-        trained = context.train(models["from"], models.get("reference"), rows, self._spec(context, function), self.check)
+        beside = models.get("reference", models.get("teacher"))
+        trained = context.train(models["from"], beside, rows, self._spec(context, function), self.check)
         drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
         tables: dict[str, Any] = {**made.tables}
         if drops:
@@ -241,6 +286,7 @@ class TrainStep(Step):
             function=function,
             rows=self.kind.rows if function else "",
             average=self.average,
+            divergence=(self.divergence or Divergence()).spec() if self.kind.teacher else None,
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:

@@ -147,3 +147,16 @@ def test_a_state_in_the_machines_memory_leaves_one_lot_on_the_card_and_on_a_cpu_
     assert large.times(2).host == 8 * 2**30
     on_a_cpu = of_training(SMALL, replace(PLAIN, offloaded=True, on_card=False))
     assert (on_a_cpu.certain["optimiser"], on_a_cpu.host) == (8_000_000, 0)
+
+
+def test_a_teacher_of_its_own_lies_beside_the_model_and_its_logits_come_in_pieces() -> None:
+    """1,000,000 numbers in fp32; in bf16 2 bytes of each and 2 more of the embedding's 100 × 64; a fourth of them on four ranks."""
+    taught = replace(PLAIN, taught=True)
+    assert "teacher" not in of_training(SMALL, taught).certain
+    copied = replace(taught, teacher=True)
+    assert of_training(SMALL, copied).certain["teacher"] == 4_000_000
+    assert of_training(SMALL, replace(copied, bf16=True)).certain["teacher"] == 2_000_000 + 2 * 6_400
+    assert of_training(SMALL, replace(copied, bf16=True, ranks=4, shards=4)).certain["teacher"] == 503_200
+    assert logits(SMALL, taught) == 12 * 4 * (2 * 4 * 100) + 4 * 6_400
+    large = replace(SMALL, vocabulary=150_000)
+    assert logits(large, replace(taught, learned=10_000)) == 12 * 4 * 2**24 + 4 * 64 * 150_000

@@ -35,7 +35,7 @@ def failing(name: str, *arguments: Any, **more: Any) -> str:
 def in_small_files(start: Model, out: Path) -> int:
     """Save a divided model in files of FILE_SIZE; return the most bytes of gathered tensors that this rank kept at a time."""
     from selfkd.backend.trainer import sharded
-    from selfkd.backend.trainer.update import LOADED
+    from selfkd.backend.trainer.opened import LOADED
 
     kept, take = [0], sharded._Files.take
 

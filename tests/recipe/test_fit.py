@@ -308,3 +308,25 @@ def test_each_rank_keeps_the_state_of_its_part_in_the_machines_memory() -> None:
     problems = Problems()
     ready.add_problems(adafactor, machine, problems)
     assert any("adafactor does not know weights that are divided" in line for line in map(str, problems.lines))
+
+
+KD = RECIPE.replace("kind: sft", "kind: kd, teacher_system: Think.")
+
+
+@pytest.mark.parametrize(
+    ("train", "copied"),
+    [
+        ("{loss: kd}", True),
+        ("{loss: kd, teacher: live}", False),
+        ("{loss: kd, lora: {r: 8}}", False),
+        ("{loss: kd, lora: {r: 8}, teacher: base}", True),
+        ("{loss: kd, lora: {r: 8}, continue: true, teacher: base}", False),
+        ("{loss: kd, lora: {r: 8}, continue: true, teacher: start}", True),
+    ],
+)
+def test_a_teacher_is_counted_where_it_has_weights_of_its_own(tmp_path, train: str, copied: bool) -> None:
+    (tmp_path / "kd.yaml").write_text(KD.replace("{loss: sft}", train))
+    loads = fitted(SEVEN, load(str(tmp_path / "kd.yaml")), 64)
+    training = next(one for one in loads if one.stage == "training")
+    assert ("teacher" in training.need.certain) == copied
+    assert ("teacher" in str(training)) == copied

@@ -29,7 +29,9 @@ Ids = np.ndarray  # int32: a million rows of Python integers would not fit
 class Row:
     """One training row in token ids; `rejected` is None for plain SFT. `numbers` are its columns by name, its label among them.
 
-    Of a ranking `chosen` is the best answer, `others` are the rest, and `scores` those of all of them.
+    Of a ranking `chosen` is the best answer, `others` are the rest, and `scores` those of all of them. `teacher` is the prompt behind which
+    a teacher reads the answer: of it the `first` tokens, 0 is all, and the first `skip` of these are not learned. `logprob` is what all
+    tokens had under the model that sampled them.
     """
 
     id: str
@@ -40,24 +42,31 @@ class Row:
     numbers: Mapping[str, float] = field(default_factory=dict)
     others: tuple[Ids, ...] = ()
     scores: tuple[float, ...] = ()
+    teacher: Ids | None = None
+    skip: int = 0
+    first: int = 0
+    logprob: float | None = None
 
     @property
     def answers(self) -> tuple[Ids, ...]:
+        if self.first:
+            return (self.chosen[: self.first],)
         return (self.chosen, *self.others) if self.rejected is None else (self.chosen, self.rejected)
 
     @property
     def learned(self) -> int:
         """Tokens that a loss is made of: those of the answers."""
-        return sum(map(len, self.answers))
+        return sum(map(len, self.answers)) - self.skip
 
     @property
     def longest(self) -> int:
-        return len(self.prompt) + max(map(len, self.answers))
+        told = 0 if self.teacher is None else len(self.teacher)
+        return max(len(self.prompt), told) + max(map(len, self.answers))
 
     @property
     def tokens(self) -> int:
         """Positions that go through the model."""
-        return len(self.answers) * len(self.prompt) + self.learned
+        return len(self.answers) * len(self.prompt) + sum(map(len, self.answers))
 
 
 def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> tuple[list[Row], dict[str, str]]:
@@ -92,7 +101,16 @@ def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] |
     ranked = record.get("ranked") or []
     others = tuple(_completion(tok, _as_chosen(record, answer), "chosen") for answer in ranked[1:])
     scores = tuple(answer["score"] for answer in ranked)
-    return Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected, _numbers(record), others, scores)
+    row = Row(record["id"], weight, prompt, _completion(tok, record, "chosen"), rejected, _numbers(record), others, scores)
+    told = record.get("teacher_messages")
+    return row if told is None else _taught(tok, row, record, {} if known is None else known)
+
+
+def _taught(tok: Any, row: Row, record: dict[str, Any], known: dict[str, Ids]) -> Row:
+    """Return a row with its teacher's prompt; an end that the engine never drew has no part in what the sampler said."""
+    drawn = record.get("chosen_ids") is not None and len(record["chosen_ids"]) == len(row.chosen)
+    teacher = _prompt(tok, record["teacher_messages"], known)
+    return replace(row, teacher=teacher, logprob=record.get("chosen_logprob") if drawn else None)
 
 
 def _as_chosen(record: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
@@ -130,7 +148,8 @@ def _refused(row: Row, max_length: int) -> str:
     if not row.weight > 0:
         return f"weight {row.weight:g} is not positive"
     if row.longest > max_length:
-        return f"{row.longest} tokens, limit {max_length}"
+        told = row.teacher is not None and len(row.teacher) > len(row.prompt)
+        return f"{row.longest} tokens{' with the prompt of its teacher' if told else ''}, limit {max_length}"
     return ""
 
 

@@ -9,7 +9,10 @@ twenty times. Kept for what is larger than memory likes, for heads that cap thei
 # mypy: allow-untyped-calls
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,8 +77,45 @@ def _extras(
     )
 
 
+@dataclass(frozen=True)
+class Heard:
+    """What an output head is about to turn into logits: hidden states of the tokens in question, its weights, cap and scale."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    cap: float | None
+    scale: float
+
+    def logits(self, first: int, last: int) -> torch.Tensor:
+        """Return the logits at so many of the tokens, in fp32 or in fp64 if the weights are."""
+        found = torch.nn.functional.linear(self.hidden[first:last], self.weight, self.bias)
+        found = (found if found.dtype == torch.float64 else found.float()) * self.scale
+        return found if self.cap is None else self.cap * torch.tanh(found / self.cap)
+
+
+Instead = Callable[[Heard, torch.Tensor], tuple[torch.Tensor | None, ...]]
+_instead: list[Instead] = []
+
+
+@contextlib.contextmanager
+def instead(compute: Instead) -> Iterator[None]:
+    """Have models with TRL's head give what `compute` makes of hidden states and labels, in the place of log-probabilities and extras.
+
+    TRL hands every position to a head on devices without Triton; here it is the labels' alone, whatever the device.
+    """
+    decides = trl.trainer.utils._use_triton
+    _instead.append(compute)
+    trl.trainer.utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        _instead.pop()
+        trl.trainer.utils._use_triton = decides
+
+
 class Head:
-    """Stands in for TRL's function: ours on a CPU where the logits fit, TRL's everywhere else."""
+    """Stands in for TRL's function: ours on a CPU where the logits fit, TRL's everywhere else, and what was put in its place."""
 
     @staticmethod
     def apply(
@@ -89,6 +129,8 @@ class Head:
         scale: float = 1.0,
         wanted: tuple[str, ...] = (),
     ) -> Any:
+        if _instead:
+            return _instead[-1](Heard(hidden, weight, bias, cap, scale), targets)
         fits = math.prod((hidden.shape[0], weight.shape[0])) <= MOST_ELEMENTS
         if hidden.device.type == "cpu" and cap is None and fits:
             return LabelLogProbs.apply(hidden, weight, bias, targets, scale / temperature, wanted)

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 # An adapter learns with ten times the rate of all weights, whatever the model and the method (Schulman et al. 2025, "LoRA Without Regret").
 FASTER = 10
-Rows = Literal["sft", "pair", "label", "rank"]
+Rows = Literal["sft", "pair", "label", "rank", "kd"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class LossKind:
     """One loss, and everything about it that more than one module has to know."""
 
     rows: Rows
-    """The kind of rows it learns from: an answer, a chosen one and a rejected one, an answer with a label, or answers in their order."""
+    """The kind of rows it learns from: an answer, a chosen one and a rejected one, an answer with a label, answers in their order, or an answer with the prompt of a teacher."""
     reference: bool
     """Whether it is held against the log-probabilities of a reference model."""
     config: str
@@ -41,6 +41,11 @@ class LossKind:
     loss_type: str = ""
     """TRL's name of the loss, where the step's name of it says which one."""
 
+    @property
+    def teacher(self) -> bool:
+        """Whether it is measured from a teacher at each token."""
+        return self.rows == "kd"
+
     def rate(self, lora: bool) -> float:
         """Return the default learning rate: for all weights, or for an adapter."""
         return self.learning_rate * (FASTER if lora else 1)
@@ -48,6 +53,7 @@ class LossKind:
 
 # Fields of the step `train` that losses of the form value-per-row have.
 OF_FUNCTIONS = ("reference", "params", "average")
+OF_TEACHERS = ("teacher", "divergence")  # and of those whose rows have a teacher, in the place of a reference
 PER_ROW = {"pair": 2, "rank": 4}  # sequences of a row, where it is not one; of a ranking as many as `build` takes unasked
 # Losses of TRL's DPOTrainer that a step may name instead of dpo with `trl: {loss_type: ...}`.
 PREFERENCES = (
@@ -72,6 +78,22 @@ def _function(file: str, rows: Rows, learning_rate: float, text: str, reference:
     )
 
 
+def _distillation(function: str, fields: tuple[str, ...], text: str) -> LossKind:
+    """Return a loss that is a function of how far the model is from a teacher."""
+    return LossKind(
+        rows="kd",
+        reference=False,
+        config="SFTConfig",
+        trainer="Distilled",
+        learning_rate=1e-5,
+        sequences=1,
+        fields=fields,
+        text=text,
+        function=function,
+        ignores=("loss_type",),
+    )
+
+
 def _preference(loss_type: str = "") -> LossKind:
     return LossKind(
         rows="pair",
@@ -87,7 +109,7 @@ def _preference(loss_type: str = "") -> LossKind:
     )
 
 
-# Learning rates: 1e-5 is usual for SFT of a whole model, 5e-7 is SPIN's, DPO's and SPPO's, 1e-6 NFT's and TRL's for KTO, 5e-6 PRO's.
+# Learning rates: 1e-5 is usual for SFT of a whole model and for distillation, 5e-7 is SPIN's, DPO's and SPPO's, 1e-6 NFT's and TRL's for KTO, 5e-6 PRO's.
 LOSSES: dict[str, LossKind] = {
     "sft": LossKind(
         rows="sft",
@@ -121,6 +143,11 @@ LOSSES: dict[str, LossKind] = {
     ),
     "rrhf": _function("rrhf", "rank", 1e-5, "rank rows (Yuan et al. 2023, arXiv 2304.05302)", reference=False),
     "pro": _function("pro", "rank", 5e-6, "rank rows (Song et al. 2023, arXiv 2306.17492)", reference=False),
+    "kd": _distillation(
+        "loss/kd.py:kd",
+        ("params", "average", *OF_TEACHERS),
+        "kd rows, distance from a teacher's next-token distribution (Agarwal et al. 2023, arXiv 2306.13649)",
+    ),
     **{name: _preference(name) for name in PREFERENCES},
 }
 
@@ -143,6 +170,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     ),
     "label": ("logps", "mask", "ref_logps", "label", "kl"),
     "rank": ("logps", "mask", "ref_logps", "scores"),
+    "kd": ("divergence", "logps", "teacher_logps", "mask"),
 }
 KL = "kl"  # one number per step: how far the model is from its reference on answers that were given to other prompts
 LEARNED = {
@@ -150,7 +178,9 @@ LEARNED = {
     "pair": ("chosen_logps", "rejected_logps"),
     "label": ("logps",),
     "rank": ("logps",),
+    "kd": ("divergence", "logps"),
 }  # without one, nothing is learned
+OF_TOKENS = ("divergence", "teacher_logps")  # what else rows of kind kd have of each token
 WEIGHT = "weight"  # a row's weight multiplies its value in the trainer, and nowhere else
 
 
@@ -164,6 +194,8 @@ def kind_of(loss: str, rows: str | None = None, reference: bool = False) -> Loss
     if not is_function(loss):
         return LOSSES[loss]
     kind: Rows = next((one for one in get_args(Rows) if one == rows), "sft")
+    if kind == "kd":
+        return _distillation(loss, ("rows", "params", "average", *OF_TEACHERS), "a function of a file")
     return LossKind(
         rows=kind,
         reference=reference,

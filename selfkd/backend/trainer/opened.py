@@ -3,17 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
 
-from selfkd.backend import probe
+from selfkd.backend import adapters, probe
 from selfkd.backend.attention import TORCH, plain_attention, plain_attention_of
-from selfkd.backend.trainer import batches, flat, losses
+from selfkd.backend.trainer import batches, flat, four_bits, losses
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
+
+LOADED: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+
+
+def as_masters(path: str) -> dict[str, Any]:
+    """Return how a model is opened: fp32 masters, from local safetensors only and without the folder's own code."""
+    return {"attn_implementation": plain_attention_of(path), **LOADED}
+
+
+def load(path: str, base: str | None = None, rounded: bool = False, four: torch.dtype | None = None) -> Any:
+    """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged.
+
+    `rounded` ones lie there in bf16; linear layers in 4 bits where `four` is what they compute in.
+    """
+    full = str(adapters.base_folder(path, base))
+    model = AutoModelForCausalLM.from_pretrained(full, **as_masters(full))
+    if full != path:
+        adapters.Weights(path, base).merge_into(model)
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    if four is not None:
+        four_bits.quantise(model, adapters.Weights(path, base), device, four)
+    if rounded:
+        round_linear_weights(model)
+    return model.to(device)
 
 
 def which_attention(numerics: Mapping[str, Any], folder: str, asked: bool, longest: int) -> tuple[str, bool]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from selfkd.backend.trainer.loss_kinds import ARGUMENTS, KL, LEARNED, WEIGHT
+from selfkd.backend.trainer.loss_kinds import ARGUMENTS, KL, LEARNED, OF_TOKENS, WEIGHT
 from selfkd.core.pool import Function
 from selfkd.core.user_module import load_module
 from selfkd.errors import UsageError
@@ -75,8 +75,8 @@ class RowLoss:
 
 
 def mask_of(name: str) -> str:
-    """Return the mask of log-probabilities of that name."""
-    return name.removesuffix("logps") + "mask"
+    """Return the mask of what is given per token by that name."""
+    return "mask" if name in OF_TOKENS else name.removesuffix("logps") + "mask"
 
 
 def _told(error: Exception) -> str:
@@ -151,7 +151,7 @@ def _only(given: Given, row: int, rows: str) -> dict[str, torch.Tensor]:
     for name in (name for name in ARGUMENTS[rows] if name.endswith("mask")):
         width, answers = int(found[name].sum(-1).max()), int(found[name].any(-1).sum())
         side = name.removesuffix("mask")
-        for other in (other for other in (name, f"{side}logps", f"ref_{side}logps") if other in found):
+        for other in (other for other in (name, f"{side}logps", f"ref_{side}logps", *OF_TOKENS) if other in found):
             found[other] = found[other][..., :width] if found[other].ndim == 2 else found[other][:, :answers, :width]
         if "scores" in found and rows == "rank":
             found["scores"] = found["scores"][:, :answers]
@@ -211,6 +211,8 @@ def made_up(rows: str, columns: Sequence[str]) -> dict[str, torch.Tensor]:
         logps = -2 * torch.rand(mask.shape, generator=drawn, dtype=torch.float64)
         given |= {name: mask, f"{side}logps": logps * mask}
         given[f"ref_{side}logps"] = (logps - 0.2 * torch.rand(mask.shape, generator=drawn, dtype=torch.float64)) * mask
+    if rows == "kd":
+        given |= {"teacher_logps": given.pop("ref_logps"), "divergence": (0.01 + given["logps"] ** 2) * given["mask"]}
     if rows == "rank":
         given["scores"] = torch.tensor([3.0, 1.5, 1.0]).double() * given["mask"].any(-1)
     given |= {"label": torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64), KL: torch.tensor(0.1, dtype=torch.float64)}

@@ -86,7 +86,7 @@ class RowWise(losses.Supervised):
         }
 
     def _sequences(self, whole: Sequence[tuple[Ids, Ids]]) -> dict[str, Any]:
-        return _sequences(whole, self.args.pad_to_multiple_of or 1, self.data_collator.pad_token_id)
+        return sequences(whole, self.args.pad_to_multiple_of or 1, self.data_collator.pad_token_id)
 
     def get_batch_samples(self, *arguments: Any) -> Any:
         """Work out, where the loss asks for it, the step's `kl` before its first micro-batch."""
@@ -118,19 +118,26 @@ class RowWise(losses.Supervised):
         arguments = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
         if self.aux_loss_enabled:
             arguments["output_router_logits"] = True
-        outputs = self._outputs(model, **arguments, use_cache=False, fused_lm_head=True)
-        logps = by_answer(outputs.log_probs.float(), inputs["starts"], known, self.form.rows)
-        loss = (scale * self.form.values({**known, **logps})).sum()
-        self._note(inputs, logps, scale)
+        outputs, scored = self._per_token(model, inputs, arguments)
+        loss = (scale * self.form.values({**known, **scored})).sum()
+        self._note(inputs, scored, scale)
         return loss + self.router_aux_loss_coef * outputs.aux_loss if self.aux_loss_enabled else loss
 
-    def _note(self, inputs: Any, logps: Mapping[str, torch.Tensor], scale: torch.Tensor) -> None:
-        """Keep for the log the tokens so far, and how likely answers are."""
+    def _per_token(self, model: Any, inputs: Any, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Return the outputs of one forward pass, and what of them a function may ask for, by name."""
+        outputs = self._outputs(model, **arguments, use_cache=False, fused_lm_head=True)
+        return outputs, by_answer(outputs.log_probs.float(), inputs["starts"], inputs["given"], self.form.rows)
+
+    def _note_tokens(self, inputs: Any, scale: torch.Tensor) -> None:
         real = (scale > 0).long()  # without the row of a rank that has none
         whole = inputs["attention_mask"].sum() if real.any() else real.sum()
         self._total_train_tokens += self.accelerator.gather(whole).sum().item()
-        noted = self._metrics["train"]
-        noted["num_tokens"] = [self._total_train_tokens]
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def _note(self, inputs: Any, logps: Mapping[str, torch.Tensor], scale: torch.Tensor) -> None:
+        """Keep for the log the tokens so far, and how likely answers are."""
+        self._note_tokens(inputs, scale)
+        real, noted = (scale > 0).long(), self._metrics["train"]
         for name, values in logps.items():
             sums = (values[:, 0] if self.form.rows == RANK else values).detach().sum(1)  # of a ranking, the best answer
             told = self.accelerator.gather(torch.stack([(sums * real).sum(), real.sum()])).view(-1, 2).sum(0)
@@ -170,7 +177,7 @@ def first_rows(rows: Sequence[Row]) -> list[Row]:
     return [ordered[at] for at in places]
 
 
-def _sequences(whole: Sequence[tuple[Ids, Ids]], multiple: int, padding: int) -> dict[str, torch.Tensor]:
+def sequences(whole: Sequence[tuple[Ids, Ids]], multiple: int, padding: int) -> dict[str, torch.Tensor]:
     """Return prompts with their answers, padded on the right; only the answers' tokens are labels."""
     width = -(-max(len(prompt) + len(answer) for prompt, answer in whole) // multiple) * multiple
     ids, labels = torch.full((len(whole), width), padding), torch.full((len(whole), width), -100)

@@ -10,7 +10,6 @@ import contextlib
 import copy
 import gc
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,17 +23,17 @@ import polars as pl
 import torch
 import torch.distributed
 import trl
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from selfkd.backend import adapters, probe, tokens
-from selfkd.backend.attention import caps, plain_attention, plain_attention_of
+from selfkd.backend.attention import caps, plain_attention
 from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.trainer import (
     adapter,
     batches,
     checkpoint,
+    distil,
     flat,
     four_bits,
     losses,
@@ -48,41 +47,14 @@ from selfkd.backend.trainer import (
 from selfkd.backend.trainer.loss_kinds import LossKind, kind_of
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Over, Resumption
+from selfkd.backend.trainer.settings import TRL_DEFAULTS, TRL_FIXED
 from selfkd.backend.trainer.together import grouped, of_rank_0, place
-from selfkd.backend.trainer.trl_options import BATCH, check_trl, for_loss
+from selfkd.backend.trainer.trl_options import check_trl, for_loss
 from selfkd.core import number_format
 from selfkd.core.pool import Model
 from selfkd.errors import GuardError, SelfkdError, UsageError
 
-# Ours, where they differ from TRL's; the learning rates are in loss_kinds. Constant and without warm-up: a round is short, a
-# decay to zero in each would make the step size a saw-tooth over the chain.
-TRL_DEFAULTS: dict[str, Any] = {
-    "per_device_train_batch_size": BATCH,
-    "gradient_accumulation_steps": 1,
-    "num_train_epochs": 1,
-    "lr_scheduler_type": "constant",
-    "warmup_steps": 0,
-    "weight_decay": 0.0,
-    "max_grad_norm": 1.0,
-    "gradient_checkpointing": False,  # less memory for about 30 % of the time: on where a model does not fit
-    "ddp_find_unused_parameters": False,  # experts lie in one tensor, which has a gradient whoever of them was asked
-}
 PROOFS = 2  # rows on which a model shows that flat rows do not see each other
-# How a model is opened: fp32 masters, from local safetensors only and without the folder's own code.
-LOADED: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-# What selfkd decides for every update; trl_options.OWNED says why.
-TRL_FIXED: dict[str, Any] = {
-    "save_strategy": "no",
-    "report_to": "none",
-    "logging_steps": 1,
-    "logging_nan_inf_filter": False,
-    "disable_tqdm": True,
-    "log_level": "error",
-    "remove_unused_columns": False,
-    "dataloader_num_workers": 0,
-    "dataloader_pin_memory": False,
-    "max_length": None,
-}
 
 
 def train_rank(
@@ -132,7 +104,7 @@ def sequence_logprobs(
         pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
     logging.disable_progress_bar()
     with repeatable(numerics):
-        sums = losses.completion_logprobs(_load(str(folder), None if base is None else str(base)), pairs, bf16)
+        sums = losses.completion_logprobs(opened.load(str(folder), None if base is None else str(base)), pairs, bf16)
     return [(name, value, len(pair[1])) for name, value, pair in zip(rows["id"], sums, pairs, strict=True)]
 
 
@@ -194,6 +166,9 @@ def _planned(
         four_bits.refuse_shards(spec)
     whole = batches.share(options["per_device_train_batch_size"], options["gradient_accumulation_steps"], ranks)
     rows, drops = batches.read_rows(tokens.tokenizer(start.path), paths, kind.rows == "pair", spec.max_length)
+    if kind.teacher:
+        rows, drops = distil.taught(rows, drops, spec)
+        distil.refuse_same(rows, start.digest, reference.digest if reference else None)
     adapter.refuse_unserved(spec, start, numerics)
     longest = max(row.longest for row in rows)
     attention, is_flat = opened.which_attention(numerics, start.path, bool(options.get("padding_free")), longest)
@@ -281,9 +256,9 @@ class _Update:
         """
         plan, path = self.plan, one.path
         if plan.shard:
-            model = sharded.load(path, one.base, rounded, **_loaded(path))
+            model = sharded.load(path, one.base, rounded, **opened.as_masters(path))
         else:
-            model = _load(path, one.base, rounded, plan.four_bits)
+            model = opened.load(path, one.base, rounded, plan.four_bits)
         attach(model)  # a divided model takes nothing more once something went through it
         few = [ids[: probe.SEQUENCE_TOKENS] for ids in batches.sequences(plan.rows[:PROOFS])]
         with opened.in_fp32(model):
@@ -307,8 +282,20 @@ class _Update:
             is_flat=is_flat,
             resumption=self.resumption,
             offloads=bool(plan.numerics.get("trainer", {}).get("offload_optimiser")),
+            **self._teacher(model, is_flat),
             callbacks=[self.steps, *([self.shares] if plan.shard else []), *self._of_optimiser()],
         )
+
+    def _teacher(self, model: Any, is_flat: bool) -> Mapping[str, Any]:
+        """Return whom the model is compared with at each token: itself, the one beneath its adapter, or a copy that lies still beside it."""
+        plan = self.plan
+        if not plan.kind.teacher:
+            return {}
+        if plan.reference is None or self._lies_beneath(plan.reference):
+            return {"teacher": distil.Teacher(model, is_flat, plan.bf16, beneath=plan.reference is not None)}
+        other, other_flat = self._reference(plan.reference)
+        self._compute_in(other, plan.bf16)
+        return {"teacher": distil.Teacher.another(other, other_flat, plan.bf16)}
 
     def _references_of_another(self) -> losses.References:
         """Return {row id: reference log-probabilities of chosen and rejected}; the reference model is gone before the policy loads.
@@ -404,7 +391,15 @@ class _Update:
         metrics |= {"shard_held": self.shares.held} if math.isfinite(self.shares.held) else {}  # no step was left to make
         metrics |= {"loss_first": values[0], "loss_last": values[-1], "loss_mean": sum(values) / len(values)}
         metrics |= {"tokens": int(last["num_tokens"]), "grad_norm_max": max(entry["grad_norm"] for entry in history)}
-        for name in ("rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected", "nll/chosen", "kl"):
+        for name in (
+            "rewards/margins",
+            "rewards/accuracies",
+            "logps/chosen",
+            "logps/rejected",
+            "nll/chosen",
+            "kl",
+            *distil.NOTED,
+        ):
             if name in first:
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
         metrics |= {"made_by": self.resumption.made_by}
@@ -424,7 +419,7 @@ class _Update:
 
 
 def _trainer_of(kind: LossKind) -> Any:
-    return getattr(rowwise if kind.function else losses, kind.trainer)
+    return getattr(distil if kind.teacher else rowwise if kind.function else losses, kind.trainer)
 
 
 def _array(ids: list[int]) -> batches.Ids:
@@ -434,27 +429,6 @@ def _array(ids: list[int]) -> batches.Ids:
 def _copy(tok: Any) -> Any:
     """Copy a tokenizer: TRL sets a padding token on the one it is given, and ours is shared with whoever encodes next."""
     return copy.deepcopy(tok)
-
-
-def _loaded(path: str) -> dict[str, Any]:
-    return {"attn_implementation": plain_attention_of(path), **LOADED}
-
-
-def _load(path: str, base: str | None = None, rounded: bool = False, four: torch.dtype | None = None) -> Any:
-    """Load fp32 masters onto this rank's device; an adapter, of which `base` is the model beneath, merged.
-
-    `rounded` ones lie there in bf16; linear layers in 4 bits where `four` is what they compute in.
-    """
-    full = str(adapters.base_folder(path, base))
-    model = AutoModelForCausalLM.from_pretrained(full, **_loaded(full))
-    if full != path:
-        adapters.Weights(path, base).merge_into(model)
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    if four is not None:
-        four_bits.quantise(model, adapters.Weights(path, base), device, four)
-    if rounded:
-        opened.round_linear_weights(model)
-    return model.to(device)
 
 
 def _clear(out: Path) -> None:
