@@ -112,7 +112,7 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ("sample: {stop: end}", "steps[0].sample: 'stop' should be a list, not 'end'"),
         (
             "train: {loss: dop}",
-            "steps[0].train: 'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', a loss type of TRL or file.py:function, not 'dop'. Did you mean 'dpo'?",
+            "steps[0].train: 'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', 'kd', a loss type of TRL or file.py:function, not 'dop'. Did you mean 'dpo'?",
         ),
         ("score: {}", "steps[0].score: give one of 'reward', 'logprob' and 'elo'"),
         ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
@@ -472,7 +472,7 @@ def test_a_wrong_value_of_a_field_is_said_in_plain_words(word, said):
         ("score: []", "'reward' should be text, not []"),
         (
             "train: {loss: {}}",
-            "'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', a loss type of TRL or file.py:function, not {}",
+            "'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', 'kd', a loss type of TRL or file.py:function, not {}",
         ),
     ],
 )

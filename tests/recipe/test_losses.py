@@ -77,7 +77,7 @@ GAIN = '  - build: {columns: {gain: "chars / 2"}}\n'
             "{loss: sft, params: {a: 1}}",
             SFT,
             "",
-            "'params' belongs to loss: kto, nft, sppo, cream, rrhf, pro, file.py:function",
+            "'params' belongs to loss: kto, nft, sppo, cream, rrhf, pro, kd, file.py:function",
         ),
         (
             "{loss: 'mine.py:mine', reference: start, lora: {r: 2, dropout: 0.1}}",
@@ -154,7 +154,9 @@ def mine(logps, mask, gain):
 
 
 def test_the_loss_of_the_documents_works_as_printed(tmp_path):
-    [code], [steps, labels] = (re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(), re.DOTALL) for kind in ("python", "yaml"))
+    [code], [steps, distilled, labels] = (
+        re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(), re.DOTALL) for kind in ("python", "yaml")
+    )
     (tmp_path / "mine.py").write_text(code)
     written = recipe_in(tmp_path, RECIPE[: RECIPE.index("steps:")] + steps, "rounds=1")
     report = lint(written)
@@ -164,6 +166,9 @@ def test_the_loss_of_the_documents_works_as_printed(tmp_path):
     gains = [{column["name"]: column["value"] for column in row} for row in rows["columns"].to_list()]
     assert {gain for [gain] in (one.keys() for one in gains)} == {"gain"}
     assert abs(sum(one["gain"] for one in gains)) < 1e-9 and verify(run.folder).problems == []
+    taught = recipe_in(tmp_path / "kd", RECIPE[: RECIPE.index("steps:")] + distilled, "rounds=1")
+    rows = go(taught, tmp_path / "kd/run").rows(1, step="build")
+    assert set(rows["kind"]) == {"kd"}
     second = recipe_in(tmp_path / "nft", RECIPE[: RECIPE.index("steps:")] + labels, "rounds=1")
     assert lint(second).problems == []
     rows = go(second, tmp_path / "nft/run").rows(1, step="build")

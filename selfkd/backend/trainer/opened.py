@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from selfkd.backend import adapters, probe
 from selfkd.backend.attention import TORCH, plain_attention, plain_attention_of
-from selfkd.backend.trainer import batches, flat, four_bits, losses
+from selfkd.backend.trainer import flat, four_bits
 from selfkd.core.wording import first_line
 from selfkd.errors import UsageError
 
@@ -56,16 +56,6 @@ def which_attention(numerics: Mapping[str, Any], folder: str, asked: bool, longe
         fix = "Leave the option out, or name one that has it: flash_attention_2, or eager."
         raise UsageError(what, "machine.trainer.attn_implementation", fix)
     return named or plain, asked or flat.is_varlen(named or "")
-
-
-def split_of(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
-    """Cut the batches finer on a CPU, where the loss types allow it."""
-    wanted = options.get("loss_type") or []
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    losses.refuse_unsplittable(rows, whole, wanted)
-    if torch.cuda.is_available() or losses.UNSPLITTABLE & set(wanted):
-        return whole
-    return batches.finer(whole, rows, batches.FLAT_TOKENS if is_flat else batches.PADDED_TOKENS)
 
 
 def set_attention(model: Any, name: str) -> None:

@@ -173,7 +173,7 @@ def _planned(
     longest = max(row.longest for row in rows)
     attention, is_flat = opened.which_attention(numerics, start.path, bool(options.get("padding_free")), longest)
     refused.router_loss(options, start.path)
-    split = opened.split_of(whole, rows, options, is_flat)
+    split = _split(whole, rows, options, is_flat)
     config = _config(spec, kind, options, split, out)
     return _Plan(start, reference, spec, kind, out, rows, drops, split, config, rank, attention, is_flat, shard, numerics)
 
@@ -416,6 +416,16 @@ class _Update:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _split(whole: batches.Share, rows: list[batches.Row], options: Mapping[str, Any], is_flat: bool) -> batches.Share:
+    """Cut the batches finer on a CPU, where the loss types allow it."""
+    wanted = options.get("loss_type") or []
+    wanted = [wanted] if isinstance(wanted, str) else wanted
+    losses.refuse_unsplittable(rows, whole, wanted)
+    if torch.cuda.is_available() or losses.UNSPLITTABLE & set(wanted):
+        return whole
+    return batches.finer(whole, rows, batches.FLAT_TOKENS if is_flat else batches.PADDED_TOKENS)
 
 
 def _trainer_of(kind: LossKind) -> Any:
