@@ -26,6 +26,11 @@ Says = Callable[
 ]  # what the model was shown; how often it was shown this before: what it writes
 
 
+Likes = Callable[
+    [int, str], float
+]  # which weights, in the order in which they were first asked; an answer: its log-probability
+
+
 @dataclass(frozen=True)
 class Asked:
     """A table of requests that went to a model."""
@@ -48,9 +53,10 @@ class Update:
 class Scripted(Fake):
     """A model that writes what a function says, and that notes what it is asked and how it is trained."""
 
-    def __init__(self, says: Says) -> None:
+    def __init__(self, says: Says, likes: Likes | None = None) -> None:
         super().__init__({}, self.said)
-        self.says = says
+        self.says, self.likes = says, likes
+        self.met: dict[str, int] = {}  # which weights were asked, numbered
         self.shown: Counter[str] = Counter()
         self.asked: list[Asked] = []
         self.updates: list[Update] = []
@@ -61,8 +67,16 @@ class Scripted(Fake):
         return self.says(messages, self.shown[shown] - 1)
 
     def generate(self, model, chunks, sampling, *listener):
+        self.met.setdefault(model.digest, len(self.met))
         self.asked += [Asked(chunk.stream, model.digest, sampling) for chunk in chunks]
         return super().generate(model, chunks, sampling, *listener)
+
+    def logprobs(self, model, rows, *listener):
+        if self.likes is None:
+            yield from super().logprobs(model, rows, *listener)
+            return
+        for row in rows.iter_rows(named=True):
+            yield row["id"], self.likes(self.met[model.digest], row["text"]), len(row["text"])
 
     def train(self, start, reference, rows, spec, out, *listener):
         frame = pl.concat([pl.read_parquet(path) for path in rows], how="diagonal_relaxed").sort("id")
@@ -96,6 +110,14 @@ class Golden:
         """The samples of a stream in a round, with their scores."""
         return self.run.samples(index).filter(pl.col("stream") == stream)
 
+    def pairs(self, index: int, step: str = "build") -> list[tuple[str, str]]:
+        """Which answer wins against which in the rows that a step of a round built."""
+        return sorted(self.table(index, step, "rows").select("chosen", "rejected").iter_rows())
+
+    def pairings(self) -> list[tuple[str, str | None]]:
+        """Of each update the weights that it starts from, and those that it is held against."""
+        return [(update.start, update.reference) for update in self.backend.updates]
+
     def asked(self, stream: str) -> set[tuple[str, float, float]]:
         """Which weights were asked for a stream, with which temperature and top-p."""
         return {(one.model, one.sampling.temperature, one.sampling.top_p) for one in self.backend.asked if one.stream == stream}
@@ -108,13 +130,19 @@ def golden(
     train: Sequence[Mapping[str, Any]],
     dev: Sequence[Mapping[str, Any]] = ({"prompt": "3 + 4", "answer": "7"},),
     overrides: Sequence[str] = (),
+    likes: Likes | None = None,
     **prompts: Any,
 ) -> Golden:
     """Walk the shipped recipe `name` on these prompts; `prompts` changes other words of its `prompts:`, such as `take`."""
     recipe = load(name, list(overrides))
     words = {"train": list(train), "dev": list(dev), **prompts}
     recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=words)})
-    backend = Scripted(says)
+    backend = Scripted(says, likes)
     run = Run.open(recipe, folder / "run", Machine(backend="fake"))
     walk(run, backend, run.begin())
     return Golden(run, backend)
+
+
+def between(text: str, opening: str, closing: str) -> str:
+    """What a template has put between two of its lines."""
+    return text.split(f"{opening}\n", 1)[1].split(f"\n{closing}", 1)[0]

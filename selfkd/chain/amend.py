@@ -35,6 +35,7 @@ FIXED = (
     "seed",
     "prompts",
     "overlap",
+    "transductive",
     "context",
     "chunk",
     "exact",
@@ -248,7 +249,8 @@ class _Standing:
 
     def _pruned(self, recipe: Recipe) -> ChainError | None:
         """Find a model that a step to come names and `keep` has taken away."""
-        for step in recipe.steps_of(recipe.rounds) if self.sealed else ():
+        to_come = range(len(self.sealed), recipe.rounds + 1) if self.sealed else ()
+        for step in (step for index in to_come for step in recipe.steps_of(index)):
             for field, model in step.models().items():
                 path = self._path(model, recipe)
                 copy = path and rounded.copy_of(self.paths.folder, path)

@@ -45,6 +45,7 @@ from selfkd.core.views import Kind
 from selfkd.errors import BackendError, ChainError, GuardError, UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.read import places_of
+from selfkd.prompts.template_fields import SAMPLES, uses
 from selfkd.recipe import targets
 from selfkd.rewards.pool import spread, worker_facts
 from selfkd.steps.check import Check
@@ -312,6 +313,9 @@ class StepContext:
             return templates.with_last_message(messages, template.render(prompt=templates.prompt_of(prompt), of=of, **more))
 
         return render
+
+    def sample_fields(self, reference: str) -> Collection[str]:
+        return {use.name for use in uses(self.run.template(reference)) if use.owner in SAMPLES}
 
     def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
         return views.expression(text, table, kind, f"{self.where} '{field}'")

@@ -23,6 +23,7 @@ from selfkd.rewards.contract import CONTRACT
 from selfkd.rewards.find import definition, find_function, required
 
 DRY_PROMPTS = 8
+READABLE = {"tests": ["assert f(1) == 1"]}  # columns in which a reward reads more than text (reward/code.py)
 THOUGHT = "Let me think"  # how a stand-in answer begins
 KEPT_NOTHING = "the dry run kept nothing to train on (its stand-in answers may not be in the form that the rewards want)"
 
@@ -78,7 +79,7 @@ def in_small(recipe: Recipe) -> Recipe:
 def _few(recipe: Recipe, split: str, source: Any, place: int) -> Any:
     if on_hub(source):
         first = 1 + 100 * place
-        named = {name: f"the {name}" for name in sorted(_columns_named(recipe))}
+        named = {name: READABLE.get(name, f"the {name}") for name in sorted(_columns_named(recipe))}
         return [
             {**named, "prompt": f"How much is {first + at} + {at}?", "answer": str(first + 2 * at)}
             for at in range(1, DRY_PROMPTS + 1)

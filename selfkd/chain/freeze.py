@@ -101,7 +101,7 @@ def freeze_prompts(recipe: Recipe, paths: Paths) -> dict[str, SplitEntry]:
     """Write the prompts of each split; those that are held out elsewhere too are refused or taken out, as the recipe says."""
     frames = {split: read_prompts(source, recipe.folders, split) for split, source in recipe.splits().items()}
     checks.refuse(recipe, frames)
-    frames, dropped = _without_leaks(frames, recipe.overlap)
+    frames, dropped = _without_leaks(frames, recipe)
     read = {split: _file_digest(source, recipe) for split, source in recipe.splits().items()}
     return {split: _frozen_split(split, frame, read[split], dropped.get(split, 0), paths) for split, frame in frames.items()}
 
@@ -137,11 +137,11 @@ def _file_digest(source: Any, recipe: Recipe) -> str:
         return ""
 
 
-def _without_leaks(frames: dict[str, pl.DataFrame], policy: str) -> tuple[dict[str, pl.DataFrame], dict[str, int]]:
+def _without_leaks(frames: dict[str, pl.DataFrame], recipe: Recipe) -> tuple[dict[str, pl.DataFrame], dict[str, int]]:
     """Return the splits, and how many prompts were taken out of each because another split holds them out (`overlap: drop`)."""
     heights = {split: frame.height for split, frame in frames.items()}
-    for split, held_out, shared in leaks(frames):
-        if policy == "refuse":
+    for split, held_out, shared in leaks(frames, recipe.transductive):
+        if recipe.overlap == "refuse":
             what = f"{len(shared)} {split} prompts stand in '{held_out}' too, such as {shared[0]}"
             fix = f"Separate the splits, or write `overlap: drop` in the recipe to take them out of {split}."
             raise GuardError(what, "prompts", fix)

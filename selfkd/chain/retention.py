@@ -150,7 +150,7 @@ def kept_rounds(recipe: Recipe, sealed: Sequence[Seal]) -> set[int]:
 
 def _used_rounds(recipe: Recipe, sealed: Sequence[Seal]) -> set[int]:
     """Return the rounds whose models the steps name (`from: base`, `reference: round-3`), whatever `keep` says."""
-    references = [reference for step in recipe.steps_of(recipe.rounds) for reference in step.models().values()]
+    references = recipe.named_models()
     found = {{"base": 0, "warm": 0}.get(reference.when, reference.round) for reference in references}
     best = best_rounds(sealed, recipe.best) if any(reference.when == "best" for reference in references) else set()
     return best | {index for index in found if index is not None}

@@ -126,10 +126,11 @@ class Round:
             self.head_start.stop()  # whatever is wrong with a reward stops the step that it belongs to
 
     def _earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
-        """Yield (round, what it made) of the accepted rounds before this one, newest first, `window` rounds back at most."""
+        """Yield (round, what it made) of the accepted rounds before this one, newest first, `window` rounds back at most; of round 0 for 0."""
         train = self.run.split("train")
         after_base = self.before[1:]
-        for seal in reversed(after_base[-window:] if window else after_base):
+        chosen = self.before[:1] if window == 0 else after_base[-window:] if window else after_base
+        for seal in reversed(chosen):
             if seal.accepted:
                 pool = Pool({"prompts": train.prompts}, train.files)
                 for made in self.run.commits(seal):

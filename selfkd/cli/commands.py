@@ -32,13 +32,22 @@ RUNS = Path("runs")
 # -------------------------------------------------------------------------------------------------------- run and resume
 
 
-def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None, plan: bool, amend: bool, runs: Path) -> int:
+def run(
+    recipe: str,
+    overrides: Sequence[str],
+    name: str | None,
+    on: Path | None,
+    small: bool,
+    plan: bool,
+    amend: bool,
+    runs: Path,
+) -> int:
     """Start a run, or go on where it stopped: safe to repeat, safe to requeue."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.load import load
 
     _refuse_place(name, runs)
-    loaded, machine = load(recipe, overrides), read_machine(on)
+    loaded, machine = load(recipe, overrides, small), read_machine(on)
     _tell_which(recipe)
     if plan:
         from selfkd.chain.past_pace import newest
@@ -61,6 +70,7 @@ def run(recipe: str, overrides: Sequence[str], name: str | None, on: Path | None
         more = [*rounds, *wider]
         changed = {word.partition("=")[0] for word in more}
         words = ["run", recipe, *(word for word in overrides if word.partition("=")[0] not in changed), *more]
+        words += ["--small"] if small else []
         words += ["--name", name] if name else []
         words += ["--on", str(on)] if on else []
         words += ["--runs", str(runs)] if runs != RUNS else []
@@ -253,14 +263,14 @@ def doctor(runs: Path) -> int:
 # --------------------------------------------------------------------------------------------------- recipes and rewards
 
 
-def lint(recipe: str, overrides: Sequence[str], dry_run: bool, on: Path | None) -> int:
+def lint(recipe: str, overrides: Sequence[str], small: bool, dry_run: bool, on: Path | None) -> int:
     """Check a recipe, its rewards and its prompts."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.lint import Doctests, look, try_rewards
     from selfkd.recipe.load import read
 
     _tell_which(recipe)
-    words, machine = read(recipe, overrides), read_machine(on)
+    words, machine = read(recipe, overrides, small), read_machine(on)
     allowed = machine.environment
     doctests = Doctests(words, allowed)
     report, frames = look(words, machine=machine if on else None)

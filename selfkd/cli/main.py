@@ -109,6 +109,7 @@ RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (s
 OVERRIDES = Argument(
     "overrides", nargs="*", default=[], metavar="key=value", help="change a field: rounds=5, sample.n=4, model=PATH"
 )
+SMALL = _flag("--small", "change what the recipe's block `small` says: a small model, few prompts, minutes on a laptop")
 RUN = Argument("run", type=Path, metavar="RUN", help="a run: its folder, or its name under runs/")
 RUNS = Argument("--runs", type=Path, default=commands.RUNS, metavar="DIR", help="folder of runs; default: runs")
 ON = Argument(
@@ -126,6 +127,7 @@ COMMANDS = {
         OVERRIDES,
         Argument("--name", help="name of the run and of its folder; default: the recipe's name"),
         ON,
+        SMALL,
         _flag("--plan", "print estimated rows, tokens, memory, disk and hours; start nothing"),
         _flag("--amend", "go on with a changed recipe where the change touches only steps not made yet"),
         RUNS,
@@ -201,6 +203,7 @@ COMMANDS = {
         commands.lint,
         RECIPE,
         OVERRIDES,
+        SMALL,
         _flag("--dry-run", "also walk two rounds on a fake model, in a temporary folder"),
         ON,
     ),

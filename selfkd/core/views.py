@@ -6,7 +6,7 @@ Expressions are Polars SQL. Row order is never left to a group-by: everything is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import polars as pl
@@ -160,6 +160,15 @@ def with_heavy(samples: pl.DataFrame, pool: Pool, names: Sequence[str], table: s
 def sample_view(pool: Pool, stream: str | None, *texts: str | None) -> pl.DataFrame:
     """The live samples as expressions see them: scores as columns, and a heavy column where one of `texts` names it."""
     return with_heavy(with_scores(live(pool, stream), pool), pool, sorted(named_in(*texts)))
+
+
+SHOWN = ("text", "teacher_messages")  # heavy columns of a sample that a template may show
+
+
+def with_shown(samples: pl.DataFrame, pool: Pool, fields: Collection[str]) -> pl.DataFrame:
+    """`samples` with their texts, and with what they were an answer to where a template names it (`fields`)."""
+    wanted = [name for name in SHOWN if name == "text" or name in fields]
+    return with_heavy(samples, pool, [name for name in wanted if name not in samples.columns])
 
 
 def named_in(*texts: str | None) -> set[str]:

@@ -30,9 +30,14 @@ def overlap(train: pl.DataFrame, other: pl.DataFrame) -> list[str]:
     return texts(train).filter(pl.col("text").is_in(held_out.implode()))["id"].to_list()
 
 
-def leaks(frames: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (split, split that it must not share prompts with, ids of those it shares): nothing is learned from, or steered by, the latter."""
+def leaks(frames: Mapping[str, pl.DataFrame], transductive: bool = False) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (split, split that it must not share prompts with, ids of those it shares): nothing is learned from, or steered by, the latter.
+
+    A recipe that is `transductive` learns from prompts that it measures, and says so.
+    """
     for split, held_out in (("train", "dev"), ("train", "test"), ("dev", "test")):
+        if transductive and split == "train":
+            continue
         if split in frames and held_out in frames and (shared := overlap(frames[split], frames[held_out])):
             yield split, held_out, shared
 

@@ -148,7 +148,9 @@ def value_problem(key: str, value: Any) -> str:
     if key in ("limit", "shuffle"):
         least = 1 if key == "limit" else 0
         return "" if whole and value >= least else f"a whole number of at least {least}"
-    if key in ("params", "reasoning_gym"):
+    if key == "gold":
+        return "" if value is False else "false, or left out"
+    if key in ("params", "reasoning_gym", "evals"):
         return "" if isinstance(value, Mapping) else "a mapping (name: value)"
     if key == "rows":
         fits = isinstance(value, list | tuple) and value and all(isinstance(row, str | Mapping) for row in value)
@@ -199,6 +201,8 @@ def make_prompt(words: Words, raw: Raw, template: templates.Template | None) -> 
         parts = parts_of(words, row, raw.where)
         answer = answer_text(parts.answer, raw.where)
         meta = meta_of(row, parts.used)
+        if words.get("gold") is False:
+            row, answer, meta = {}, None, {}
         messages = told(words, parts.messages, template, row, answer, meta, raw.where)
         check_messages(messages, raw.where)
         return {"messages": messages, "answer": answer, "meta": as_json(meta, raw.where), "source": raw.source}

@@ -22,6 +22,7 @@ from selfkd.core import digest, install
 from selfkd.core.files import locate
 from selfkd.core.wording import did_you_mean, first_line
 from selfkd.errors import UsageError
+from selfkd.prompts.evals_sets import as_asked, rows_of_set
 from selfkd.prompts.rows import FILE_READERS, rows_of_file
 from selfkd.prompts.user_code import load_function, run_user_code
 
@@ -53,7 +54,7 @@ def place_of(kind: str, words: Words, split_name: str) -> str:
     """Return how an error names a whole source: `prompts.train (file: my.jsonl)`."""
     named = words.get(kind)
     if isinstance(named, Mapping):
-        named = named.get("task")
+        named = named.get("task") or named.get("set")
     return f"prompts.{split_name} ({kind})" if isinstance(named, list) else f"prompts.{split_name} ({kind}: {named})"
 
 
@@ -186,6 +187,18 @@ def gym_row(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt": entry["question"], "answer": entry["answer"], "question": entry["question"], "meta": entry["metadata"]}
 
 
+# ---------------------------------------------------------------------------------------------------------------- evals
+
+
+def read_evals(words: Words, folders: Sequence[Path], split_name: str) -> Iterator[Raw]:
+    """Yield the rows of a data set that OpenAI's package `evals` brings, which need not be importable."""
+    options, where = words["evals"], place_of("evals", words, split_name)
+    if set(options) != {"set"} or not isinstance(options["set"], str):
+        raise UsageError("evals needs a set, and nothing else", f"prompts.{split_name}", "evals: {set: quartz}")
+    found = rows_of_set(options["set"], where)
+    return (Raw(row if "map" in words else as_asked(row, place), found.label, place) for row, place in found.rows)
+
+
 # ---------------------------------------------------------------------------------------------------------------- tables
 
 _SUFFIXES = " or ".join([", ".join([*FILE_READERS][:-1]), [*FILE_READERS][-1]])
@@ -206,6 +219,12 @@ SOURCES: dict[str, Source] = {
         read_gym,
         "A seeded task of reasoning-gym: `{task: chain_sum, size: 500, seed: 1}` and the task's own options.",
     ),
+    "evals": Source(
+        read_evals,
+        "A data set of OpenAI's package `evals`, where it is installed (`pip install --no-deps evals`): `{set: quartz}`, 3,860 two-way"
+        " questions on science (QuaRTz, Tafjord et al. 2019). `quartz[:3000]` is a slice of one. Its rows are read from the package's files,"
+        " which it offers under MIT but for the sets that its licence file excepts; a run's prompts say which it is.",
+    ),
     "rows": Source(read_rows, "The rows themselves, as texts or mappings. A source that is a list is that."),
 }
 
@@ -219,6 +238,7 @@ COMMON_FIELDS = {
     "messages": "Which column holds a conversation: `role` and `content`, or ShareGPT's `from` and `value`; as JSON text too. The assistant's message at its"
     " end is the gold answer, and the rest the prompt.",
     "map": "`file.py:function` from a raw row to `{prompt, answer, …}`; None leaves the row out.",
+    "gold": "false: leave out the gold answer and every further column, so that no step can be shown them.",
     "limit": "Only so many prompts, after shuffling.",
     "shuffle": "A seed: take the prompts in an order hashed from it.",
     "template": "What the last user message becomes, for student and teacher alike; sees `prompt` and the columns.",

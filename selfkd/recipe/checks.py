@@ -17,10 +17,12 @@ from selfkd.core.yamlfile import Node, Problems, plain
 from selfkd.errors import RecipeError
 from selfkd.prompts.read import source_problems
 from selfkd.prompts.template_fields import Columns
+from selfkd.recipe.anchors import look_at_anchors
 from selfkd.recipe.chat import owned_words
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
+from selfkd.rewards.find import find_function
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import measures
 
@@ -56,7 +58,9 @@ def meaning(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) 
     _steering(recipe, metrics, problems)
     _inside_updates(recipe, metrics, problems)
     _copies(recipe, problems)
+    _no_gold(recipe, problems)
     owned_words(recipe, problems)
+    look_at_anchors(recipe, problems, None if prompts is None else lambda reference: find_function(reference, recipe.folders))
     return shown
 
 
@@ -75,6 +79,14 @@ def _copies(recipe: Recipe, problems: Problems) -> None:
             if copy in taken:
                 text = f"the name '{copy}' is that of a copy of '{line.name}'"
                 problems.add(taken[copy].place("name"), taken[copy].label, text)
+
+
+def _no_gold(recipe: Recipe, problems: Problems) -> None:
+    """A transductive recipe reads its train prompts without gold answers, so there are none to bring in."""
+    for line in (line for part in LISTS for line in getattr(recipe, part) if recipe.transductive and line.verb == "gold"):
+        problems.add(
+            line.where, line.label, "the train prompts of a transductive recipe have no gold answers: leave this step out"
+        )
 
 
 # ---- what steers ----

@@ -9,7 +9,6 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from selfkd.backend.machine import Machine
 from selfkd.backend.memory import Training, optimiser_bytes
@@ -217,19 +216,15 @@ def _kept_rounds(recipe: Recipe, index: int) -> set[int]:
 
 def _used_rounds(recipe: Recipe, index: int) -> set[int]:
     """Return the rounds whose models the steps name."""
-    found = {{"base": 0, "warm": 0}.get(one.when, one.round) for one in _references(recipe)}
+    found = {{"base": 0, "warm": 0}.get(one.when, one.round) for one in recipe.named_models()}
     return {one for one in found if one is not None and one <= index}
 
 
 def _best(recipe: Recipe, kept: set[int], index: int) -> tuple[int, bool]:
     """Return whether the best round may be one more (1 or 0), and whether a step works from it."""
-    used = any(one.when == "best" for one in _references(recipe))
+    used = any(one.when == "best" for one in recipe.named_models())
     may_be_another = recipe.best is not None and index + 1 > len(kept)
     return int(may_be_another and (recipe.keep.best or used)), used
-
-
-def _references(recipe: Recipe) -> list[Any]:
-    return [one for step in recipe.steps_of(recipe.rounds) for one in step.models().values()]
 
 
 def free(folder: Path) -> int | None:

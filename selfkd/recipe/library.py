@@ -41,12 +41,12 @@ def copy(name: str, folder: Path) -> list[Path]:
     A copied recipe finds its files next to itself, so it runs from anywhere. Files that exist with other content are refused
     before anything is written.
     """
-    recipe = load(name)
+    forms = [load(name), *([load(name, small=True)] if load(name).small else [])]
     if in_the_way := next((path for path in (folder, *folder.parents) if path.exists() and not path.is_dir()), None):
         raise UsageError(
             "is a file, and the copy needs a folder", str(in_the_way), "Name a folder; it is made if it is not there."
         )
-    wanted = dict(_wanted(recipe, locate(name)))
+    wanted = dict(pair for form in forms for pair in _wanted(form, locate(name)))
     own = folder / locate(name).name
     if own.is_file() and own.samefile(locate(name)):
         raise UsageError("is there already", str(own), "Edit that file, or copy it to another folder.")

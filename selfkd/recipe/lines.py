@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from selfkd.backend.trainer.trl_options import PASSED
 from selfkd.core.wording import did_you_mean
@@ -25,6 +25,7 @@ FUNCTION = re.compile(r".+\.py:[A-Za-z_]\w*")
 MOST_STEPS = 500
 GROUPS = ("repeat", "each")
 LISTS = ("before", "steps", "after")
+SMALL = "small"  # the field that says what --small changes
 # Options of TRL that are lists by nature: a list given for them is one value, not one per round.
 TRL_LISTS = frozenset(name for fields in PASSED.values() for name, (kinds, _) in fields.items() if "list" in kinds.split())
 
@@ -56,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """A checked step whose numbers may still be lists: entry r for round r, the last one repeats."""
+    """A checked step whose numbers, expressions and models may still be lists: entry r for round r, the last one repeats."""
 
     verb: str
     words: dict[str, Any]
@@ -93,17 +94,18 @@ class Line:
         return {self.verb: {**chosen, **lists}}
 
 
-# ---- numbers that change from round to round ----
+# ---- what changes from round to round ----
 
 
 @cache
-def numbers(cls: type[BaseModel]) -> frozenset[str]:
+def changing(cls: type[Step]) -> frozenset[str]:
+    """Return the fields that may be a list, one entry per round: all numbers, and the texts that a verb names (expressions, models)."""
     found = {field.alias or name: get_args(field.annotation) or (field.annotation,) for name, field in cls.model_fields.items()}
-    return frozenset(name for name, kinds in found.items() if int in kinds or float in kinds)
+    return cls.per_round | {name for name, kinds in found.items() if int in kinds or float in kinds}
 
 
 def pick(cls: type[Step], words: dict[str, Any], index: int) -> dict[str, Any]:
-    picked = {field: _entry(value, index) if field in numbers(cls) else value for field, value in words.items()}
+    picked = {field: _entry(value, index) if field in changing(cls) else value for field, value in words.items()}
     if isinstance(words.get("trl"), dict):
         picked["trl"] = {field: value if field in TRL_LISTS else _entry(value, index) for field, value in words["trl"].items()}
     return picked
@@ -116,7 +118,7 @@ def _entry(value: Any, index: int) -> Any:
 def variants(cls: type[Step], words: dict[str, Any]) -> int:
     """How many rounds differ: the longest per-round list."""
     options = words["trl"] if isinstance(words.get("trl"), dict) else {}
-    lists = [value for field, value in words.items() if field in numbers(cls)] + [
+    lists = [value for field, value in words.items() if field in changing(cls)] + [
         v for k, v in options.items() if k not in TRL_LISTS
     ]
     return max([1, *(len(value) for value in lists if isinstance(value, list))])
@@ -271,21 +273,41 @@ def _given(entry: Entry, problems: Problems) -> str:
 # ---- overrides ----
 
 
-def override(
-    texts: Sequence[str], fields: dict[str, Node], allowed: Sequence[str], entries: list[Entry], problems: Problems
-) -> None:
-    """Apply `key=value` words in order, in place: a recipe field, or a step by name (or by verb, if only one step has it)."""
+@dataclass(frozen=True)
+class Change:
+    """A word of the recipe given another value: `key` names it as an override does, `where` is the place that errors name."""
+
+    key: str
+    value: Node
+    where: str
+
+
+def typed(texts: Sequence[str], problems: Problems) -> list[Change]:
+    """Return the changes that `key=value` words make."""
+    found = []
     for text in texts:
         key, equals, value = text.partition("=")
-        first, *rest = key.strip().split(".")
-        if not equals or not first:
+        if equals and key.strip():
+            found.append(Change(key.strip(), _value(value, text), text))
+        else:
             problems.add(text, "", "an override is written key=value")
-        elif first in LISTS:
-            problems.add(text, "", "a list of steps is changed in the file; one step by its name: sample.n=4")
+    return found
+
+
+def override(
+    changes: Sequence[Change], fields: dict[str, Node], allowed: Sequence[str], entries: list[Entry], problems: Problems
+) -> None:
+    """Apply changes in order, in place: to a recipe field, or to a step by name (or by verb, if only one step has it)."""
+    for change in changes:
+        first, *rest = change.key.split(".")
+        if first in LISTS:
+            problems.add(change.where, "", "a list of steps is changed in the file; one step by its name: sample.n=4")
+        elif first == SMALL:
+            problems.add(change.where, "", f"what --{SMALL} changes is written in the file; make a change itself: rounds=2")
         elif first in allowed:
-            fields[first] = _put(fields.get(first), rest, _value(value, text), text, problems)
-        elif (at := _step(first, entries, allowed, text, problems)) is not None:
-            entries[at] = _override_step(entries[at], rest, _value(value, text), text, problems)
+            fields[first] = _put(fields.get(first), rest, change.value, change.where, problems)
+        elif (at := _step(first, entries, allowed, change.where, problems)) is not None:
+            entries[at] = _override_step(entries[at], rest, change.value, change.where, problems)
 
 
 def _override_step(entry: Entry, rest: list[str], value: Node, text: str, problems: Problems) -> Entry:

@@ -33,13 +33,13 @@ from selfkd.prompts.template_fields import Columns
 from selfkd.recipe import checks, ready, targets
 from selfkd.recipe.chat import look_at_chat
 from selfkd.recipe.lines import LISTS, Line
-from selfkd.recipe.load import read
+from selfkd.recipe.load import read, small_form
 from selfkd.recipe.losses import MEMORY_GB as LOSS_MEMORY_GB
 from selfkd.recipe.losses import try_loss
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import GoldCheck, check_gold, check_parameters, run_doctests
 from selfkd.rewards.contract import told
-from selfkd.rewards.find import definition, find_function
+from selfkd.rewards.find import definition, find_function, required
 from selfkd.rewards.pool import MEMORY_GB
 from selfkd.rewards.restate import BARE
 from selfkd.steps import Step
@@ -47,6 +47,10 @@ from selfkd.steps import Step
 GOLD_SHARE = 0.95  # of gold answers that a reward must accept
 GOLD_ROWS = 200
 MOST_UNREAD = 20  # problems with gold answers that one finding names
+NO_GOLD = (
+    "asks for the gold answer, and the train prompts of a transductive recipe have none: "
+    "score by what needs none, such as reward/vote.py:majority (measure steps do have the answers)"
+)
 ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 Frames = Mapping[str, pl.DataFrame]
@@ -102,6 +106,8 @@ def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> t
     frames = _prompts(recipe, report, hub)
     _overlap(recipe, frames, report)
     report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})
+    if small := small_form(recipe):
+        checks.meaning(small, problems)
     report.problems += problems.ordered()
     report.notes += problems.doubts
     spoken = look_at_chat(recipe, frames)
@@ -191,7 +197,9 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
 
 def _overlap(recipe: Recipe, frames: Frames, report: Report) -> None:
     """Prompts that another split holds out too: refused, or said, as the recipe wants; shared passages are only said."""
-    shared = {(split, held_out): same for split, held_out, same in leaks(frames)}
+    if recipe.transductive:
+        _measured_prompts(frames, report)
+    shared = {(split, held_out): same for split, held_out, same in leaks(frames, recipe.transductive)}
     for (split, held_out), same in shared.items():
         if len(same) == frames[split].height:
             report.problems.append(f"prompts.{split}: every prompt stands in '{held_out}' too: separate the splits")
@@ -201,8 +209,16 @@ def _overlap(recipe: Recipe, frames: Frames, report: Report) -> None:
         else:
             report.notes.append(f"prompts.{split}: {len(same)} prompts that stand in '{held_out}' too will be left out")
     for split in ("dev", "test"):
-        if "train" in frames and split in frames:
+        if "train" in frames and split in frames and not recipe.transductive:
             _passages(recipe, frames, split, set(shared.get(("train", split), ())), report)
+
+
+def _measured_prompts(frames: Frames, report: Report) -> None:
+    """Say of a recipe that learns from prompts which it measures how many those are."""
+    for split, held_out, same in leaks(frames):
+        if split == "train":
+            said = f"{held_out} tells how well these very prompts are answered, not others"
+            report.notes.append(f"prompts.train: {len(same)} prompts are those of '{held_out}' (transductive): {said}")
 
 
 def _passages(recipe: Recipe, frames: Frames, split: str, same: set[str], report: Report) -> None:
@@ -245,7 +261,10 @@ class _Trial:
         frame = self.frames.get(split or "train")
         try:
             problems = check_parameters(function, None if frame is None else meta_columns(frame))
-            if problems and not definition(function):  # a worker had to load it, which `look` does not
+            node = definition(function)
+            if split == "train" and self.recipe.transductive and node and "answer" in required(node):
+                self.report.problems.append(f"{at}: {reference} {NO_GOLD}")
+            if problems and not node:  # a worker had to load it, which `look` does not
                 self.report.problems += [f"{at}: {problem}" for problem in problems]
             if not problems and self.sound(function, at) and split and frame is not None:
                 _gold(function, reference, frame, at, split, self.report, _Bound.of(step, self.recipe))

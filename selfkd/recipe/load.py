@@ -5,6 +5,7 @@ Loading reads files and nothing else: no network, no model, no prompt. What need
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,56 @@ from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import RecipeError, UsageError
 from selfkd.prompts.read import source_kind
 from selfkd.recipe import checks
-from selfkd.recipe.lines import LISTS, Entry, Line, check, name_all, override, unroll
+from selfkd.recipe.lines import LISTS, SMALL, Change, Entry, Line, check, name_all, override, typed, unroll
 from selfkd.recipe.messages import explain
 from selfkd.recipe.schema import FIELDS, Recipe
 
 
-def load(name: str, overrides: str | Sequence[str] = ()) -> Recipe:
-    """The recipe of a file, or of a name such as `quickstart`; `overrides` are key=value words. RecipeError names every problem."""
-    recipe, problems = read(name, overrides), Problems()
+def load(name: str, overrides: str | Sequence[str] = (), small: bool = False) -> Recipe:
+    """The recipe of a file, or of a name such as `quickstart`; `overrides` are key=value words. RecipeError names every problem.
+
+    With `small`, what its block `small` changes is changed, before the overrides are.
+    """
+    recipe, problems = read(name, overrides, small), Problems()
     checks.meaning(recipe, problems)
     problems.stop()
     return recipe
 
 
-def read(name: str, overrides: str | Sequence[str] = ()) -> Recipe:
+def read(name: str, overrides: str | Sequence[str] = (), small: bool = False) -> Recipe:
     """`load` without a look at what the words mean together, which `lint` reports beside what it finds in files."""
     overrides = [overrides] if isinstance(overrides, str) else overrides
     path = locate(name)
     problems = Problems()
     tree, text, folders = _with_parent(path, problems, ())
-    return _build(tree, overrides, path, text, folders, problems)
+    if small:
+        return _build(_in_small(tree, path), overrides, path, text, folders, problems, small)
+    recipe = _build(tree, overrides, path, text, folders, problems)
+    small_form(recipe)
+    return recipe
+
+
+def small_form(recipe: Recipe) -> Recipe | None:
+    """The small form of a recipe, where its own file has one: of one that is inherited, a child with other steps need not keep the names."""
+    own = recipe.small and recipe.places[SMALL].startswith(f"{as_typed(recipe.source)}:")
+    return read(str(recipe.source), small=True) if own else None
+
+
+def _in_small(tree: Node, path: Path) -> Node:
+    """The recipe under the name that its small form has, so that both may run; UsageError where it has none."""
+    if SMALL not in tree.value or not tree.value[SMALL].value:
+        fix = (
+            f"Recipes that have one: {', '.join(with_small())}; or say what is to be smaller: rounds=1 prompts.train.limit=100"
+        )
+        raise UsageError(f"has no `{SMALL}` block", as_typed(path), fix)
+    written = tree.value["name"].value if "name" in tree.value else path.stem
+    return Node({**tree.value, "name": Node(f"{written}-{SMALL}", tree.where)}, tree.where)
+
+
+def with_small() -> list[str]:
+    """The shipped recipes that have a block `small`."""
+    files = sorted((builtin_folder() / "recipes").glob("*.yaml"))
+    return [file.stem for file in files if re.search(rf"^{SMALL}:", file.read_text("utf-8"), re.MULTILINE)]
 
 
 def frozen(resolved: dict[str, Any], folder: Path) -> Recipe:
@@ -107,13 +138,24 @@ def merge(parent: Node, child: Node) -> Node:
     return Node({**parent.value, **own}, child.where)
 
 
-def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders: list[Path], problems: Problems) -> Recipe:
+def _build(
+    tree: Node,
+    overrides: Sequence[str],
+    path: Path,
+    text: str,
+    folders: list[Path],
+    problems: Problems,
+    small: bool = False,
+) -> Recipe:
     fields: dict[str, Node] = dict(tree.value)
+    changes = [*(_changes(fields.pop(SMALL), problems) if small else []), *typed(overrides, problems)]
+    if SMALL in fields and fields[SMALL].value is None:  # how a child lets go of its parent's
+        del fields[SMALL]
     if "steps" not in fields or not fields["steps"].value:
         problems.add(fields["steps"].where if "steps" in fields else tree.where, "steps", "a recipe needs at least one step")
     written = {part: unroll(fields.pop(part, None), part, problems) for part in LISTS}
     named = name_all([entry for part in LISTS for entry in written[part]], {*FIELDS, "load"}, problems)
-    override(overrides, fields, [field for field in FIELDS if field not in LISTS], named, problems)
+    override(changes, fields, [field for field in FIELDS if field not in (*LISTS, SMALL)], named, problems)
     lines = [check(entry, problems) for entry in named]
     entries = {part: [entry for entry in named if entry.part == part] for part in LISTS}
     checks.sources(fields, problems)
@@ -122,6 +164,14 @@ def _build(tree: Node, overrides: Sequence[str], path: Path, text: str, folders:
     assert recipe is not None
     found = {"source": path, "text": text, "folders": _unique(folders), "places": _places(fields)}
     return recipe.model_copy(update={**found, "name": recipe.name or path.stem})
+
+
+def _changes(block: Node, problems: Problems) -> list[Change]:
+    """What a block `small` changes: its keys are those of overrides, its values are YAML."""
+    if not isinstance(block.value, dict):
+        problems.add(block.where, SMALL, "should be a mapping of overrides: {rounds: 1, sample.n: 4}")
+        return []
+    return [Change(key, Node(node.value, node.where), node.where) for key, node in block.value.items()]
 
 
 def _places(fields: dict[str, Node]) -> dict[str, str]:

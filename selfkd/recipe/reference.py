@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from selfkd.prompts.sources import COMMON_FIELDS, SOURCES
-from selfkd.recipe.lines import TRL_LISTS, numbers
+from selfkd.recipe.lines import TRL_LISTS, changing
 from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import Check
@@ -33,8 +33,8 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 - **YAML 1.2 words**: `1e-5` is a number; `on`, `yes` and `12:30` are text; only `true` and `false` are booleans. No tags; no key twice.
 - **A step** is its verb and its fields, `- sample: {n: 4}`; a bare value fills the verb's short field, `- score: reward/math.py:correct`;
   `- build` takes every default. Each step has a unique name: the one given, else the verb, `sample-2`, …
-- **Any number may be a list**: entry *r* is for round *r*, the last one repeats: `beta: [0.1, 0.1, 5.0]`. So may the options inside `trl:`
-  (except those that are lists by nature: {lists}). Round 0 uses the first entry.
+- **Any number may be a list**: entry *r* is for round *r*, the last one repeats: `beta: [0.1, 0.1, 5.0]`. So may expressions and models,
+  `where: ["mark >= 4", "mark = 5"]`, and the options inside `trl:` (except those that are lists by nature: {lists}). Round 0 uses the first entry.
 - **Models** are written `role@when`, when being `now` (the default), `start` (entered the round), `base` (untouched), `warm` (left round 0), `best` or
   `round-3`. In a train step, `from: base` is short for its own role's.
 - **Templates** are Jinja, inline or a .j2 file. They see `prompt` (`text`, `answer`, `messages`, `meta` and its columns) and, with `of`, the sample `of`, and
@@ -134,7 +134,7 @@ def _value(value: Any) -> str:
 
 def _kind(cls: type[BaseModel], name: str, field: FieldInfo) -> str:
     words = " or ".join(dict.fromkeys(_words(field.annotation)))
-    listed = issubclass(cls, Step) and (field.alias or name) in numbers(cls)
+    listed = issubclass(cls, Step) and (field.alias or name) in changing(cls)
     return f"{words} (or one per round)" if listed else words
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
 from selfkd.core.files import NAME
+from selfkd.core.model_ref import ModelRef
+from selfkd.prompts.read import source_words
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.messages import names
 from selfkd.steps import LoadStep, Step
@@ -93,6 +95,11 @@ class Recipe(_Words):
         "refuse",
         description="Train prompts found in dev or test, and dev prompts found in test: refuse to start, or take them out of the former.",
     )
+    transductive: bool = Field(
+        False,
+        exclude_if=lambda given: not given,
+        description="Train prompts may be those that dev or test measures, as in test-time training. They are read without gold answers and further columns (`gold: false`), so no step can be shown them; what is measured is how well these very prompts are answered.",
+    )
     long: Literal["refuse", "drop"] = Field(
         "refuse",
         description="Prompts that with their answer are longer than `context`: refuse to start, or leave them out of every round. "
@@ -138,6 +145,11 @@ class Recipe(_Words):
     )
     stop: Stop | None = Field(None, description="When to end early.")
     keep: Keep = Field(Keep(), description="Which checkpoints stay on disk.")
+    small: dict[str, Any] = Field(
+        {},
+        exclude_if=lambda block: True,  # what it set stands in the resolved recipe, each at its place
+        description="What `selfkd run RECIPE --small` changes, as overrides are written: {rounds: 1, sample.n: 4, prompts.train: {file: few.jsonl}}. Such a run is called NAME-small.",
+    )
     source: Path = Field(Path(), exclude=True)
     folders: tuple[Path, ...] = Field((), exclude=True)
     places: dict[str, str] = Field({}, exclude=True)  # where its fields were written; `best.metric` is one inside another
@@ -153,7 +165,8 @@ class Recipe(_Words):
 
     def splits(self) -> dict[str, Source]:
         """{split: source} of the splits that are given, train first."""
-        given = {"train": self.prompts.train, "dev": self.prompts.dev, "test": self.prompts.test}
+        train = {**source_words(self.prompts.train), "gold": False} if self.transductive else self.prompts.train
+        given = {"train": train, "dev": self.prompts.dev, "test": self.prompts.test}
         return {split: source for split, source in given.items() if source is not None}
 
     def steps_of(self, index: int) -> list[Step]:
@@ -183,6 +196,11 @@ class Recipe(_Words):
             chat=self.chat,
         )
         return [first, *self._measures(0), *self._measures(0, "test"), *before, *warm]
+
+    def named_models(self) -> list[ModelRef]:
+        """Return the models that the steps of all rounds name: those of a round may be others than the next one's."""
+        lines = (*self.steps, *self.after)
+        return [one for line in lines for index in range(1, line.variants + 1) for one in line.at(index).models().values()]
 
     def questions(self) -> Iterator[Question]:
         """Yield how the steps of all rounds ask about the prompts of each split, test included."""

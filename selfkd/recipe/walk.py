@@ -64,10 +64,11 @@ def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> 
 
 def outlook(recipe: Recipe) -> Outlook:
     """Return what is there when a round begins; an earlier round's steps say what may be replayed."""
-    whole_round = Outlook()
-    for line in recipe.steps:
-        line.at(1).adds(whole_round)
-    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, replayable=whole_round)
+    whole_round, opening = Outlook(), Outlook()
+    for lines, made in ((recipe.steps, whole_round), (recipe.before, opening)):
+        for line in lines:
+            line.at(1).adds(made)
+    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, replayable=whole_round, opening=opening)
 
 
 def roles(recipe: Recipe) -> list[str]:
@@ -108,14 +109,9 @@ class _Round:
         """Run one step and note what it leaves; return the columns that it adds, if it adds some."""
         step, before, self.found = line.at(self.index), self.seen.columns(), False
         self._needs(line)
-        self._models(line, step)
-        try:
-            step.run(replace(self.seen.pool, models=self.now), LintContext(self, line, step))
-        except GuardError:
-            pass  # too few rows to train on: there are none here
-        except (SelfkdError, pl.exceptions.PolarsError) as error:
-            if not self.found:  # else it follows from what was said
-                self.add(line, "", in_one_line(error) if isinstance(error, SelfkdError) else first_line(error))
+        for index in self._rounds(line):
+            self._models(line, line.at(index), index)
+            self._run(line, line.at(index))
         step.adds(self.seen)
         if role := step.trained_role():
             self.now[role] = _stand_in(role)
@@ -123,25 +119,38 @@ class _Round:
         new = {table: [name for name in names if name not in before[table]] for table, names in after.items()}
         return [(f"after {line.name}", new)] if any(new.values()) else []
 
+    def _rounds(self, line: Line) -> Sequence[int]:
+        """A number, an expression or a model may differ from round to round, so each of its values is held against what is there."""
+        return range(1, line.variants + 1) if self.index else (0,)
+
+    def _run(self, line: Line, step: Step) -> None:
+        try:
+            step.run(replace(self.seen.pool, models=self.now), LintContext(self, line, step))
+        except GuardError:
+            pass  # too few rows to train on: there are none here
+        except (SelfkdError, pl.exceptions.PolarsError) as error:
+            if not self.found:  # else it follows from what was said
+                self.add(line, "", in_one_line(error) if isinstance(error, SelfkdError) else first_line(error))
+
     def _needs(self, line: Line) -> None:
-        """A number may differ from round to round, so each of its values is held against what is there."""
-        rounds = range(1, line.variants + 1) if self.index else (0,)
-        for step in map(line.at, rounds):
+        for step in map(line.at, self._rounds(line)):
             for name, problem in step.needs(self.seen):
                 self.add(line, name, problem)
             for name, doubt in step.doubts(self.seen):
                 self.problems.doubt(line.place(name), line.label, doubt)
 
-    def _models(self, line: Line, step: Step) -> None:
-        start = self.heads[-1] if self.heads else {}
-        heads = [lambda models=models: models for models in self.heads]
-        known = KnownModels(self.index, start, heads, 0, lambda: {"policy": _stand_in("policy")})
+    def _models(self, line: Line, step: Step, index: int) -> None:
+        """`index` is a round that has this step; what the rounds between it and this one leave has every role."""
+        later = [{role: _stand_in(role) for role in roles(self.recipe)}] * max(0, index - max(self.index, 1))
+        past = [*self.heads, *later]
+        heads = [lambda models=models: models for models in past]
+        known = KnownModels(max(self.index, index), past[-1] if past else {}, heads, 0, lambda: {"policy": _stand_in("policy")})
         for name, reference in step.models().items():
             problem = reference.problem(roles(self.recipe), self.recipe.rounds, best_is_named=self.recipe.best is not None)
             try:
                 known.find(reference, self.now, "") if not problem else None
             except ChainError as error:
-                problem = f"'{reference}' cannot be there in round {self.index}: {error.what}"
+                problem = f"'{reference}' cannot be there in round {max(self.index, index)}: {error.what}"
             if problem:
                 self.add(line, name, f"'{name}': {problem}")
 
@@ -198,6 +207,9 @@ class LintContext:
             for problem in found:
                 self._add(field, problem)
         return _unrendered
+
+    def sample_fields(self, reference: str) -> Collection[str]:
+        return ()
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         nothing = Function(reference_parts(reference)[1], Path(), "", params)

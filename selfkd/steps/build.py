@@ -1,4 +1,4 @@
-"""build: training rows from live samples. What the student sees is the prompt, never what the teacher was told."""
+"""build: training rows from live samples. What the student sees is the prompt, not what the teacher was told, unless `sees` says so."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from selfkd.backend.trainer.loss_kinds import ARGUMENTS, WEIGHT
 from selfkd.core import digest, views
 from selfkd.core.pool import NUMBERS, RANKED, Addition, Part, Pool, empty, shape
 from selfkd.core.wording import did_you_mean
+from selfkd.steps import completions
 from selfkd.steps.context import Context, Render
 from selfkd.steps.forecast import Cost, Forecast, figure, times
 from selfkd.steps.outlook import Outlook
@@ -24,6 +25,7 @@ NOT_ENDED = (
     .then(pl.lit("cut at max_tokens"))
     .otherwise(pl.format("did not end by itself: {}", "finish_reason"))
 )
+ASKED_APART = "its answers were given to different messages"
 NUMBERLESS = "its label or a column of it is no number"
 ROW_NUMBERS = ("weight", "label", "columns")  # columns of a row that are worked out from its samples
 GIVEN = {WEIGHT, *(name for names in ARGUMENTS.values() for name in names)}
@@ -35,7 +37,10 @@ class BuildStep(Step):
 
     verb: ClassVar[str] = "build"
     short: ClassVar[str | None] = "kind"
-    later: ClassVar[frozenset[str]] = frozenset({"cut", "label", "columns", "answers", "teacher", "teacher_system", "sees"})
+    per_round: ClassVar[frozenset[str]] = frozenset({"where", "chosen", "rejected", "by", "label", "weight"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"cut", "label", "columns", "answers", "teacher", "teacher_system", "sees", "completion"}
+    )
 
     kind: Literal["sft", "pair", "label", "rank", "kd"] = Field(
         "sft",
@@ -78,13 +83,17 @@ class BuildStep(Step):
     )
     sees: Literal["prompt", "asked"] = Field(
         "prompt",
-        description="What the student sees where there is no view: the prompt, or what the sampler was asked, template and system included (sft, label, kd).",
+        description="What the student sees where there is no view: the prompt, or what the sampler was asked, template and system included, such as the answer and the rubric that a judge saw. Answers of one row that were asked in different words make no row.",
     )
     teacher: str | None = Field(
         None,
         description="What the teacher sees in place of the last user message: a template, which sees the completion as `of`; default: what the sampler saw (kd).",
     )
     teacher_system: str | None = Field(None, description="A system message that only the teacher sees (kd).")
+    completion: str | None = Field(
+        None,
+        description="What is learned in place of the answer as it was written: a template that sees the answer as `of`, such as {{ of.text.rpartition('####')[2] }} (sft, label).",
+    )
     cut: Literal["drop", "keep"] = Field(
         "drop",
         description="Answers that did not end (finish_reason is not 'stop') as what is to be learned: drop or keep; as rejected they stay.",
@@ -107,10 +116,12 @@ class BuildStep(Step):
         for name in ("teacher", "teacher_system"):
             if self.kind != "kd" and getattr(self, name) is not None:
                 raise ValueError(f"'{name}' is for kind: kd")
-        if self.sees == "asked" and (self.view is not None or self.kind in ("pair", "rank")):
+        if self.sees == "asked" and self.view is not None:
             raise ValueError(
-                "'sees: asked' is for single completions without a view: pairs and rankings may have been asked in several ways"
+                "'sees: asked' shows what the sampler was asked, and a view shows something else: leave out one of the two"
             )
+        if self.completion is not None and self.kind not in ("sft", "label"):
+            raise ValueError("'completion' is for kind: sft and kind: label")
         return self
 
     def problems(self) -> Iterator[Problem]:
@@ -121,7 +132,7 @@ class BuildStep(Step):
                 yield f"columns.{name}", f"a column cannot be called '{name}': that is what a loss is given beside the columns"
 
     def templates(self) -> list[str]:
-        return [*several(self.view), *several(self.teacher)]
+        return [*several(self.view), *several(self.teacher), *several(self.completion)]
 
     def student_views(self) -> list[str]:
         return several(self.view)
@@ -145,6 +156,11 @@ class BuildStep(Step):
         if kind != self.kind:
             yield "as", f"the stream '{self.as_}' holds rows of kind {kind} already: give this one another name (as)"
 
+    def doubts(self, seen: Outlook) -> Iterator[Problem]:
+        if self.of in seen.aside and self.sees == "prompt":
+            said = f"'{self.of}' holds judgments, and a student that sees the prompt alone learns to answer it with one"
+            yield "of", f"{said}: write sees: asked to show it what the judge saw"
+
     def adds(self, seen: Outlook) -> None:
         seen.rows[self.as_, self.role] = self.kind
         if self.kind == "kd":
@@ -162,8 +178,10 @@ class BuildStep(Step):
         if self.kind in ("pair", "rank"):
             rows = times(forecast.prompts, self.per_prompt if self.kind == "pair" else 1)
         else:
-            rows = times(forecast.samples(self.of if self.of in forecast.streams else None), max(1, len(self.student_views())))
-        forecast.rows[self.as_] = rows
+            known = self.of in forecast.streams or self.of in forecast.aside
+            rows = times(forecast.samples(self.of if known else None), max(1, len(self.student_views())))
+        before = forecast.rows.get(self.as_, 0)
+        forecast.rows[self.as_] = None if rows is None or before is None else before + rows
         if self.kind == "rank":
             forecast.answers[self.as_] = self.answers
         return Cost(self.name, f"{figure(rows)} rows")
@@ -176,8 +194,12 @@ class BuildStep(Step):
         for part in self._rows(pairs, pool, context):
             same = (part["chosen"] == part["rejected"]).fill_null(False)  # a difference of nothing teaches nothing
             drops.append(part.filter(same).select("id", "stream", reason=pl.lit("chosen equals rejected")))
-            part, numberless = self._numbered(part.filter(~same))
-            drops.append(numberless)
+            apart = ~same & part["messages"].is_null()
+            drops.append(part.filter(apart).select("id", "stream", reason=pl.lit(ASKED_APART)))
+            part, numberless = self._numbered(part.filter(~same & ~apart))
+            empty_ones = pl.col("chosen") == "" if self.completion else pl.lit(False)
+            drops += [numberless, part.filter(empty_ones).select("id", "stream", reason=pl.lit(completions.EMPTY))]
+            part = part.filter(~empty_ones)
             rows.append(context.save("rows", part))
         dropped = pl.concat(drops).with_columns(step=pl.lit(self.name)).sort("id")
         return Addition({"rows": rows, **({"drops": [shape("drops", dropped)]} if dropped.height else {})})
@@ -276,12 +298,14 @@ class BuildStep(Step):
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
         renders: list[Render | None] = [context.template("view", reference) for reference in self.student_views()] or [None]
         told = Told.by(self.teacher, self.teacher_system, pool, self.of, context) if self.kind == "kd" else None
+        anew = context.template("completion", self.completion, completions.columns(pool)) if self.completion else None
         for start in range(0, pairs.height, SLICE):
             part = self._with_texts(pairs[start : start + SLICE], pool)
             part = told.added(part, pool) if told else part
+            part = completions.reworded(part, pool, anew) if anew else part
             for number, render in enumerate(renders):
-                seen = _asked(part, pool) if self.sees == "asked" else _seen(part, pool, render)
-                yield self._finish(seen, number)
+                rows = self._finish(_seen(part, pool, render), number)
+                yield _asked(rows, pool) if self.sees == "asked" else rows
         if not pairs.height:
             yield empty("rows")
 
@@ -330,6 +354,15 @@ def _words(text: str | None) -> list[str]:
     return (text or "").split()
 
 
+def _asked(rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """Replaces the messages by those that the models which answered were shown; null where the answers of a row were shown different ones."""
+    asked = pool.scan("samples").filter(pl.col("id").is_in(rows["samples"].explode().implode()))
+    shown = dict(asked.select("id", "teacher_messages").collect().iter_rows())
+    told = [[shown[sample] for sample in samples] for samples in rows["samples"].to_list()]
+    messages = [first if all(other == first for other in others) else None for first, *others in told]
+    return rows.with_columns(pl.Series("messages", messages, dtype=rows.schema["messages"]))
+
+
 def _seen(part: pl.DataFrame, pool: Pool, render: Any) -> pl.DataFrame:
     """Adds the student's messages: the prompt's own, or those a view template makes of it."""
     prompts = pool.scan("prompts").filter(pl.col("id").is_in(part["prompt"].unique().implode())).collect()
@@ -337,13 +370,6 @@ def _seen(part: pl.DataFrame, pool: Pool, render: Any) -> pl.DataFrame:
         rows = [render(row, list(row["messages"]), of=None) for row in prompts.iter_rows(named=True)]
         prompts = prompts.with_columns(pl.Series("messages", rows, dtype=prompts.schema["messages"]))
     return part.join(prompts.select(prompt="id", messages="messages"), on="prompt", how="left", maintain_order="left")
-
-
-def _asked(part: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-    """Adds as the student's messages those that the sampler was asked with."""
-    found = pool.scan("samples").filter(pl.col("id").is_in(part["chosen"].implode()))
-    asked = found.select(chosen="id", messages="teacher_messages").collect()
-    return part.join(asked, on="chosen", how="left", maintain_order="left")
 
 
 def matched(chosen: Sequence[str], rejected: Sequence[str], match: str, most: int) -> list[tuple[str, str]]:

@@ -114,11 +114,14 @@ class Context(Protocol):
         `shows` is all that it must show beside the prompt, {name: what that is}: of a sample, its text. It is given what `shows` names.
         """
 
+    def sample_fields(self, reference: str) -> Collection[str]:
+        """Return the fields of samples that a template names: heavy ones are read for it alone."""
+
     def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
         """Return a field's SQL over the columns of `table`; RecipeError where it does not fit them or gives another kind of value."""
 
     def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
-        """Yield (round, a pool of what it made) of earlier rounds that were accepted, newest first, at most `window` rounds back.
+        """Yield (round, a pool of what it made) of earlier rounds that were accepted, newest first, at most `window` rounds back; 0: round 0, by its steps `before`.
 
         What such a round replayed itself was made by a round before it, so a window of rounds stays one.
         """

@@ -7,6 +7,7 @@ says why. Canaries, answers that nobody should like, are judged beside the real 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -35,6 +36,8 @@ SCORE_NAMES: dict[Kind, str] = {"mark": "mark", "verdict": "wins", "criterion": 
 READING = ("score", "canaries", "parse", "key", "lowest", "highest", "max_unparsed", "max_failed")
 KEY = re.compile(r"[A-Za-z_][\w-]*")
 CUT = "cut at max_tokens"
+MOST_REASONS = 3  # why judgments could not be read, that one warning names
+FEWER = "Their answers have fewer judgments, or none. Read some: selfkd show RUN --where \"stream = 'judgments'\""
 WAYS_OUT = """Change the template or the parser, or raise max_tokens, and repeat the command with --amend: what a new parser can read is not asked again.
 Or let more stay unread: raise max_failed of this step in the recipe, with --amend."""
 
@@ -48,6 +51,7 @@ class JudgeStep(Step):
 
     verb: ClassVar[str] = "judge"
     short: ClassVar[str | None] = "template"
+    per_round: ClassVar[frozenset[str]] = frozenset({"where", "model"})
     stage: ClassVar[Stage] = "generate"
 
     template: str = Field(
@@ -222,7 +226,7 @@ class JudgeStep(Step):
 
     def run(self, pool: Pool, context: Context) -> Addition:
         found = self._answers(pool, context)
-        render = context.template("template", self.template, found.columns, self._shows())
+        render = context.template("template", self.template, (*found.columns, *views.SHOWN), self._shows())
         prompts, groups, known = self._prompts(found, pool), by_prompt(found), self._known(pool)
         asks = [ask for name, rows in groups.items() for ask in self._asks(prompts[name], rows, known, context)]
         probes = [ask for name in self._probed(asks, context) for ask in self._probes(prompts[name], groups[name][0], context)]
@@ -260,7 +264,7 @@ class JudgeStep(Step):
         if not self.pairwise:
             done = pool.scores.filter(pl.col("name") == self.scores()[0]).select(id="sample")
             found = found.join(done, on="id", how="anti", maintain_order="left")
-        return views.with_heavy(found, pool, [name for name in ("text",) if name not in found.columns])
+        return views.with_shown(found, pool, context.sample_fields(self.template))
 
     def _prompts(self, found: pl.DataFrame, pool: Pool) -> dict[str, Row]:
         asked = views.live_prompts(pool).join(found.select(id="prompt").unique(), on="id", how="semi")
@@ -363,13 +367,14 @@ class JudgeStep(Step):
 
     def _unread(self, judgments: Sequence[Judgment], context: Context) -> Iterator[str]:
         """Yield a warning where too many judgments could not be read; raise RewardError where the recipe wants to stop there."""
-        whys = [one.why for one in judgments if one.value is None]
-        share = len(whys) / max(1, len(judgments))
-        said = f"{len(whys)} of {len(judgments)} judgments ({share:.1%}) could not be read"
-        if len(whys) > may_fail(self.max_failed, len(judgments)):
-            raise RewardError(f"{said}, limit {self.max_failed:.0%}. First: {whys[0]}", context.where, WAYS_OUT)
-        if len(whys) > may_fail(self.max_unparsed, len(judgments)):
-            yield f"{context.where}: {said}, more than {self.max_unparsed:.0%}: their answers have fewer judgments, or none. First: {whys[0]}"
+        whys = Counter(one.why for one in judgments if one.value is None)
+        share = whys.total() / max(1, len(judgments))
+        said = f"{whys.total()} of {len(judgments)} judgments ({share:.1%}) could not be read"
+        most = ", ".join(f"{why} ({count})" for why, count in whys.most_common(MOST_REASONS))
+        if whys.total() > may_fail(self.max_failed, len(judgments)):
+            raise RewardError(f"{said}, limit {self.max_failed:.0%}: {most}", context.where, WAYS_OUT)
+        if whys.total() > may_fail(self.max_unparsed, len(judgments)):
+            yield f"{context.where}: {said}, more than {self.max_unparsed:.0%}: {most}. {FEWER}"
 
     def _believed(
         self, judgments: Sequence[Judgment], probes: Judged, values: Mapping[str, float], found: pl.DataFrame, context: Context

@@ -33,6 +33,7 @@ class MeasureStep(Step):
 
     verb: ClassVar[str] = "measure"
     short: ClassVar[str | None] = "reward"
+    per_round: ClassVar[frozenset[str]] = frozenset({"model"})
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 

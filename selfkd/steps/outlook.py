@@ -20,7 +20,7 @@ def _columns(scores: tuple[str, ...]) -> dict[str, list[str]]:
 
 @dataclass
 class Outlook:
-    """What is there at one point of a round. `splits`, `context` and `take` are the recipe's; `replayable` is what a whole round makes.
+    """What is there at one point of a round. `splits`, `context` and `take` are the recipe's; `replayable` is what a whole round makes, `opening` what the steps of `before` make.
 
     `pool` has empty tables with every column that there will be. `rows` holds {(stream, role): kind}, `row_columns`
     the columns that all of those rows have, `metrics`
@@ -47,6 +47,7 @@ class Outlook:
     told: dict[tuple[str, str], bool] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
     replayable: Outlook | None = None
+    opening: Outlook | None = None
 
     @property
     def scores(self) -> list[str]:

@@ -26,6 +26,7 @@ class SampleStep(Step):
 
     verb: ClassVar[str] = "sample"
     short: ClassVar[str | None] = "n"
+    per_round: ClassVar[frozenset[str]] = frozenset({"where", "model"})
     stage: ClassVar[Stage] = "generate"
 
     model: str = Field("policy", description="Who answers: role@when, such as policy, policy@base, policy@start.")
@@ -128,10 +129,14 @@ class SampleStep(Step):
         if self.where:
             chosen = chosen.filter(context.expression("where", self.where, chosen, "condition"))
         if self.of:
-            chosen = views.with_heavy(chosen, pool, [name for name in ("text",) if name not in chosen.columns])
+            chosen = views.with_shown(chosen, pool, context.sample_fields(self.template) if self.template else ())
         parents = chosen.iter_rows(named=True) if self.of else [None] * chosen.height
         prompts = self._with_messages(chosen.select(id="prompt") if self.of else chosen, pool)
-        render = context.template("template", self.template, chosen.columns if self.of else None) if self.template else None
+        render = (
+            context.template("template", self.template, (*chosen.columns, *views.SHOWN) if self.of else None)
+            if self.template
+            else None
+        )
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)
         say = self._wording().messages
         return [{"prompt": row["id"], "of": of, "teacher_messages": say(row, render, of)} for row, of in rows]

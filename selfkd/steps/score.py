@@ -1,4 +1,4 @@
-"""score: reward functions, a model's log-probability, or strengths from comparisons. A failure is a null with a reason, never a zero."""
+"""score: reward functions, a model's log-probability, strengths from comparisons, or what is worked out from these. A failure is a null with a reason, never a zero."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ WAYS_OUT = """Fix the reward and repeat the command with --amend: nothing is gen
 If the prompts or their gold answers are wrong, mend them and begin a new run: --name X (a run keeps the prompts it began with).
 Or let more stay unscored: raise max_failed of this step in the recipe, with --amend."""
 NOT_COMPARED = "no comparison of it counts"
+NO_VALUE = "its value is null"
 FIRST = 32  # if all of the first ones fail, the reward is broken: stop at once
 
 
@@ -48,8 +49,9 @@ class ScoreStep(Step):
 
     verb: ClassVar[str] = "score"
     short: ClassVar[str | None] = "reward"
+    per_round: ClassVar[frozenset[str]] = frozenset({"logprob", "value"})
     stage: ClassVar[Stage] = "score"
-    later: ClassVar[frozenset[str]] = frozenset({"elo"})
+    later: ClassVar[frozenset[str]] = frozenset({"elo", "value"})
 
     reward: str | Texts | None = Field(None, description="file.py:function, or several of them.")
     logprob: str | None = Field(
@@ -58,6 +60,10 @@ class ScoreStep(Step):
     elo: str | None = Field(
         None,
         description="Score by strength within the prompt, on the scale of Elo, from the comparisons that a judge step (pairwise) gave under this name: Bradley-Terry by maximum likelihood, a tie being half a win for each.",
+    )
+    value: str | None = Field(
+        None,
+        description="Score by an expression over the samples, such as a difference of two scores or a rank within the prompt: it becomes a column like any score, also of pairs. It needs `as`.",
     )
     of: str | None = Field(None, description="Only samples of this stream.")
     as_: str | Texts | None = Field(
@@ -71,8 +77,10 @@ class ScoreStep(Step):
 
     @model_validator(mode="after")
     def _one_source(self) -> ScoreStep:
-        if sum(map(bool, (self.reward, self.logprob, self.elo))) != 1:
-            raise ValueError("give one of 'reward', 'logprob' and 'elo'")
+        if sum(map(bool, (self.reward, self.logprob, self.elo, self.value))) != 1:
+            raise ValueError("give one of 'reward', 'logprob', 'elo' and 'value'")
+        if self.value and not self.as_:
+            raise ValueError("a score that is worked out needs a name: write as")
         return self
 
     def functions(self) -> list[str]:
@@ -88,6 +96,8 @@ class ScoreStep(Step):
             return {self.scores()[0]: f"logprob {self.models()['logprob']}"}
         if self.elo:
             return {self.scores()[0]: f"elo of '{self.elo}'"}
+        if self.value:
+            return {self.scores()[0]: f"value '{self.value}'"}
         params = f" with {self.params}" if self.params else ""
         return {name: f"{reference}{params}" for name, reference in zip(self.scores(), self.functions(), strict=False)}
 
@@ -118,6 +128,8 @@ class ScoreStep(Step):
             parts.append(self._by_model(pool, context))
         if self.elo:
             parts.append(self._by_comparison(pool))
+        if self.value:
+            parts.append(self._by_expression(self.value, pool, context))
         for reference, name in zip(self.functions(), self.scores(), strict=False):
             function = context.function(reference, self.params)
             scored = [context.save("scores", part) for part in self._by_function(pool, context, function, name)]
@@ -156,6 +168,15 @@ class ScoreStep(Step):
             strengths |= elo(part.select(columns).iter_rows())
         found = [(strengths.get(name), "" if name in strengths else NOT_COMPARED) for name in todo["id"]]
         return _score_rows(todo["id"].to_list(), self.scores()[0], found)
+
+    def _by_expression(self, text: str, pool: Pool, context: Context) -> pl.DataFrame:
+        """Return the value of the expression for each sample; a window of it sees the samples that have their score already, too."""
+        view = views.sample_view(pool, self.of, text)
+        found = view.select("id", value=context.expression("value", text, view, "number").cast(pl.Float64))
+        todo = found.join(self._unscored(pool, self.scores()[0]).select("id"), on="id", how="semi", maintain_order="left")
+        values = [value if value is not None and math.isfinite(value) else None for value in todo["value"]]
+        whys = [_why_none(value) for value in todo["value"]]
+        return _score_rows(todo["id"].to_list(), self.scores()[0], list(zip(values, whys, strict=True)))
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
         todo = self._unscored(pool, name)
@@ -204,6 +225,10 @@ class ScoreStep(Step):
                 context.where,
                 f"{advice}\n{WAYS_OUT}".strip(),
             )
+
+
+def _why_none(value: float | None) -> str:
+    return NO_VALUE if value is None else "" if math.isfinite(value) else f"its value is {value}"
 
 
 def may_fail(share: float, total: int) -> float:

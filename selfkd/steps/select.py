@@ -21,6 +21,7 @@ class SelectStep(Step):
 
     verb: ClassVar[str] = "select"
     short: ClassVar[str | None] = "where"
+    per_round: ClassVar[frozenset[str]] = frozenset({"where", "dedup", "by"})
 
     of: str | None = Field(None, description="A stream, or 'prompts'; default: all live samples.")
     where: str | None = Field(None, description="Keep rows for which this holds; a null drops with the reason 'unscored'.")

@@ -35,6 +35,7 @@ class Step(BaseModel):
     outside: ClassVar[bool] = False  # True: tables are stored with the step but stay out of the pool (measure)
     later: ClassVar[frozenset[str]] = frozenset()  # fields that format 2 did not have at first
     copies: ClassVar[bool] = False  # True: its samples were made by other rounds (replay)
+    per_round: ClassVar[frozenset[str]] = frozenset()  # texts that may be lists, one per round, as any number may
 
     name: str = Field(
         "", description="Unique name of the step; enters seeds, commits and overrides. Default: the verb, then verb-2, …"

@@ -22,7 +22,7 @@ from selfkd.backend.trainer.loss_kinds import (
     kind_of,
     texts,
 )
-from selfkd.backend.trainer.trl_options import check_trl
+from selfkd.backend.trainer.trl_options import check_trl, lacking_trl
 from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Function, Pool, shape
@@ -65,6 +65,7 @@ class TrainStep(Step):
 
     verb: ClassVar[str] = "train"
     short: ClassVar[str | None] = "loss"
+    per_round: ClassVar[frozenset[str]] = frozenset({"from", "reference"})
     stage: ClassVar[Stage] = "train"
     later: ClassVar[frozenset[str]] = frozenset(
         {"lora", "continue_", "optimiser", "check", "rows", "params", "average", *OF_TEACHERS}
@@ -165,6 +166,8 @@ class TrainStep(Step):
     def problems(self) -> Iterator[Problem]:
         for name, value in self.trl.items():
             yield from ((f"trl.{name}", problem) for problem in check_trl(self.loss, {name: value}))
+        if lacking := lacking_trl(self.loss, self.trl):
+            yield "loss", lacking
         if self.continue_ and self.from_ == "base":
             yield (
                 "continue",

@@ -104,7 +104,7 @@ def test_a_source_with_wrong_words_is_refused_before_it_is_read(tmp_path: Path) 
     for source, message in {
         "limt": ({"file": "x", "limt": 3}, "no field 'limt' for a source of kind file. Did you mean 'limit'?"),
         "two": ({"file": "x", "hub": "y"}, "it has both hub and file"),
-        "none": ({"split": "train"}, "needs one of hub, file, function, reasoning_gym, rows"),
+        "none": ({"split": "train"}, "needs one of hub, file, function, reasoning_gym, evals, rows"),
         "type": ({"file": "x", "limit": "3"}, "'limit' should be a whole number of at least 1, not '3'"),
         "both": ({"file": "x", "prompt": "a", "messages": "b"}, "not both"),
         "map": ({"file": "x", "map": "a.py:b", "prompt": "a"}, "with `map`, the function names the columns"),

@@ -106,8 +106,8 @@ def test_the_text_of_a_conversation_is_its_last_user_message() -> None:
 @pytest.mark.parametrize("path", sorted(builtin_folder().glob("recipes/templates/*.j2")), ids=lambda path: path.name)
 def test_a_shipped_template_renders_from_a_prompt_alone_or_a_sample(path: Path) -> None:
     assert templates.problems(str(path), []) == []
-    sample = {"text": "It is 42.", "answer": "42"}
-    text = templates.load(str(path), []).render(prompt=prompt(), of=sample)
+    sample = {"text": "It is 42.", "answer": "42", "last_number": 1.0}
+    text = templates.load(str(path), []).render(prompt=prompt(passage="A passage.", solution="6 x 7 = 42."), of=sample)
     assert "6 x 7?" in text and "{" not in text
 
 

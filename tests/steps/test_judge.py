@@ -114,7 +114,7 @@ def test_a_recipe_may_stop_where_too_little_is_read_and_a_mended_parser_reads_wh
     backend = scripted(lambda shown, seed: "<mark>3</mark>")
     backend.hook = calls.append
     steps = f"  - judge: {{template: {ONE}, highest: 5, parse: tag, max_failed: 0.1}}\n"
-    with pytest.raises(RewardError, match=r"36 of 36 judgments \(100.0%\) could not be read, limit 10%. First: no <score>"):
+    with pytest.raises(RewardError, match=r"36 of 36 judgments \(100.0%\) could not be read, limit 10%: no <score>"):
         go(recipe_in(tmp_path, HEAD + "steps:\n" + SAMPLE + steps, "rounds=1"), tmp_path / "run", backend)
     asked = calls.count("generate")
     mended = steps.replace("parse: tag", "parse: tag, key: mark, canaries: 2")

@@ -139,8 +139,7 @@ def test_lint_says_what_cannot_teach(tmp_path, steps, wanted):
     ("steps", "wanted"),
     [
         (SAMPLE + "  - build: {teacher: 'x'}\n", "'teacher' is for kind: kd"),
-        (SAMPLE + "  - build: {kind: rank, by: chars, sees: asked}\n", "'sees: asked' is for single completions"),
-        (SAMPLE + "  - build: {view: 'x', sees: asked}\n", "'sees: asked' is for single completions"),
+        (SAMPLE + "  - build: {view: 'x', sees: asked}\n", "'sees: asked' shows what the sampler was asked"),
         (SAMPLE + "  - train: {loss: sft, teacher: base}\n", "'teacher' belongs to loss: kd"),
         (TOLD + BUILD + "  - train: {loss: kd, reference: base}\n", "'reference' belongs to loss"),
         (TOLD + BUILD + "  - train: {loss: kd, divergence: revers}\n", "Did you mean 'reverse'|should be 'forward', 'reverse' or 'jsd'"),

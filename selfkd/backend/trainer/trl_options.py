@@ -181,6 +181,14 @@ def check_trl(loss: str, options: Mapping[str, Any]) -> list[str]:
     return [problem for name, value in options.items() for problem in _problems(loss, str(name), value)]
 
 
+def lacking_trl(loss: str, options: Mapping[str, Any]) -> str:
+    """Return which option a loss cannot do without that is not given, or ''."""
+    types = options.get("loss_type") or kind_of(loss).loss_type
+    if "exo_pair" not in (types if isinstance(types, list) else [types]) or options.get("label_smoothing"):
+        return ""
+    return "loss exo_pair has no finite value without smoothed labels: write `trl: {label_smoothing: 1e-3}`, as in its paper"
+
+
 def _problems(loss: str, name: str, value: Any) -> Iterator[str]:
     kind = kind_of(loss)
     config = kind.config

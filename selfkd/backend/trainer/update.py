@@ -400,7 +400,7 @@ class _Update:
             "kl",
             *distil.NOTED,
         ):
-            if name in first:
+            if math.isfinite(first.get(name, math.nan)):  # losses that do not compute an entropy log it as unknown
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
         metrics |= {"made_by": self.resumption.made_by}
         metrics |= {"continued_at": self.resumption.continued_at} if self.resumption.continued_at else {}
