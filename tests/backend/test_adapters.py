@@ -199,8 +199,8 @@ def test_a_layer_that_is_not_there_is_named_with_those_that_are(root, tmp_path):
 def test_the_base_as_reference_is_the_adapter_off_and_gives_what_loading_it_gives(root, tmp_path, monkeypatch, precision):
     first = adapted(learn(root, tmp_path / "one", precision="fp32").folder, root)
     twin = Model("policy", shutil.copytree(root.path, tmp_path / "twin"), "another digest")
-    on, loads, inner = LoraSpec(4, 8.0, goes_on=True), [], module._load
-    monkeypatch.setattr(module, "_load", lambda *given: loads.append(given) or inner(*given))
+    on, loads, inner = LoraSpec(4, 8.0, goes_on=True), [], module.opened.load
+    monkeypatch.setattr(module.opened, "load", lambda *given: loads.append(given) or inner(*given))
     found = {
         name: learn(first, tmp_path / name, on, "dpo", reference=reference, precision=precision)
         for name, reference in (("off", root), ("loaded", twin), ("start", first))

@@ -76,7 +76,7 @@ def work(rank: int, join: Callable[[], None], folder: Path) -> dict[str, Any]:
     def nobody(path: str) -> Any:
         raise AssertionError(f"{path} was loaded whole")
 
-    module._load, apart = nobody, Model("policy", shutil.copytree(start.path, folder / f"apart-{rank}"), "another digest")
+    module.opened.load, apart = nobody, Model("policy", shutil.copytree(start.path, folder / f"apart-{rank}"), "another digest")
     spec = module.TrainSpec("dpo", 2**40 + 7, trl=UNEVEN)
     found["apart"] = module.train_rank(start, apart, rows, spec, folder / "apart", {"threads": 1, **SHARD})
     found["nothing"] = failing("nothing", start, rows, folder / "nothing", trl={"learning_rate": 0.0})
