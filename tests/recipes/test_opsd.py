@@ -39,6 +39,11 @@ def test_the_student_of_the_round_answers_the_bare_problem_once(walked):
         assert sorted(messages[0]["content"] for messages in samples["teacher_messages"]) == sorted(PROBLEMS)
 
 
+def test_what_was_sampled_keeps_its_log_probability_for_staleness(walked):
+    assert {one.sampling.extra["logprobs"] for one in walked.backend.asked if one.stream == "sample"} == {0}
+    assert all(walked.table(index, "build", "rows")["chosen_logprob"].null_count() == 0 for index in (1, 2))
+
+
 def test_every_answer_is_a_row_and_only_the_teacher_sees_the_solution_of_its_own_problem(walked):
     for index in (1, 2):
         rows = walked.table(index, "build", "rows")

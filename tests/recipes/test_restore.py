@@ -49,6 +49,11 @@ def test_the_model_of_the_round_answers_general_requests_twice_and_nothing_of_th
         assert rows["messages"].to_list() == rows["teacher_messages"].to_list()
 
 
+def test_what_was_sampled_keeps_its_log_probability_for_staleness(walked):
+    assert {one.sampling.extra["logprobs"] for one in walked.backend.asked if one.stream == "sample"} == {0}
+    assert all(walked.table(index, "build", "rows")["chosen_logprob"].null_count() == 0 for index in (1, 2))
+
+
 def test_reverse_kl_draws_each_round_back_to_the_model_before_the_tuning(walked):
     weights, [tune, *updates] = walked.weights(), walked.backend.updates
     assert [(one.start, one.reference) for one in updates] == [(weights[0], tune.start), (weights[1], tune.start)]

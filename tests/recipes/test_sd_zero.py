@@ -44,6 +44,11 @@ def test_the_reviser_learns_right_revisions_behind_problem_first_answer_and_verd
     assert (first.spec.loss, first.reference, first.start) == ("sft", None, walked.backend.asked[0].model)
 
 
+def test_what_was_sampled_keeps_its_log_probability_for_staleness(walked):
+    assert {one.sampling.extra["logprobs"] for one in walked.backend.asked if one.stream == "sample"} == {0}
+    assert all(walked.table(index, "build", "rows")["chosen_logprob"].null_count() == 0 for index in (1, 2))
+
+
 def test_the_student_answers_the_bare_problem_and_the_teacher_is_shown_that_answer_with_its_verdict(walked):
     for index in (1, 2):
         rows = walked.table(index, "build", "rows")
