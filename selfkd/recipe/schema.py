@@ -220,6 +220,11 @@ class Recipe(_Words):
         texts = {reference for step in steps for reference in step.templates()}
         return sorted(functions), sorted(texts)
 
+    def scorers(self) -> list[str]:
+        """Return the models that only score, as the steps name them: a run freezes them, too."""
+        steps = [line.at(1) for part in LISTS for line in getattr(self, part)]
+        return sorted({reference for step in steps for reference in step.scorers()})
+
     def resolved(self) -> dict[str, Any]:
         """Every word with its default spelled out; itself a recipe that means the same."""
         return self.model_dump(mode="json", by_alias=True)
