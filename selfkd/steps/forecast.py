@@ -39,7 +39,9 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Cost:
-    """One step of one round. `made` tokens are generated, in so many `answers`; `learned` ones are trained on, `read` ones go forward once."""
+    """One step of one round. `made` tokens are generated, in so many `answers`; `learned` ones are trained on, `read` ones go forward once
+    through the model `reader`.
+    """
 
     step: str
     what: str = ""
@@ -47,6 +49,7 @@ class Cost:
     learned: int | None = 0
     answers: int | None = 0
     read: int | None = 0
+    reader: str | None = None
 
 
 def answers(step: str, count: int | None, longest: int) -> Cost:

@@ -213,7 +213,10 @@ class ScoreStep(Step):
         count = forecast.samples(self.of)
         count = times(pairs_of(forecast.prompts, count, self.pairs), 2) if self.pairwise else count
         tokens = times(count, forecast.row_tokens)
-        return Cost(self.name, f"{figure(count)} texts read by {getattr(self, self.source)}, {figure(tokens)} tokens", read=tokens)
+        reader = str(getattr(self, self.source))
+        said = f"{figure(count)} texts read by {reader}, {figure(tokens)} tokens"
+        apart = None if self.source == "logprob" else reader  # a log-probability is taken by the engine that is there
+        return Cost(self.name, said, read=tokens, reader=apart)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         parts: list[Any] = []
