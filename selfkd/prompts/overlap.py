@@ -32,7 +32,8 @@ def overlap(train: pl.DataFrame, other: pl.DataFrame) -> list[str]:
 
 def leaks(frames: Mapping[str, pl.DataFrame]) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (split, split that it must not share prompts with, ids of those it shares): nothing is learned from, or steered by, the latter."""
-    for split, held_out in (("train", "dev"), ("train", "test"), ("dev", "test")):
+    suites = [("train", name) for name in frames if name not in ("train", "dev", "test")]
+    for split, held_out in (("train", "dev"), ("train", "test"), ("dev", "test"), *suites):
         if split in frames and held_out in frames and (shared := overlap(frames[split], frames[held_out])):
             yield split, held_out, shared
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from selfkd.core.files import NAME
 from selfkd.recipe.lines import LISTS, Line
@@ -26,6 +27,9 @@ def _no_number(value: Any) -> Any:
 Switch = Annotated[Literal["auto", True, False], BeforeValidator(_no_number)]
 
 
+RESERVED = ("train", "dev", "test", "take", "held", "warm", "prev", "best")  # words that mean something where a split is named
+
+
 class _Words(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, allow_inf_nan=False, str_min_length=1
@@ -38,7 +42,21 @@ class Prompts(_Words):
     train: Source = Field(description="What the model practises on.")
     dev: Source | None = Field(None, description="Held out; measured every round; may steer best, keep_if and stop.")
     test: Source | None = Field(None, description="Held out; measured at round 0 and after the last round; steers nothing.")
+    held: dict[str, Source] = Field(
+        {},
+        description="Other suites that are held out, {name: source}: measured every round by a measure step that names the split, beside dev. What was forgotten shows there: its change against the base may decide in keep_if.",
+    )
     take: int | None = Field(None, ge=1, description="Train prompts drawn per round, on through the set; default: all of them.")
+
+    @field_validator("held")
+    @classmethod
+    def _named(cls, held: dict[str, Source]) -> dict[str, Source]:
+        for name in held:
+            if name in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"a suite cannot be called '{name}': write small letters, digits and '_', and none of {', '.join(RESERVED)}"
+                )
+        return held
 
 
 class Origin(_Words):
@@ -152,9 +170,9 @@ class Recipe(_Words):
         return self.prompts.take
 
     def splits(self) -> dict[str, Source]:
-        """{split: source} of the splits that are given, train first."""
+        """{split: source} of the splits that are given, train first, other suites last."""
         given = {"train": self.prompts.train, "dev": self.prompts.dev, "test": self.prompts.test}
-        return {split: source for split, source in given.items() if source is not None}
+        return {split: source for split, source in given.items() if source is not None} | dict(self.prompts.held)
 
     def steps_of(self, index: int) -> list[Step]:
         """The steps of round `index`, numbers filled in. Round 0 brings in the model, measures it, and runs `before`."""
@@ -199,10 +217,12 @@ class Recipe(_Words):
         return self._measures(index)
 
     def _measures(self, index: int, suffix: str = "") -> list[Step]:
-        """The measure steps of a round; with suffix `test` their copies on the test split, if there is one."""
+        """The measure steps of a round; with suffix `test` their copies on the test split, if there is one, but for other suites."""
         if suffix == "test" and self.prompts.test is None:
             return []
         found = [step for line in self.steps if (step := line.at(index)).outside]
+        if suffix:
+            found = [step for step in found if step.split_asked() not in self.prompts.held]
         changed: dict[str, Any] = {"split": "test"} if suffix == "test" else {}
         return [step.model_copy(update={**changed, "name": f"{step.name}-{suffix}"} if suffix else {}) for step in found]
 
