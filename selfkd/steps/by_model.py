@@ -70,7 +70,7 @@ class Scoring(Protocol):
     def pairs(self) -> int | None: ...
 
     @property
-    def step(self) -> str: ...
+    def step(self) -> str | None: ...
 
     @property
     def mark(self) -> str | None: ...
@@ -132,7 +132,8 @@ def _words(step: Scoring, unscored: pl.DataFrame, pool: Pool, context: Context) 
 
 def _reading(step: Scoring, context: Context) -> Reading:
     kind = BY_SCORER[step.source][0] if step.source in BY_SCORER else step.source
-    words = {"separator": step.step, "mark": step.mark or step.step, "good": step.good or "", "bad": step.bad or ""}
+    separator = step.step or "\n"
+    words = {"separator": separator, "mark": step.mark or separator, "good": step.good or "", "bad": step.bad or ""}
     return Reading(kind, step.label, **words, context=0 if step.source in BY_SCORER else context.max_length)  # type: ignore[arg-type]
 
 

@@ -105,7 +105,7 @@ class ScoreStep(Step):
     pairs: int | None = Field(
         None, ge=1, description="Most comparisons per prompt, spread evenly over its answers; default: all with all (pairwise)."
     )
-    step: str = Field("\n", description="What ends a step of an answer (per_step).")
+    step: str | None = Field(None, description="What ends a step of an answer; default: a line break (per_step).")
     mark: str | None = Field(
         None,
         description="What the model reads behind each step, and at whose last token it says what it thinks; default: what ends a step (per_step).",
