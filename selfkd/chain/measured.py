@@ -95,10 +95,13 @@ def measurement(paths: Paths, commit: Commit, score: str) -> Measured:
 
 def changes(one: Measured) -> dict[str, float | None]:
     """Return a change against the base as metrics: what keep_if may ask for. Rounded, so that no verdict rests on a last digit."""
-    bounds = one.change and one.change.interval
-    values = (one.change and one.change.value, bounds and bounds.low, bounds and bounds.high)
-    names = ("change", "change_low", "change_high")
-    return {f"{one.name}_{name}": None if value is None else round(value, 6) for name, value in zip(names, values, strict=True)}
+    bounds = one.change.interval if one.change else None
+    values = {
+        "change": one.change.value if one.change else None,
+        "change_low": bounds.low if bounds else None,
+        "change_high": bounds.high if bounds else None,
+    }
+    return {f"{one.name}_{name}": None if value is None else round(value, 6) for name, value in values.items()}
 
 
 def _how(commit: Commit, score: str) -> str:
