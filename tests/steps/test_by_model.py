@@ -109,10 +109,8 @@ def test_a_gold_answer_that_is_not_there_is_a_reason_and_never_the_word_none(tmp
     backend = Said({}, lambda row: (-1.0, 1))
     run = go(recipe_in(tmp_path, f"{head}steps:\n{steps}", "rounds=1"), tmp_path / "run", backend)
     assert {row["text"] for row in backend.asked} == {"2"}
-    assert table(run, "score")["why"].value_counts().sort("count").rows() == [
-        ("the prompt has no gold answer to show", 3),
-        (None, 3),
-    ]
+    counted = dict(table(run, "score")["why"].value_counts().iter_rows())
+    assert counted == {"the prompt has no gold answer to show": 3, None: 3}
 
 
 def test_a_beginning_that_is_not_one_is_a_reason(tmp_path):
@@ -171,7 +169,7 @@ def test_what_a_model_cannot_read_is_null_and_too_much_of_it_stops_the_round(tmp
         "  - score: {classifier: org/rm, max_failed: 1}\n",
         Said({}, read=lambda row: why if next(turns) % 2 else [1.0]),
     )
-    assert table(run, "score")["why"].value_counts().sort("why").rows() == [(None, 18), (why, 18)]
+    assert dict(table(run, "score")["why"].value_counts().iter_rows()) == {None: 18, why: 18}
     reads = Said({}, read=lambda row: why)
     with pytest.raises(RewardError, match="First: it has 900 tokens"):
         run_of(tmp_path / "strict", "  - score: {classifier: org/rm}\n", reads)
