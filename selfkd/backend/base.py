@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NotRequired, Protocol, TypedDict
 
 import polars as pl
 
+from selfkd.backend.reading import Read, Reading
 from selfkd.core import digest, storage
 from selfkd.core.facts import Facts
 from selfkd.core.pool import MESSAGES, Function, Model, shape
@@ -127,7 +128,9 @@ class LongPrompt(TypedDict):
     limit: int
 
 
-Logprob = tuple[str, float, int]  # id of a row, summed log-probability of its completion, tokens summed over
+# Id of a row, sum over the log-probabilities of its answer, tokens summed over. NaN where it could not be scored: then tokens are those of
+# prompt and answer together where the context does not hold them, and 0 where nothing stands before the first one.
+Logprob = tuple[str, float, int]
 
 
 class Maker(NamedTuple):
@@ -276,7 +279,7 @@ class Trained:
 
 
 class AnswerProgress(TypedDict):
-    """How far a call of `generate` or `logprobs` is, beyond the results that it has yielded already.
+    """How far a call of `generate`, `logprobs` or `read` is, beyond the results that it has yielded already.
 
     requests and tokens are those of unfinished chunks; chunks counts the finished ones, waiting those still to come.
     """
@@ -338,11 +341,17 @@ class Backend(Protocol):
         """Answer chunks in any order. The caller closes the iterator to abandon what is in flight."""
 
     def logprobs(self, model: Model, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens) -> Iterator[Logprob]:
-        """Yield (id, summed log-probability, tokens) of each row's completion after its `messages`, under `model`.
+        """Yield (id, sum over log-probabilities, tokens) of each row's answer after its `messages`, under `model`.
 
-        The completion is `token_ids` (or `text` where nobody sampled it), and one end token where `finish_reason` is 'stop': the ids
-        that a training row would have.
+        The answer is `token_ids` (or `text` where nobody sampled it), and one end token where `finish_reason` is 'stop': the ids
+        that a training row would have. With a column `given`, only what follows that beginning of `text` counts; where the column `sums`
+        says 'probability', probabilities are added up and not their logarithms. One that the context does not hold is NaN.
         """
+
+    def read(
+        self, model: Model, reading: Reading, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Read]:
+        """Yield what `model` reads of each text (columns TEXTS), in their order. It answers nothing and is gone afterwards."""
 
     def train(
         self,

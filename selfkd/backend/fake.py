@@ -30,6 +30,8 @@ from selfkd.backend.base import (
     nobody_listens,
     write_chunk,
 )
+from selfkd.backend.reading import NO_STEPS, Read, Reading
+from selfkd.backend.scored import PROBABILITY
 from selfkd.core import digest
 from selfkd.core.facts import Facts, of_process
 from selfkd.core.pool import KEYS, Model
@@ -109,7 +111,17 @@ class Fake:
         self.hook("logprobs")
         self._up["engine-0"] = self._facts
         for row in rows.iter_rows(named=True):
-            yield row["id"], -digest.uniform(model.digest, row["text"]) * len(row["text"]), len(row["text"])
+            yield _logprob(model, row)
+
+    def read(
+        self, model: Model, reading: Reading, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Read]:
+        self.hook("read")
+        self._up["reader-0"] = self._facts
+        for row in rows.iter_rows(named=True):
+            steps = [step for step in row["text"].split(reading.separator) if step.strip()] if reading.kind == "steps" else [""]
+            chances = (digest.uniform(model.digest, reading.label, row["text"], row["second"], step) for step in steps)
+            yield Read(row["id"], tuple(chances)) if steps else Read(row["id"], (), NO_STEPS)
 
     def train(
         self,
@@ -154,6 +166,16 @@ class Fake:
 
     def close(self) -> None:
         pass
+
+
+def _logprob(model: Model, row: Mapping[str, Any]) -> Logprob:
+    """Return a number hashed from what is scored; what stands before it counts only where a step says what that is."""
+    text, said = row["text"], [row["text"]]
+    if "given" in row:
+        text = text.removeprefix(row["given"] or "")
+        said = [text, row["given"] or "", *(message["content"] for message in row["messages"])]
+    chance = digest.uniform(model.digest, *said)
+    return row["id"], (chance if row.get("sums") == PROBABILITY else -chance) * len(text), len(text)
 
 
 def _moments(state: OptimiserState) -> Any:

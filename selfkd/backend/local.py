@@ -30,12 +30,13 @@ from selfkd.backend.base import (
     TrainSpec,
     nobody_listens,
 )
-from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
+from selfkd.backend.engine.held_engine import ENGINE, LOADER, READER, TRAINER, HeldEngine, Importable, resolve
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.gentle_stop import stopped_gently
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
 from selfkd.backend.probe import Earlier
+from selfkd.backend.reading import Read, Reading, parts_of
 from selfkd.backend.trainer.loss_kinds import kind_of
 from selfkd.core.accelerator import accelerator
 from selfkd.core.facts import Facts
@@ -56,6 +57,7 @@ class LocalBackend:
         engine: Importable = ENGINE,
         trainer: Importable = TRAINER,
         loader: Importable = LOADER,
+        reader: Importable = READER,
     ) -> None:
         if numerics is None:
             numerics = fixed_numerics(machine)
@@ -64,6 +66,7 @@ class LocalBackend:
             raise UsageError(what, "machine.trainers", "Use `backend: ray`, or `trainers: 1`.")
         _see_one_card()
         self._numerics, self._log, self._trainer, self._loader = dict(numerics), log, trainer, loader
+        self._reader = reader
         self._engine = HeldEngine(engine, numerics, log / "engine.beat")
         self._kind = ""  # of the engine that came up last
         self._earlier: Earlier | None = None
@@ -96,6 +99,19 @@ class LocalBackend:
             self._ensure(model)
             scores = self._engine.logprobs(model, rows)
         yield from scores
+
+    def read(
+        self, model: Model, reading: Reading, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Read]:
+        with _debugged():
+            self._engine.sleep()
+            reader = resolve(self._reader)(self._numerics, model, reading)
+            self._facts["reader-0"] = reader.facts
+        for done, part in enumerate(parts_of(rows)):
+            with _debugged():
+                found = reader.read(part)
+            yield from found
+            on_progress(AnswerProgress(requests=0, tokens=0, chunks=done + 1, waiting=0))
 
     def train(
         self,

@@ -429,21 +429,6 @@ def encode_requests(
     return [ids if len(ids) + room <= context else None for ids in prompts]
 
 
-def encode_samples(tok: Any, rows: Sequence[Mapping[str, Any]], room: int, context: int) -> tuple[list[list[int]], list[int]]:
-    """Return the ids of prompt and completion of each row, as a training row would have them, and where its completion begins.
-
-    UsageError names a row that `context` does not hold with `room` more tokens.
-    """
-    places = [f"{OF_A_PROMPT[1]}{row['id']} of {named(row['messages'])}" for row in rows]
-    prompts, found = encode_prompts(tok, [row["messages"] for row in rows], places), []
-    for row, prompt, place in zip(rows, prompts, places, strict=True):
-        ended = row["finish_reason"] == "stop"
-        completion = encode_completion(tok, row["text"] or "", row["token_ids"], ended, place, row["messages"])
-        found.append(prompt + completion)
-        _must_fit(place, len(found[-1]), room, context)
-    return found, [len(prompt) for prompt in prompts]
-
-
 def _must_fit(place: str, length: int, room: int, context: int) -> None:
     if length + room > context:
         what = f"has {length} tokens and {room} more are to be generated, but the context holds {context}"

@@ -104,7 +104,7 @@ def _record(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> None
         record = Amendment(
             changed=[*change.words, *change.edited, *change.rounds],
             recipe=recipe.resolved(),
-            code=_proved_code(recipe, here.paths, environment) if change.edited else here.effective.code,
+            code=_proved_code(recipe, here, environment) if change.edited else here.effective.code,
             files=here.code_files(),
             when=now(),
             sealed=len(here.sealed),
@@ -112,9 +112,9 @@ def _record(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> None
         records.write(here.paths.amendment(len(here.amendments) + 1), record, here.paths.tmp)
 
 
-def _proved_code(recipe: Recipe, paths: Paths, environment: Iterable[str]) -> dict[str, CodeEntry]:
-    code = freeze_code(recipe, paths)
-    prove_code(recipe, code, paths, environment)
+def _proved_code(recipe: Recipe, here: _Standing, environment: Iterable[str]) -> dict[str, CodeEntry]:
+    code = freeze_code(recipe, here.paths, here.effective.code, here.info.machine.get("backend") == "fake")
+    prove_code(recipe, code, here.paths, environment)
     return code
 
 
@@ -166,7 +166,7 @@ class _Standing:
     def change(self, recipe: Recipe) -> _Change:
         words = _changed_words(digest.as_json(self._old.resolved()), digest.as_json(recipe.resolved()))
         code = {reference: entry.digest for reference, entry in self.effective.code.items()}
-        current = code_digests(recipe)
+        current = code_digests(recipe, self.effective.code)
         edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
         return _Change(words, edited, ["rounds"] if recipe.rounds != self.rounds else [])
 
@@ -184,7 +184,7 @@ class _Standing:
         """Return why this change is refused whatever is typed, with the ways out; None where it takes effect."""
         if not (change.words or change.edited):
             return None
-        code = {name: CodeEntry(path="", digest=found) for name, found in code_digests(recipe).items()}
+        code = {name: CodeEntry(path="", digest=found) for name, found in code_digests(recipe, self.effective.code).items()}
         return (
             self._fixed(change)
             or self._made(recipe, code)

@@ -25,6 +25,7 @@ from selfkd.backend.base import (
     TrainSpec,
     made_by,
 )
+from selfkd.backend.reading import PART, Read, Reading
 from selfkd.backend.tokens import OF_A_PROMPT
 from selfkd.chain import chunks, rounded, updates
 from selfkd.chain.attempt import Attempt
@@ -34,7 +35,7 @@ from selfkd.chain.commit import Place, pruned_paths
 from selfkd.chain.computers import kind_of
 from selfkd.chain.head_start import HeadStart, completed
 from selfkd.chain.numerics import engine_casts
-from selfkd.chain.run import Run
+from selfkd.chain.run import SCORER, Run
 from selfkd.chain.states import state_of
 from selfkd.core import digest, storage, views
 from selfkd.core.hardware import usable_cores
@@ -212,6 +213,16 @@ class StepContext:
                 yield score
         self._met("engine")
 
+    def read(self, model: Model, reading: Reading, rows: pl.DataFrame) -> Iterator[Read]:
+        held = model if model.role == SCORER else self.run.trust.weights(model)
+        done = 0
+        for done, found in enumerate(self.backend.read(held, reading, rows), 1):
+            if done % PART == 0:
+                self.progress(done, rows.height, "samples")
+            yield found
+        self.progress(done, rows.height, "samples")
+        self._met("reader")
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
@@ -300,6 +311,9 @@ class StepContext:
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         return self.run.function(reference, params)
+
+    def scorer(self, field: str, reference: str, reading: Reading) -> Model:
+        return self.run.scorer(reference)
 
     def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
         return self.run.function(reference, params)

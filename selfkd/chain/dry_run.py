@@ -68,8 +68,9 @@ def dry_run(recipe: Recipe, environment: Sequence[str] = ()) -> list[Seal]:
 def in_small(recipe: Recipe) -> Recipe:
     """The recipe with two rounds and a few prompts."""
     splits = {split: _few(recipe, split, source, place) for place, (split, source) in enumerate(recipe.splits().items())}
+    held = {split: splits.pop(split) for split in recipe.prompts.held}
     update = {
-        "prompts": recipe.prompts.model_copy(update={**splits, "take": None}),
+        "prompts": recipe.prompts.model_copy(update={**splits, "held": held, "take": None}),
         "rounds": min(2, recipe.rounds),
         "overlap": "drop",
     }

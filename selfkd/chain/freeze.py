@@ -16,6 +16,7 @@ from selfkd.chain import records, resolved
 from selfkd.chain.numerics import asked
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Info, SplitEntry
+from selfkd.chain.scorers import freeze_scorer
 from selfkd.core import digest, storage
 from selfkd.core.files import locate
 from selfkd.core.lease import Lease
@@ -66,7 +67,7 @@ def _freeze_all(recipe: Recipe, paths: Paths, machine: Machine) -> None:
             storage.remove(leftover)
     storage.make_folder(paths.tmp)
     prompts = freeze_prompts(recipe, paths)
-    code = freeze_code(recipe, paths)
+    code = freeze_code(recipe, paths, {}, machine.backend == "fake")
     prove_code(recipe, code, paths, machine.environment)
     storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
     storage.put(paths.resolved, resolved.text(recipe, prompts, code).encode(), paths.tmp)
@@ -154,9 +155,14 @@ def _without_leaks(frames: dict[str, pl.DataFrame], recipe: Recipe) -> tuple[dic
 # ---- code ----
 
 
-def freeze_code(recipe: Recipe, paths: Paths) -> dict[str, CodeEntry]:
-    """Copy each reward, with the local files it needs, and each template file into code/; {reference: entry}."""
-    return {reference: _freeze(function, paths) for reference, function in _named_code(recipe)}
+def freeze_code(recipe: Recipe, paths: Paths, known: Mapping[str, CodeEntry], stand_in: bool) -> dict[str, CodeEntry]:
+    """Copy each reward, with the local files it needs, each template file, and each model that scores into code/; {reference: entry}.
+
+    A model that is `known` lies there already: a run keeps those that it has. With `stand_in` only their names are kept.
+    """
+    code = {reference: _freeze(function, paths) for reference, function in _named_code(recipe)}
+    scorers = {one: known[one] if one in known else freeze_scorer(one, recipe, paths, stand_in) for one in recipe.scorers()}
+    return code | scorers
 
 
 def _freeze(named: Any, paths: Paths) -> CodeEntry:
@@ -194,9 +200,13 @@ def prove_code(recipe: Recipe, code: Mapping[str, CodeEntry], paths: Paths, envi
                 raise
 
 
-def code_digests(recipe: Recipe) -> dict[str, str]:
-    """Return {reference: digest} of the code and templates as they are beside the recipe now."""
-    return {reference: named.digest for reference, named in _named_code(recipe)}
+def code_digests(recipe: Recipe, known: Mapping[str, CodeEntry]) -> dict[str, str]:
+    """Return {reference: digest} of the code and templates as they are beside the recipe now, and of the models that score.
+
+    Of those, as they are `known`: nobody is asked for them again. One that is not known yet has no digest.
+    """
+    code = {reference: named.digest for reference, named in _named_code(recipe)}
+    return code | {one: known[one].digest if one in known else "" for one in recipe.scorers()}
 
 
 def _named_code(recipe: Recipe) -> Iterator[tuple[str, Any]]:

@@ -93,6 +93,17 @@ def measurement(paths: Paths, commit: Commit, score: str) -> Measured:
     )
 
 
+def changes(one: Measured) -> dict[str, float | None]:
+    """Return a change against the base as metrics: what keep_if may ask for. Rounded, so that no verdict rests on a last digit."""
+    bounds = one.change.interval if one.change else None
+    values = {
+        "change": one.change.value if one.change else None,
+        "change_low": bounds.low if bounds else None,
+        "change_high": bounds.high if bounds else None,
+    }
+    return {f"{one.name}_{name}": None if value is None else round(value, 6) for name, value in values.items()}
+
+
 def _how(commit: Commit, score: str) -> str:
     """Return how a step measured a score, '' where it has no such metric."""
     return next((how for name, how in records.measures_of(commit).items() if name.endswith(f"/{score}")), "")

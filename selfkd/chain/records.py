@@ -154,10 +154,14 @@ class SplitEntry(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CodeEntry(Record):
-    """A reward or template as frozen: its file relative to the run, and the digest of its code or text."""
+    """A reward or template as frozen: its file relative to the run, and the digest of its code or text.
+
+    Of a model that scores, its folder, the digest of its weights, and which `revision` of a hub's it is.
+    """
 
     path: str
     digest: str
+    revision: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

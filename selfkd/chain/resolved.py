@@ -20,7 +20,9 @@ def text(recipe: Recipe, prompts: Mapping[str, SplitEntry], code: Mapping[str, C
     """Return the resolved recipe as YAML whose paths are relative to the run folder."""
     words = recipe.resolved()
     words["model"] = {name: value for name, value in recipe.model_source().items() if value is not None}
-    words["prompts"] = {**words["prompts"], **{split: {"file": entry.file} for split, entry in prompts.items()}}
+    found = {split: {"file": entry.file} for split, entry in prompts.items()}
+    held = {split: found.pop(split) for split in recipe.prompts.held}
+    words["prompts"] = {**words["prompts"], **found, "held": held}
     for part in LISTS:
         words[part] = [{verb: _frozen(fields, code) for verb, fields in step.items()} for step in words[part]]
     return yamlfile.dump(words)

@@ -167,7 +167,8 @@ class Round:
     def seal(self, pool: Pool, stop: str) -> None:
         """Commit the round: accepted or rolled back, the head it leaves, and the digest that the next round follows."""
         measures = self._measures()
-        accepted, why = steering.verdict(self.recipe.keep_if, self.recipe.best, self.before, pool.metrics, measures)
+        metrics = {**pool.metrics, **self._changes()}
+        accepted, why = steering.verdict(self.recipe.keep_if, self.recipe.best, self.before, metrics, measures)
         head = {role: ModelEntry.of(model) for role, model in (pool.models if accepted else self.start).items()}
         names = self.run.paths.round(self.index)
         seal = Seal(
@@ -176,7 +177,7 @@ class Round:
             parent=self.follows,
             steps=tuple(commit.entry_of(names, made) for made in self.made),
             models=head,
-            metrics=dict(pool.metrics),
+            metrics=metrics,
             accepted=accepted,
             why=why,
             stop=stop,
@@ -190,6 +191,14 @@ class Round:
         prune(self.run, self.attempt.warn)
         told = {"metrics": sealed.metrics, "accepted": sealed.accepted, "notes": sealed.notes, "digest": sealed.digest}
         self.attempt.event("sealed", round=self.index, **told)
+
+    def _changes(self) -> dict[str, float | None]:
+        """Return the changes against the base, paired by prompt, and the bounds of their intervals, as far as `keep_if` names them."""
+        named = {name.partition("_change")[0] for name in views.named_in(self.recipe.keep_if) if "_change" in name}
+        found = measured.measurements(self.run.paths, self.made).values() if named and self.index else ()
+        return {
+            name: value for one in found if one.name.replace("/", "_") in named for name, value in measured.changes(one).items()
+        }
 
     def _notes(self, pool: Pool) -> dict[str, Any]:
         seconds: dict[str, float] = {}

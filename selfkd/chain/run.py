@@ -36,6 +36,7 @@ from selfkd.recipe import ready
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Origin, Recipe, Stop
 
+SCORER = "scorer"  # role of a model that is of no chain
 MORE_ROUNDS = 3  # that an ended run is offered
 
 
@@ -263,6 +264,11 @@ class Run:
         entry = self._trusted_code(reference)
         allowed = tuple(self.machine.environment)
         return Function(reference_parts(reference)[1], self.folder / entry.path, entry.digest, params, allowed)
+
+    def scorer(self, reference: str) -> Model:
+        """Return a model that only scores as frozen in the run, its path absolute, its files hashed."""
+        entry = self._trusted_code(reference)
+        return Model(SCORER, str((self.folder / entry.path).absolute()), entry.digest)
 
     def template(self, reference: str) -> templates.Template:
         """Return a template as frozen in the run; inline text is its own template."""

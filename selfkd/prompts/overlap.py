@@ -35,7 +35,8 @@ def leaks(frames: Mapping[str, pl.DataFrame], transductive: bool = False) -> Ite
 
     A recipe that is `transductive` learns from prompts that it measures, and says so.
     """
-    for split, held_out in (("train", "dev"), ("train", "test"), ("dev", "test")):
+    suites = [("train", name) for name in frames if name not in ("train", "dev", "test")]
+    for split, held_out in (("train", "dev"), ("train", "test"), ("dev", "test"), *suites):
         if transductive and split == "train":
             continue
         if split in frames and held_out in frames and (shared := overlap(frames[split], frames[held_out])):

@@ -7,7 +7,7 @@ of things. Every finding names the line it is about.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import polars as pl
 
@@ -25,8 +25,10 @@ from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
 from selfkd.rewards.find import find_function
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import measures
+from selfkd.steps.measure import COUNTS
 
 SPLITS = ("train", "dev", "test")
+CHANGES = ("change", "change_low", "change_high")  # of a measurement against the base, and the bounds of its interval
 
 
 # ---- prompt sources, before anything is typed ----
@@ -34,10 +36,12 @@ SPLITS = ("train", "dev", "test")
 
 def sources(fields: Mapping[str, Node], problems: Problems) -> None:
     given = fields["prompts"].value if "prompts" in fields and isinstance(fields["prompts"].value, dict) else {}
-    for split in SPLITS:
-        if split in given and isinstance(given[split].value, dict | list | str):
-            for problem in source_problems(plain(given[split]), split):
-                problems.add(_place_of(given[split], problem), "", problem)
+    suites = given["held"].value if "held" in given and isinstance(given["held"].value, dict) else {}
+    named = {split: given[split] for split in SPLITS if split in given} | suites
+    for split, node in named.items():
+        if isinstance(node.value, dict | list | str):
+            for problem in source_problems(plain(node), split):
+                problems.add(_place_of(node, problem), "", problem)
 
 
 def _place_of(node: Node, problem: str) -> str:
@@ -102,7 +106,15 @@ def _steering(recipe: Recipe, metrics: list[str], problems: Problems) -> None:
     if recipe.stop and recipe.stop.patience and not recipe.stop.metric:
         problems.add(recipe.places.get("stop", ""), "stop", "patience needs a metric: name one, or write `best`")
     if recipe.keep_if:
-        _keep_if(recipe.keep_if, metrics, recipe.places.get("keep_if", ""), problems)
+        _keep_if(recipe.keep_if, metrics, list(_changing(recipe)), recipe.places.get("keep_if", ""), problems)
+
+
+def _changing(recipe: Recipe) -> Iterator[str]:
+    """Yield the metrics whose change against the base is known in each round: the scores that are measured, no counts."""
+    for step in recipe.measures(1):
+        yield from (
+            metric for metric in step.metrics() if metric.partition("/")[2] not in COUNTS and not metric.endswith("_scored")
+        )
 
 
 def _inside_updates(recipe: Recipe, metrics: Sequence[str], problems: Problems) -> None:
@@ -134,9 +146,10 @@ def _metric(metric: str, metrics: Sequence[str]) -> str:
     )
 
 
-def _keep_if(text: str, metrics: Iterable[str], where: str, problems: Problems) -> None:
+def _keep_if(text: str, metrics: Iterable[str], changing: Iterable[str], where: str, problems: Problems) -> None:
     words = [metric.replace("/", "_") for metric in metrics]
     words += [f"{before}_{word}" for before in ("prev", "best") for word in words]
+    words += [f"{metric.replace('/', '_')}_{part}" for metric in changing for part in CHANGES]
     tested = re.findall(r"\b(?:prev_|best_)?test_\w+", text)
     if tested:
         problems.add(where, "keep_if", f"'{tested[0]}' cannot steer: a split that steers is not a test any more. Use dev")

@@ -184,7 +184,9 @@ def _prompts(recipe: Recipe, report: Report, hub: bool) -> dict[str, pl.DataFram
         try:
             frames[split] = read_prompts(source, recipe.folders, split)
         except SelfkdError as error:
-            at = recipe.places.get(f"prompts.{split}") or recipe.places.get("prompts", "")
+            at = next(
+                (place for name in (f"prompts.{split}", "prompts.held", "prompts") if (place := recipe.places.get(name))), ""
+            )
             report.problems.append(f"{at}  prompts.{split}: {error}".lstrip())
             continue
         if hint := gold_hint(frames[split]):
@@ -208,8 +210,8 @@ def _overlap(recipe: Recipe, frames: Frames, report: Report) -> None:
             report.problems.append(f"prompts.{split}: {len(same)} prompts stand in '{held_out}' too, such as {same[0]}: {fix}")
         else:
             report.notes.append(f"prompts.{split}: {len(same)} prompts that stand in '{held_out}' too will be left out")
-    for split in ("dev", "test"):
-        if "train" in frames and split in frames and not recipe.transductive:
+    for split in (name for name in frames if name != "train"):
+        if "train" in frames and not recipe.transductive:
             _passages(recipe, frames, split, set(shared.get(("train", split), ())), report)
 
 

@@ -19,7 +19,7 @@ from selfkd.core.accelerator import accelerator
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts.read import on_hub, read_prompts
-from selfkd.recipe import disk, fit, ready
+from selfkd.recipe import disk, fit, readers, ready
 from selfkd.recipe.pace import CPU, GPU, Pace, seconds
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.forecast import Cost, Forecast, figure, least
@@ -68,7 +68,9 @@ def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = N
         lines += [(f"round {index}  {cost.step}", cost.what) for cost in rounds[index] if cost.what]
     found = sizes_of(recipe.model_source())
     weights = found.parameters if isinstance(found, Sizes) else parameters(recipe.model_source()["path"])
-    memory, problems = _memory(recipe, machine, found, _lengths(recipe, prompt_tokens, longest))
+    memory, problems = _memory(
+        recipe, machine, found, _lengths(recipe, prompt_tokens, longest), [cost for made in rounds for cost in made]
+    )
     room = disk.free(folder) if folder and not machine.cards else None  # a machine that is elsewhere has a disk of its own
     taken = _disk(recipe, machine, rounds, weights, found)
     problems += [taken.problem(room, folder)] if taken and taken.problem(room, folder) else []
@@ -142,7 +144,7 @@ def _lengths(recipe: Recipe, prompt_tokens: int | None, longest: int) -> fit.Len
 
 
 def _memory(
-    recipe: Recipe, machine: Machine, sizes: Sizes | Unknown, lengths: fit.Lengths
+    recipe: Recipe, machine: Machine, sizes: Sizes | Unknown, lengths: fit.Lengths, costs: list[Cost]
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the lines on memory, and what does not fit."""
     if machine.backend == "fake":
@@ -156,7 +158,13 @@ def _memory(
         problems = list(fit.problems(recipe, machine, words, sizes, lengths, place))
     except UsageError as error:  # too few cards, or a batch that its ranks cannot share
         return [], [f"{error.what}. {error.fix}"]
-    return [(load.name, str(load)) for load in found] or [("memory", NO_MEMORY)], problems
+    lines = [(load.name, str(load)) for load in found] or [("memory", NO_MEMORY)]
+    for load in readers.loads(recipe, machine, words, sizes, place, costs):
+        lines.append(load if isinstance(load, tuple) else (load.name, str(load)))
+        if isinstance(load, fit.Load) and load.need.least > load.room:
+            least = f"at least {fit.gib(load.need.least)} GiB, and there are {fit.gib(load.room)}"
+            problems.append(f"{load.name}: the weights alone need {least}. Score by a smaller model, or on a larger machine")
+    return lines, problems
 
 
 def _whole(
@@ -197,6 +205,7 @@ def _time(recipe: Recipe, machine: Machine, rounds: list[list[Cost]], weights: i
     costs = [cost for made in rounds for cost in made]
     made = sum((cost.made or 0) / (_busy(recipe, machine, cost) if on_cards else 1) for cost in costs)
     learned = _total(rounds, "learned") / (machine.trainers if on_cards else 1)
+    learned += readers.as_learned(recipe, costs, weights) / (machine.trainers if on_cards else 1)
     took = seconds(pace, weights, made, learned) + recipe.rounds * SWAP_SECONDS
     minutes = math.ceil(took / 60)
     said = f"{minutes} minutes" if 1 < minutes < 100 else "a minute" if minutes <= 1 else f"{took / 3600:.1f} hours"

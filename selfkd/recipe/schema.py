@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from selfkd.core.files import NAME
 from selfkd.core.model_ref import ModelRef
@@ -28,6 +29,9 @@ def _no_number(value: Any) -> Any:
 Switch = Annotated[Literal["auto", True, False], BeforeValidator(_no_number)]
 
 
+RESERVED = ("train", "dev", "test", "take", "held", "warm", "prev", "best")  # words that mean something where a split is named
+
+
 class _Words(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", arbitrary_types_allowed=True, strict=True, allow_inf_nan=False, str_min_length=1
@@ -40,7 +44,21 @@ class Prompts(_Words):
     train: Source = Field(description="What the model practises on.")
     dev: Source | None = Field(None, description="Held out; measured every round; may steer best, keep_if and stop.")
     test: Source | None = Field(None, description="Held out; measured at round 0 and after the last round; steers nothing.")
+    held: dict[str, Source] = Field(
+        {},
+        description="Other suites that are held out, {name: source}: measured every round by a measure step that names the split, beside dev. What was forgotten shows there: its change against the base may decide in keep_if.",
+    )
     take: int | None = Field(None, ge=1, description="Train prompts drawn per round, on through the set; default: all of them.")
+
+    @field_validator("held")
+    @classmethod
+    def _named(cls, held: dict[str, Source]) -> dict[str, Source]:
+        for name in held:
+            if name in RESERVED or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ValueError(
+                    f"a suite cannot be called '{name}': write small letters, digits and '_', and none of {', '.join(RESERVED)}"
+                )
+        return held
 
 
 class Origin(_Words):
@@ -164,10 +182,10 @@ class Recipe(_Words):
         return self.prompts.take
 
     def splits(self) -> dict[str, Source]:
-        """{split: source} of the splits that are given, train first."""
+        """{split: source} of the splits that are given, train first, other suites last."""
         train = {**source_words(self.prompts.train), "gold": False} if self.transductive else self.prompts.train
         given = {"train": train, "dev": self.prompts.dev, "test": self.prompts.test}
-        return {split: source for split, source in given.items() if source is not None}
+        return {split: source for split, source in given.items() if source is not None} | dict(self.prompts.held)
 
     def steps_of(self, index: int) -> list[Step]:
         """The steps of round `index`, numbers filled in. Round 0 brings in the model, measures it, and runs `before`."""
@@ -217,10 +235,12 @@ class Recipe(_Words):
         return self._measures(index)
 
     def _measures(self, index: int, suffix: str = "") -> list[Step]:
-        """The measure steps of a round; with suffix `test` their copies on the test split, if there is one."""
+        """The measure steps of a round; with suffix `test` their copies on the test split, if there is one, but for other suites."""
         if suffix == "test" and self.prompts.test is None:
             return []
         found = [step for line in self.steps if (step := line.at(index)).outside]
+        if suffix:
+            found = [step for step in found if step.split_asked() not in self.prompts.held]
         changed: dict[str, Any] = {"split": "test"} if suffix == "test" else {}
         return [step.model_copy(update={**changed, "name": f"{step.name}-{suffix}"} if suffix else {}) for step in found]
 
@@ -237,6 +257,11 @@ class Recipe(_Words):
         functions = {reference for step in steps for reference in step.functions()}
         texts = {reference for step in steps for reference in step.templates()}
         return sorted(functions), sorted(texts)
+
+    def scorers(self) -> list[str]:
+        """Return the models that only score, as the steps name them: a run freezes them, too."""
+        steps = [line.at(1) for part in LISTS for line in getattr(self, part)]
+        return sorted({reference for step in steps for reference in step.scorers()})
 
     def resolved(self) -> dict[str, Any]:
         """Every word with its default spelled out; itself a recipe that means the same."""

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
+from selfkd.backend.reading import Read, Reading
 from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.known_models import KnownModels
@@ -26,6 +27,7 @@ from selfkd.core.yamlfile import Problems
 from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.template_fields import Columns, field_problems, unshown
+from selfkd.recipe import scorers
 from selfkd.recipe.lines import Line
 from selfkd.recipe.losses import check_loss
 from selfkd.recipe.schema import Recipe
@@ -227,6 +229,13 @@ class LintContext:
             self._add("reward", problem)
         return function
 
+    def scorer(self, field: str, reference: str, reading: Reading) -> Model:
+        if self.round.prompts is not None:
+            inner, problem = scorers.problem(reference, reading, self.round.recipe)
+            if problem:
+                self._add(inner or field, f"'{inner or field}': {problem}")
+        return _stand_in(reference)
+
     def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
         nothing = Function(reference_parts(reference)[1], Path(), "", params)
         if self.round.prompts is None:
@@ -270,6 +279,9 @@ class LintContext:
         return []
 
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
+        return iter(())
+
+    def read(self, model: Model, reading: Reading, rows: pl.DataFrame) -> Iterator[Read]:
         return iter(())
 
     def train(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
+from selfkd.backend.reading import Read, Reading
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Part, Pool
 from selfkd.core.views import Kind
@@ -84,6 +85,9 @@ class Context(Protocol):
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         """Yield (id, summed log-probability, tokens) of each row's text after its messages, under `model`."""
 
+    def read(self, model: Model, reading: Reading, rows: pl.DataFrame) -> Iterator[Read]:
+        """Yield what a model reads of each text (columns TEXTS), in their order."""
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
@@ -99,6 +103,9 @@ class Context(Protocol):
 
         `samples` are the ids of the samples that the rows are of, in their order.
         """
+
+    def scorer(self, field: str, reference: str, reading: Reading) -> Model:
+        """Return a model that only scores, as frozen in the run; it is to be read as `reading` says."""
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""

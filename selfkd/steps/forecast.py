@@ -39,19 +39,31 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Cost:
-    """One step of one round. `made` tokens are generated, in so many `answers`; `learned` ones are trained on."""
+    """One step of one round. `made` tokens are generated, in so many `answers`; `learned` ones are trained on, `read` ones go forward once
+    through the model `reader`.
+    """
 
     step: str
     what: str = ""
     made: int | None = 0
     learned: int | None = 0
     answers: int | None = 0
+    read: int | None = 0
+    reader: str | None = None
 
 
 def answers(step: str, count: int | None, longest: int) -> Cost:
     """Return the cost of `count` answers of at most `longest` tokens."""
     tokens = times(count, longest)
     return Cost(step, f"{figure(count)} answers, {figure(tokens)} tokens", made=tokens, answers=count)
+
+
+def pairs_of(prompts: int | None, samples: int | None, most: int | None) -> int | None:
+    """Return how many pairs there are where each prompt has as many answers, and at most so many pairs."""
+    if prompts is None or samples is None:
+        return None
+    per_prompt = -(-samples // prompts) if prompts else 0
+    return times(prompts, least(per_prompt * (per_prompt - 1) // 2, most) or 0)
 
 
 def times(count: int | None, by: int) -> int | None:

@@ -23,7 +23,7 @@ from selfkd.errors import RewardError
 from selfkd.steps import canaries, judged
 from selfkd.steps.ask import Ask, Criterion, Judged, as_criterion, by_prompt, ring, texts_of
 from selfkd.steps.context import Context, Render, Row
-from selfkd.steps.forecast import Cost, Forecast, answers, least, times
+from selfkd.steps.forecast import Cost, Forecast, answers, pairs_of, times
 from selfkd.steps.judged import Judgment, Orders, score_row
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.parsers import PARSERS, Kind, Name, Parsed, Parser
@@ -202,19 +202,12 @@ class JudgeStep(Step):
         each = self.n * len(self.criteria or "1")
         about = forecast.samples(self.of)
         if self.pairwise:
-            about = times(self._pairs_asked(forecast.prompts, about), 2)
+            about = times(pairs_of(forecast.prompts, about, self.pairs), 2)
         asked = times(about, each)
         probed = self.canaries * len(canaries.KINDS) * (2 if self.pairwise else len(self.criteria or "1"))
         whole = None if asked is None else asked + (probed if asked else 0)
         forecast.aside[self.as_] = asked
         return answers(self.name, whole, self.max_tokens)
-
-    def _pairs_asked(self, prompts: int | None, samples: int | None) -> int | None:
-        """Return how many pairs there are where each prompt has as many answers."""
-        if prompts is None or samples is None:
-            return None
-        per_prompt = -(-samples // prompts) if prompts else 0
-        return times(prompts, least(per_prompt * (per_prompt - 1) // 2, self.pairs) or 0)
 
     def stand_in(self, seed: int) -> str:
         parser = self.parser

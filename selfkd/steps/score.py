@@ -1,4 +1,4 @@
-"""score: reward functions, a model's log-probability, strengths from comparisons, or what is worked out from these. A failure is a null with a reason, never a zero."""
+"""score: reward functions, what a model makes of answers, strengths from comparisons, or what is worked out from these. A failure is a null with a reason, never a zero."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from itertools import compress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from selfkd.core import views
 from selfkd.core.files import reference_parts
 from selfkd.core.model_ref import ModelRef
-from selfkd.core.pool import SCHEMAS, Addition, Function, Pool, shape
+from selfkd.core.pool import SCHEMAS, Addition, Function, Pool
 from selfkd.core.ratings import elo
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import RewardError
@@ -25,16 +25,20 @@ from selfkd.rewards.contract import failed as unscored
 from selfkd.rewards.contract import told
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut
+from selfkd.steps.by_model import BY_ROLE, BY_SCORER, OWNERS, REDUCES, SOURCES, by_model
 from selfkd.steps.context import Context
+from selfkd.steps.forecast import Cost, Forecast, figure, pairs_of, times
+from selfkd.steps.model_texts import Outcome, score_rows
 from selfkd.steps.outlook import Outlook
-from selfkd.steps.step import Problem, Stage, Step, Texts, several
-
-Outcome = tuple[float | None, str]
+from selfkd.steps.step import Problem, Stage, Step, several
+from selfkd.steps.step import Texts as Names
 
 SLICE = 50_000  # samples whose texts are in memory at once
 BATCH = 512  # samples per call of a worker
 WAYS_OUT = """Fix the reward and repeat the command with --amend: nothing is generated again.
 If the prompts or their gold answers are wrong, mend them and begin a new run: --name X (a run keeps the prompts it began with).
+Or let more stay unscored: raise max_failed of this step in the recipe, with --amend."""
+OTHER_WAYS_OUT = """Change the templates or the model of this step and repeat the command with --amend: nothing is generated again.
 Or let more stay unscored: raise max_failed of this step in the recipe, with --amend."""
 NOT_COMPARED = "no comparison of it counts"
 NO_VALUE = "its value is null"
@@ -51,11 +55,34 @@ class ScoreStep(Step):
     short: ClassVar[str | None] = "reward"
     per_round: ClassVar[frozenset[str]] = frozenset({"logprob", "value"})
     stage: ClassVar[Stage] = "score"
-    later: ClassVar[frozenset[str]] = frozenset({"elo", "value"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"elo", "value", "entropy", "certainty", *BY_SCORER, *OWNERS} - {"params", "timeout"}
+    )
 
-    reward: str | Texts | None = Field(None, description="file.py:function, or several of them.")
+    reward: str | Names | None = Field(None, description="file.py:function, or several of them.")
     logprob: str | None = Field(
-        None, description="Score by the log-probability under this model (role@when), summed over tokens."
+        None,
+        description="Score by the log-probability of the answer under this model (role@when), or of what `target` makes of it.",
+    )
+    entropy: str | None = Field(
+        None,
+        description="Score by the entropy, in nats, of this model's (role@when) distributions over the whole vocabulary from which the answer's tokens were drawn: the mean over them.",
+    )
+    certainty: str | None = Field(
+        None,
+        description="Score by how far those distributions are from a uniform one, KL(uniform || model), mean over tokens: self-certainty (Kang et al. 2025, arXiv 2502.18581).",
+    )
+    classifier: str | None = Field(
+        None,
+        description="Score by a reward model or classifier: a folder of safetensors, or a hub id (Org/model@revision). It reads prompt and answer in its own chat template, or as two texts where it has none; one class gives its number, several the probability of `label`.",
+    )
+    pairwise: str | None = Field(
+        None,
+        description="Compare the answers of a prompt two by two by a classifier of two texts, in both orders: its probability that the first is the better one (`label`), as comparisons for elo; the score is their mean.",
+    )
+    per_step: str | None = Field(
+        None,
+        description="Score by a process reward model, a classifier of tokens or a language model: the chance of `label` behind each step, put together by `reduce`.",
     )
     elo: str | None = Field(
         None,
@@ -65,11 +92,44 @@ class ScoreStep(Step):
         None,
         description="Score by an expression over the samples, such as a difference of two scores or a rank within the prompt: it becomes a column like any score, also of pairs. It needs `as`.",
     )
+    template: str | None = Field(None, description="What the model sees in place of the last user message.")
+    target: str | None = Field(
+        None,
+        description="Template of the text whose log-probability counts, in place of the answer (logprob); it may show the gold answer. Its end is not counted.",
+    )
+    given: str | None = Field(
+        None, description="Template of how that text begins: what the model has said already, which is not counted (logprob)."
+    )
+    text: str | None = Field(
+        None,
+        description="Template of what a classifier reads, instead of prompt and answer. Default of pairwise: {{ of.text }}.",
+    )
+    second: str | None = Field(
+        None, description="Template of its second text, where it reads two. Default of pairwise: {{ other.text }}."
+    )
+    label: str | int | None = Field(
+        None,
+        description="Which class counts, by its name in the model's config.json, or its number from 0: {label: entailment}; needed where there are several.",
+    )
+    pairs: int | None = Field(
+        None, ge=1, description="Most comparisons per prompt, spread evenly over its answers; default: all with all (pairwise)."
+    )
+    step: str | None = Field(None, description="What ends a step of an answer; default: a line break (per_step).")
+    mark: str | None = Field(
+        None,
+        description="What the model reads behind each step, and at whose last token it says what it thinks; default: what ends a step (per_step).",
+    )
+    good: str | None = Field(None, description="The token by which a language model calls a step good, such as '+' (per_step).")
+    bad: str | None = Field(None, description="The token by which it calls one bad, such as '-' (per_step).")
+    reduce: Literal["sum", "mean", "probability", "min", "product", "last"] | None = Field(
+        None,
+        description="How one score is made of many. logprob: sum, mean (per token), or probability, the mean of the tokens' probabilities (RLPR); default: sum. per_step: min, product, last or mean; default: min.",
+    )
     of: str | None = Field(None, description="Only samples of this stream.")
-    as_: str | Texts | None = Field(
+    as_: str | Names | None = Field(
         None,
         alias="as",
-        description="Name of the score, or a list of one name per reward; default: the function's name, 'logprob_of', or 'elo'.",
+        description="Name of the score, or a list of one name per reward; default: the function's name, or 'logprob_of', 'entropy', 'certainty', 'rating' (classifier), 'wins' (pairwise), 'steps' (per_step), 'elo'.",
     )
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
     max_failed: float = Field(0.01, ge=0, le=1, description=f"Share of samples that may stay unscored{ONE_MAY}")
@@ -77,23 +137,31 @@ class ScoreStep(Step):
 
     @model_validator(mode="after")
     def _one_source(self) -> ScoreStep:
-        if sum(map(bool, (self.reward, self.logprob, self.elo, self.value))) != 1:
-            raise ValueError("give one of 'reward', 'logprob', 'elo' and 'value'")
+        if sum(bool(getattr(self, name)) for name in SOURCES) != 1:
+            raise ValueError(f"give one of {', '.join(repr(name) for name in SOURCES[:-1])} and '{SOURCES[-1]}'")
         if self.value and not self.as_:
             raise ValueError("a score that is worked out needs a name: write as")
         return self
+
+    @property
+    def source(self) -> str:
+        """Return the field that says what gives the score."""
+        return next(name for name in SOURCES if getattr(self, name))
 
     def functions(self) -> list[str]:
         return several(self.reward)
 
     def scores(self) -> list[str]:
-        own = ["logprob_of"] if self.logprob else ["elo"] if self.elo else function_names(self.functions())
+        usual = {**BY_ROLE, **{name: default for name, (_, default) in BY_SCORER.items()}, "elo": "elo"}
+        own = [usual[self.source]] if self.source in usual else function_names(self.functions())
         return several(self.as_) or own
 
     def _origins(self) -> dict[str, str]:
         """Return {score: what gives it}: with other words, it would be another score."""
-        if self.logprob:
-            return {self.scores()[0]: f"logprob {self.models()['logprob']}"}
+        if self.source in BY_ROLE:
+            return {self.scores()[0]: f"{self.source} {self.models()[self.source]}{self._said()}"}
+        if self.source in BY_SCORER:
+            return {self.scores()[0]: f"{self.source} {getattr(self, self.source)}{self._said()}"}
         if self.elo:
             return {self.scores()[0]: f"elo of '{self.elo}'"}
         if self.value:
@@ -102,7 +170,33 @@ class ScoreStep(Step):
         return {name: f"{reference}{params}" for name, reference in zip(self.scores(), self.functions(), strict=False)}
 
     def models(self) -> dict[str, ModelRef]:
-        return {"logprob": ModelRef.parse(self.logprob)} if self.logprob else {}
+        return {self.source: ModelRef.parse(getattr(self, self.source))} if self.source in BY_ROLE else {}
+
+    def _said(self) -> str:
+        """Return the words that make this score another one than that of the same model without them."""
+        given = {name: getattr(self, name) for name in OWNERS if name in self.later and name != "pairs"}
+        said = {name: value for name, value in given.items() if value != type(self).model_fields[name].default}
+        return f" with {said}" if said else ""
+
+    def scorers(self) -> list[str]:
+        return [getattr(self, self.source)] if self.source in BY_SCORER else []
+
+    def templates(self) -> list[str]:
+        return [one for one in (self.template, self.target, self.given, self.text, self.second) if one]
+
+    def problems(self) -> Iterator[Problem]:
+        for name, owners in OWNERS.items():
+            if self.source not in owners and getattr(self, name) != type(self).model_fields[name].default:
+                yield name, f"'{name}' belongs to {' and '.join(owners)}, and this is scored by {self.source}"
+        allowed = REDUCES.get(self.source, ())
+        if self.reduce and allowed and self.reduce not in allowed:
+            yield "reduce", f"'{self.reduce}' does not reduce {self.source}: {', '.join(allowed)} do"
+        if self.second and not self.text and self.source == "classifier":
+            yield "second", "there is a second text only where there is a first: write text"
+        if self.template and self.text:
+            yield "template", "the model reads what `text` says, so nothing would read `template`: leave out one of the two"
+        if bool(self.good) != bool(self.bad):
+            yield "good" if self.good else "bad", "a language model calls steps good or bad by two tokens: write both"
 
     def scored_split(self) -> str | None:
         return "train"
@@ -120,12 +214,28 @@ class ScoreStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.add_scores(self._origins())
+        seen.compared += self.scores() if self.pairwise else []
+
+    def doubts(self, seen: Outlook) -> Iterator[Problem]:
+        if self.pairwise and seen.most_answers(self.of) == 1:
+            yield "pairwise", "each prompt has one answer here, so nothing is compared: raise n of the sample step"
+
+    def cost(self, forecast: Forecast) -> Cost:
+        if self.source not in (*BY_ROLE, *BY_SCORER):
+            return Cost(self.name)
+        count = forecast.samples(self.of)
+        count = times(pairs_of(forecast.prompts, count, self.pairs), 2) if self.pairwise else count
+        tokens = times(count, forecast.row_tokens)
+        reader = str(getattr(self, self.source))
+        said = f"{figure(count)} texts read by {reader}, {figure(tokens)} tokens"
+        apart = None if self.source == "logprob" else reader  # a log-probability is taken by the engine that is there
+        return Cost(self.name, said, read=tokens, reader=apart)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         parts: list[Any] = []
         found: dict[str, Any] = {}
-        if self.logprob:
-            parts.append(self._by_model(pool, context))
+        if self.source in (*BY_ROLE, *BY_SCORER):
+            parts.append(by_model(self, pool, context))
         if self.elo:
             parts.append(self._by_comparison(pool))
         if self.value:
@@ -137,23 +247,13 @@ class ScoreStep(Step):
             parts += scored
         return Addition({"scores": parts}, notes={"rewards": found} if found else {})
 
-    def _unscored(self, pool: Pool, name: str) -> pl.DataFrame:
+    def unscored(self, pool: Pool, name: str) -> pl.DataFrame:
         done = pool.scores.filter(pl.col("name") == name).select(id="sample")
         return views.live(pool, self.of).join(done, on="id", how="anti").sort("prompt", "id")
 
-    def _by_model(self, pool: Pool, context: Context) -> pl.DataFrame:
-        samples = views.with_heavy(self._unscored(pool, self.scores()[0]), pool, ["text", "token_ids"])
-        messages = views.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", messages="messages")
-        rows = samples.join(messages, on="prompt", how="left", maintain_order="left")
-        found = context.logprobs(context.model(self.models()["logprob"]), rows)
-        known = [(sample, value, "" if math.isfinite(value) else f"log-probability {value}") for sample, value, _ in found]
-        return _score_rows(
-            [one[0] for one in known], self.scores()[0], [(None if why else value, why) for _, value, why in known]
-        )
-
     def _by_comparison(self, pool: Pool) -> pl.DataFrame:
         """Return the strength of each sample among those of its prompt that it was compared with, also those dropped since."""
-        todo = self._unscored(pool, self.scores()[0])
+        todo = self.unscored(pool, self.scores()[0])
         games = pool.scores.filter(
             (pl.col("name") == self.elo) & pl.col("versus").is_not_null() & pl.col("value").is_not_null()
         )
@@ -167,19 +267,19 @@ class ScoreStep(Step):
         for _, part in of_prompts.group_by("prompt", maintain_order=True):
             strengths |= elo(part.select(columns).iter_rows())
         found = [(strengths.get(name), "" if name in strengths else NOT_COMPARED) for name in todo["id"]]
-        return _score_rows(todo["id"].to_list(), self.scores()[0], found)
+        return score_rows(todo["id"].to_list(), self.scores()[0], found)
 
     def _by_expression(self, text: str, pool: Pool, context: Context) -> pl.DataFrame:
         """Return the value of the expression for each sample; a window of it sees the samples that have their score already, too."""
         view = views.sample_view(pool, self.of, text)
         found = view.select("id", value=context.expression("value", text, view, "number").cast(pl.Float64))
-        todo = found.join(self._unscored(pool, self.scores()[0]).select("id"), on="id", how="semi", maintain_order="left")
+        todo = found.join(self.unscored(pool, self.scores()[0]).select("id"), on="id", how="semi", maintain_order="left")
         values = [value if value is not None and math.isfinite(value) else None for value in todo["value"]]
         whys = [_why_none(value) for value in todo["value"]]
-        return _score_rows(todo["id"].to_list(), self.scores()[0], list(zip(values, whys, strict=True)))
+        return score_rows(todo["id"].to_list(), self.scores()[0], list(zip(values, whys, strict=True)))
 
     def _by_function(self, pool: Pool, context: Context, function: Function, name: str) -> Iterator[pl.DataFrame]:
-        todo = self._unscored(pool, name)
+        todo = self.unscored(pool, name)
         if not todo.height:
             return
         wanted = wants(function)
@@ -195,15 +295,15 @@ class ScoreStep(Step):
                 outcomes += of_new
                 failed += sum(unscored(value, why) for value, why in of_new)
                 done += len(of_new)
-                self._check(done, failed, todo.height, outcomes, context, function)
+                self.check(done, failed, todo.height, outcomes, context, function)
                 context.progress(done, todo.height, "samples")
-            yield _score_rows(part.filter(new)["id"].to_list(), name, outcomes)
+            yield score_rows(part.filter(new)["id"].to_list(), name, outcomes)
 
     def rows_ahead(self, pool: Pool, function: Function, name: str) -> tuple[list[str], list[dict[str, Any]]]:
         """Return (ids, rows) that `run` will give the function for these samples; none where it sees a prompt's whole group."""
         if signature(function).grouped:
             return [], []
-        todo = self._unscored(pool, name)
+        todo = self.unscored(pool, name)
         return todo["id"].to_list(), rows_for_reward(todo, pool, wants(function))
 
     def _whole_prompts(self, pool: Pool, todo: pl.DataFrame) -> pl.DataFrame:
@@ -214,16 +314,25 @@ class ScoreStep(Step):
         found = views.live(pool, self.of).join(todo, on="prompt", how="semi").sort("prompt", "id")
         return found.with_columns(new=pl.col("id").is_in(todo["id"].implode()))
 
-    def _check(self, done: int, failed: int, total: int, outcomes: list[Outcome], context: Context, function: Function) -> None:
+    def check(
+        self,
+        done: int,
+        failed: int,
+        total: int,
+        outcomes: Sequence[Outcome],
+        context: Context,
+        function: Function | None = None,
+    ) -> None:
         """Stop at once when all of the first ones fail, or as soon as more have failed than may fail in all."""
         broken = done >= min(FIRST, total) and failed == done and failed > 0
         if broken or failed > may_fail(self.max_failed, total):
             why = next(why for value, why in outcomes if unscored(value, why))
-            advice = way_out(why, str(function.path), function.environment)
+            advice = way_out(why, str(function.path), function.environment) if function else ""
+            said = told(function.name, why) if function else why
             raise RewardError(
-                f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {told(function.name, why)}",
+                f"{failed} of {done} samples ({failed / done:.1%}) could not be scored, limit {self.max_failed:.0%}. First: {said}",
                 context.where,
-                f"{advice}\n{WAYS_OUT}".strip(),
+                f"{advice}\n{WAYS_OUT if function else OTHER_WAYS_OUT}".strip(),
             )
 
 
@@ -301,13 +410,3 @@ def _whole_groups(frame: pl.DataFrame, size: int) -> Iterator[pl.DataFrame]:
             end += 1
         yield frame[start:end]
         start = end
-
-
-def _score_rows(ids: list[str], name: str, outcomes: list[tuple[float | None, str]]) -> pl.DataFrame:
-    values, whys = zip(*outcomes, strict=True) if outcomes else ((), ())
-    frame = pl.DataFrame(
-        {"sample": ids, "value": values, "why": [str(why) for why in whys]},
-        schema={"sample": pl.String, "value": pl.Float64, "why": pl.String},
-    )
-    why = pl.when(pl.col("why") == "").then(None).otherwise(pl.col("why"))
-    return shape("scores", frame.with_columns(why.alias("why"), name=pl.lit(name), draw=pl.lit(0), weight=pl.lit(1.0)))

@@ -76,6 +76,10 @@ class Step(BaseModel):
         """Return references of templates whose text belongs to the identity."""
         return []
 
+    def scorers(self) -> list[str]:
+        """Return the models of others that it scores by, as a recipe names them; they belong to the identity."""
+        return []
+
     def models(self) -> dict[str, ModelRef]:
         """Return {field: the model it names}."""
         return {}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from toys import NUMERICS, Toy, fetch, learn, links
 
+from selfkd.backend.engine.held_engine import READER
 from selfkd.backend.machine import Machine
 
 TESTS = str(Path(__file__).parent.parent)
@@ -37,9 +38,10 @@ def backend(cluster: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
 
     opened: list[Any] = []
 
-    def open_one(exact: bool = True, **machine: Any) -> Any:
+    def open_one(exact: bool = True, reader: Any = READER, **machine: Any) -> Any:
         log, numerics = tmp_path / f"log{len(opened)}", {**NUMERICS, "exact": exact}
-        opened.append(RayBackend(Machine(**machine), numerics, log, engine=Toy, trainer=learn, loader=fetch, ahead=False))
+        toys = {"engine": Toy, "trainer": learn, "loader": fetch, "reader": reader}
+        opened.append(RayBackend(Machine(**machine), numerics, log, **toys, ahead=False))
         return opened[-1]
 
     yield open_one

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from template_kinds import ASK, DATED, IDS, KINDS, NOW, RULE, Kind, OtherDay, kind_named, talk, tokenizer_of
 
-from selfkd.backend import chat, chat_template, chat_trial, tokens
+from selfkd.backend import chat, chat_template, chat_trial, scored, tokens
 from selfkd.backend.chat import Chat
 from selfkd.backend.trainer import batches, checkpoint
 from selfkd.core import digest
@@ -50,10 +50,10 @@ def test_generation_and_training_have_the_ids_of_the_table(kind: Kind, tmp_path:
     gold = trained(learning, messages, chosen="Fine")
     assert asked == gold.prompt.tolist() == list(kind.prompt)
     assert gold.chosen.tolist() == list(kind.answer)
-    scored, [start] = tokens.encode_samples(
-        asking, [{"id": "s", "messages": messages, "text": "Fine", "token_ids": None, "finish_reason": "stop"}], 0, 1000
+    [found] = scored.encode_scored(
+        asking, [{"id": "s", "messages": messages, "text": "Fine", "token_ids": None, "finish_reason": "stop"}]
     )
-    assert scored == [[*kind.prompt, *kind.answer]] and start == len(kind.prompt)
+    assert found == scored.Scored([*kind.prompt, *kind.answer], len(kind.prompt))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)

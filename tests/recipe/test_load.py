@@ -114,7 +114,10 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
             "train: {loss: dop}",
             "steps[0].train: 'loss' should be 'sft', 'dpo', 'kto', 'nft', 'sppo', 'cream', 'rrhf', 'pro', 'kd', a loss type of TRL or file.py:function, not 'dop'. Did you mean 'dpo'?",
         ),
-        ("score: {}", "steps[0].score: give one of 'reward', 'logprob' and 'elo'"),
+        (
+            "score: {}",
+            "steps[0].score: give one of 'reward', 'logprob', 'entropy', 'certainty', 'classifier', 'pairwise', 'per_step' and 'elo'",
+        ),
         ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
         ("build: pair", "steps[0].build: pairs need 'chosen' and 'rejected'"),
         ("measure: {rewrad: a.py:f}", "steps[0].measure: no field 'rewrad'. Did you mean 'reward'?"),

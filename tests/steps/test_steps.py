@@ -219,7 +219,10 @@ def test_a_log_probability_that_is_no_number_is_unscored_and_leaves_means_alone(
             for place, (sample, _, tokens) in enumerate(super().logprobs(*arguments)):
                 yield sample, (-1.0, float("nan"), -3.0, float("-inf"))[place % 4], tokens
 
-    steps = SAMPLE + "  - score: {logprob: policy@base, as: fluency}\n  - sample: {where: 'fluency_mean = -2', as: again}\n"
+    steps = (
+        SAMPLE
+        + "  - score: {logprob: policy@base, as: fluency, max_failed: 1}\n  - sample: {where: 'fluency_mean = -2', as: again}\n"
+    )
     run = run_of(tmp_path, steps, "rounds=1", backend=Odd({}))
     scores = table(run, "score", "scores")
     assert dict(scores.group_by("value").len().iter_rows()) == {-1.0: 12, -3.0: 12, None: 24}

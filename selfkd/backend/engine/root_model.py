@@ -141,6 +141,12 @@ def _packaged(name: str) -> Path:
 
 
 def _fetch(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
+    folder, resolved = fetched(name, revision)
+    return _checked(folder), {"source": name, "revision": resolved}
+
+
+def fetched(name: str, revision: str | None) -> tuple[Path, str]:
+    """Return the folder of a hub's model on this machine, and its commit; what is not here is fetched. UsageError where it is not to be had."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -151,7 +157,7 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, dict[str, Any]]:
         fix = f"No folder '{name}' exists here, so it was looked for on the hub ({reason}).\n"
         fix += "Check the name, the network and `hf auth login`, or give a local folder or .gguf file."
         raise UsageError("the model could not be fetched from the hub", at, fix) from error
-    return _checked(folder), {"source": name, "revision": folder.name}
+    return folder, folder.name
 
 
 def _checked(folder: Path) -> Path:

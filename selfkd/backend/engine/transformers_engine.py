@@ -27,7 +27,8 @@ from selfkd.backend.engine.sampling_options import OF_TRANSFORMERS
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import context_of
 from selfkd.backend.probe import Earlier, Probe, Scores, judge, read_probe, token_logprobs, weighed
-from selfkd.backend.tokens import BEFORE, encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
+from selfkd.backend.scored import encode_scored, summed
+from selfkd.backend.tokens import BEFORE, encode_requests, end_ids, ids_of_text, tokenizer
 from selfkd.backend.trainer import batches
 from selfkd.core.install import extra
 from selfkd.core.number_format import BYTES
@@ -46,7 +47,7 @@ class Engine:
     def __init__(self, numerics: Mapping[str, Any], model: Model) -> None:
         self.numerics, self.weights, self.model = dict(numerics), "", model
         self.context = context_of(Path(model.path), numerics["max_model_len"])
-        self._torch, self.device = _start(numerics)
+        self._torch, self.device = start_torch(numerics)
         self._net: Any = None
         self.facts: dict[str, Any] = {}  # known once a model is loaded
         self._tok = tokenizer(model.path)
@@ -94,12 +95,13 @@ class Engine:
         return Reply(chunk.key, path, self.weights, tokens, round(time.perf_counter() - started, 3))
 
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
-        """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
+        """Return (id, sum over its log-probabilities, tokens) of each row's answer: the ids that a training row would have."""
         self._must_know_its_weights()
-        sequences, starts = encode_samples(self._tok, rows.to_dicts(), 0, self.context)
-        values = [one for part in _parts(sequences) for one in token_logprobs(self._net, part)]
-        kept = [row[start - 1 :] for row, start in zip(values, starts, strict=True)]
-        return [(name, sum(row), len(row)) for name, row in zip(rows["id"], kept, strict=True)]
+        asked = rows.to_dicts()
+        return summed(asked, encode_scored(self._tok, asked), self.context, self._values)
+
+    def _values(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+        return [one for part in parts_of(sequences) for one in token_logprobs(self._net, part)]
 
     def sleep(self) -> None:
         """Give a card's memory back. On CPU nothing happens."""
@@ -336,7 +338,7 @@ def draw_or_take(logits: Any, generators: Sequence[Any], sampling: Sampling) -> 
 # ---- the machine ----
 
 
-def _start(numerics: Mapping[str, Any]) -> tuple[Any, str]:
+def start_torch(numerics: Mapping[str, Any]) -> tuple[Any, str]:
     """Return (torch, the device): CUDA, Apple's, or the CPU with the run's threads."""
     try:
         import torch
@@ -361,7 +363,7 @@ def bytes_per_token(config: Any, width: int) -> int:
     return int(2 * config.num_hidden_layers * heads * size * width)
 
 
-def _parts(sequences: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+def parts_of(sequences: Sequence[list[int]]) -> Iterator[list[list[int]]]:
     """Cut sequences into parts of at most SCORED_TOKENS padded tokens, at least one sequence each, in their order."""
     part: list[list[int]] = []
     for sequence in sequences:

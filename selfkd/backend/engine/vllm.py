@@ -45,7 +45,8 @@ from selfkd.backend.engine.vllm_options import (
 from selfkd.backend.machine import how_to_install
 from selfkd.backend.model_files import config_of, context_of
 from selfkd.backend.probe import Earlier, Probe, Scores, Verdict, judge, read_probe, weighed
-from selfkd.backend.tokens import encode_requests, encode_samples, end_ids, ids_of_text, tokenizer
+from selfkd.backend.scored import encode_scored, summed
+from selfkd.backend.tokens import encode_requests, end_ids, ids_of_text, tokenizer
 from selfkd.backend.trainer import batches
 from selfkd.core.pool import Model
 from selfkd.errors import BackendError, UsageError, WeightsError
@@ -174,12 +175,13 @@ class Engine:
         self._encoding.clear()
 
     def logprobs(self, rows: pl.DataFrame) -> list[Logprob]:
-        """Return (id, summed log-probability, tokens) of each row's completion: the ids that a training row would have."""
+        """Return (id, sum over its log-probabilities, tokens) of each row's answer: the ids that a training row would have."""
         self._must_know_its_weights()
-        ids, starts = encode_samples(self._tok, rows.to_dicts(), 1, self.room)
-        outputs = self._run(ids, [_scoring() for _ in ids])
-        scores = [_scores(output, start) for output, start in zip(outputs, starts, strict=True)]
-        return [(name, sum(values), len(values)) for name, values in zip(rows["id"], scores, strict=True)]
+        asked = rows.to_dicts()
+        return summed(asked, encode_scored(self._tok, asked), self.room - 1, self._values)
+
+    def _values(self, sequences: Sequence[list[int]]) -> list[list[float]]:
+        return [_scores(output, 1) for output in self._run(sequences, [_scoring() for _ in sequences])]
 
     def sleep(self) -> None:
         """Give the GPU's memory back: weights and KV cache are dropped, not kept. Nothing happens on a CPU, or without sleep mode."""

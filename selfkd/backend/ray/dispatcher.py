@@ -25,7 +25,7 @@ from selfkd.backend.base import (
     TrainSpec,
     nobody_listens,
 )
-from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, Importable, must_match, redirect, resolve, traced
+from selfkd.backend.engine.held_engine import ENGINE, LOADER, READER, TRAINER, Importable, must_match, redirect, resolve, traced
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
 from selfkd.backend.ray import placement
@@ -34,8 +34,10 @@ from selfkd.backend.ray.dispatch import Call, Dispatch, Limits, Wanted, carry_ou
 from selfkd.backend.ray.engine_pool import EnginePool
 from selfkd.backend.ray.placement import Node, Placement, Plan, Seat, nobody_hears
 from selfkd.backend.ray.rank import GROUP_SECONDS, Group
+from selfkd.backend.ray.readers import Readers
 from selfkd.backend.ray.trainer_group import TrainerGroup
 from selfkd.backend.ray.transport import RayTransport
+from selfkd.backend.reading import Read, Reading, parts_of
 from selfkd.backend.trainer.loss_kinds import kind_of
 from selfkd.core.accelerator import Accelerator, accelerator
 from selfkd.core.facts import Facts
@@ -64,13 +66,15 @@ class RayBackend:
         engine: Importable = ENGINE,
         trainer: Importable = TRAINER,
         loader: Importable = LOADER,
+        reader: Importable = READER,
         ahead: bool = True,
         say: Callable[[str], None] = nobody_hears,
         hardware: Accelerator | None = None,
     ) -> None:
         self.machine, self.log = machine, log.absolute()
         self._numerics = fixed_numerics(machine) if numerics is None else dict(numerics)
-        self._loader, self._ahead = loader, ahead
+        self._loader, self._reader, self._ahead = loader, reader, ahead
+        self._read_by: dict[str, Facts] = {}
         hardware = hardware or accelerator()
         if engine == ENGINE:
             refuse_unusable(hardware)
@@ -89,7 +93,7 @@ class RayBackend:
         return dict(self._numerics)
 
     def facts(self) -> dict[str, Facts]:
-        return {**self._engines.facts, **self._trainers.facts}
+        return {**self._engines.facts, **self._trainers.facts, **self._read_by}
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
@@ -127,6 +131,17 @@ class RayBackend:
         with closing(self._results(model, calls, on_progress)) as parts:
             for scores in parts:
                 yield from scores
+
+    def read(
+        self, model: Model, reading: Reading, rows: pl.DataFrame, on_progress: OnAnswers = nobody_listens
+    ) -> Iterator[Read]:
+        """Read where ranks sit: engines on the same cards sleep meanwhile, as they do for an update."""
+        if self._takes_turns:
+            self._engines.sleep()
+        readers = Readers(self._reader, self._numerics, model, reading, self._placement, self.log)
+        with closing(readers):
+            yield from readers.read(parts_of(rows), on_progress)
+            self._read_by |= readers.facts
 
     def _results(self, model: Model, calls: Sequence[Call], on_progress: OnAnswers) -> Generator[Any, None, None]:
         self._weights = model.digest
