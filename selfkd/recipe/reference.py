@@ -45,6 +45,10 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
   that of the run's creation. A run says once which of these it does; `selfkd show RUN --as-prompted` prints prompts as the model saw them.
 - **Expressions** (`where`, `by`, `chosen`, …) are SQL over the columns that `selfkd lint` prints after each step; a window such as
   `OVER (PARTITION BY prompt)` is allowed. A condition that is null drops the row with the reason "unscored".
+  A prompt's own columns are written `prompt.NAME`, as in templates: `prompt.level > 3`, `prompt."my column" = 'a'`, `prompt.answer`, `prompt.text`. Numbers are
+  numbers there, and a column that mixes types is text. `mean`, `std` (divided by n - 1), `sum`, `min`, `max`, `count` and `count(distinct …)` are over the
+  samples of the same prompt: `mean(correct) < 0.8`, `(reward - mean(reward)) / std(reward)`, `count(*)`. These are the live samples that the step works on, before
+  its own `where`; where it chooses prompts, all samples so far, dropped ones too. Missing scores count nowhere.
 - **`extends: star.yaml`** merges one parent: mappings field by field, lists whole. A prompt source of another kind replaces the parent's.
 - **Overrides** on the command line, `sample.n=4 train.trl.learning_rate=2e-5 prompts.train.limit=10 rounds=5`: a recipe field, or a step by
   its name (or by its verb, where only one step has it). Values are read as YAML.

@@ -7,6 +7,7 @@ here by the code that would trip, for every step, and not only the first of each
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
-from selfkd.core import views
+from selfkd.core import of_prompts, views
 from selfkd.core.files import reference_parts
 from selfkd.core.known_models import KnownModels
 from selfkd.core.model_ref import ModelRef
@@ -45,12 +46,16 @@ def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> 
 
     `prompts` are the columns of the prompts that were read. Without them no file is opened: rewards and templates are not looked at.
     """
-    shown = [("always", {name: found for name, found in Outlook().columns().items() if name != "pairs"})]
+    known = prompts["train"].kinds if prompts and "train" in prompts else None
+    own = [f"{of_prompts.PREFIX}{name}" for name in (*of_prompts.FIXED, *(known or ()))]
+    shown = [
+        ("always", {**{name: found for name, found in Outlook().columns().items() if name != "pairs"}, "of each prompt": own})
+    ]
     find = cache(lambda reference: find_function(reference, recipe.folders))  # reads all the code that a reward needs
-    base = _Round(recipe, problems, prompts, find, 0, [], {"policy": _stand_in("policy")}, outlook(recipe))
+    base = _Round(recipe, problems, prompts, find, 0, [], {"policy": _stand_in("policy")}, outlook(recipe, known))
     for line in (*(line for line in recipe.steps if VERBS[line.verb].outside), *recipe.before):
         shown += base.step(line)
-    usual = _Round(recipe, problems, prompts, find, 1, [base.now], dict(base.now), outlook(recipe))
+    usual = _Round(recipe, problems, prompts, find, 1, [base.now], dict(base.now), outlook(recipe, known))
     for line in recipe.steps:
         shown += usual.step(line)
     metrics = list(usual.seen.metrics)
@@ -62,12 +67,16 @@ def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> 
     return shown, metrics
 
 
-def outlook(recipe: Recipe) -> Outlook:
-    """Return what is there when a round begins; an earlier round's steps say what may be replayed."""
+def outlook(recipe: Recipe, columns: Mapping[str, pl.DataType] | None = None) -> Outlook:
+    """Return what is there when a round begins; an earlier round's steps say what may be replayed.
+
+    `columns` are those of the train prompts, None where nobody has read them.
+    """
     whole_round = Outlook()
     for line in recipe.steps:
         line.at(1).adds(whole_round)
-    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, replayable=whole_round)
+    pool = Pool(prompt_columns=columns)
+    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, pool, replayable=whole_round)
 
 
 def roles(recipe: Recipe) -> list[str]:
@@ -173,15 +182,17 @@ class LintContext:
     # ---- what a recipe's words are held against ----
 
     def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
+        own = self.round.seen.pool.prompt_columns
+        table = table if own is not None else _fitting(text, table, kind)
         try:
-            parsed = views.expression(text, table, kind)
+            parsed = views.expression(text, table, kind, own=own or ())
             _try_on_text(parsed, text, table)
-            return parsed
+            return parsed if own is not None or not of_prompts.columns_in(text) else _nothing(kind)
         except RecipeError as error:
             guessed = any(f"Did you mean '{name}'?" in error.what for name in self.round.unfound)
             if not guessed:  # else the reward is what is misspelt, which was said
                 self._add(field, f"'{field}': {in_one_line(error)}")
-            return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
+            return _nothing(kind)
 
     def template(
         self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
@@ -294,6 +305,21 @@ def _always_fails(template: templates.Template, prompts: Sequence[Mapping[str, A
         except SelfkdError as error:
             failures.append(in_one_line(error) if not getattr(error, "where", "") else f"{error.where}  {in_one_line(error)}")
     yield from (f"{failure} (so it is for each of the first {len(asked)} prompts)" for failure in failures[:1])
+
+
+def _nothing(kind: Kind) -> pl.Expr:
+    return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
+
+
+def _fitting(text: str, table: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Return the table with the prompts' columns in a type that an expression takes: nobody has read them, so they may be of any."""
+    unread = [name for name in table.columns if name.startswith(of_prompts.PREFIX)]
+    for given in (pl.Float64, pl.String, pl.Boolean) if unread else ():
+        typed = table.with_columns(pl.col(unread).cast(given, strict=False))
+        with suppress(RecipeError):
+            views.expression(text, typed, kind)
+            return typed
+    return table
 
 
 def _try_on_text(parsed: pl.Expr, text: str, table: pl.DataFrame) -> None:

@@ -124,7 +124,7 @@ class SampleStep(Step):
 
     def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
         """What is asked about, and with which messages: one entry per prompt or per parent sample."""
-        chosen = views.sample_view(pool, self.of, self.where) if self.of else views.prompt_view(pool)
+        chosen = views.sample_view(pool, self.of, self.where) if self.of else views.prompt_view(pool, self.where)
         if self.where:
             chosen = chosen.filter(context.expression("where", self.where, chosen, "condition"))
         if self.of:

@@ -65,7 +65,7 @@ class SelectStep(Step):
     def _view(self, pool: Pool) -> pl.DataFrame:
         if self.of != "prompts":
             return views.sample_view(pool, self.of, self.where, self.dedup, self.by)
-        prompts = views.prompt_view(pool)
+        prompts = views.prompt_view(pool, self.where, self.dedup, self.by)
         order = pl.col("id").alias("tiebreak")  # a content hash: as good as random, and the same everywhere
         return prompts.with_columns(order, stream=pl.lit(None, pl.String), prompt=pl.lit("all"))
 
