@@ -30,6 +30,7 @@ from selfkd.backend.base import (
     nobody_listens,
     write_chunk,
 )
+from selfkd.backend.lengths import answers
 from selfkd.core import digest
 from selfkd.core.facts import Facts, of_process
 from selfkd.core.pool import KEYS, Model
@@ -148,6 +149,9 @@ class Fake:
         metrics["made_by"] = [{"trainers": self._numerics.get("trainers", 1), "shard": self._numerics.get("shard", False)}]
         state = _leave_state(out, history) if spec.keeps_state else None
         return Trained(out, metrics, {}, state, made == frame.height, of=frame.height)
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return [sum(len((text or "").encode()) for text, _, _ in answers(row)) for row in rows.iter_rows(named=True)]
 
     def swap_notes(self) -> dict[str, Any]:
         return {}

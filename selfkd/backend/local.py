@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend import lengths
 from selfkd.backend.base import (
     AnswerProgress,
     Chunk,
@@ -117,6 +118,9 @@ class LocalBackend:
                 trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, heard)
             self._facts["trainer-0"] = of_trainer()
             return trained
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return lengths.learned(model, rows)
 
     def swap_notes(self) -> dict[str, Any]:
         return dict(self._notes)

@@ -211,6 +211,9 @@ class StepContext:
                 yield score
         self._met("engine")
 
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return self.backend.lengths(self.run.trust.weights(model), rows)
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:

@@ -18,7 +18,7 @@ from selfkd.prompts import templates
 from selfkd.prompts.read import on_hub, read_prompts, source_words
 from selfkd.prompts.template_fields import PROMPT_FIELDS, uses
 from selfkd.recipe.lint import Report, all_lines, lint
-from selfkd.recipe.schema import Recipe
+from selfkd.recipe.schema import Recipe, Take
 from selfkd.rewards.contract import CONTRACT
 from selfkd.rewards.find import definition, find_function, required
 
@@ -67,8 +67,10 @@ def dry_run(recipe: Recipe, environment: Sequence[str] = ()) -> list[Seal]:
 def in_small(recipe: Recipe) -> Recipe:
     """The recipe with two rounds and a few prompts."""
     splits = {split: _few(recipe, split, source, place) for place, (split, source) in enumerate(recipe.splits().items())}
+    take = recipe.prompts.take
+    few = take.model_copy(update={"n": DRY_PROMPTS // 2}) if isinstance(take, Take) and take.by else None
     update = {
-        "prompts": recipe.prompts.model_copy(update={**splits, "take": None}),
+        "prompts": recipe.prompts.model_copy(update={**splits, "take": few}),
         "rounds": min(2, recipe.rounds),
         "overlap": "drop",
     }

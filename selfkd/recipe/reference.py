@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from selfkd.prompts.sources import COMMON_FIELDS, SOURCES
 from selfkd.recipe.lines import TRL_LISTS, numbers
-from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
+from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop, Take
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import Check
 from selfkd.steps.divergence import Divergence
@@ -63,7 +63,7 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 def text() -> str:
     lists = ", ".join(f"`{name}`" for name in sorted(TRL_LISTS))
     parts = [GENERATED + INTRO.replace("{lists}", lists), "## Fields of a recipe\n", _doc(Recipe), *_table(Recipe)]
-    for cls, title in ((Prompts, "prompts"), (Origin, "model"), (Best, "best"), (Stop, "stop"), (Keep, "keep")):
+    for cls, title in ((Prompts, "prompts"), (Take, "prompts.take"), (Origin, "model"), (Best, "best"), (Stop, "stop"), (Keep, "keep")):
         parts += [f"\n### {title}\n", _doc(cls), *_table(cls)]
     parts += [
         "\n### Prompt sources\n",

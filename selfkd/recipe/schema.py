@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer
 
+from selfkd.core.drawing import Pick
 from selfkd.core.files import NAME
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.messages import names
@@ -32,13 +33,32 @@ class _Words(BaseModel):
     )
 
 
+class Take(_Words):
+    """Train prompts chosen anew in each round, by what earlier rounds made of them."""
+
+    n: int = Field(ge=1, description="How many prompts per round; fewer where no more have a chance.")
+    by: str | None = Field(
+        None,
+        description="How much speaks for a prompt, over all samples of earlier rounds: `1 - abs(2 * mean(correct) - 1)` takes those that are solved half of the time. "
+        "Prompts of which it is null, such as those not asked yet, come first, the least asked before others; `coalesce(..., 0.5)` gives them a number instead. Default: on through the set.",
+    )
+    pick: Pick = Field(
+        "top",
+        description="top: the greatest values; weighted: drawn with chances by the value, and none at 0 or below. Hashed from the seed, so it repeats.",
+    )
+    rounds: int | None = Field(None, ge=1, description="Look so many rounds back; default: at all accepted rounds.")
+
+
 class Prompts(_Words):
     """Where the prompts come from. Splits have roles: `dev` may steer, `test` is measured at the base and at the end only."""
 
     train: Source = Field(description="What the model practises on.")
     dev: Source | None = Field(None, description="Held out; measured every round; may steer best, keep_if and stop.")
     test: Source | None = Field(None, description="Held out; measured at round 0 and after the last round; steers nothing.")
-    take: int | None = Field(None, ge=1, description="Train prompts drawn per round, on through the set; default: all of them.")
+    take: Annotated[int, Field(ge=1)] | Take | None = Field(
+        None,
+        description="Train prompts drawn per round, on through the set, or chosen: {n: 2000, by: expression}; its fields are below. Default: all of them.",
+    )
 
 
 class Origin(_Words):
@@ -149,7 +169,7 @@ class Recipe(_Words):
 
     @property
     def take(self) -> int | None:
-        return self.prompts.take
+        return self.prompts.take.n if isinstance(self.prompts.take, Take) else self.prompts.take
 
     def splits(self) -> dict[str, Source]:
         """{split: source} of the splits that are given, train first."""

@@ -271,6 +271,9 @@ class LintContext:
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         return iter(())
 
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return [0] * rows.height
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
@@ -305,6 +308,13 @@ def _always_fails(template: templates.Template, prompts: Sequence[Mapping[str, A
         except SelfkdError as error:
             failures.append(in_one_line(error) if not getattr(error, "where", "") else f"{error.where}  {in_one_line(error)}")
     yield from (f"{failure} (so it is for each of the first {len(asked)} prompts)" for failure in failures[:1])
+
+
+def number(text: str, pool: Pool) -> None:
+    """Raise RecipeError where an expression is no number over the prompts of an empty pool."""
+    table = views.prompt_view(pool, text)
+    own = pool.prompt_columns
+    views.expression(text, table if own is not None else _fitting(text, table, "number"), "number", own=own or ())
 
 
 def _nothing(kind: Kind) -> pl.Expr:

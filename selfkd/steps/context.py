@@ -84,6 +84,9 @@ class Context(Protocol):
     def logprobs(self, model: Model, rows: pl.DataFrame) -> Iterator[Logprob]:
         """Yield (id, summed log-probability, tokens) of each row's text after its messages, under `model`."""
 
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        """Return how many tokens of its answers a loss would learn of each training row, with the tokenizer of `model`."""
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:

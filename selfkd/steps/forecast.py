@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -56,6 +56,12 @@ def answers(step: str, count: int | None, longest: int) -> Cost:
 
 def times(count: int | None, by: int) -> int | None:
     return None if count is None else count * by
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum, None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
 
 
 def least(*counts: int | None) -> int | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend import lengths
 from selfkd.backend.base import (
     Chunk,
     Logprob,
@@ -161,6 +162,9 @@ class RayBackend:
         if self._takes_turns and not self._engines.have_room():
             self._trainers.close()  # even without tensors a process holds a part of a card, and this one is small
         return trained
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return lengths.learned(model, rows)
 
     def swap_notes(self) -> dict[str, Any]:
         return self._engines.swap_notes(self._weights)
