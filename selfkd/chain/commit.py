@@ -67,8 +67,8 @@ class Place:
 
 
 def code_of(step: Step, frozen: Mapping[str, CodeEntry]) -> dict[str, str]:
-    """Return {reference: digest} of the code and templates that a step names; text inside the recipe is in its identity."""
-    names = [*step.functions(), *step.templates()]
+    """Return {reference: digest} of the code, templates and data that a step names; text inside the recipe is in its identity."""
+    names = [*step.functions(), *step.templates(), *([step.data()] if step.data() else [])]
     return {name: frozen[name].digest for name in names if name in frozen}
 
 

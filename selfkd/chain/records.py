@@ -161,10 +161,26 @@ class CodeEntry(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataEntry(CodeEntry):
+    """Answers that a `bring` step brings, as frozen: `digest` is of what the table means, `reading` the words that it was read by.
+
+    `ours` of the rows answer train prompts, `dropped` may not be used. `read_sha256` is of the file they were read from; '' where they
+    came from elsewhere. `licence` is what the recipe says it is, None where it does not.
+    """
+
+    rows: int
+    ours: int
+    dropped: int
+    reading: Mapping[str, Any]
+    read_sha256: str = ""
+    licence: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Record):
     """run.json: all that is fixed when a run is created, and the numerics asked for then. `root` is what the first step follows."""
 
-    nested = {"prompts": SplitEntry, "code": CodeEntry}
+    nested = {"prompts": SplitEntry, "code": CodeEntry, "data": DataEntry}
 
     format: int
     name: str
@@ -179,6 +195,7 @@ class Info(Record):
     numerics: Mapping[str, Any]
     machine: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
     numerics_fixed: bool = True  # by this record, as in older runs; else by numerics.json
 
 

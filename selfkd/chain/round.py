@@ -75,7 +75,9 @@ class Round:
         names = self.seen.replayable.scores if self.seen.replayable else []
         found = drawn.chosen(askable, take, take.by, self.index, self.recipe.seed, self._earlier, names)
         if found.height < min(take.n, askable.prompts.height):
-            self.attempt.warn(f"round {self.index} asks {found.height} prompts, not {take.n}: the others have no chance (take.by)")
+            self.attempt.warn(
+                f"round {self.index} asks {found.height} prompts, not {take.n}: the others have no chance (take.by)"
+            )
         return found
 
     def once(self, step: Step, pool: Pool) -> Pool:

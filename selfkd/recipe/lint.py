@@ -30,7 +30,7 @@ from selfkd.prompts.overlap import duplicates, leaks, shared_passages
 from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_kind, source_words
 from selfkd.prompts.sources import SOURCES
 from selfkd.prompts.template_fields import Columns
-from selfkd.recipe import checks, ready, targets
+from selfkd.recipe import brought, checks, ready, targets
 from selfkd.recipe.chat import look_at_chat
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read
@@ -104,6 +104,8 @@ def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> t
     report.columns = checks.meaning(recipe, problems, {split: Columns.of(frame) for split, frame in frames.items()})
     report.problems += problems.ordered()
     report.notes += problems.doubts
+    wrong, said = brought.look(recipe, frames, hub)
+    report.problems, report.notes = [*report.problems, *wrong], [*report.notes, *said]
     spoken = look_at_chat(recipe, frames)
     report.problems, report.notes = [*report.problems, *spoken.problems], [*report.notes, *spoken.notes]
     return report, frames

@@ -63,7 +63,14 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 def text() -> str:
     lists = ", ".join(f"`{name}`" for name in sorted(TRL_LISTS))
     parts = [GENERATED + INTRO.replace("{lists}", lists), "## Fields of a recipe\n", _doc(Recipe), *_table(Recipe)]
-    for cls, title in ((Prompts, "prompts"), (Take, "prompts.take"), (Origin, "model"), (Best, "best"), (Stop, "stop"), (Keep, "keep")):
+    for cls, title in (
+        (Prompts, "prompts"),
+        (Take, "prompts.take"),
+        (Origin, "model"),
+        (Best, "best"),
+        (Stop, "stop"),
+        (Keep, "keep"),
+    ):
         parts += [f"\n### {title}\n", _doc(cls), *_table(cls)]
     parts += [
         "\n### Prompt sources\n",

@@ -25,7 +25,7 @@ from selfkd.core.views import Kind
 from selfkd.core.wording import first_line
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
-from selfkd.prompts import templates
+from selfkd.prompts import brought, templates
 from selfkd.prompts.template_fields import Columns, field_problems, unshown
 from selfkd.recipe.lines import Line
 from selfkd.recipe.losses import check_loss
@@ -33,6 +33,7 @@ from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_parameters
 from selfkd.rewards.find import definition, find_function
 from selfkd.steps import VERBS, Step
+from selfkd.steps.bring import BringStep
 from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 from selfkd.steps.outlook import Outlook
@@ -289,6 +290,9 @@ class LintContext:
 
     def split(self, name: str) -> Pool:
         return Pool()
+
+    def data(self, step: Step) -> pl.DataFrame:
+        return pl.DataFrame(schema=brought.schema(step.scores() if isinstance(step, BringStep) else ()))
 
     def save(self, table: str, frame: pl.DataFrame) -> Part:
         return frame

@@ -75,6 +75,10 @@ class Step(BaseModel):
         """Return references of templates whose text belongs to the identity."""
         return []
 
+    def data(self) -> str:
+        """Return the name under which the run keeps data that was read for this step when it was created; '' where there is none."""
+        return ""
+
     def models(self) -> dict[str, ModelRef]:
         """Return {field: the model it names}."""
         return {}

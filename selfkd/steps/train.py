@@ -335,7 +335,9 @@ class TrainStep(Step):
         for name, frame in sizes.items():
             if not frame["size"].sum():
                 fix = "Look at what builds it, or leave it out of the mix."
-                raise GuardError(f"the stream '{name}' has nothing to learn from, and a mix with it has neither", context.where, fix)
+                raise GuardError(
+                    f"the stream '{name}' has nothing to learn from, and a mix with it has neither", context.where, fix
+                )
         found = mix.mixed(sizes, shares, context.seed("mix"))
         if warning := found.warning(shares):
             context.say(f"{context.where}: {warning}")

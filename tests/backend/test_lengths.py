@@ -20,7 +20,13 @@ def test_a_rows_length_is_what_the_trainer_learns_of_it(tmp_path):
             {**one, "id": "gold", "kind": "sft", "chosen": "four"},
             {**one, "id": "own", "kind": "sft", "chosen": "four", "chosen_ids": [40, 41, 42]},
             {**one, "id": "pair", "kind": "pair", "chosen": "four", "rejected": "fi"},
-            {**one, "id": "rank", "kind": "rank", "chosen": "four", "ranked": [{"text": text, "ended": True, "score": 1.0} for text in ("four", "5")]},
+            {
+                **one,
+                "id": "rank",
+                "kind": "rank",
+                "chosen": "four",
+                "ranked": [{"text": text, "ended": True, "score": 1.0} for text in ("four", "5")],
+            },
         ],
     )
     learned = [encode(tok, row, row["kind"] == "pair").learned for row in rows.iter_rows(named=True)]

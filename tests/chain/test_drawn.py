@@ -144,9 +144,13 @@ def test_a_choice_is_planned_and_walked_dry():
 def test_select_draws_prompts_with_chances_by_this_rounds_scores():
     text = RECIPE.replace('{n: 4, by: "1 - abs(2 * mean(last_number) - 1)"}', "8").replace("rounds: 4", "rounds: 1")
     text = text.replace(
-        "  - train", "  - select: {of: prompts, limit: 2, by: 'sum(last_number) * (4 - sum(last_number))', pick: weighted}\n  - train"
+        "  - train",
+        "  - select: {of: prompts, limit: 2, by: 'sum(last_number) * (4 - sum(last_number))', pick: weighted}\n  - train",
     )
     run = walked(text)
     [path] = run.made(1)["select"].tables["drops"].files
     reasons = pl.read_parquet(run.folder / path)["reason"].to_list()
-    assert sorted(reasons) == [*["no chance: sum(last_number) * (4 - sum(last_number)) is not above 0"] * 5, "over the limit of 2"]
+    assert sorted(reasons) == [
+        *["no chance: sum(last_number) * (4 - sum(last_number)) is not above 0"] * 5,
+        "over the limit of 2",
+    ]

@@ -38,7 +38,9 @@ def recipe(train: str, steps: str = TWO):
 
 def sizes(**counts: list[int]) -> dict[str, pl.DataFrame]:
     return {
-        name: pl.DataFrame({"id": [f"{name}{at}" for at in range(len(some))], "size": some}, schema={"id": str, "size": pl.Int64})
+        name: pl.DataFrame(
+            {"id": [f"{name}{at}" for at in range(len(some))], "size": some}, schema={"id": str, "size": pl.Int64}
+        )
         for name, some in counts.items()
     }
 
