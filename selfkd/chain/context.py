@@ -47,7 +47,6 @@ from selfkd.prompts import templates
 from selfkd.prompts.read import places_of
 from selfkd.recipe import targets
 from selfkd.rewards.pool import spread, worker_facts
-from selfkd.steps import Step
 from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 
@@ -327,8 +326,8 @@ class StepContext:
         held, dropped = self.run.split(name), self.run.dropped_prompts()
         return Pool({"prompts": held.prompts.filter(~pl.col("id").is_in(dropped["id"].implode()))}, held.files)
 
-    def data(self, step: Step) -> pl.DataFrame:
-        return pl.read_parquet(self.run.data(step.data()), glob=False)
+    def data(self, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.run.data(name), glob=False)
 
     def save(self, table: str, frame: pl.DataFrame) -> Path:
         return storage.write_parquet(frame, self.place.data, self.run.paths.tmp)

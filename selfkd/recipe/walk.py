@@ -291,8 +291,8 @@ class LintContext:
     def split(self, name: str) -> Pool:
         return Pool()
 
-    def data(self, step: Step) -> pl.DataFrame:
-        return pl.DataFrame(schema=brought.schema(step.scores() if isinstance(step, BringStep) else ()))
+    def data(self, name: str) -> pl.DataFrame:
+        return pl.DataFrame(schema=brought.schema(self.step.scores() if isinstance(self.step, BringStep) else ()))
 
     def save(self, table: str, frame: pl.DataFrame) -> Part:
         return frame

@@ -103,7 +103,7 @@ class BringStep(Step):
         return Cost(self.name, f"{figure(rows)} answers brought")
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        rows = self._of_round(context.data(self), context)
+        rows = self._of_round(context.data(self.data()), context)
         rows = rows.with_columns(
             sample=pl.Series([digest.of("brought", context.index, self.name, one)[:16] for one in rows["id"]], dtype=pl.String)
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -13,9 +13,6 @@ from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Function, Model, Part, Pool
 from selfkd.core.views import Kind
 from selfkd.steps.check import Check
-
-if TYPE_CHECKING:
-    from selfkd.steps.step import Step
 
 Messages = list[dict[str, str]]
 Row = dict[str, Any]
@@ -132,8 +129,8 @@ class Context(Protocol):
     def split(self, name: str) -> Pool:
         """Return the prompts of a split, without those that the load step left out."""
 
-    def data(self, step: Step) -> pl.DataFrame:
-        """Return what was read for a step when the run was created (prompts/brought.py says which columns)."""
+    def data(self, name: str) -> pl.DataFrame:
+        """Return what was read for a step under this name when the run was created (prompts/brought.py says which columns)."""
 
     def save(self, table: str, frame: pl.DataFrame) -> Part:
         """Write one immutable part of a table now, so that a large table never has to be whole in memory."""
