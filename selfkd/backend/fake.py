@@ -150,6 +150,13 @@ class Fake:
         state = _leave_state(out, history) if spec.keeps_state else None
         return Trained(out, metrics, {}, state, made == frame.height, of=frame.height)
 
+    def average(self, models: Sequence[tuple[Model, float]], out: Path) -> None:
+        self.hook("average")
+        read = [(_read(model), share) for model, share in models]
+        whole = sum(share for _, share in read)
+        skill = sum(weights["skill"] * share / whole for weights, share in read)
+        _write(out, {"skill": skill, "history": digest.of("average", [(one["history"], share / whole) for one, share in read])})
+
     def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
         return [sum(len((text or "").encode()) for text, _, _ in answers(row)) for row in rows.iter_rows(named=True)]
 

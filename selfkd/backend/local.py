@@ -31,7 +31,7 @@ from selfkd.backend.base import (
     TrainSpec,
     nobody_listens,
 )
-from selfkd.backend.engine.held_engine import ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
+from selfkd.backend.engine.held_engine import AVERAGE, ENGINE, LOADER, TRAINER, HeldEngine, Importable, resolve
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.gentle_stop import stopped_gently
 from selfkd.backend.machine import Machine, fixed_numerics
@@ -118,6 +118,10 @@ class LocalBackend:
                 trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, heard)
             self._facts["trainer-0"] = of_trainer()
             return trained
+
+    def average(self, models: Sequence[tuple[Model, float]], out: Path) -> None:
+        with _debugged():
+            resolve(AVERAGE)(models, out)
 
     def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
         return lengths.learned(model, rows)

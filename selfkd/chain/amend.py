@@ -24,6 +24,7 @@ from selfkd.errors import ChainError
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.average import AverageStep
 from selfkd.steps.replay import ReplayStep
 from selfkd.steps.score import ScoreStep
 from selfkd.steps.step import Step, several
@@ -259,7 +260,7 @@ class _Standing:
             for field, model in step.models().items():
                 path = self._path(model, recipe)
                 copy = path and rounded.copy_of(self.paths.folder, path)
-                if copy and isinstance(step, TrainStep):
+                if copy and isinstance(step, TrainStep | AverageStep):
                     what = (
                         f"{step.name}.{field}: of the weights of '{model}' only a copy in bf16 is left (`keep: {{as: bf16}}`)"
                     )

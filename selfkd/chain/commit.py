@@ -21,6 +21,7 @@ from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light, scan
 from selfkd.errors import ChainError, GuardError
 from selfkd.steps import VERBS, Step
+from selfkd.steps.train import TrainStep
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _adopted(place: Place, role: str, added: Addition, before: Mapping[str, Mode
     """
     folder, base = added.models[role], added.bases.get(role)
     found, files = digest.weights_and_files(folder)
-    if role in before and found == before[role].digest:
+    if place.step.verb == TrainStep.verb and role in before and found == before[role].digest:
         fix = "Raise trl.learning_rate, or look at the loss in the log."
         raise GuardError("training left the weights unchanged", place.where, fix)
     target = place.data / f"{role}-{found[:16]}"

@@ -214,6 +214,11 @@ class StepContext:
     def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
         return self.backend.lengths(self.run.trust.weights(model), rows)
 
+    def average(self, models: Sequence[tuple[Model, float]]) -> Path:
+        out = storage.temporary(self.run.paths.tmp, "-average")
+        self.backend.average([(self.run.trust.masters(model), share) for model, share in models], out)
+        return out
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:

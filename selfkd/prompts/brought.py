@@ -108,7 +108,7 @@ def _answers(
     column = _answer_column(words, rest)
     said = cell(rest, column) if column else None
     several = isinstance(said, list | tuple) and len(said) > 0 and all(isinstance(one, str) for one in said)
-    answers: list[Any] = list(said) if several else [said]
+    answers: list[Any] = list(said) if isinstance(said, list | tuple) and several else [said]
     for at, one in enumerate(answers):
         own = {name: _one_of(value, at if several else None, raw.where, name) for name, value in given.items()}
         filled = {**rest, str(column): one} if several else rest

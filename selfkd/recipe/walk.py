@@ -275,6 +275,9 @@ class LintContext:
     def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
         return [0] * rows.height
 
+    def average(self, models: Sequence[tuple[Model, float]]) -> Path:
+        return Path()
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:

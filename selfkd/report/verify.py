@@ -37,7 +37,7 @@ from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
-from selfkd.report import brought, checked
+from selfkd.report import averages, brought, checked
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -247,7 +247,10 @@ class _Walk:
                 self.base(f"{name}: model '{role}'", model)
         self.found.problems += [f"{name}: {problem}" for problem in checked.problems(commit)]
         if not (damaged or self.quick):
-            self.found.problems += [f"{name}: {problem}" for problem in brought.problems(self.paths.folder, commit, self.data)]
+            away = {*self.found.pruned, *self.found.rounded}
+            found = [*brought.problems(self.paths.folder, commit, self.data)]
+            found += averages.problems(self.paths.folder, commit, self.models, away)
+            self.found.problems += [f"{name}: {problem}" for problem in found]
         self.left_states(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)

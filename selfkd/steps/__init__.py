@@ -1,5 +1,6 @@
 """The verbs, one file each, in the order in which a round usually uses them. They see a pool and a context: no path, no machine."""
 
+from selfkd.steps.average import AverageStep
 from selfkd.steps.bring import BringStep
 from selfkd.steps.build import BuildStep
 from selfkd.steps.gold import GoldStep
@@ -23,6 +24,7 @@ VERBS: dict[str, type[Step]] = {
     "select": SelectStep,
     "build": BuildStep,
     "train": TrainStep,
+    "average": AverageStep,
     "measure": MeasureStep,
 }
 

@@ -87,6 +87,9 @@ class Context(Protocol):
     def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
         """Return how many tokens of its answers a loss would learn of each training row, with the tokenizer of `model`."""
 
+    def average(self, models: Sequence[tuple[Model, float]]) -> Path:
+        """Return the folder of the weighted average of full weights, whose shares are divided by their sum."""
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:

@@ -211,6 +211,10 @@ class TrainStep(Step):
         """Return the streams of rows that it learns from."""
         return tuple(self.mix) if self.mix else (self.of,)
 
+    def adds(self, seen: Outlook) -> None:
+        if self.lora:
+            seen.adapted.add(self.role)
+
     def _needs_rows(self, stream: str, seen: Outlook) -> Iterator[Problem]:
         made, wanted = seen.rows.get((stream, self.role)), self.kind.rows
         need = f"loss {self.loss} needs rows of kind {wanted}"

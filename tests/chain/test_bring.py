@@ -151,7 +151,7 @@ def test_pairs_are_built_of_what_was_preferred():
 
 
 def test_verify_reads_the_answers_and_not_their_hashes_alone():
-    run = go(recipe(), Path("run"))
+    go(recipe(), Path("run"))
     assert verify("run").problems == []
     [path] = Path("run/data").glob("*.parquet")
     frame = pl.read_parquet(path)
