@@ -47,6 +47,7 @@ from selfkd.prompts import templates
 from selfkd.prompts.read import places_of
 from selfkd.recipe import targets
 from selfkd.rewards.pool import spread, worker_facts
+from selfkd.rewards.tables import applied
 from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 
@@ -302,6 +303,15 @@ class StepContext:
         if worked:
             kind = f"reward-{function.digest[:12]}"
             self.makers[kind] |= set(self.run.computers.meet({kind: worker_facts(function)}, self.attempt).values())
+
+    def apply(
+        self, reference: str, params: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], timeout: float
+    ) -> dict[str, pl.DataFrame]:
+        function = self.run.function(reference, params)
+        made = applied(function, tables, timeout, self.where)
+        kind = f"reward-{function.digest[:12]}"
+        self.makers[kind] |= set(self.run.computers.meet({kind: worker_facts(function)}, self.attempt).values())
+        return made
 
     # ---- what the run holds ----
 

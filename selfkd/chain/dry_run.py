@@ -115,7 +115,7 @@ def _columns_named(recipe: Recipe) -> set[str]:
         for reference in step.templates():
             named = uses(templates.load(reference, recipe.folders))
             found |= {use.name for use in named if use.owner in ("prompt", "meta")}
-        for reference in (name for name in step.functions() if name not in step.losses()):
+        for reference in (name for name in step.functions() if name not in (*step.losses(), *step.applied())):
             node = definition(find_function(reference, recipe.folders))
             found |= set(required(node)) if node else set()
     return found - set(PROMPT_FIELDS) - set(CONTRACT)

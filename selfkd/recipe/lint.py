@@ -151,7 +151,10 @@ def try_rewards(recipe: Recipe, frames: Frames, doctests: Doctests, tell: Tell =
             what = (reference, getattr(step, "params", {}), step.scored_split(), getattr(step, "rows", None))
             if what not in tried:
                 tell(f"trying {reference}")
-                (trial.loss if reference in step.losses() else trial.reward)(reference, step, line)
+                try_it = (
+                    trial.loss if reference in step.losses() else trial.table if reference in step.applied() else trial.reward
+                )
+                try_it(reference, step, line)
             tried.append(what)
     return trial.report
 
@@ -253,6 +256,12 @@ class _Trial:
                 _gold(function, reference, frame, at, split, self.report, _Bound.of(step, self.recipe))
         except SelfkdError as error:
             self.report.problems.append(f"{at}: {error}")
+
+    def table(self, reference: str, step: Step, line: Line) -> None:
+        """Does a function of tables do what its doctests say? What it takes, `look` has said."""
+        with suppress(SelfkdError):
+            found = find_function(reference, self.recipe.folders)
+            self.sound(replace(found, environment=self.doctests.environment), f"{line.where}  {line.label}")
 
     def loss(self, reference: str, step: Step, line: Line) -> None:
         """Does a loss do what its doctests say, and is it row-wise? Without torch neither can be tried, which is a note."""

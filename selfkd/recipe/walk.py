@@ -31,7 +31,8 @@ from selfkd.recipe.lines import Line
 from selfkd.recipe.losses import check_loss
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_parameters
-from selfkd.rewards.find import definition, find_function
+from selfkd.rewards.find import definition, find_function, required
+from selfkd.rewards.tables import GIVEN
 from selfkd.steps import VERBS, Step
 from selfkd.steps.bring import BringStep
 from selfkd.steps.check import Check
@@ -226,6 +227,22 @@ class LintContext:
         for problem in found:
             self._add("reward", problem)
         return function
+
+    def apply(
+        self, reference: str, params: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], timeout: float
+    ) -> dict[str, pl.DataFrame]:
+        if self.round.prompts is None:
+            return {}
+        try:
+            node = definition(self.round.find(reference))
+        except SelfkdError as error:
+            self._add("function", str(error))
+            return {}
+        named = (*GIVEN, *params)
+        for name in required(node) if node else ():
+            if name not in named:
+                self._add("function", f"{reference} wants '{name}', and it is given {', '.join(named)}")
+        return {}
 
     def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
         nothing = Function(reference_parts(reference)[1], Path(), "", params)

@@ -1,5 +1,6 @@
 """The verbs, one file each, in the order in which a round usually uses them. They see a pool and a context: no path, no machine."""
 
+from selfkd.steps.apply import ApplyStep
 from selfkd.steps.average import AverageStep
 from selfkd.steps.bring import BringStep
 from selfkd.steps.build import BuildStep
@@ -21,6 +22,7 @@ VERBS: dict[str, type[Step]] = {
     "bring": BringStep,
     "score": ScoreStep,
     "judge": JudgeStep,
+    "apply": ApplyStep,
     "select": SelectStep,
     "build": BuildStep,
     "train": TrainStep,

@@ -106,6 +106,11 @@ class Context(Protocol):
         `samples` are the ids of the samples that the rows are of, in their order.
         """
 
+    def apply(
+        self, reference: str, params: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], timeout: float
+    ) -> dict[str, pl.DataFrame]:
+        """Return the tables that a function, as frozen in the run, makes of these; RewardError where it is not a pure function of them."""
+
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""
 

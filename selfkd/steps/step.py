@@ -67,6 +67,10 @@ class Step(BaseModel):
         """Return those of its functions that a trainer runs as a loss; the others are rewards."""
         return []
 
+    def applied(self) -> list[str]:
+        """Return those of its functions that are given whole tables."""
+        return []
+
     def scores(self) -> list[str]:
         """Return the names of the scores that it gives."""
         return []
