@@ -47,6 +47,7 @@ class Outlook:
     told: dict[tuple[str, str], bool] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
     brought: list[str] = field(default_factory=list)
+    all_rounds: list[str] = field(default_factory=list)  # names of steps that replay every round
     adapted: set[str] = field(default_factory=set)  # roles that a step trains as adapters
     replayable: Outlook | None = None
 

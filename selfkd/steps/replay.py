@@ -36,6 +36,7 @@ class ReplayStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.replayed.append(self.name)
+        seen.all_rounds += [self.name] if self.rounds is None else []
         if seen.replayable is not None:
             seen.add_scores(seen.replayable.origins)
             seen.compared += seen.replayable.compared

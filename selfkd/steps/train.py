@@ -211,6 +211,11 @@ class TrainStep(Step):
         """Return the streams of rows that it learns from."""
         return tuple(self.mix) if self.mix else (self.of,)
 
+    def doubts(self, seen: Outlook) -> Iterator[Problem]:
+        if seen.all_rounds and self.models()["from"].when in ("now", "start"):
+            said = f"'{seen.all_rounds[0]}' brings all rounds back while training goes on from the newest model, so old rows are learned again in every round"
+            yield "from", f"{said}: train from base, or replay fewer rounds, if that is not meant"
+
     def adds(self, seen: Outlook) -> None:
         if self.lora:
             seen.adapted.add(self.role)

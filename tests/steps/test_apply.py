@@ -131,7 +131,7 @@ def test_a_killed_chain_ends_on_the_same_digest_and_other_code_on_another():
     whole = end(made(steps, "whole"))
     with Faults() as faults:
         made(steps, "counted")
-    for at in range(faults.count // 2, faults.count, faults.count // 4):
+    for at in range(2 * faults.count // 3, faults.count, faults.count // 4):
         with Faults(at), pytest.raises(Killed):
             made(steps, f"{at}")
         assert end(made(steps, f"{at}")) == whole

@@ -101,3 +101,42 @@ def test_a_recipe_loads_whose_prompts_nobody_has_read_yet():
     Path("r.yaml").write_text(HEAD + SAMPLE + "  - build: {where: prompt.grade + 1}\n  - train: sft\n")
     with pytest.raises(RecipeError, match="gives a number"):
         load("r.yaml")
+
+
+# ---- what is probably not meant ----
+
+
+@pytest.mark.parametrize(
+    ("replay", "start", "noted"), [("replay", "start", True), ("replay: 1", "start", False), ("replay", "base", False)]
+)
+def test_rows_of_all_rounds_and_the_newest_model_are_a_doubt(replay, start, noted):
+    Path("r.yaml").write_text(HEAD + SAMPLE + f"  - {replay}\n  - train: {{from: {start}}}\n")
+    notes = look(read("r.yaml"))[0].notes
+    assert any("brings all rounds back while training goes on from the newest model" in note for note in notes) == noted
+
+
+def said(steps: str, answer) -> list[str]:
+    from selfkd.backend.fake import Fake
+
+    Path("r.yaml").write_text(HEAD + steps)
+    run = go(load("r.yaml"), Path("run"), Fake({}, answer))
+    events = [json.loads(line) for path in run.folder.rglob("events.jsonl") for line in path.read_text().splitlines()]
+    return [event["text"] for event in events if "text" in event]
+
+
+def test_pairs_whose_one_side_is_always_cut_are_told():
+    steps = "  - sample: {n: 4, max_tokens: 12}\n  - build: {kind: pair, chosen: finish_reason = 'stop', rejected: finish_reason = 'length'}\n  - train: dpo\n"
+    turns = {"count": 0}
+
+    def answer(messages, seed, skill):
+        turns["count"] += 1
+        return "so it is." if turns["count"] % 2 else "so it goes on and on and on."
+
+    assert any("all 8 pairs have a rejected answer that was cut at max_tokens" in text for text in said(steps, answer))
+
+
+def test_pairs_that_were_cut_on_both_sides_or_neither_are_not_told():
+    steps = "  - sample: {n: 4, max_tokens: 64}\n  - build: {kind: pair, chosen: number = 0, rejected: number = 1}\n  - train: dpo\n"
+    assert not any(
+        "was cut at max_tokens" in text for text in said(steps, lambda messages, seed, skill: f"so it is {seed % 97}")
+    )
