@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from selfkd.chain import commit, data, numerics, records, rounded, steering
+from selfkd.chain import commit, data, numerics, records, rounded, steering, ways
 from selfkd.chain.commit import Place
 from selfkd.chain.freeze import code_digests, freeze_code, now, prove_code
 from selfkd.chain.paths import Paths
@@ -345,7 +345,7 @@ def _ways(verb: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> di
     if not identity.get("reward"):
         return {(several(identity.get("as")) or ["logprob_of"])[0]: identity["logprob"]}
     params = digest.as_json(identity.get("params", {}))
-    rewards = records.rewards_of(identity)
+    rewards = ways.rewards_of(identity)
     return {name: [reference_parts(one)[1], code.get(one), params] for name, one in rewards.items()}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import commit, drawn, measured, numerics, records, steering, updates
+from selfkd.chain import commit, drawn, measured, numerics, records, steering, updates, ways
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -170,7 +170,7 @@ class Round:
         return self.recipe.closing_steps(self.index) if stop or begun else []
 
     def _measures(self) -> dict[str, str]:
-        return {name: how for made in self.made if made.outside for name, how in records.measures_of(made).items()}
+        return {name: how for made in self.made if made.outside for name, how in ways.measures_of(made).items()}
 
     def seal(self, pool: Pool, stop: str) -> None:
         """Commit the round: accepted or rolled back, the head it leaves, and the digest that the next round follows."""

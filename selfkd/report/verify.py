@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfkd.chain import records, rounded
+from selfkd.chain import records, rounded, ways
 from selfkd.chain.numerics import computed
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import (
@@ -297,7 +297,7 @@ class _Walk:
             metrics = {key: value for commit in commits if commit for key, value in commit.metrics.items()}
             if seal.metrics != metrics:
                 self.problem(f"{where}: its metrics are not those of its steps")
-            measures = {name: how for one in commits if one and one.outside for name, how in records.measures_of(one).items()}
+            measures = {name: how for one in commits if one and one.outside for name, how in ways.measures_of(one).items()}
             if seal.measures and seal.measures != measures:
                 self.problem(f"{where}: how it measured is not what its steps say")
         for role, model in seal.models.items():

@@ -216,10 +216,6 @@ class TrainStep(Step):
             said = f"'{seen.all_rounds[0]}' brings all rounds back while training goes on from the newest model, so old rows are learned again in every round"
             yield "from", f"{said}: train from base, or replay fewer rounds, if that is not meant"
 
-    def adds(self, seen: Outlook) -> None:
-        if self.lora:
-            seen.adapted.add(self.role)
-
     def _needs_rows(self, stream: str, seen: Outlook) -> Iterator[Problem]:
         made, wanted = seen.rows.get((stream, self.role)), self.kind.rows
         need = f"loss {self.loss} needs rows of kind {wanted}"
@@ -256,6 +252,8 @@ class TrainStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.trained.add(self.role)
+        if self.lora:
+            seen.adapted.add(self.role)
 
     def cost(self, forecast: Forecast) -> Cost:
         rows = forecast.rows.get(self.of, forecast.samples())
