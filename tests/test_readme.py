@@ -88,7 +88,20 @@ def test_the_recipe_reference_is_that_of_the_schema():
 
 
 def test_the_public_surface_is_what_it_was_meant_to_be():
-    assert list(VERBS) == ["replay", "gold", "sample", "score", "judge", "select", "build", "train", "measure"]
+    assert list(VERBS) == [
+        "replay",
+        "gold",
+        "sample",
+        "bring",
+        "score",
+        "judge",
+        "apply",
+        "select",
+        "build",
+        "train",
+        "average",
+        "measure",
+    ]
 
 
 def test_the_head_of_each_shipped_recipe_says_how_to_run_it_what_to_expect_and_what_is_as_in_the_paper():

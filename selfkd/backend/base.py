@@ -364,6 +364,12 @@ class Backend(Protocol):
     ) -> Trained:
         """Update `start` on row files (table `rows`), writing the child under `out`."""
 
+    def average(self, models: Sequence[tuple[Model, float]], out: Path) -> None:
+        """Write the weighted average of full weights into `out`, as the trainer leaves a model; shares are divided by their sum."""
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        """Return how many tokens of its answers a loss would learn of each row of table `rows`, with the tokenizer of `model`."""
+
     def swap_notes(self) -> dict[str, Any]:
         """Return notes on the last weight swap: seconds, proved (true, false, or why not), and the share of the update that survived."""
 

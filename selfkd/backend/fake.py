@@ -30,6 +30,7 @@ from selfkd.backend.base import (
     nobody_listens,
     write_chunk,
 )
+from selfkd.backend.lengths import answers
 from selfkd.backend.reading import NO_STEPS, Read, Reading
 from selfkd.backend.scored import PROBABILITY
 from selfkd.core import digest
@@ -160,6 +161,16 @@ class Fake:
         metrics["made_by"] = [{"trainers": self._numerics.get("trainers", 1), "shard": self._numerics.get("shard", False)}]
         state = _leave_state(out, history) if spec.keeps_state else None
         return Trained(out, metrics, {}, state, made == frame.height, of=frame.height)
+
+    def average(self, models: Sequence[tuple[Model, float]], out: Path) -> None:
+        self.hook("average")
+        read = [(_read(model), share) for model, share in models]
+        whole = sum(share for _, share in read)
+        skill = sum(weights["skill"] * share / whole for weights, share in read)
+        _write(out, {"skill": skill, "history": digest.of("average", [(one["history"], share / whole) for one, share in read])})
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return [sum(len((text or "").encode()) for text, _, _ in answers(row)) for row in rows.iter_rows(named=True)]
 
     def swap_notes(self) -> dict[str, Any]:
         return {}

@@ -17,6 +17,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend import lengths
 from selfkd.backend.base import (
     AnswerProgress,
     Chunk,
@@ -30,7 +31,7 @@ from selfkd.backend.base import (
     TrainSpec,
     nobody_listens,
 )
-from selfkd.backend.engine.held_engine import ENGINE, LOADER, READER, TRAINER, HeldEngine, Importable, resolve
+from selfkd.backend.engine.held_engine import AVERAGE, ENGINE, LOADER, READER, TRAINER, HeldEngine, Importable, resolve
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.gentle_stop import stopped_gently
 from selfkd.backend.machine import Machine, fixed_numerics
@@ -133,6 +134,13 @@ class LocalBackend:
                 trained: Trained = resolve(self._trainer)(start, reference, list(rows), spec, out, self._numerics, heard)
             self._facts["trainer-0"] = of_trainer()
             return trained
+
+    def average(self, models: Sequence[tuple[Model, float]], out: Path) -> None:
+        with _debugged():
+            resolve(AVERAGE)(models, out)
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return lengths.learned(model, rows)
 
     def swap_notes(self) -> dict[str, Any]:
         return dict(self._notes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from selfkd.chain import commit, numerics, records, rounded, steering
+from selfkd.chain import commit, data, numerics, records, rounded, steering, ways
 from selfkd.chain.commit import Place
 from selfkd.chain.freeze import code_digests, freeze_code, now, prove_code
 from selfkd.chain.paths import Paths
@@ -24,6 +24,7 @@ from selfkd.errors import ChainError
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.average import AverageStep
 from selfkd.steps.replay import ReplayStep
 from selfkd.steps.score import ScoreStep
 from selfkd.steps.step import Step, several
@@ -185,8 +186,10 @@ class _Standing:
         if not (change.words or change.edited):
             return None
         code = {name: CodeEntry(path="", digest=found) for name, found in code_digests(recipe, self.effective.code).items()}
+        code |= dict(self.info.data)
         return (
             self._fixed(change)
+            or self._unread(recipe)
             or self._made(recipe, code)
             or self._pruned(recipe)
             or self._replayed(recipe, code)
@@ -200,6 +203,12 @@ class _Standing:
             return self._no("; ".join(fixed) + ": this is fixed when a run is created")
         if "long" in change.words and self.paths.round(0).commits():
             return self._no(f"{change.words['long']}: prompts are measured when the model is loaded, and it was loaded")
+        return None
+
+    def _unread(self, recipe: Recipe) -> ChainError | None:
+        """Find a step that would bring data which nobody read when the run was created."""
+        if name := data.unread(recipe, self.info.data):
+            return self._no(f"'{name}' would bring data that this run does not have: it is read when a run is created")
         return None
 
     def _made(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
@@ -254,7 +263,7 @@ class _Standing:
             for field, model in step.models().items():
                 path = self._path(model, recipe)
                 copy = path and rounded.copy_of(self.paths.folder, path)
-                if copy and isinstance(step, TrainStep):
+                if copy and isinstance(step, TrainStep | AverageStep):
                     what = (
                         f"{step.name}.{field}: of the weights of '{model}' only a copy in bf16 is left (`keep: {{as: bf16}}`)"
                     )
@@ -309,8 +318,9 @@ class _Standing:
         """Find a step that changed, though nothing is left to make of what changed in it."""
         old = self._old
         first, last = len(self.sealed), max(recipe.rounds, old.rounds)
-        was, now_ = _to_come(old, self.effective.code, first, last), _to_come(recipe, code, first, last)
-        before, after = _lines(old, self.effective.code), _lines(recipe, code)
+        known = {**self.effective.code, **self.info.data}
+        was, now_ = _to_come(old, known, first, last), _to_come(recipe, code, first, last)
+        before, after = _lines(old, known), _lines(recipe, code)
         changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
         late = [name for name in changed if was.get(name) == now_.get(name)]
         return self._no(f"{', '.join(late)}: all that changed in it is made already") if late else None
@@ -338,7 +348,7 @@ def _ways(verb: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> di
     if not identity.get("reward"):
         return {(several(identity.get("as")) or ["logprob_of"])[0]: identity["logprob"]}
     params = digest.as_json(identity.get("params", {}))
-    rewards = records.rewards_of(identity)
+    rewards = ways.rewards_of(identity)
     return {name: [reference_parts(one)[1], code.get(one), params] for name, one in rewards.items()}
 
 

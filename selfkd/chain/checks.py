@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.backend.base import Trained
-from selfkd.chain import records
+from selfkd.chain import records, ways
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place, code_of
 from selfkd.chain.paths import Paths
@@ -74,7 +74,7 @@ class CheckPlace(Place):
 
 def how_measured(place: Place, metric: str) -> str:
     """Return the digest by which the measure step at `place` says how it measures a metric."""
-    return records.how_measured(digest.as_json(place.step.identity()), place.code, metric)
+    return ways.how_measured(digest.as_json(place.step.identity()), place.code, metric)
 
 
 def check_place(place: Place, run: Run, metric: str) -> CheckPlace:

@@ -21,6 +21,7 @@ from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, Addition, Model, Pool, as_stored, read_light, scan
 from selfkd.errors import ChainError, GuardError
 from selfkd.steps import VERBS, Step
+from selfkd.steps.train import TrainStep
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class Place:
 
 
 def code_of(step: Step, frozen: Mapping[str, CodeEntry]) -> dict[str, str]:
-    """Return {reference: digest} of the code, templates and scoring models that a step names; text inside the recipe is in its identity."""
-    names = [*step.functions(), *step.templates(), *step.scorers()]
+    """Return {reference: digest} of the code, templates, scoring models and data that a step names; text inside the recipe is in its identity."""
+    names = [*step.functions(), *step.templates(), *step.scorers(), *([step.data()] if step.data() else [])]
     return {name: frozen[name].digest for name in names if name in frozen}
 
 
@@ -144,7 +145,7 @@ def _adopted(place: Place, role: str, added: Addition, before: Mapping[str, Mode
     """
     folder, base = added.models[role], added.bases.get(role)
     found, files = digest.weights_and_files(folder)
-    if role in before and found == before[role].digest:
+    if place.step.verb == TrainStep.verb and role in before and found == before[role].digest:
         fix = "Raise trl.learning_rate, or look at the loss in the log."
         raise GuardError("training left the weights unchanged", place.where, fix)
     target = place.data / f"{role}-{found[:16]}"

@@ -49,6 +49,7 @@ from selfkd.prompts.read import places_of
 from selfkd.prompts.template_fields import SAMPLES, uses
 from selfkd.recipe import targets
 from selfkd.rewards.pool import spread, worker_facts
+from selfkd.rewards.tables import applied
 from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 
@@ -223,6 +224,14 @@ class StepContext:
         self.progress(done, rows.height, "samples")
         self._met("reader")
 
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return self.backend.lengths(self.run.trust.weights(model), rows)
+
+    def average(self, models: Sequence[tuple[Model, float]]) -> Path:
+        out = storage.temporary(self.run.paths.tmp, "-average")
+        self.backend.average([(self.run.trust.masters(model), share) for model, share in models], out)
+        return out
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
@@ -307,6 +316,15 @@ class StepContext:
             kind = f"reward-{function.digest[:12]}"
             self.makers[kind] |= set(self.run.computers.meet({kind: worker_facts(function)}, self.attempt).values())
 
+    def apply(
+        self, reference: str, params: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], timeout: float
+    ) -> dict[str, pl.DataFrame]:
+        function = self.run.function(reference, params)
+        made = applied(function, tables, timeout, self.where)
+        kind = f"reward-{function.digest[:12]}"
+        self.makers[kind] |= set(self.run.computers.meet({kind: worker_facts(function)}, self.attempt).values())
+        return made
+
     # ---- what the run holds ----
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
@@ -340,6 +358,9 @@ class StepContext:
     def split(self, name: str) -> Pool:
         held, dropped = self.run.split(name), self.run.dropped_prompts()
         return Pool({"prompts": held.prompts.filter(~pl.col("id").is_in(dropped["id"].implode()))}, held.files)
+
+    def data(self, name: str) -> pl.DataFrame:
+        return pl.read_parquet(self.run.data(name), glob=False)
 
     def save(self, table: str, frame: pl.DataFrame) -> Path:
         return storage.write_parquet(frame, self.place.data, self.run.paths.tmp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,10 +18,12 @@ from selfkd.errors import GuardError, RewardError, SelfkdError
 from selfkd.prompts import templates
 from selfkd.prompts.read import on_hub, read_prompts, source_words
 from selfkd.prompts.template_fields import PROMPT_FIELDS, uses
+from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.lint import Report, all_lines, lint
-from selfkd.recipe.schema import Recipe
+from selfkd.recipe.schema import Recipe, Take
 from selfkd.rewards.contract import CONTRACT
 from selfkd.rewards.find import definition, find_function, required
+from selfkd.steps.bring import BringStep
 
 DRY_PROMPTS = 8
 READABLE = {"tests": ["assert f(1) == 1"]}  # columns in which a reward reads more than text (reward/code.py)
@@ -69,10 +72,13 @@ def in_small(recipe: Recipe) -> Recipe:
     """The recipe with two rounds and a few prompts."""
     splits = {split: _few(recipe, split, source, place) for place, (split, source) in enumerate(recipe.splits().items())}
     held = {split: splits.pop(split) for split in recipe.prompts.held}
+    take = recipe.prompts.take
+    few = take.model_copy(update={"n": DRY_PROMPTS // 2}) if isinstance(take, Take) and take.by else None
     update = {
-        "prompts": recipe.prompts.model_copy(update={**splits, "held": held, "take": None}),
+        "prompts": recipe.prompts.model_copy(update={**splits, "held": held, "take": few}),
         "rounds": min(2, recipe.rounds),
         "overlap": "drop",
+        **{part: tuple(map(_few_answers, getattr(recipe, part))) for part in LISTS},
     }
     return recipe.model_copy(update=update)
 
@@ -89,6 +95,20 @@ def _few(recipe: Recipe, split: str, source: Any, place: int) -> Any:
     return {**words, "limit": min(DRY_PROMPTS, words.get("limit") or DRY_PROMPTS)}
 
 
+def _few_answers(line: Line) -> Line:
+    """Return a line that brings a few answers where it would bring many; those on a hub are stood in for."""
+    step = line.at(1)
+    if not isinstance(step, BringStep):
+        return line
+    words = dict(source_words(step.from_))
+    if on_hub(words):
+        scores = dict.fromkeys(step.scores(), 1.0)
+        stand_ins = [{"prompt": f"Say {at}.", "completion": str(at), **scores} for at in range(DRY_PROMPTS)]
+        return replace(line, words={**line.words, "from": stand_ins, "id": None})
+    few = {**words, "limit": min(DRY_PROMPTS, words.get("limit") or DRY_PROMPTS)}
+    return replace(line, words={**line.words, "from": few})
+
+
 def _columns_named(recipe: Recipe) -> set[str]:
     """Meta columns that templates (`prompt.solution`) and rewards (a parameter of that name) ask for."""
     found: set[str] = set()
@@ -97,7 +117,7 @@ def _columns_named(recipe: Recipe) -> set[str]:
         for reference in step.templates():
             named = uses(templates.load(reference, recipe.folders))
             found |= {use.name for use in named if use.owner in ("prompt", "meta")}
-        for reference in (name for name in step.functions() if name not in step.losses()):
+        for reference in (name for name in step.functions() if name not in (*step.losses(), *step.applied())):
             node = definition(find_function(reference, recipe.folders))
             found |= set(required(node)) if node else set()
     return found - set(PROMPT_FIELDS) - set(CONTRACT)

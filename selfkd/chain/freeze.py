@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import Machine
-from selfkd.chain import records, resolved
+from selfkd.chain import data, records, resolved
 from selfkd.chain.numerics import asked
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import CodeEntry, Info, SplitEntry
@@ -67,11 +67,13 @@ def _freeze_all(recipe: Recipe, paths: Paths, machine: Machine) -> None:
             storage.remove(leftover)
     storage.make_folder(paths.tmp)
     prompts = freeze_prompts(recipe, paths)
+    brought = data.freeze(recipe, paths, prompts)
     code = freeze_code(recipe, paths, {}, machine.backend == "fake")
     prove_code(recipe, code, paths, machine.environment)
     storage.put(paths.recipe, recipe.text.encode(), paths.tmp)
-    storage.put(paths.resolved, resolved.text(recipe, prompts, code).encode(), paths.tmp)
-    files = [*storage.files_in(paths.prompts), *storage.files_in(paths.code), paths.recipe, paths.resolved]
+    storage.put(paths.resolved, resolved.text(recipe, prompts, code, brought).encode(), paths.tmp)
+    frozen = (paths.prompts, paths.code, paths.data)
+    files = [*(file for folder in frozen for file in storage.files_in(folder)), paths.recipe, paths.resolved]
     info = Info(
         format=records.FORMAT,
         name=paths.folder.name,
@@ -87,6 +89,7 @@ def _freeze_all(recipe: Recipe, paths: Paths, machine: Machine) -> None:
         numerics_fixed=False,
         machine=machine.words(),
         files=storage.file_hashes(files, paths.folder),
+        data=brought,
     )
     records.write(paths.info, info, paths.tmp)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from selfkd.chain import records
+from selfkd.chain import records, ways
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core.pool import scan
@@ -66,7 +66,7 @@ def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]
     measured: dict[str, Measured] = {}
     for commit in (one for one in commits if one.outside):
         split = commit.identity["split"]
-        first, *others = records.scores_of(commit.identity)
+        first, *others = ways.scores_of(commit.identity)
         name = split if split not in measured else f"{split} ({commit.step})"
         measured[name] = measurement(paths, commit, first)
         measured |= {f"{name}/{other}": measurement(paths, commit, other) for other in others}
@@ -106,7 +106,7 @@ def changes(one: Measured) -> dict[str, float | None]:
 
 def _how(commit: Commit, score: str) -> str:
     """Return how a step measured a score, '' where it has no such metric."""
-    return next((how for name, how in records.measures_of(commit).items() if name.endswith(f"/{score}")), "")
+    return next((how for name, how in ways.measures_of(commit).items() if name.endswith(f"/{score}")), "")
 
 
 def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
@@ -116,9 +116,7 @@ def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
     """
     opening = [records.read(path, Commit, unchanged=False) for path in paths.round(0).commits()]
     split = commit.identity["split"]
-    found = [
-        one for one in opening if one.outside and one.identity["split"] == split and score in records.scores_of(one.identity)
-    ]
+    found = [one for one in opening if one.outside and one.identity["split"] == split and score in ways.scores_of(one.identity)]
     name, how = commit.step.removesuffix(WARM), _how(commit, score)
     return max(found, key=lambda one: (one.step == name, _how(one, score) == how, -one.number), default=None)
 
@@ -128,7 +126,7 @@ def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
 
     Of a pass@k it is that of each prompt.
     """
-    reward, k = records.scores_of(commit.identity).get(score, (score, 1))
+    reward, k = ways.scores_of(commit.identity).get(score, (score, 1))
     files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
     if not files.get("samples") or not files.get("scores"):
         return {}

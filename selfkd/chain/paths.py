@@ -113,6 +113,11 @@ class Paths:
         return self.folder / "code"
 
     @property
+    def data(self) -> Path:
+        """What `bring` steps bring, as it was read."""
+        return self.folder / "data"
+
+    @property
     def leases(self) -> Path:
         return self.folder / "leases"
 
@@ -137,7 +142,7 @@ class Paths:
     @property
     def frozen(self) -> tuple[Path, ...]:
         """What creation writes before `run.json`; a crash in between leaves only these."""
-        return self.prompts, self.code, self.recipe, self.resolved, self.tmp
+        return self.prompts, self.code, self.data, self.recipe, self.resolved, self.tmp
 
     @property
     def attempted(self) -> tuple[Path, ...]:

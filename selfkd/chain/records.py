@@ -17,12 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from selfkd.core import digest, storage
-from selfkd.core.files import reference_parts
 from selfkd.core.pool import Model
 from selfkd.errors import ChainError
-from selfkd.steps.measure import pass_name
-from selfkd.steps.score import function_names
-from selfkd.steps.step import several
 
 FORMAT = 2
 RESTORE = "Restore the file from a copy. All damage: selfkd verify RUN"
@@ -165,10 +161,26 @@ class CodeEntry(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataEntry(CodeEntry):
+    """Answers that a `bring` step brings, as frozen: `digest` is of what the table means, `reading` the words that it was read by.
+
+    `ours` of the rows answer train prompts, `dropped` may not be used. `read_sha256` is of the file they were read from; '' where they
+    came from elsewhere. `licence` is what the recipe says it is, None where it does not.
+    """
+
+    rows: int
+    ours: int
+    dropped: int
+    reading: Mapping[str, Any]
+    read_sha256: str = ""
+    licence: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info(Record):
     """run.json: all that is fixed when a run is created, and the numerics asked for then. `root` is what the first step follows."""
 
-    nested = {"prompts": SplitEntry, "code": CodeEntry}
+    nested = {"prompts": SplitEntry, "code": CodeEntry, "data": DataEntry}
 
     format: int
     name: str
@@ -183,6 +195,7 @@ class Info(Record):
     numerics: Mapping[str, Any]
     machine: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
+    data: Mapping[str, DataEntry] = field(default_factory=dict)
     numerics_fixed: bool = True  # by this record, as in older runs; else by numerics.json
 
 
@@ -403,42 +416,6 @@ def state_digest(files: Mapping[str, str]) -> str:
 def round_digest(index: int, last_step: str, models: Mapping[str, ModelEntry], accepted: bool) -> str:
     """Return what a round leaves: its last step's digest, the models at its head, and the verdict."""
     return digest.of("round", index, last_step, _meanings(models), accepted)
-
-
-COUNTS = ("_scored", "_interval")  # what is told of a score beside its mean; older runs recorded the interval
-
-
-def measures_of(commit: Commit) -> dict[str, str]:
-    """Return {metric: digest of how it was measured} of a measure step: what was asked, and the function and code of the reward of that name.
-
-    The step's name and its limits for failures change no number; a reward beside another one changes only its own.
-    """
-    return {metric: how_measured(commit.identity, commit.code, metric) for metric in commit.metrics}
-
-
-def how_measured(identity: Mapping[str, Any], code: Mapping[str, str], metric: str) -> str:
-    """Return the digest of how a step of this identity, with this code, measures a metric."""
-    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at")
-    asked = {name: value for name, value in identity.items() if name not in apart}
-    rewards = rewards_of(identity)
-    texts = {name: text for name, text in code.items() if name not in rewards.values()}
-    suffixes = (*COUNTS, pass_name("", identity.get("pass_at", 0)))
-    name = metric.partition("/")[2]
-    score = next((one for one in (name, *map(name.removesuffix, suffixes)) if one in rewards), "")
-    reward = [reference_parts(rewards[score])[1], code.get(rewards[score])] if score else None
-    return digest.of("measure", asked, texts, reward)
-
-
-def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
-    """Return {score: the reward that gives it} of a step that scores, as its record tells it; the first is the one that tables show."""
-    rewards = several(identity.get("reward"))
-    return dict(zip(several(identity.get("as")) or function_names(rewards), rewards, strict=True))
-
-
-def scores_of(identity: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """Return {score: (the reward's own score, k)} of a measure step, the rewards first; k is 1 but of a pass@k."""
-    rewards, k = rewards_of(identity), identity.get("pass_at")
-    return {**{name: (name, 1) for name in rewards}, **({pass_name(name, k): (name, k) for name in rewards} if k else {})}
 
 
 def _meanings(models: Mapping[str, ModelEntry]) -> Json:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from selfkd.chain.records import CodeEntry, SplitEntry
+from selfkd.chain.records import CodeEntry, DataEntry, SplitEntry
 from selfkd.core import yamlfile
 from selfkd.core.files import reference_parts
+from selfkd.prompts import brought
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.bring import BringStep
 
 
-def text(recipe: Recipe, prompts: Mapping[str, SplitEntry], code: Mapping[str, CodeEntry]) -> str:
+def text(
+    recipe: Recipe, prompts: Mapping[str, SplitEntry], code: Mapping[str, CodeEntry], data: Mapping[str, DataEntry]
+) -> str:
     """Return the resolved recipe as YAML whose paths are relative to the run folder."""
     words = recipe.resolved()
     words["model"] = {name: value for name, value in recipe.model_source().items() if value is not None}
@@ -24,8 +28,16 @@ def text(recipe: Recipe, prompts: Mapping[str, SplitEntry], code: Mapping[str, C
     held = {split: found.pop(split) for split in recipe.prompts.held}
     words["prompts"] = {**words["prompts"], **found, "held": held}
     for part in LISTS:
-        words[part] = [{verb: _frozen(fields, code) for verb, fields in step.items()} for step in words[part]]
+        words[part] = [{verb: _of_step(verb, fields, code, data) for verb, fields in step.items()} for step in words[part]]
     return yamlfile.dump(words)
+
+
+def _of_step(
+    verb: str, fields: Mapping[str, Any], code: Mapping[str, CodeEntry], data: Mapping[str, DataEntry]
+) -> dict[str, Any]:
+    words = _frozen(fields, code)
+    name = f"{BringStep.DATA}{fields['name']}" if verb == BringStep.verb else ""
+    return {**words, "from": {"file": data[name].path, **brought.FROZEN}, "id": None} if name else words
 
 
 def _frozen(fields: Mapping[str, Any], code: Mapping[str, CodeEntry]) -> dict[str, Any]:

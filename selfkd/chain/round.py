@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import commit, measured, numerics, records, steering, updates
+from selfkd.chain import commit, drawn, measured, numerics, records, steering, updates, ways
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -53,23 +53,32 @@ class Round:
     # ---- the walk ----
 
     def opening_pool(self) -> Pool:
-        """Return the prompts of this round (all, or the next `take` of them, on through the set) and the models at the head.
+        """Return the prompts of this round (all, or those that `take` draws) and the models at the head.
 
         Prompts that the load step dropped are dropped in every round; in round 0 the step itself adds these drops.
         """
         train = self.run.split("train")
-        prompts = self._drawn(train.prompts)
+        prompts = self._drawn(train)
         tables = {"prompts": prompts}
         if self.index:
             tables["drops"] = self.run.dropped_prompts().join(prompts, on="id", how="semi")
         return Pool(tables, train.files, self.start)
 
-    def _drawn(self, prompts: pl.DataFrame) -> pl.DataFrame:
-        take = self.recipe.take
+    def _drawn(self, train: Pool) -> pl.DataFrame:
+        take, prompts = self.recipe.prompts.take, train.prompts
         if not take or not self.index:
             return prompts
-        first = (self.index - 1) * take
-        return prompts[sorted({(first + offset) % prompts.height for offset in range(take)})]
+        if isinstance(take, int) or not take.by:
+            return drawn.next_of(prompts, self.recipe.take or 0, self.index)
+        dropped = self.run.dropped_prompts()["id"]
+        askable = Pool({"prompts": prompts.filter(~pl.col("id").is_in(dropped.implode()))}, train.files)
+        names = self.seen.replayable.scores if self.seen.replayable else []
+        found = drawn.chosen(askable, take, take.by, self.index, self.recipe.seed, self._earlier, names)
+        if found.height < min(take.n, askable.prompts.height):
+            self.attempt.warn(
+                f"round {self.index} asks {found.height} prompts, not {take.n}: the others have no chance (take.by)"
+            )
+        return found
 
     def once(self, step: Step, pool: Pool) -> Pool:
         """Return what `step` adds to `pool`: read back if this very step was already made, else made and committed."""
@@ -162,7 +171,7 @@ class Round:
         return self.recipe.closing_steps(self.index) if stop or begun else []
 
     def _measures(self) -> dict[str, str]:
-        return {name: how for made in self.made if made.outside for name, how in records.measures_of(made).items()}
+        return {name: how for made in self.made if made.outside for name, how in ways.measures_of(made).items()}
 
     def seal(self, pool: Pool, stop: str) -> None:
         """Commit the round: accepted or rolled back, the head it leaves, and the digest that the next round follows."""

@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import NUMERIC, Machine, settings
-from selfkd.chain import amend, contents, numerics, records, rounded, steering
+from selfkd.chain import amend, contents, data, numerics, records, rounded, steering
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
@@ -53,7 +53,7 @@ class Run:
         self.machine = replace(machine, **{name: self.numerics[name] for name in NUMERIC if name in self.numerics})
         self.trust, self.computers = Trust(paths.folder), Computers(paths, info)
         in_force = amend.in_force(paths, info)
-        self.code: Mapping[str, CodeEntry] = in_force.code
+        self.code: Mapping[str, CodeEntry] = {**in_force.code, **info.data}
         self._code_files = in_force.files
         self._fixed = paths.numerics.exists()
         self._splits: dict[str, Pool] = {}
@@ -103,7 +103,8 @@ class Run:
     def remarks(self) -> list[str]:
         """Return what a person should know who goes on with the run: that it begins anew, files that it does not follow any more."""
         anew = f"Nothing was committed in this run yet, so it begins anew: {'; '.join(self.anew)}."
-        return [*([anew] if self.anew else []), *edited_prompts(self.recipe, self.info.prompts)]
+        edited = [*edited_prompts(self.recipe, self.info.prompts), *data.edited(self.recipe, self.info.data)]
+        return [*([anew] if self.anew else []), *edited]
 
     # ---- rounds ----
 
@@ -258,6 +259,11 @@ class Run:
             path = self.folder / self.info.prompts[name].file
             self._splits[name] = Pool({"prompts": read_light("prompts", [path])}, {"prompts": (path,)})
         return self._splits[name]
+
+    def data(self, name: str) -> Path:
+        """Return the file of what was read for a step when the run was created, hashed."""
+        self.trust.files(self.info.files, self.info.data[name].path)
+        return self.folder / self.info.data[name].path
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run: editing the file beside a running chain changes nothing in it."""

@@ -177,6 +177,7 @@ class Pool:
     """What a round knows so far: light tables, the files that hold their heavy columns, models by name, metrics.
 
     `scores_named` are the scores that steps have given, also those that no sample has yet: expressions may use them all.
+    `prompt_columns` are the types of the prompts' own columns, where they are known without the files.
     `+` concatenates; a model or metric of the right side replaces that of the left.
     """
 
@@ -185,6 +186,7 @@ class Pool:
     models: Mapping[str, Model] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     scores_named: tuple[str, ...] = ()
+    prompt_columns: Mapping[str, pl.DataType] | None = None
 
     def __getattr__(self, name: str) -> pl.DataFrame:
         if name not in SCHEMAS:
@@ -208,6 +210,7 @@ class Pool:
             {**self.models, **more.models},
             {**self.metrics, **more.metrics},
             tuple(dict.fromkeys((*self.scores_named, *more.scores_named))),
+            self.prompt_columns if more.prompt_columns is None else more.prompt_columns,
         )
 
 

@@ -6,11 +6,13 @@ Expressions are Polars SQL. Row order is never left to a group-by: everything is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal
 
 import polars as pl
 
+from selfkd.core import of_prompts
+from selfkd.core.of_prompts import FUNCTIONS, Call
 from selfkd.core.pool import HEAVY, Pool
 from selfkd.core.wording import did_you_mean, first_line
 from selfkd.errors import RecipeError
@@ -34,9 +36,13 @@ _PREFIX = re.compile(r"^(sql parser error: |invalid expression )")
 
 
 def parse(text: str, where: str = "", what: str = "an expression") -> pl.Expr:
-    """`text` as one Polars SQL expression; RecipeError where it is none, or where something stands behind it."""
+    """`text` as one Polars SQL expression; RecipeError where it is none, or where something stands behind it.
+
+    `prompt.level` and `mean(correct)` are columns of these names (core/of_prompts.py).
+    """
+    sql = of_prompts.words(text).sql
     try:
-        parsed = pl.sql_expr(text)
+        parsed = pl.sql_expr(sql)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise RecipeError(f"'{text}' is not {what} that SQL can read{_why_unread(text, error)}", where) from None
     if parsed.meta.has_multiple_outputs():
@@ -58,7 +64,7 @@ def _why_unread(text: str, error: BaseException) -> str:
 
 def _reads(text: str) -> bool:
     try:
-        pl.sql_expr(text)
+        pl.sql_expr(of_prompts.words(text).sql)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return False
     return True
@@ -72,13 +78,15 @@ def names_a_column(word: str) -> bool:
         return False
 
 
-def expression(text: str, table: pl.DataFrame, kind: Kind, where: str = "") -> pl.Expr:
-    """`text` as a Polars SQL expression over `table`; RecipeError where it names no column of it or gives another kind of value."""
+def expression(text: str, table: pl.DataFrame, kind: Kind, where: str = "", own: Iterable[str] = ()) -> pl.Expr:
+    """`text` as a Polars SQL expression over `table`; RecipeError where it names no column of it or gives another kind of value.
+
+    `own` are the columns of the prompts, as far as they are known: an error says how they are written.
+    """
     parsed = parse(text, where, "a condition" if kind == "condition" else "an expression")
     unknown = [name for name in parsed.meta.root_names() if name not in table.columns]
     if unknown:
-        hint = did_you_mean(unknown[0], table.columns)
-        raise RecipeError(f"no column '{unknown[0]}' in '{text}'.{hint}", where, "Columns: " + ", ".join(table.columns))
+        raise _no_column(unknown[0], text, table, list(own), where)
     try:
         given = table.clear().select(parsed).dtypes[0]
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
@@ -89,6 +97,26 @@ def expression(text: str, table: pl.DataFrame, kind: Kind, where: str = "") -> p
     if not fits(given):
         raise RecipeError(f"'{text}' gives {_in_words(given)}, where {wanted.partition(':')[0]} is wanted", where, _fix(wanted))
     return parsed
+
+
+def _no_column(name: str, text: str, table: pl.DataFrame, own: list[str], where: str) -> RecipeError:
+    if call := next((one for one in of_prompts.calls_in(text) if one.column == name), None):
+        what = f"'{call.column}' in '{text}' counts the samples of each prompt, and this is asked of none"
+        return RecipeError(what, where, "Columns: " + ", ".join(table.columns))
+    if name in own:
+        what = f"no column '{name}' in '{text}': it is one of the prompts. Did you mean '{of_prompts.PREFIX}{name}'?"
+        return RecipeError(what, where)
+    if name.startswith(of_prompts.PREFIX):
+        known = [f"{of_prompts.PREFIX}{one}" for one in (*of_prompts.FIXED, *own)]
+        return RecipeError(
+            f"no prompt has the column of '{name}' in '{text}'.{did_you_mean(name, known)}",
+            where,
+            "There are: " + ", ".join(known),
+        )
+    hint = did_you_mean(name, table.columns)
+    shown = [column for column in table.columns if not column.startswith(of_prompts.PREFIX)]
+    fix = f"Columns: {', '.join(shown)}; those of the prompts are written {of_prompts.PREFIX}NAME"
+    return RecipeError(f"no column '{name}' in '{text}'.{hint}", where, fix)
 
 
 def _fix(wanted: str) -> str:
@@ -158,8 +186,38 @@ def with_heavy(samples: pl.DataFrame, pool: Pool, names: Sequence[str], table: s
 
 
 def sample_view(pool: Pool, stream: str | None, *texts: str | None) -> pl.DataFrame:
-    """The live samples as expressions see them: scores as columns, and a heavy column where one of `texts` names it."""
-    return with_heavy(with_scores(live(pool, stream), pool), pool, sorted(named_in(*texts)))
+    """The live samples as `texts` see them: scores as columns, and where they are named heavy columns, those of prompts, and calls."""
+    samples = _as_named(with_scores(live(pool, stream), pool), pool, texts)
+    return _with_calls(samples, samples, texts, "prompt")
+
+
+def _as_named(samples: pl.DataFrame, pool: Pool, texts: Sequence[str | None]) -> pl.DataFrame:
+    """`samples` with the heavy columns, and those of their prompts, that expressions name."""
+    samples = with_heavy(samples, pool, sorted(named_in(*texts) - set(samples.columns)))
+    return of_prompts.with_columns(samples, pool, of_prompts.columns_in(*texts), "prompt")
+
+
+def _with_calls(table: pl.DataFrame, samples: pl.DataFrame, texts: Sequence[str | None], key: str) -> pl.DataFrame:
+    """`table` with what the calls in expressions come to for each prompt, whose id stands in `key`, over these `samples`."""
+    for call in of_prompts.calls_in(*texts):
+        of_all = samples.group_by("prompt").agg(_value_of(call, samples).alias(call.column)).rename({"prompt": key})
+        table = table.join(of_all, on=key, how="left", maintain_order="left")
+        if call.function in ("count", of_prompts.DISTINCT):
+            table = table.with_columns(pl.col(call.column).fill_null(0))
+    return table
+
+
+_TAKES: dict[str, Kind] = {"count": "value", of_prompts.DISTINCT: "value", "max": "order", "min": "order"}
+
+
+def _value_of(call: Call, samples: pl.DataFrame) -> pl.Expr:
+    if call.column == "count(*)":
+        return pl.len()
+    if of_prompts.words(call.inside).calls:
+        raise RecipeError(
+            f"'{call.column}' has another one inside, and it is one value per prompt already: leave one of them out"
+        )
+    return FUNCTIONS[call.function](expression(call.inside, samples, _TAKES.get(call.function, "number")))
 
 
 SHOWN = ("text", "teacher_messages")  # heavy columns of a sample that a template may show
@@ -174,16 +232,19 @@ def with_shown(samples: pl.DataFrame, pool: Pool, fields: Collection[str]) -> pl
 def named_in(*texts: str | None) -> set[str]:
     """Return the columns that expressions name; none of one that cannot be read, which is for `expression` to say."""
     found: set[str] = set()
-    for text in texts:
+    for one in of_prompts.needed(*texts):
         try:
-            found |= set(pl.sql_expr(text).meta.root_names()) if text else set()
+            found |= set(pl.sql_expr(one.sql).meta.root_names())
         except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
             continue
     return found
 
 
 def pair_view(pairs: pl.DataFrame, view: pl.DataFrame, pool: Pool, *texts: str | None) -> pl.DataFrame:
-    """`pairs` (ids chosen and rejected) with the columns of both samples as `chosen_…` and `rejected_…`, heavy ones where a text names them."""
+    """`pairs` (ids chosen and rejected) with the columns of both samples as `chosen_…` and `rejected_…`, heavy ones where a text names them.
+
+    Calls are over `view`, all samples that the pairs were made of.
+    """
     names = named_in(*texts)
     for side in SIDES:
         wanted = sorted(name.removeprefix(f"{side}_") for name in names if name.startswith(f"{side}_"))
@@ -191,11 +252,17 @@ def pair_view(pairs: pl.DataFrame, view: pl.DataFrame, pool: Pool, *texts: str |
         samples = with_heavy(samples, pool, [name for name in wanted if name not in view.columns])
         own = samples.rename({name: f"{side}_{name}" for name in samples.columns}).rename({f"{side}_id": side})
         pairs = pairs.join(own, on=side, how="left", maintain_order="left")
-    return pairs.with_columns(pl.col(side).alias(f"{side}_id") for side in SIDES)
+    pairs = of_prompts.with_columns(pairs, pool, of_prompts.columns_in(*texts), "prompt")
+    pairs = pairs.with_columns(pl.col(side).alias(f"{side}_id") for side in SIDES)
+    inside = [call.inside for call in of_prompts.calls_in(*texts) if call.inside != "*"]
+    return _with_calls(pairs, _as_named(view, pool, inside) if inside else view, texts, "prompt")
 
 
-def prompt_view(pool: Pool) -> pl.DataFrame:
-    """The live prompts with `n` (samples so far) and, per score, `<score>_max`, `<score>_mean` and `<score>_n`."""
+def prompt_view(pool: Pool, *texts: str | None) -> pl.DataFrame:
+    """The live prompts with `n` (samples so far) and, per score, `<score>_max`, `<score>_mean` and `<score>_n`; and what `texts` name.
+
+    Calls are over all samples so far, those too that were dropped.
+    """
     scored = with_scores(answers(pool), pool)
     stats = [pl.len().alias("n")]
     for name in score_names(pool):
@@ -203,7 +270,10 @@ def prompt_view(pool: Pool) -> pl.DataFrame:
         stats += [column.max().alias(f"{name}_max"), mean(name).alias(f"{name}_mean"), column.count().alias(f"{name}_n")]
     grouped = scored.group_by("prompt").agg(stats).rename({"prompt": "id"})
     counts = [pl.col(column).fill_null(0) for column in grouped.columns if column == "n" or column.endswith("_n")]
-    return live_prompts(pool).join(grouped, on="id", how="left").with_columns(counts).sort("id")
+    prompts = live_prompts(pool).join(grouped, on="id", how="left").with_columns(counts).sort("id")
+    prompts = of_prompts.with_columns(prompts, pool, of_prompts.columns_in(*texts), "id")
+    inside = [call.inside for call in of_prompts.calls_in(*texts) if call.inside != "*"]
+    return _with_calls(prompts, _as_named(scored, pool, inside), texts, "id").sort("id")
 
 
 def columns(pool: Pool) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ import polars as pl
 from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from selfkd.core import digest
+from selfkd.core import digest, of_prompts
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 from selfkd.prompts.templates import Template, prompt_of
@@ -34,17 +34,19 @@ STOOD_IN = "1"  # what a sample says that is not there yet
 
 @dataclass(frozen=True)
 class Columns:
-    """The meta columns of a split: {name: how many of its `rows` prompts have it}; `first` are some of its prompts."""
+    """The meta columns of a split: {name: how many of its `rows` prompts have it}, and their types; `first` are some of its prompts."""
 
     counts: Mapping[str, int] = field(default_factory=dict)
     rows: int = 0
     first: tuple[Mapping[str, Any], ...] = ()
+    kinds: Mapping[str, pl.DataType] = field(default_factory=dict)
 
     @classmethod
     def of(cls, prompts: pl.DataFrame) -> Columns:
         """Return those of a table of prompts."""
         counts = Counter(name for text in prompts["meta"].drop_nulls() for name in json.loads(text))
-        return cls(counts, prompts.height, tuple(prompts.head(FIRST).iter_rows(named=True)))
+        first = tuple(prompts.head(FIRST).iter_rows(named=True))
+        return cls(counts, prompts.height, first, of_prompts.kinds(prompts["meta"]))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import polars as pl
 
 from selfkd.core import views
+from selfkd.core.pool import Pool
 from selfkd.core.wording import did_you_mean
 from selfkd.core.yamlfile import Node, Problems, plain
 from selfkd.errors import RecipeError
@@ -20,8 +21,8 @@ from selfkd.prompts.template_fields import Columns
 from selfkd.recipe.anchors import look_at_anchors
 from selfkd.recipe.chat import owned_words
 from selfkd.recipe.lines import LISTS
-from selfkd.recipe.schema import Recipe
-from selfkd.recipe.walk import Prompts, Shown, in_one_line, walk
+from selfkd.recipe.schema import Recipe, Take
+from selfkd.recipe.walk import Prompts, Shown, in_one_line, number, outlook, walk
 from selfkd.rewards.find import find_function
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import measures
@@ -59,6 +60,7 @@ def meaning(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) 
     Opens no file unless it is given the columns of the `prompts`: then rewards and templates are looked at too.
     """
     shown, metrics = walk(recipe, problems, prompts)
+    _take(recipe, prompts, problems)
     _steering(recipe, metrics, problems)
     _inside_updates(recipe, metrics, problems)
     _copies(recipe, problems)
@@ -91,6 +93,22 @@ def _no_gold(recipe: Recipe, problems: Problems) -> None:
         problems.add(
             line.where, line.label, "the train prompts of a transductive recipe have no gold answers: leave this step out"
         )
+
+
+def _take(recipe: Recipe, prompts: Prompts | None, problems: Problems) -> None:
+    """What chooses the prompts of a round is a number over the scores of a whole round."""
+    take = recipe.prompts.take
+    if not isinstance(take, Take):
+        return
+    place = recipe.places.get("prompts.take", "")
+    if not take.by and (take.rounds or take.pick == "weighted"):
+        problems.add(place, "prompts.take", "'pick' and 'rounds' say how `by` chooses, and there is no `by`")
+    made, known = outlook(recipe).replayable, prompts["train"].kinds if prompts and "train" in prompts else None
+    pool = Pool(scores_named=tuple(made.scores) if made else (), prompt_columns=known)
+    try:
+        number(take.by, pool) if take.by else None
+    except RecipeError as error:
+        problems.add(place, "prompts.take", f"'by': {in_one_line(error)}")
 
 
 # ---- what steers ----

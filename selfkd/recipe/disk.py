@@ -16,6 +16,7 @@ from selfkd.backend.trainer.sealed import KEPT
 from selfkd.backend.trainer.trl_options import for_loss
 from selfkd.core.number_format import BYTES
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.average import AverageStep
 from selfkd.steps.train import TrainStep
 
 FP32 = BYTES["float32"]
@@ -133,7 +134,8 @@ def _trained(recipe: Recipe, index: int) -> list[TrainStep]:
 
 def _full(recipe: Recipe, index: int) -> int:
     """Return how many checkpoints of full weights a round makes."""
-    return sum(step.lora is None for step in _trained(recipe, index))
+    averages = sum(isinstance(step, AverageStep) for step in recipe.steps_of(index))
+    return averages + sum(step.lora is None for step in _trained(recipe, index))
 
 
 def _ranks(recipe: Recipe, index: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from selfkd.prompts.overlap import duplicates, leaks, shared_passages
 from selfkd.prompts.read import gold_hint, meta_columns, on_hub, read_prompts, source_kind, source_words
 from selfkd.prompts.sources import SOURCES
 from selfkd.prompts.template_fields import Columns
-from selfkd.recipe import checks, ready, targets
+from selfkd.recipe import brought, checks, ready, targets
 from selfkd.recipe.chat import look_at_chat
 from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.load import read, small_form
@@ -110,6 +110,8 @@ def look(recipe: Recipe, hub: bool = False, machine: Machine | None = None) -> t
         checks.meaning(small, problems)
     report.problems += problems.ordered()
     report.notes += problems.doubts
+    wrong, said = brought.look(recipe, frames, hub)
+    report.problems, report.notes = [*report.problems, *wrong], [*report.notes, *said]
     spoken = look_at_chat(recipe, frames)
     report.problems, report.notes = [*report.problems, *spoken.problems], [*report.notes, *spoken.notes]
     return report, frames
@@ -155,7 +157,10 @@ def try_rewards(recipe: Recipe, frames: Frames, doctests: Doctests, tell: Tell =
             what = (reference, getattr(step, "params", {}), step.scored_split(), getattr(step, "rows", None))
             if what not in tried:
                 tell(f"trying {reference}")
-                (trial.loss if reference in step.losses() else trial.reward)(reference, step, line)
+                try_it = (
+                    trial.loss if reference in step.losses() else trial.table if reference in step.applied() else trial.reward
+                )
+                try_it(reference, step, line)
             tried.append(what)
     return trial.report
 
@@ -272,6 +277,12 @@ class _Trial:
                 _gold(function, reference, frame, at, split, self.report, _Bound.of(step, self.recipe))
         except SelfkdError as error:
             self.report.problems.append(f"{at}: {error}")
+
+    def table(self, reference: str, step: Step, line: Line) -> None:
+        """Does a function of tables do what its doctests say? What it takes, `look` has said."""
+        with suppress(SelfkdError):
+            found = find_function(reference, self.recipe.folders)
+            self.sound(replace(found, environment=self.doctests.environment), f"{line.where}  {line.label}")
 
     def loss(self, reference: str, step: Step, line: Line) -> None:
         """Does a loss do what its doctests say, and is it row-wise? Without torch neither can be tried, which is a note."""

@@ -19,9 +19,11 @@ from selfkd.core.accelerator import accelerator
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.prompts.read import on_hub, read_prompts
-from selfkd.recipe import disk, fit, readers, ready
+from selfkd.recipe import brought, disk, fit, readers, ready
+from selfkd.recipe.lines import LISTS
 from selfkd.recipe.pace import CPU, GPU, Pace, seconds
 from selfkd.recipe.schema import Recipe
+from selfkd.steps.bring import BringStep
 from selfkd.steps.forecast import Cost, Forecast, figure, least
 
 TRANSFORMERS_SHARE = 0.2  # of a rough speed of generation: 53 instead of 280 tokens/s
@@ -59,7 +61,8 @@ def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = N
     sizes = {split: size(recipe, split) for split in recipe.splits()}
     prompt_tokens = _prompt_tokens(recipe)
     longest = _longest_answer(recipe)
-    rounds = [_costs(recipe, index, sizes, prompt_tokens, longest) for index in range(recipe.rounds + 1)]
+    sizes_and_more = {**sizes, **_brought(recipe)}
+    rounds = [_costs(recipe, index, sizes_and_more, prompt_tokens, longest) for index in range(recipe.rounds + 1)]
     lines = [("prompts", ", ".join(f"{split} {figure(count)}" for split, count in sizes.items()))]
     for index in dict.fromkeys((0, 1, recipe.rounds)):
         if index > 2:
@@ -100,6 +103,18 @@ def size(recipe: Recipe, split: str) -> int | None:
         return int(read_prompts(source, recipe.folders, split).height)
     except SelfkdError:
         return None
+
+
+def _brought(recipe: Recipe) -> dict[str, int | None]:
+    """Return how many answers each `bring` step has to bring."""
+    if not any(line.verb == BringStep.verb for part in LISTS for line in getattr(recipe, part)):
+        return {}
+    source = recipe.prompts.train
+    try:
+        prompts = {} if on_hub(source) else {"train": read_prompts(source, recipe.folders, "train")}
+    except SelfkdError:
+        prompts = {}
+    return brought.counts(recipe, prompts)
 
 
 # ---- steps ----

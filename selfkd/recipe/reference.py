@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from selfkd.prompts.sources import COMMON_FIELDS, SOURCES
 from selfkd.recipe.lines import TRL_LISTS, changing
-from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop
+from selfkd.recipe.schema import Best, Keep, Origin, Prompts, Recipe, Stop, Take
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import Check
 from selfkd.steps.divergence import Divergence
@@ -45,6 +45,10 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
   that of the run's creation. A run says once which of these it does; `selfkd show RUN --as-prompted` prints prompts as the model saw them.
 - **Expressions** (`where`, `by`, `chosen`, …) are SQL over the columns that `selfkd lint` prints after each step; a window such as
   `OVER (PARTITION BY prompt)` is allowed. A condition that is null drops the row with the reason "unscored".
+  A prompt's own columns are written `prompt.NAME`, as in templates: `prompt.level > 3`, `prompt."my column" = 'a'`, `prompt.answer`, `prompt.text`. Numbers are
+  numbers there, and a column that mixes types is text. `mean`, `std` (divided by n - 1), `sum`, `min`, `max`, `count` and `count(distinct …)` are over the
+  samples of the same prompt: `mean(correct) < 0.8`, `(reward - mean(reward)) / std(reward)`, `count(*)`. These are the live samples that the step works on, before
+  its own `where`; where it chooses prompts, all samples so far, dropped ones too. Missing scores count nowhere.
 - **`extends: star.yaml`** merges one parent: mappings field by field, lists whole. A prompt source of another kind replaces the parent's.
 - **Overrides** on the command line, `sample.n=4 train.trl.learning_rate=2e-5 prompts.train.limit=10 rounds=5`: a recipe field, or a step by
   its name (or by its verb, where only one step has it). Values are read as YAML.
@@ -59,7 +63,14 @@ mistake with its file and line before anything starts; `selfkd run RECIPE --plan
 def text() -> str:
     lists = ", ".join(f"`{name}`" for name in sorted(TRL_LISTS))
     parts = [GENERATED + INTRO.replace("{lists}", lists), "## Fields of a recipe\n", _doc(Recipe), *_table(Recipe)]
-    for cls, title in ((Prompts, "prompts"), (Origin, "model"), (Best, "best"), (Stop, "stop"), (Keep, "keep")):
+    for cls, title in (
+        (Prompts, "prompts"),
+        (Take, "prompts.take"),
+        (Origin, "model"),
+        (Best, "best"),
+        (Stop, "stop"),
+        (Keep, "keep"),
+    ):
         parts += [f"\n### {title}\n", _doc(cls), *_table(cls)]
     parts += [
         "\n### Prompt sources\n",

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
+from selfkd.core.drawing import Pick
 from selfkd.core.files import NAME
 from selfkd.core.model_ref import ModelRef
 from selfkd.prompts.read import source_words
@@ -38,6 +39,22 @@ class _Words(BaseModel):
     )
 
 
+class Take(_Words):
+    """Train prompts chosen anew in each round, by what earlier rounds made of them."""
+
+    n: int = Field(ge=1, description="How many prompts per round; fewer where no more have a chance.")
+    by: str | None = Field(
+        None,
+        description="How much speaks for a prompt, over all samples of earlier rounds: `1 - abs(2 * mean(correct) - 1)` takes those that are solved half of the time. "
+        "Prompts of which it is null, such as those not asked yet, come first, the least asked before others; `coalesce(..., 0.5)` gives them a number instead. Default: on through the set.",
+    )
+    pick: Pick = Field(
+        "top",
+        description="top: the greatest values; weighted: drawn with chances by the value, and none at 0 or below. Hashed from the seed, so it repeats.",
+    )
+    rounds: int | None = Field(None, ge=1, description="Look so many rounds back; default: at all accepted rounds.")
+
+
 class Prompts(_Words):
     """Where the prompts come from. Splits have roles: `dev` may steer, `test` is measured at the base and at the end only."""
 
@@ -48,7 +65,10 @@ class Prompts(_Words):
         {},
         description="Other suites that are held out, {name: source}: measured every round by a measure step that names the split, beside dev. What was forgotten shows there: its change against the base may decide in keep_if.",
     )
-    take: int | None = Field(None, ge=1, description="Train prompts drawn per round, on through the set; default: all of them.")
+    take: Annotated[int, Field(ge=1)] | Take | None = Field(
+        None,
+        description="Train prompts drawn per round, on through the set, or chosen: {n: 2000, by: expression}; its fields are below. Default: all of them.",
+    )
 
     @field_validator("held")
     @classmethod
@@ -179,7 +199,7 @@ class Recipe(_Words):
 
     @property
     def take(self) -> int | None:
-        return self.prompts.take
+        return self.prompts.take.n if isinstance(self.prompts.take, Take) else self.prompts.take
 
     def splits(self) -> dict[str, Source]:
         """{split: source} of the splits that are given, train first, other suites last."""

@@ -7,6 +7,7 @@ here by the code that would trip, for every step, and not only the first of each
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ import polars as pl
 
 from selfkd.backend.base import Logprob, Sampling, Trained, TrainSpec
 from selfkd.backend.reading import Read, Reading
-from selfkd.core import views
+from selfkd.core import of_prompts, views
 from selfkd.core.files import reference_parts
 from selfkd.core.known_models import KnownModels
 from selfkd.core.model_ref import ModelRef
@@ -25,15 +26,17 @@ from selfkd.core.views import Kind
 from selfkd.core.wording import first_line
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import ChainError, GuardError, RecipeError, SelfkdError
-from selfkd.prompts import templates
+from selfkd.prompts import brought, templates
 from selfkd.prompts.template_fields import Columns, field_problems, unshown
 from selfkd.recipe import scorers
 from selfkd.recipe.lines import Line
 from selfkd.recipe.losses import check_loss
 from selfkd.recipe.schema import Recipe
 from selfkd.rewards.check import check_parameters
-from selfkd.rewards.find import definition, find_function
+from selfkd.rewards.find import definition, find_function, required
+from selfkd.rewards.tables import GIVEN
 from selfkd.steps import VERBS, Step
+from selfkd.steps.bring import BringStep
 from selfkd.steps.check import Check
 from selfkd.steps.context import Messages, Render, Row
 from selfkd.steps.outlook import Outlook
@@ -47,12 +50,16 @@ def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> 
 
     `prompts` are the columns of the prompts that were read. Without them no file is opened: rewards and templates are not looked at.
     """
-    shown = [("always", {name: found for name, found in Outlook().columns().items() if name != "pairs"})]
+    known = prompts["train"].kinds if prompts and "train" in prompts else None
+    own = [f"{of_prompts.PREFIX}{name}" for name in (*of_prompts.FIXED, *(known or ()))]
+    shown = [
+        ("always", {**{name: found for name, found in Outlook().columns().items() if name != "pairs"}, "of each prompt": own})
+    ]
     find = cache(lambda reference: find_function(reference, recipe.folders))  # reads all the code that a reward needs
-    base = _Round(recipe, problems, prompts, find, 0, [], {"policy": _stand_in("policy")}, outlook(recipe))
+    base = _Round(recipe, problems, prompts, find, 0, [], {"policy": _stand_in("policy")}, outlook(recipe, known))
     for line in (*(line for line in recipe.steps if VERBS[line.verb].outside), *recipe.before):
         shown += base.step(line)
-    usual = _Round(recipe, problems, prompts, find, 1, [base.now], dict(base.now), outlook(recipe))
+    usual = _Round(recipe, problems, prompts, find, 1, [base.now], dict(base.now), outlook(recipe, known))
     for line in recipe.steps:
         shown += usual.step(line)
     metrics = list(usual.seen.metrics)
@@ -64,13 +71,17 @@ def walk(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) -> 
     return shown, metrics
 
 
-def outlook(recipe: Recipe) -> Outlook:
-    """Return what is there when a round begins; an earlier round's steps say what may be replayed."""
+def outlook(recipe: Recipe, columns: Mapping[str, pl.DataType] | None = None) -> Outlook:
+    """Return what is there when a round begins; an earlier round's steps say what may be replayed.
+
+    `columns` are those of the train prompts, None where nobody has read them.
+    """
     whole_round, opening = Outlook(), Outlook()
     for lines, made in ((recipe.steps, whole_round), (recipe.before, opening)):
         for line in lines:
             line.at(1).adds(made)
-    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, replayable=whole_round, opening=opening)
+    pool = Pool(prompt_columns=columns)
+    return Outlook(tuple(recipe.splits()), recipe.context, recipe.take, pool, replayable=whole_round, opening=opening)
 
 
 def roles(recipe: Recipe) -> list[str]:
@@ -184,15 +195,17 @@ class LintContext:
     # ---- what a recipe's words are held against ----
 
     def expression(self, field: str, text: str, table: pl.DataFrame, kind: Kind) -> pl.Expr:
+        own = self.round.seen.pool.prompt_columns
+        table = table if own is not None else _fitting(text, table, kind)
         try:
-            parsed = views.expression(text, table, kind)
+            parsed = views.expression(text, table, kind, own=own or ())
             _try_on_text(parsed, text, table)
-            return parsed
+            return parsed if own is not None or not of_prompts.columns_in(text) else _nothing(kind)
         except RecipeError as error:
             guessed = any(f"Did you mean '{name}'?" in error.what for name in self.round.unfound)
             if not guessed:  # else the reward is what is misspelt, which was said
                 self._add(field, f"'{field}': {in_one_line(error)}")
-            return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
+            return _nothing(kind)
 
     def template(
         self, field: str, reference: str, of: Sequence[str] | None = None, shows: Mapping[str, str] | None = None
@@ -235,6 +248,22 @@ class LintContext:
             if problem:
                 self._add(inner or field, f"'{inner or field}': {problem}")
         return _stand_in(reference)
+
+    def apply(
+        self, reference: str, params: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], timeout: float
+    ) -> dict[str, pl.DataFrame]:
+        if self.round.prompts is None:
+            return {}
+        try:
+            node = definition(self.round.find(reference))
+        except SelfkdError as error:
+            self._add("function", str(error))
+            return {}
+        named = (*GIVEN, *params)
+        for name in required(node) if node else ():
+            if name not in named:
+                self._add("function", f"{reference} wants '{name}', and it is given {', '.join(named)}")
+        return {}
 
     def loss(self, reference: str, params: Mapping[str, Any]) -> Function:
         nothing = Function(reference_parts(reference)[1], Path(), "", params)
@@ -284,6 +313,12 @@ class LintContext:
     def read(self, model: Model, reading: Reading, rows: pl.DataFrame) -> Iterator[Read]:
         return iter(())
 
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return [0] * rows.height
+
+    def average(self, models: Sequence[tuple[Model, float]]) -> Path:
+        return Path()
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
@@ -299,6 +334,9 @@ class LintContext:
 
     def split(self, name: str) -> Pool:
         return Pool()
+
+    def data(self, name: str) -> pl.DataFrame:
+        return pl.DataFrame(schema=brought.schema(self.step.scores() if isinstance(self.step, BringStep) else ()))
 
     def save(self, table: str, frame: pl.DataFrame) -> Part:
         return frame
@@ -318,6 +356,28 @@ def _always_fails(template: templates.Template, prompts: Sequence[Mapping[str, A
         except SelfkdError as error:
             failures.append(in_one_line(error) if not getattr(error, "where", "") else f"{error.where}  {in_one_line(error)}")
     yield from (f"{failure} (so it is for each of the first {len(asked)} prompts)" for failure in failures[:1])
+
+
+def number(text: str, pool: Pool) -> None:
+    """Raise RecipeError where an expression is no number over the prompts of an empty pool."""
+    table = views.prompt_view(pool, text)
+    own = pool.prompt_columns
+    views.expression(text, table if own is not None else _fitting(text, table, "number"), "number", own=own or ())
+
+
+def _nothing(kind: Kind) -> pl.Expr:
+    return pl.lit(None, pl.Boolean if kind == "condition" else pl.Float64)
+
+
+def _fitting(text: str, table: pl.DataFrame, kind: Kind) -> pl.DataFrame:
+    """Return the table with the prompts' columns in a type that an expression takes: nobody has read them, so they may be of any."""
+    unread = [name for name in table.columns if name.startswith(of_prompts.PREFIX)]
+    for given in (pl.Float64, pl.String, pl.Boolean) if unread else ():
+        typed = table.with_columns(pl.col(unread).cast(given, strict=False))
+        with suppress(RecipeError):
+            views.expression(text, typed, kind)
+            return typed
+    return table
 
 
 def _try_on_text(parsed: pl.Expr, text: str, table: pl.DataFrame) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
-from selfkd.chain import records
+from selfkd.chain import ways
 from selfkd.chain.records import Commit
 from selfkd.steps.check import Check, unreadable
 
@@ -50,7 +50,7 @@ def _other_value(commit: Commit, other: Commit) -> str:
     picked, how = commit.checks["picked"], commit.checks["how"]
     score = commit.checks["metric"].partition("/")[2]
     value = next((one["value"] for one in commit.checks["figures"] if one["step"] == picked), None)
-    for name, measured in records.measures_of(other).items() if other.outside else ():
+    for name, measured in ways.measures_of(other).items() if other.outside else ():
         if measured == how and name.partition("/")[2] == score and other.metrics[name] != value:
             asked = f"'{other.step}' measured {other.metrics[name]} of the same model in the same way"
             return (

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from selfkd.chain import measured, records
+from selfkd.chain import measured, records, ways
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Record, Seal
@@ -96,7 +96,7 @@ class _Round:
 
     def how(self, metric: str) -> str:
         """Return the digest of how the metric was measured."""
-        return records.measures_of(self.commit)[metric]
+        return ways.measures_of(self.commit)[metric]
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _metrics(commit: Commit) -> list[str]:
         return []
     return [
         f"{commit.identity['split']}/{score}"
-        for score in records.scores_of(commit.identity)
+        for score in ways.scores_of(commit.identity)
         if not commit.step.endswith(measured.WARM)
     ]
 

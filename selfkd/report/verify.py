@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from selfkd.chain import records, rounded
+from selfkd.chain import records, rounded, ways
 from selfkd.chain.numerics import computed
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import (
@@ -21,6 +21,7 @@ from selfkd.chain.records import (
     Commit,
     Computer,
     Cut,
+    DataEntry,
     Info,
     ModelEntry,
     Numerics,
@@ -36,7 +37,7 @@ from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
-from selfkd.report import checked
+from selfkd.report import averages, brought, checked
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -76,6 +77,7 @@ class _Walk:
         self.paths, self.quick, self.found = paths, quick, Findings()
         self.parent: str | None = None
         self.models: dict[str, ModelEntry] = {}
+        self.data: Mapping[str, DataEntry] = {}
         self.states: set[str] = set()  # where those of optimisers were committed
         self.made: dict[str, Commit] = {}
         self.blind = False  # a damaged commit hides which models there were
@@ -84,7 +86,7 @@ class _Walk:
         info = self.record(self.paths.info, Info)
         if info is None:
             return
-        self.parent = info.root
+        self.parent, self.data = info.root, info.data
         self.frozen(info)
         amendments = {path: self.record(path, Amendment) for path in self.paths.amendments()}
         for path, amendment in amendments.items():
@@ -177,6 +179,7 @@ class _Walk:
         for split, entry in info.prompts.items():
             if not damaged:
                 self.table("prompts", [entry.file], entry.rows, entry.digest, f"run.json: the prompts of '{split}'")
+        self.found.problems += [] if damaged or self.quick else brought.frozen_problems(self.paths.folder, info.data)
         if records.root_digest(info.seed, info.recipe["context"], info.prompts) != info.root:
             self.problem("run.json: its root does not follow from its seed and prompts")
 
@@ -243,6 +246,11 @@ class _Walk:
                 self.weights(f"{name}: model '{role}'", model.path, model.digest)
                 self.base(f"{name}: model '{role}'", model)
         self.found.problems += [f"{name}: {problem}" for problem in checked.problems(commit)]
+        if not (damaged or self.quick):
+            away = {*self.found.pruned, *self.found.rounded}
+            found = [*brought.problems(self.paths.folder, commit, self.data)]
+            found += averages.problems(self.paths.folder, commit, self.models, away)
+            self.found.problems += [f"{name}: {problem}" for problem in found]
         self.left_states(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)
@@ -289,7 +297,7 @@ class _Walk:
             metrics = {key: value for commit in commits if commit for key, value in commit.metrics.items()}
             if seal.metrics != metrics:
                 self.problem(f"{where}: its metrics are not those of its steps")
-            measures = {name: how for one in commits if one and one.outside for name, how in records.measures_of(one).items()}
+            measures = {name: how for one in commits if one and one.outside for name, how in ways.measures_of(one).items()}
             if seal.measures and seal.measures != measures:
                 self.problem(f"{where}: how it measured is not what its steps say")
         for role, model in seal.models.items():
@@ -400,6 +408,7 @@ class _Recipes:
     def __init__(self, info: Info, amendments: Sequence[Amendment], folder: Path) -> None:
         told: list[Info | Amendment] = [info, *amendments]
         self.code = {(name, entry.digest) for one in told for name, entry in one.code.items()}
+        self.code |= {(name, entry.digest) for name, entry in info.data.items()}
         self.rounds = max(int(one.recipe["rounds"]) for one in told)
         self.recipes = [_readable(one.recipe, folder) for one in told]
 

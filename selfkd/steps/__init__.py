@@ -1,5 +1,8 @@
 """The verbs, one file each, in the order in which a round usually uses them. They see a pool and a context: no path, no machine."""
 
+from selfkd.steps.apply import ApplyStep
+from selfkd.steps.average import AverageStep
+from selfkd.steps.bring import BringStep
 from selfkd.steps.build import BuildStep
 from selfkd.steps.gold import GoldStep
 from selfkd.steps.judge import JudgeStep
@@ -16,11 +19,14 @@ VERBS: dict[str, type[Step]] = {
     "replay": ReplayStep,
     "gold": GoldStep,
     "sample": SampleStep,
+    "bring": BringStep,
     "score": ScoreStep,
     "judge": JudgeStep,
+    "apply": ApplyStep,
     "select": SelectStep,
     "build": BuildStep,
     "train": TrainStep,
+    "average": AverageStep,
     "measure": MeasureStep,
 }
 

@@ -29,6 +29,7 @@ ASKED_APART = "its answers were given to different messages"
 NUMBERLESS = "its label or a column of it is no number"
 ROW_NUMBERS = ("weight", "label", "columns")  # columns of a row that are worked out from its samples
 GIVEN = {WEIGHT, *(name for names in ARGUMENTS.values() for name in names)}
+TELLING = 8  # pairs from which on it is no accident that one side was always cut
 SLICE = 100_000  # rows whose texts are in memory at once
 
 
@@ -286,7 +287,19 @@ class BuildStep(Step):
         frame = pl.DataFrame(pairs, {"prompt": pl.String, "chosen": pl.String, "rejected": pl.String}, orient="row")
         kept = self._kept(views.pair_view(frame, view, pool, *self._numbers()), context)
         rows = self._weighed(kept, context).select("prompt", *ROW_NUMBERS, *views.SIDES)
+        for side in views.SIDES:
+            self._warn_of_cuts(side, rows, view, context)
         return rows, cut.filter(~pl.col("id").is_in(rows["rejected"].implode()))
+
+    def _warn_of_cuts(self, side: str, rows: pl.DataFrame, view: pl.DataFrame, context: Context) -> None:
+        """Say where all answers of one side were cut at the limit, and none of the other's: a model then learns how long they are."""
+        cut = {one: view.filter(pl.col("id").is_in(rows[one].implode()))["finish_reason"] == "length" for one in views.SIDES}
+        [other] = [one for one in views.SIDES if one != side]
+        if rows.height >= TELLING and cut[side].all() and not cut[other].any():
+            said = f"all {rows.height} pairs have a {side} answer that was cut at max_tokens, and no {other} one was: length alone tells them apart"
+            context.say(
+                f"{context.where}: {said}. Raise max_tokens, or leave such pairs out (where: {side}_finish_reason = 'stop')"
+            )
 
     def _side(self, side: str, view: pl.DataFrame, context: Context) -> pl.Expr:
         """A side as an expression; a bare word that is not a column is the name of a stream."""

@@ -88,6 +88,12 @@ class Context(Protocol):
     def read(self, model: Model, reading: Reading, rows: pl.DataFrame) -> Iterator[Read]:
         """Yield what a model reads of each text (columns TEXTS), in their order."""
 
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        """Return how many tokens of its answers a loss would learn of each training row, with the tokenizer of `model`."""
+
+    def average(self, models: Sequence[tuple[Model, float]]) -> Path:
+        """Return the folder of the weighted average of full weights, whose shares are divided by their sum."""
+
     def train(
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
@@ -106,6 +112,11 @@ class Context(Protocol):
 
     def scorer(self, field: str, reference: str, reading: Reading) -> Model:
         """Return a model that only scores, as frozen in the run; it is to be read as `reading` says."""
+
+    def apply(
+        self, reference: str, params: Mapping[str, Any], tables: Mapping[str, pl.DataFrame], timeout: float
+    ) -> dict[str, pl.DataFrame]:
+        """Return the tables that a function, as frozen in the run, makes of these; RewardError where it is not a pure function of them."""
 
     def function(self, reference: str, params: Mapping[str, Any]) -> Function:
         """Return a reward as frozen in the run."""
@@ -135,6 +146,9 @@ class Context(Protocol):
 
     def split(self, name: str) -> Pool:
         """Return the prompts of a split, without those that the load step left out."""
+
+    def data(self, name: str) -> pl.DataFrame:
+        """Return what was read for a step under this name when the run was created (prompts/brought.py says which columns)."""
 
     def save(self, table: str, frame: pl.DataFrame) -> Part:
         """Write one immutable part of a table now, so that a large table never has to be whole in memory."""

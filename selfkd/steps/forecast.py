@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 
@@ -68,6 +68,12 @@ def pairs_of(prompts: int | None, samples: int | None, most: int | None) -> int 
 
 def times(count: int | None, by: int) -> int | None:
     return None if count is None else count * by
+
+
+def total(counts: Iterable[int | None]) -> int | None:
+    """Return the sum, None where one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
 
 
 def least(*counts: int | None) -> int | None:

@@ -20,8 +20,12 @@ class GoldStep(Step):
 
     verb: ClassVar[str] = "gold"
     short: ClassVar[str | None] = "text"
+    later: ClassVar[frozenset[str]] = frozenset({"where"})
 
     text: str = Field("{{ prompt.answer }}", description="Template of the answer's text: inline Jinja or a .j2 file.")
+    where: str | None = Field(
+        None, description="Only of prompts for which this expression holds, such as `prompt.level < 4` or `count(*) = 0`."
+    )
     as_: str = Field("gold", alias="as", description="Name of the stream.")
 
     def templates(self) -> list[str]:
@@ -36,9 +40,16 @@ class GoldStep(Step):
         forecast.streams[self.as_] = forecast.prompts
         return Cost(self.name)
 
+    def _chosen(self, pool: Pool, context: Context) -> pl.DataFrame:
+        if not self.where:
+            return views.live_prompts(pool)
+        seen = views.prompt_view(pool, self.where)
+        held = seen.filter(context.expression("where", self.where, seen, "condition"))
+        return views.live_prompts(pool).join(held.select("id"), on="id", how="semi", maintain_order="left")
+
     def run(self, pool: Pool, context: Context) -> Addition:
         render = context.template("text", self.text)
-        prompts = views.with_heavy(views.live_prompts(pool), pool, ["messages", "meta"], "prompts")
+        prompts = views.with_heavy(self._chosen(pool, context), pool, ["messages", "meta"], "prompts")
         rows = []
         for prompt in prompts.filter(pl.col("answer").is_not_null()).iter_rows(named=True):
             text = render(prompt, [{"role": "user", "content": ""}], of=None)[-1]["content"].strip()

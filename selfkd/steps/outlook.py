@@ -25,7 +25,7 @@ class Outlook:
     `pool` has empty tables with every column that there will be. `rows` holds {(stream, role): kind}, `row_columns`
     the columns that all of those rows have, `metrics`
     {metric: name of the step that measures it}, `origins` {score: what gives it, in words}; `replayed` names the steps that bring
-    samples of earlier rounds. `compared` are the scores that compare two samples. `aside` are streams that a step sees only by their name, `answered` says how many samples of a prompt a
+    samples of earlier rounds, `brought` those that add prompts of their own. `compared` are the scores that compare two samples. `aside` are streams that a step sees only by their name, `answered` says how many samples of a prompt a
     stream has at most, where that is known. `as_prompted` are streams whose prompts were asked in their own words, `told` says
     {(stream, role) of rows of kind kd: whether a teacher sees more than the student}, `trained` are the roles that a step trained before.
     """
@@ -46,6 +46,9 @@ class Outlook:
     as_prompted: set[str] = field(default_factory=set)
     told: dict[tuple[str, str], bool] = field(default_factory=dict)
     trained: set[str] = field(default_factory=set)
+    brought: list[str] = field(default_factory=list)
+    all_rounds: list[str] = field(default_factory=list)  # names of steps that replay every round
+    adapted: set[str] = field(default_factory=set)  # roles that a step trains as adapters
     replayable: Outlook | None = None
     opening: Outlook | None = None
 

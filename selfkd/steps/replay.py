@@ -44,6 +44,7 @@ class ReplayStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.replayed.append(self.name)
+        seen.all_rounds += [self.name] if self.rounds is None else []
         if (source := self._source(seen)) is not None:
             seen.add_scores(source.origins)
             seen.compared += source.compared

@@ -72,6 +72,9 @@ class SampleStep(Step):
                 f"the prompts that '{seen.replayed[0]}' brings back would be asked again, beside the {seen.take} of this round"
             )
             yield "", f"{asked}: put the replay step behind this one"
+        if seen.brought and not self.of:
+            asked = f"the prompts that '{seen.brought[0]}' adds would be asked too"
+            yield "", f"{asked}: put that step behind this one, or write `others: drop` in it"
         if problem := seen.stream_problem(self.of, needs_samples=False):
             yield "of", problem
         if self.as_ in seen.aside:
@@ -125,7 +128,7 @@ class SampleStep(Step):
 
     def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
         """What is asked about, and with which messages: one entry per prompt or per parent sample."""
-        chosen = views.sample_view(pool, self.of, self.where) if self.of else views.prompt_view(pool)
+        chosen = views.sample_view(pool, self.of, self.where) if self.of else views.prompt_view(pool, self.where)
         if self.where:
             chosen = chosen.filter(context.expression("where", self.where, chosen, "condition"))
         if self.of:

@@ -8,7 +8,8 @@ from typing import ClassVar
 import polars as pl
 from pydantic import Field
 
-from selfkd.core import views
+from selfkd.core import drawing, views
+from selfkd.core.drawing import Pick
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, figure, least, times
@@ -22,6 +23,7 @@ class SelectStep(Step):
     verb: ClassVar[str] = "select"
     short: ClassVar[str | None] = "where"
     per_round: ClassVar[frozenset[str]] = frozenset({"where", "dedup", "by"})
+    later: ClassVar[frozenset[str]] = frozenset({"pick"})
 
     of: str | None = Field(None, description="A stream, or 'prompts'; default: all live samples.")
     where: str | None = Field(None, description="Keep rows for which this holds; a null drops with the reason 'unscored'.")
@@ -31,6 +33,14 @@ class SelectStep(Step):
     by: str | None = Field(
         None, description="Which to prefer under a cap: the greatest value of this expression; ties by hash."
     )
+    pick: Pick = Field(
+        "top",
+        description="top: the greatest values of `by` under a cap; weighted: drawn with chances by it, and rows at 0 or below are dropped.",
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        if self.pick == "weighted" and not self.by:
+            yield "pick", "'weighted' draws by a number: write it as `by`"
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if self.of != "prompts" and (problem := seen.stream_problem(self.of, needs_samples=True)):
@@ -51,8 +61,7 @@ class SelectStep(Step):
     def run(self, pool: Pool, context: Context) -> Addition:
         rows = self._view(pool)
         tests = self._tests(rows, context)
-        order = context.expression("by", self.by, rows, "order") if self.by else pl.lit(0.0)
-        rows = rows.with_columns(order.alias("_by")).sort("_by", "tiebreak", descending=[True, False], nulls_last=True)
+        rows = self._preferred(rows, context)
         dropped = []
         for reason, keep in tests:
             kept = rows.with_columns(keep.alias("_keep"))
@@ -66,15 +75,26 @@ class SelectStep(Step):
     def _view(self, pool: Pool) -> pl.DataFrame:
         if self.of != "prompts":
             return views.sample_view(pool, self.of, self.where, self.dedup, self.by)
-        prompts = views.prompt_view(pool)
+        prompts = views.prompt_view(pool, self.where, self.dedup, self.by)
         order = pl.col("id").alias("tiebreak")  # a content hash: as good as random, and the same everywhere
         return prompts.with_columns(order, stream=pl.lit(None, pl.String), prompt=pl.lit("all"))
+
+    def _preferred(self, rows: pl.DataFrame, context: Context) -> pl.DataFrame:
+        """Return the rows in the order in which a cap keeps them, with that order as `_by`."""
+        weighted = self.pick == "weighted"
+        order = context.expression("by", self.by, rows, "number" if weighted else "order") if self.by else pl.lit(0.0)
+        rows = rows.with_columns(order.alias("_by"))
+        if weighted:
+            rows = rows.with_columns(drawing.order(rows["_by"], rows["id"], self.pick, context.seed("pick")).alias("_by"))
+        return rows.sort("_by", "tiebreak", descending=[True, False], nulls_last=True)
 
     def _tests(self, rows: pl.DataFrame, context: Context) -> list[tuple[str, pl.Expr]]:
         """(reason, expression that keeps a row), in the order they apply; rows are sorted by preference."""
         found: list[tuple[str, pl.Expr]] = []
         if self.where:
             found.append((f"not {self.where}", context.expression("where", self.where, rows, "condition")))
+        if self.pick == "weighted":
+            found.append((f"no chance: {self.by} is not above 0", pl.col("_by").is_not_null()))
         if self.dedup:
             value = context.expression("dedup", self.dedup, rows, "value")
             found.append(("repeat", pl.struct(pl.col("prompt"), value.alias("_value")).is_first_distinct()))

@@ -68,6 +68,10 @@ class Step(BaseModel):
         """Return those of its functions that a trainer runs as a loss; the others are rewards."""
         return []
 
+    def applied(self) -> list[str]:
+        """Return those of its functions that are given whole tables."""
+        return []
+
     def scores(self) -> list[str]:
         """Return the names of the scores that it gives."""
         return []
@@ -79,6 +83,10 @@ class Step(BaseModel):
     def scorers(self) -> list[str]:
         """Return the models of others that it scores by, as a recipe names them; they belong to the identity."""
         return []
+
+    def data(self) -> str:
+        """Return the name under which the run keeps data that was read for this step when it was created; '' where there is none."""
+        return ""
 
     def models(self) -> dict[str, ModelRef]:
         """Return {field: the model it names}."""

@@ -28,11 +28,12 @@ from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Function, Pool, shape
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import GuardError
+from selfkd.steps import mix
 from selfkd.steps.build import BuildStep
 from selfkd.steps.check import Check
 from selfkd.steps.context import Context
 from selfkd.steps.divergence import LIVE, Divergence, kind_alone
-from selfkd.steps.forecast import Cost, Forecast, figure, least, times
+from selfkd.steps.forecast import Cost, Forecast, figure, least, times, total
 from selfkd.steps.lora import Lora
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Stage, Step
@@ -68,7 +69,7 @@ class TrainStep(Step):
     per_round: ClassVar[frozenset[str]] = frozenset({"from", "reference"})
     stage: ClassVar[Stage] = "train"
     later: ClassVar[frozenset[str]] = frozenset(
-        {"lora", "continue_", "optimiser", "check", "rows", "params", "average", *OF_TEACHERS}
+        {"lora", "continue_", "optimiser", "check", "rows", "params", "average", "mix", "by", *OF_TEACHERS}
     )
 
     loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
@@ -99,6 +100,13 @@ class TrainStep(Step):
         description="Over what the values of an optimiser step are averaged, each with its row's weight: rows, or the tokens that are learned (file.py:function).",
     )
     of: str = Field("rows", description="Which stream of rows.")
+    mix: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="Rows of several streams in these shares instead of one stream: {own: 0.8, chat: 0.2}. The stream that runs out first is used whole, the others are cut to match by hash; the commit says what was mixed.",
+    )
+    by: Literal["rows", "tokens"] = Field(
+        "rows", description="What the shares of a mix are of: rows, or the tokens of their answers."
+    )
     beta: float = Field(0.1, gt=0, description="Strength of the tie to the reference model (dpo and its kin).")
     nll: float = Field(
         0.0, ge=0, description="Add this multiple of the chosen answers' negative log-likelihood per token (dpo; IRPO uses 1)."
@@ -136,6 +144,10 @@ class TrainStep(Step):
             if getattr(self, field) != type(self).model_fields[field].default:
                 known = ", ".join(name for name, fields in homes.items() if field in fields and name not in PREFERENCES)
                 raise ValueError(f"'{field}' belongs to loss: {known}")
+        if self.mix and self.of != type(self).model_fields["of"].default:
+            raise ValueError("'mix' names the streams: leave out 'of'")
+        if self.mix is None and self.by != "rows":
+            raise ValueError("'by' is of a mix, and there is none")
         if self.continue_ and self.lora is None:
             raise ValueError("continue goes on with an adapter, and there is none without lora: {r: 16}")
         return self
@@ -164,6 +176,8 @@ class TrainStep(Step):
         return self.role
 
     def problems(self) -> Iterator[Problem]:
+        if self.mix is not None and (wrong := mix.problem(self.mix)):
+            yield "mix", f"'mix' {wrong}"
         for name, value in self.trl.items():
             yield from ((f"trl.{name}", problem) for problem in check_trl(self.loss, {name: value}))
         if lacking := lacking_trl(self.loss, self.trl):
@@ -192,19 +206,33 @@ class TrainStep(Step):
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         """Rows of its stream and kind; without any rows, plain SFT makes its own from samples."""
-        made, wanted = seen.rows.get((self.of, self.role)), self.kind.rows
+        for stream in self.streams:
+            yield from self._needs_rows(stream, seen)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """Return the streams of rows that it learns from."""
+        return tuple(self.mix) if self.mix else (self.of,)
+
+    def doubts(self, seen: Outlook) -> Iterator[Problem]:
+        if seen.all_rounds and self.models()["from"].when in ("now", "start"):
+            said = f"'{seen.all_rounds[0]}' brings all rounds back while training goes on from the newest model, so old rows are learned again in every round"
+            yield "from", f"{said}: train from base, or replay fewer rounds, if that is not meant"
+
+    def _needs_rows(self, stream: str, seen: Outlook) -> Iterator[Problem]:
+        made, wanted = seen.rows.get((stream, self.role)), self.kind.rows
         need = f"loss {self.loss} needs rows of kind {wanted}"
         if made is None and self._builds_itself(bool(seen.rows)):
             if not seen.streams:
                 yield "", "there is nothing to train on yet: a sample, gold or replay step comes first"
         elif made is None:
-            known = ", ".join(f"'{stream}' for {role}" for stream, role in seen.rows) or "none"
+            known = ", ".join(f"'{one}' for {role}" for one, role in seen.rows) or "none"
             put = f"put `build: {{kind: {wanted}, ...}}` before it (rows built so far: {known})"
-            yield "", f"{need} in stream '{self.of}' for {self.role}: {put}"
+            yield "mix" if self.mix else "", f"{need} in stream '{stream}' for {self.role}: {put}"
         elif made != wanted:
             way = f": write `rows: {made}`" if self.kind.function == self.loss and self.rows is None else ""
-            yield "loss", f"{need}; '{self.of}' holds {made} rows{way}"
-        elif self.kind.teacher and not seen.told.get((self.of, self.role), True) and self._teaches_itself(seen):
+            yield "loss", f"{need}; '{stream}' holds {made} rows{way}"
+        elif self.kind.teacher and not seen.told.get((stream, self.role), True) and self._teaches_itself(seen):
             yield "teacher", SAME
 
     def _teaches_itself(self, seen: Outlook) -> bool:
@@ -227,15 +255,19 @@ class TrainStep(Step):
 
     def adds(self, seen: Outlook) -> None:
         seen.trained.add(self.role)
+        if self.lora:
+            seen.adapted.add(self.role)
 
     def cost(self, forecast: Forecast) -> Cost:
         rows = forecast.rows.get(self.of, forecast.samples())
+        if self.mix:
+            rows = total(forecast.rows.get(stream) for stream in self.mix)
         epochs, most = float(self.trl.get("num_train_epochs", 1)), int(self.trl.get("max_steps", 0))
         read = None if rows is None else math.ceil(rows * epochs)
         if most > 0:
             batch = self.trl.get("per_device_train_batch_size", 8) * self.trl.get("gradient_accumulation_steps", 1)
             read = least(read, most * batch) if "num_train_epochs" in self.trl else most * batch
-        tokens = times(read, forecast.row_tokens * forecast.answers.get(self.of, self.kind.sequences))
+        tokens = times(read, forecast.row_tokens * max(forecast.answers.get(one, self.kind.sequences) for one in self.streams))
         checked = f"; {self.check.metric} measured every {self.check.every} steps, not counted here" if self.check else ""
         said = f"{figure(rows)} rows, {figure(read)} read in all, {figure(tokens)} tokens{checked}"
         return Cost(self.name, said, learned=tokens)
@@ -247,18 +279,25 @@ class TrainStep(Step):
         if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
             made = BuildStep(name=self.name, role=self.role, as_=self.of).run(pool, context)
             rows = made.whole("rows").sort("id")
+        left_out: list[dict[str, str]] = []
+        told: dict[str, Any] = {}
+        if self.mix:
+            rows, left_out, told = self._mixed(rows, self.mix, context)
         self._enough(rows, pool + Pool({"drops": made.whole("drops")}), context)
         models = {field: context.model(reference) for field, reference in self.models().items()}
         beside = models.get("reference", models.get("teacher"))
         trained = context.train(models["from"], beside, rows, self._spec(context, function), self.check)
-        drops = [{"id": row, "stream": self.of, "step": self.name, "reason": why} for row, why in sorted(trained.drops.items())]
+        streams = dict(rows.select("id", "stream").iter_rows())
+        refused = sorted(trained.drops.items())
+        drops = [{"id": row, "stream": streams.get(row, self.of), "step": self.name, "reason": why} for row, why in refused]
+        drops = [*left_out, *drops]
         tables: dict[str, Any] = {**made.tables}
         if drops:
             tables["drops"] = [*made.tables.get("drops", ()), shape("drops", drops)]
         start = models["from"]
         bases = {self.role: start.base or start.path} if self.lora else {}
         states = {self.role: trained.state} if trained.state else {}
-        notes: dict[str, Any] = {"train": dict(trained.metrics)}
+        notes: dict[str, Any] = {"train": dict(trained.metrics), **told}
         if warning := self._little_served(trained.metrics.get("lora", {}).get("carried"), context):
             context.say(warning)
             notes["warnings"] = [warning]
@@ -273,7 +312,7 @@ class TrainStep(Step):
 
     def _builds_itself(self, rows_are_there: bool) -> bool:
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
-        return self.kind.rows == "sft" and not rows_are_there
+        return self.kind.rows == "sft" and not rows_are_there and not self.mix
 
     def _spec(self, context: Context, function: Function | None) -> TrainSpec:
         return TrainSpec(
@@ -293,7 +332,29 @@ class TrainStep(Step):
         )
 
     def _rows(self, pool: Pool) -> pl.DataFrame:
-        return pool.scan("rows").filter((pl.col("stream") == self.of) & (pl.col("role") == self.role)).collect().sort("id")
+        mine = pl.col("stream").is_in(self.streams) & (pl.col("role") == self.role)
+        return pool.scan("rows").filter(mine).collect().sort("id")
+
+    def _mixed(
+        self, rows: pl.DataFrame, shares: dict[str, float], context: Context
+    ) -> tuple[pl.DataFrame, list[dict[str, str]], dict[str, Any]]:
+        """Return the rows of the mix, a drop for each other one, and notes of what was mixed."""
+        counts = context.lengths(context.model(self.models()["from"]), rows) if self.by == "tokens" else [1] * rows.height
+        sized = rows.select("id", "stream", size=pl.Series(counts, dtype=pl.Int64))
+        sizes = {name: sized.filter(pl.col("stream") == name) for name in shares}
+        for name, frame in sizes.items():
+            if not frame["size"].sum():
+                fix = "Look at what builds it, or leave it out of the mix."
+                raise GuardError(
+                    f"the stream '{name}' has nothing to learn from, and a mix with it has neither", context.where, fix
+                )
+        found = mix.mixed(sizes, shares, context.seed("mix"))
+        if warning := found.warning(shares):
+            context.say(f"{context.where}: {warning}")
+        used = rows["id"].is_in([one for ids in found.chosen.values() for one in ids])
+        out = rows.filter(~used).select("id", "stream")
+        drops = [{"id": one, "stream": name, "step": self.name, "reason": mix.LEFT_OUT} for one, name in out.iter_rows()]
+        return rows.filter(used), drops, {"mix": mix.notes(found, self.by)}
 
     def _enough(self, rows: pl.DataFrame, pool: Pool, context: Context) -> None:
         if rows.height < self.min_rows:

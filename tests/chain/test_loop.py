@@ -106,7 +106,18 @@ def shipped(tmp_path_factory):
     return of
 
 
-RECIPES = ["quickstart", "rest-em", "star", "spin", "irpo", "self-rewarding"]
+RECIPES = [
+    "quickstart",
+    "rest-em",
+    "star",
+    "spin",
+    "irpo",
+    "self-rewarding",
+    "raft",
+    "reinforce-rej",
+    "iterative-dpo",
+    "easy-to-hard",
+]
 
 
 @pytest.mark.parametrize("part", range(3))

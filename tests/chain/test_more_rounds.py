@@ -8,7 +8,8 @@ import pytest
 from chains import RECIPE, go, recipe_in
 
 from selfkd.chain import records
-from selfkd.chain.records import Commit, measures_of
+from selfkd.chain.records import Commit
+from selfkd.chain.ways import measures_of
 from selfkd.core import digest
 from selfkd.errors import ChainError
 from selfkd.report.verify import verify

@@ -31,6 +31,7 @@ ENGINES = {"vllm": ENGINE, "transformers": "selfkd.backend.engine.transformers_e
 TRAINER = "selfkd.backend.trainer.update:train_rank"
 READER = "selfkd.backend.engine.reader:Reader"
 LOADER = "selfkd.backend.engine.root_model:load_model"
+AVERAGE = "selfkd.backend.engine.averaged:average"
 REPORT_IT = "Nothing of this was kept. Repeat the command; if it happens again, report it with the log."
 LOG_LEVEL = ("VLLM_LOGGING_LEVEL", "INFO")  # of an engine with a file of its own: memory, KV blocks and kernels are found there
 EARLY_IMPORTS = {

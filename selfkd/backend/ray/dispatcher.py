@@ -13,6 +13,7 @@ from typing import Any
 
 import polars as pl
 
+from selfkd.backend import lengths
 from selfkd.backend.base import (
     Chunk,
     Logprob,
@@ -25,7 +26,18 @@ from selfkd.backend.base import (
     TrainSpec,
     nobody_listens,
 )
-from selfkd.backend.engine.held_engine import ENGINE, LOADER, READER, TRAINER, Importable, must_match, redirect, resolve, traced
+from selfkd.backend.engine.held_engine import (
+    AVERAGE,
+    ENGINE,
+    LOADER,
+    READER,
+    TRAINER,
+    Importable,
+    must_match,
+    redirect,
+    resolve,
+    traced,
+)
 from selfkd.backend.machine import Machine, fixed_numerics
 from selfkd.backend.model_files import engine_kind
 from selfkd.backend.ray import placement
@@ -97,17 +109,20 @@ class RayBackend:
 
     def load(self, source: Mapping[str, Any], out: Path, dither: int | None, asked: Questions | None = None) -> dict[str, Any]:
         """Load a model in a process of its own, whose memory is free afterwards; the first engine's imports run beside it."""
-        import ray
-
         if not self._placement.planned.cards and not self._engines.engines:
             self._engines.start_engine()
-        log = self.log / "load.log"
+        notes: dict[str, Any] = self._once("loading the model", "load.log", self._loader, dict(source), out, dither, asked)
+        return notes
+
+    def _once(self, what: str, log_name: str, target: Importable, *arguments: Any) -> Any:
+        """Call a function in a process of its own, without a card, and return its result."""
+        import ray
+
+        log = self.log / log_name
         options = self._placement.options(Seat(self._placement.planned.engines[0].bundle))
         actor = actor_class(OneCall, **options).remote(log)
         try:
-            call = actor.run.remote(self._loader, dict(source), out, dither, asked)
-            notes: dict[str, Any] = result_of(call, "loading the model", log, LOAD_SECONDS)
-            return notes
+            return result_of(actor.run.remote(target, *arguments), what, log, LOAD_SECONDS)
         finally:
             ray.kill(actor, no_restart=True)
 
@@ -176,6 +191,14 @@ class RayBackend:
         if self._takes_turns and not self._engines.have_room():
             self._trainers.close()  # even without tensors a process holds a part of a card, and this one is small
         return trained
+
+    def average(self, models: Sequence[tuple[Model, float]], out: Path) -> None:
+        if self._takes_turns:
+            self._engines.sleep()
+        self._once("averaging checkpoints", f"average-{out.name}.log", AVERAGE, list(models), out)
+
+    def lengths(self, model: Model, rows: pl.DataFrame) -> list[int]:
+        return lengths.learned(model, rows)
 
     def swap_notes(self) -> dict[str, Any]:
         return self._engines.swap_notes(self._weights)
