@@ -322,13 +322,16 @@ def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | N
 
 
 def recipes() -> int:
-    """List the shipped recipes and those under recipes/."""
+    """List the shipped recipes and those under recipes/: what each is, needs and trains, and how close it is to its paper."""
+    from selfkd.recipe.cards import card
     from selfkd.recipe.library import recipes
 
-    found = recipes()
-    width = max((len(name) for name, _ in found), default=0)
-    for name, line in found:
-        print(f"{name:<{width}}  {line}")
+    found = [card(name, path) for name, path in recipes()]
+    width = max((len(one.name) for one in found), default=0)
+    for one in found:
+        print(f"{one.name:<{width}}  {one.title}")
+        if said := one.sentence():
+            print(f"{'':<{width}}  {said}")
     return 0
 
 

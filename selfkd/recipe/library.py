@@ -18,21 +18,16 @@ from selfkd.recipe.schema import Recipe
 from selfkd.rewards.find import find_function
 
 
-def recipes() -> list[tuple[str, str]]:
-    """(name or path, its first comment line) of the recipes here and of the shipped ones; one's own come first."""
-    own = {path.stem: (str(path), _first_line(path)) for path in _files(Path("recipes"))}
-    shipped = {path.stem: (path.stem, _first_line(path)) for path in _files(builtin_folder() / "recipes")}
+def recipes() -> list[tuple[str, Path]]:
+    """(name or path, file) of the recipes here and of the shipped ones; one's own stand in for shipped ones of their name."""
+    own = {path.stem: (str(path), path) for path in _files(Path("recipes"))}
+    shipped = {path.stem: (path.stem, path) for path in _files(builtin_folder() / "recipes")}
     same = Path("recipes").absolute() == builtin_folder() / "recipes"
     return list((shipped if same else {**shipped, **own}).values())
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.yaml"))
-
-
-def _first_line(path: Path) -> str:
-    first = path.read_text("utf-8").split("\n", 1)[0]
-    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def copy(name: str, folder: Path) -> list[Path]:
