@@ -3,11 +3,13 @@
 # make coverage   which lines the quick tests reach; engines, ranks and programs behind walls run in processes that it does not see
 # make gpu-check   what only a card can show, in under ten minutes; on a fresh clone: make gpu-check LOCK=locks/gpu.txt (docs/cards.md)
 # make bench  the tables of docs/benchmarks.md   make bench-sandbox   those of docs/sandbox.md
+# make reproduce   small reproductions of methods beside their controls, within benchmarks/reproduce/budget.yaml; goes on where it stopped
+#   make reproduced   docs/reproduce.md from the results that are there
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= locks/cpu.txt
 BIN := .venv/bin
 
-.PHONY: demo test check coverage bench bench-sandbox gpu-check nightly docs clean
+.PHONY: demo test check coverage bench bench-sandbox gpu-check nightly reproduce reproduced docs clean
 
 demo: .venv/.engine
 	@$(BIN)/selfkd run quickstart
@@ -35,6 +37,14 @@ bench-sandbox: .venv/.dev
 
 gpu-check: .venv/.engine
 	@$(BIN)/python benchmarks/gpu_check.py
+
+reproduce: .venv/.engine
+	$(BIN)/selfkd sweep benchmarks/reproduce/sums.yaml
+	$(MAKE) reproduced
+
+reproduced:
+	$(BIN)/selfkd compare runs/reproduce --jsonl > benchmarks/reproduce/.results && mv benchmarks/reproduce/.results benchmarks/reproduce/results.jsonl
+	{ cat benchmarks/reproduce/head.md; echo; $(BIN)/selfkd compare benchmarks/reproduce/results.jsonl --markdown; } > docs/reproduce.md
 
 docs: .venv/.dev
 	$(BIN)/python -m selfkd.recipe.reference > docs/recipes.md

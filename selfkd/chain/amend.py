@@ -346,7 +346,7 @@ def _ways(verb: str, identity: Mapping[str, Any], code: Mapping[str, str]) -> di
     if verb != ScoreStep.verb:
         return {}
     if not identity.get("reward"):
-        return {(several(identity.get("as")) or ["logprob_of"])[0]: identity["logprob"]}
+        return dict.fromkeys(several(identity.get("as")) or ["logprob_of"], identity["logprob"])
     params = digest.as_json(identity.get("params", {}))
     rewards = ways.rewards_of(identity)
     return {name: [reference_parts(one)[1], code.get(one), params] for name, one in rewards.items()}

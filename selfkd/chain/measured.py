@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,7 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, Interval, change, interval
-from selfkd.steps.measure import of_prompts
+from selfkd.steps.measure import VOTE, VOTED, of_prompts, of_vote
 
 Scores = dict[str, float]
 WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
@@ -124,7 +125,7 @@ def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
 def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
     """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have too few scored answers.
 
-    Of a pass@k it is that of each prompt.
+    Of a pass@k it is that of each prompt, and of a vote the mean of the answers that win it.
     """
     reward, k = ways.scores_of(commit.identity).get(score, (score, 1))
     files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
@@ -132,8 +133,16 @@ def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
         return {}
     if not all(path.is_file() for found in files.values() for path in found):
         return {}  # verify names what is missing; a status is not the place to fail
-    values = scan("scores", files["scores"]).filter((pl.col("name") == reward) & pl.col("value").is_finite())
-    per_sample = values.group_by("sample").agg(pl.col("value").mean())
     owners = scan("samples", files["samples"]).select(sample="id", prompt="prompt")
-    answers = per_sample.join(owners, on="sample").group_by("prompt").agg(pl.col("value").sort()).collect().sort("prompt")
+    scored = _per_sample(files["scores"], reward).join(owners, on="sample")
+    if k == VOTED:
+        both = scored.join(_per_sample(files["scores"], VOTE).rename({"value": VOTE}), on="sample").sort("sample")
+        groups = both.group_by("prompt").agg("value", VOTE).collect().sort("prompt")
+        return {prompt: of_vote(*cells) for prompt, *cells in groups.select("prompt", "value", VOTE).iter_rows()}
+    answers = scored.group_by("prompt").agg(pl.col("value").sort()).collect().sort("prompt")
     return of_prompts(dict(answers.select("prompt", "value").iter_rows()), k)
+
+
+def _per_sample(files: Sequence[Path], score: str) -> pl.LazyFrame:
+    values = scan("scores", list(files)).filter((pl.col("name") == score) & pl.col("value").is_finite())
+    return values.group_by("sample").agg(pl.col("value").mean())

@@ -8,7 +8,7 @@ from typing import Any
 from selfkd.chain.records import Commit
 from selfkd.core import digest
 from selfkd.core.files import reference_parts
-from selfkd.steps.measure import pass_name
+from selfkd.steps.measure import VOTED, maj_name, pass_name
 from selfkd.steps.score import function_names
 from selfkd.steps.step import several
 
@@ -25,15 +25,17 @@ def measures_of(commit: Commit) -> dict[str, str]:
 
 def how_measured(identity: Mapping[str, Any], code: Mapping[str, str], metric: str) -> str:
     """Return the digest of how a step of this identity, with this code, measures a metric."""
-    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at")
+    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at", "vote")
     asked = {name: value for name, value in identity.items() if name not in apart}
     rewards = rewards_of(identity)
-    texts = {name: text for name, text in code.items() if name not in rewards.values()}
-    suffixes = (*COUNTS, pass_name("", identity.get("pass_at", 0)))
+    vote = identity.get("vote")
+    texts = {name: text for name, text in code.items() if name not in (*rewards.values(), vote)}
+    suffixes = (*COUNTS, pass_name("", identity.get("pass_at", 0)), maj_name("", identity.get("n", 1)))
     name = metric.partition("/")[2]
     score = next((one for one in (name, *map(name.removesuffix, suffixes)) if one in rewards), "")
     reward = [reference_parts(rewards[score])[1], code.get(rewards[score])] if score else None
-    return digest.of("measure", asked, texts, reward)
+    voted = [[reference_parts(vote)[1], code.get(vote)]] if vote and name == maj_name(score, identity["n"]) else []
+    return digest.of("measure", asked, texts, reward, *voted)
 
 
 def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
@@ -43,6 +45,8 @@ def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
 
 
 def scores_of(identity: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """Return {score: (the reward's own score, k)} of a measure step, the rewards first; k is 1 but of a pass@k."""
+    """Return {score: (the reward's own score, k)} of a measure step, the rewards first; k is 1 but of a pass@k, and VOTED of a vote."""
     rewards, k = rewards_of(identity), identity.get("pass_at")
-    return {**{name: (name, 1) for name in rewards}, **({pass_name(name, k): (name, k) for name in rewards} if k else {})}
+    passes = {pass_name(name, k): (name, k) for name in rewards} if k else {}
+    votes = {maj_name(name, identity["n"]): (name, VOTED) for name in rewards} if identity.get("vote") else {}
+    return {**{name: (name, 1) for name in rewards}, **passes, **votes}

@@ -40,14 +40,16 @@ def run(
     small: bool,
     plan: bool,
     amend: bool,
+    control: str | None,
+    steps_of: Path | None,
     runs: Path,
 ) -> int:
     """Start a run, or go on where it stopped: safe to repeat, safe to requeue."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.load import load
 
-    _refuse_place(name, runs)
-    loaded, machine = load(recipe, overrides, small), read_machine(on)
+    refuse_place(name, runs)
+    loaded, machine = load(recipe, overrides, small, control, _steps_taken(steps_of, control)), read_machine(on)
     _tell_which(recipe)
     if plan:
         from selfkd.chain.past_pace import newest
@@ -73,11 +75,24 @@ def run(
         words += ["--small"] if small else []
         words += ["--name", name] if name else []
         words += ["--on", str(on)] if on else []
+        words += ["--control", control] if control else []
+        words += ["--steps-of", str(steps_of)] if steps_of else []
         words += ["--runs", str(runs)] if runs != RUNS else []
         words += ["--amend"] if wider else []
         return {"go on": command_line(*words)}
 
     return _drive(opened, go_on)
+
+
+def _steps_taken(run: Path | None, control: str | None) -> Sequence[int]:
+    """Return the steps that the updates of a method's run took, for a control that is to take as many."""
+    from selfkd.chain.trained import steps_taken
+
+    if run is None:
+        return ()
+    if control is None:
+        raise UsageError("is for a control", "--steps-of", "Write --control too, or leave it out.")
+    return steps_taken(find_run(run, RUNS))
 
 
 def _tell_which(recipe: str) -> None:
@@ -88,7 +103,7 @@ def _tell_which(recipe: str) -> None:
         print(said, flush=True)
 
 
-def _refuse_place(name: str | None, runs: Path) -> None:
+def refuse_place(name: str | None, runs: Path) -> None:
     """Raise UsageError where a run would lie outside the folder of runs, or that folder is none."""
     if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(
@@ -184,15 +199,27 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
 
 def compare(runs: Sequence[Path], metric: str | None, which: str, form: str) -> int:
     """Compare runs on one metric: each with its base and with the first run, prompt by prompt, and all of them at equal tokens."""
+    from selfkd.cli.sweeping import compare_sweep, sweep_here
     from selfkd.report import comparison
     from selfkd.report.compare import compare as compared
+    from selfkd.report.sweeps import is_sweep
     from selfkd.report.tables import console
 
+    if len(runs) == 1 and is_sweep(folder := sweep_here(runs[0])):
+        return compare_sweep(folder, form)
+    if form == "jsonl":
+        raise UsageError("is for one sweep", "--jsonl", "Name the folder of a sweep; of runs: --json")
     found = compared([find_run(run, RUNS) for run in runs], metric, which)
     if form == "text":
         comparison.print_comparison(found, console())
-    else:
-        print({"csv": comparison.as_csv, "latex": comparison.as_latex, "json": comparison.as_json}[form](found))
+        return 0
+    write = {
+        "csv": comparison.as_csv,
+        "latex": comparison.as_latex,
+        "json": comparison.as_json,
+        "markdown": comparison.as_markdown,
+    }
+    print(write[form](found))
     return 0
 
 
@@ -263,14 +290,22 @@ def doctor(runs: Path) -> int:
 # --------------------------------------------------------------------------------------------------- recipes and rewards
 
 
-def lint(recipe: str, overrides: Sequence[str], small: bool, dry_run: bool, on: Path | None) -> int:
+def lint(
+    recipe: str,
+    overrides: Sequence[str],
+    small: bool,
+    dry_run: bool,
+    on: Path | None,
+    control: str | None = None,
+    steps_of: Path | None = None,
+) -> int:
     """Check a recipe, its rewards and its prompts."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.lint import Doctests, look, try_rewards
     from selfkd.recipe.load import read
 
     _tell_which(recipe)
-    words, machine = read(recipe, overrides, small), read_machine(on)
+    words, machine = read(recipe, overrides, small, control, _steps_taken(steps_of, control)), read_machine(on)
     allowed = machine.environment
     doctests = Doctests(words, allowed)
     report, frames = look(words, machine=machine if on else None)

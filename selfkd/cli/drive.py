@@ -11,13 +11,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
 from selfkd.backend.machine import SLOW
 from selfkd.chain import numerics
-from selfkd.chain.attempt import WATCHER, Attempt
+from selfkd.chain.attempt import WATCHER, Attempt, Watch, nobody
 from selfkd.chain.drive import catch_up, is_finished, refuse_second_driver
 from selfkd.chain.drive import drive as walk_to_the_end
 from selfkd.chain.run import Run
@@ -78,8 +78,11 @@ class Interrupts:
         raise Stopped(STOPPED)
 
 
-def drive(run: Run) -> None:
-    """Walk the run to its end, showing it. Raise Stopped, or what went wrong after logging it; never what went wrong with showing."""
+def drive(run: Run, watch: Watch = nobody) -> None:
+    """Walk the run to its end, showing it; `watch` is told of events too, and may raise Stopped.
+
+    Raise Stopped, or what went wrong after logging it; never what went wrong with showing.
+    """
     if is_finished(run):
         catch_up(run)
         return  # no engine and no attempt
@@ -88,7 +91,7 @@ def drive(run: Run) -> None:
     begins = f"starting {STARTED.get(run.machine.backend, run.machine.backend)}"
     display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)), begins=begins)
     with Interrupts() as interrupts, display:
-        attempt = run.begin(_observer(interrupts, display))
+        attempt = run.begin(_observer(interrupts, display, watch))
         with attempt.shielded(WATCHER):
             _announce(run, attempt, display)
             if (line := begins_again(stopped_in)) and not run.paths.holds_checkpoints:
@@ -131,9 +134,10 @@ def _announce(run: Run, attempt: Attempt, display: RunDisplay) -> None:
     display.print(f"Ctrl-C is safe; repeat the command to go on.   Log: {as_typed(attempt.logs)}", "dim")
 
 
-def _observer(interrupts: Interrupts, display: RunDisplay) -> Callable[[dict[str, Any]], None]:
+def _observer(interrupts: Interrupts, display: RunDisplay, watch: Watch) -> Watch:
     def observe(event: dict[str, Any]) -> None:
         interrupts.check()
+        watch(event)
         display.show(event)
 
     return observe

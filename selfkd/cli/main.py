@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import commands
+from selfkd.cli import commands, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -118,6 +118,17 @@ ON = Argument(
     metavar="MACHINE",
     help="machine settings, a YAML file or the name of a shipped one (selfkd help machine)",
 )
+CONTROL = Argument(
+    "--control",
+    metavar="NAME",
+    help="run the recipe's control instead: random-reward, gold-sft, one-round, wrong-context or best-decoding",
+)
+STEPS_OF = Argument(
+    "--steps-of",
+    type=Path,
+    metavar="RUN",
+    help="with --control gold-sft or one-round: a finished run of the method, whose updates say how many steps there are",
+)
 
 COMMANDS = {
     "run": Command(
@@ -130,6 +141,31 @@ COMMANDS = {
         SMALL,
         _flag("--plan", "print estimated rows, tokens, memory, disk and hours; start nothing"),
         _flag("--amend", "go on with a changed recipe where the change touches only steps not made yet"),
+        CONTROL,
+        STEPS_OF,
+        RUNS,
+    ),
+    "sweep": Command(
+        "run methods and their controls, each as often",
+        sweeping.sweep,
+        Argument(
+            "words",
+            nargs="+",
+            metavar="FILE | RECIPE … key=value",
+            help="a sweep file (docs/sweeps.md); or recipes, and fields: of a field with commas each value is tried",
+        ),
+        Argument("--seeds", type=_at_least_one, default=3, metavar="N", help="seeds of each trial, from 0; default: 3"),
+        Argument(
+            "--controls",
+            default="",
+            metavar="NAMES",
+            help="controls of every recipe that has something for them: random-reward,gold-sft",
+        ),
+        Argument("--budget", metavar="tokens=2M,hours=10", help="what all trials together may take"),
+        Argument("--metric", metavar="dev/SCORE", help="what chooses; default: that of `best` in the first recipe"),
+        Argument("--name", help="name of the sweep and of its folder; default: that of the file, or sweep"),
+        ON,
+        _flag("--plan", "list the trials; start nothing"),
         RUNS,
     ),
     "resume": Command("go on with a run as it was frozen", commands.resume, RUN, ON),
@@ -166,7 +202,7 @@ COMMANDS = {
             type=Path,
             nargs="+",
             metavar="RUN",
-            help="two runs or more: folders, or names under runs/; the first is what others are compared with",
+            help="two runs or more: folders, or names under runs/; the first is what others are compared with. Or one sweep: its folder, or a file of its results (JSONL)",
         ),
         Argument(
             "--metric",
@@ -187,9 +223,15 @@ COMMANDS = {
                 action="store_const",
                 const=form,
                 default="text",
-                help=f"write {form.upper() if form != 'latex' else 'LaTeX'}",
+                help=f"write {text}",
             )
-            for form in ("csv", "latex", "json")
+            for form, text in {
+                "csv": "CSV",
+                "latex": "LaTeX",
+                "markdown": "Markdown",
+                "json": "JSON",
+                "jsonl": "the results of a sweep, one a line",
+            }.items()
         ),
     ),
     "verify": Command(
@@ -206,6 +248,8 @@ COMMANDS = {
         SMALL,
         _flag("--dry-run", "also walk two rounds on a fake model, in a temporary folder"),
         ON,
+        CONTROL,
+        STEPS_OF,
     ),
     "try": Command(
         "run a reward on a few rows",

@@ -77,6 +77,13 @@ def uses(template: Template) -> list[Use]:
     return list(first.values())
 
 
+def tells_gold(template: Template) -> bool:
+    """Whether a template names what a prompt's student does not see: its answer, or a column of it."""
+    shown = ("text", "messages")
+    named = [use for node in _environment.parse(template.source).find_all(FIELD) if (use := _use(node))]
+    return any(use.owner == "meta" or (use.owner == "prompt" and use.name not in shown) for use in named)
+
+
 def _inside(node: nodes.Node) -> list[Use]:
     return [use for one in (node, *node.find_all(FIELD)) if (use := _use(one))]
 

@@ -75,6 +75,17 @@ class Line:
         return variants(VERBS[self.verb], self.words)
 
     @property
+    def changing(self) -> frozenset[str]:
+        """Return the fields that may be a list, one value per round."""
+        return changing(VERBS[self.verb])
+
+    @property
+    def listed(self) -> set[str]:
+        """Return the options of TRL that are given as such a list."""
+        options = self.words.get("trl") or {}
+        return {name for name, value in options.items() if isinstance(value, list) and name not in TRL_LISTS}
+
+    @property
     def written(self) -> str:
         """Return where it stands and how errors name it."""
         return f"{self.where}  {self.label}".strip() or self.name
@@ -109,6 +120,11 @@ def pick(cls: type[Step], words: dict[str, Any], index: int) -> dict[str, Any]:
     if isinstance(words.get("trl"), dict):
         picked["trl"] = {field: value if field in TRL_LISTS else _entry(value, index) for field, value in words["trl"].items()}
     return picked
+
+
+def entries(value: Any) -> list[Any]:
+    """Return the numbers of a field, one per round; [] where it is not given."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _entry(value: Any, index: int) -> Any:

@@ -19,33 +19,42 @@ from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import RecipeError, UsageError
 from selfkd.prompts.read import source_kind
 from selfkd.recipe import checks
+from selfkd.recipe.control import controlled
 from selfkd.recipe.lines import LISTS, SMALL, Change, Entry, Line, check, name_all, override, typed, unroll
 from selfkd.recipe.messages import explain
 from selfkd.recipe.schema import FIELDS, Recipe
 
+GOLD_TEXT = "gold.text="  # an override of the step that the control gold-sft brings in
 
-def load(name: str, overrides: str | Sequence[str] = (), small: bool = False) -> Recipe:
+
+def load(
+    name: str, overrides: str | Sequence[str] = (), small: bool = False, control: str | None = None, steps: Sequence[int] = ()
+) -> Recipe:
     """The recipe of a file, or of a name such as `quickstart`; `overrides` are key=value words. RecipeError names every problem.
 
-    With `small`, what its block `small` changes is changed, before the overrides are.
+    With `small`, what its block `small` changes is changed, before the overrides are. With `control` it is that control of the recipe,
+    after the overrides; `steps` are those that the method's updates took, by round.
     """
-    recipe, problems = read(name, overrides, small), Problems()
+    recipe, problems = read(name, overrides, small, control, steps), Problems()
     checks.meaning(recipe, problems)
     problems.stop()
     return recipe
 
 
-def read(name: str, overrides: str | Sequence[str] = (), small: bool = False) -> Recipe:
+def read(
+    name: str, overrides: str | Sequence[str] = (), small: bool = False, control: str | None = None, steps: Sequence[int] = ()
+) -> Recipe:
     """`load` without a look at what the words mean together, which `lint` reports beside what it finds in files."""
-    overrides = [overrides] if isinstance(overrides, str) else overrides
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
     path = locate(name)
     problems = Problems()
     tree, text, folders = _with_parent(path, problems, ())
-    if small:
-        return _build(_in_small(tree, path), overrides, path, text, folders, problems, small)
-    recipe = _build(tree, overrides, path, text, folders, problems)
-    small_form(recipe)
-    return recipe
+    tree = _in_small(tree, path) if small else tree
+    gold = [word for word in overrides if word.startswith(GOLD_TEXT)] if control and not _has_gold(tree) else []
+    recipe = _build(tree, [word for word in overrides if word not in gold], path, text, folders, problems, small)
+    if not small:
+        small_form(recipe)
+    return controlled(recipe, control, steps, *(word.removeprefix(GOLD_TEXT) for word in gold[-1:])) if control else recipe
 
 
 def small_form(recipe: Recipe) -> Recipe | None:
@@ -69,6 +78,12 @@ def with_small() -> list[str]:
     """The shipped recipes that have a block `small`."""
     files = sorted((builtin_folder() / "recipes").glob("*.yaml"))
     return [file.stem for file in files if re.search(rf"^{SMALL}:", file.read_text("utf-8"), re.MULTILINE)]
+
+
+def _has_gold(tree: Node) -> bool:
+    """Whether the recipe has a gold step itself, which an override then means."""
+    entries = unroll(tree.value.get("steps"), "steps", Problems())
+    return any(entry.verb == "gold" for entry in entries)
 
 
 def frozen(resolved: dict[str, Any], folder: Path) -> Recipe:

@@ -64,7 +64,7 @@ def plan(recipe: Recipe, machine: Machine | None = None, folder: Path | None = N
     sizes_and_more = {**sizes, **_brought(recipe)}
     rounds = [_costs(recipe, index, sizes_and_more, prompt_tokens, longest) for index in range(recipe.rounds + 1)]
     lines = [("prompts", ", ".join(f"{split} {figure(count)}" for split, count in sizes.items()))]
-    for index in dict.fromkeys((0, 1, recipe.rounds)):
+    for index in dict.fromkeys((0, min(1, recipe.rounds), recipe.rounds)):
         if index > 2:
             skipped = "round 2 is" if index == 3 else f"rounds 2 to {index - 1} are"
             lines.append(("…", f"{skipped} counted below and not listed"))

@@ -126,7 +126,9 @@ class Recipe(_Words):
     model: Annotated[str, Field(min_length=1)] | Origin = Field(
         description="Hub id, folder, GGUF file or package:NAME; or {path, revision}."
     )
-    rounds: int = Field(1, ge=1, description="How many rounds after round 0, which measures the untouched model.")
+    rounds: int = Field(
+        1, ge=0, description="How many rounds after round 0, which measures the untouched model; 0: only that is measured."
+    )
     seed: int = Field(0, ge=0, description="Every random choice is hashed from this number and from names.")
     prompts: Prompts = Field(description="train, and optionally dev, test and take.")
     overlap: Literal["refuse", "drop"] = Field(
@@ -187,6 +189,11 @@ class Recipe(_Words):
         {},
         exclude_if=lambda block: True,  # what it set stands in the resolved recipe, each at its place
         description="What `selfkd run RECIPE --small` changes, as overrides are written: {rounds: 1, sample.n: 4, prompts.train: {file: few.jsonl}}. Such a run is called NAME-small.",
+    )
+    control: str | None = Field(
+        None,
+        pattern=NAME,
+        description="Which control of its method this recipe is, for tables: `--control` writes it into the recipe that it makes.",
     )
     source: Path = Field(Path(), exclude=True)
     folders: tuple[Path, ...] = Field((), exclude=True)
@@ -284,8 +291,8 @@ class Recipe(_Words):
         return sorted({reference for step in steps for reference in step.scorers()})
 
     def resolved(self) -> dict[str, Any]:
-        """Every word with its default spelled out; itself a recipe that means the same."""
-        return self.model_dump(mode="json", by_alias=True)
+        """Every word with its default spelled out; itself a recipe that means the same. A method says nothing of controls."""
+        return self.model_dump(mode="json", by_alias=True, exclude=None if self.control else {"control"})
 
 
 FIELDS = names(Recipe)

@@ -6,7 +6,7 @@ Only what was asked and scored in the same way is compared, by the digests that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +18,7 @@ from selfkd.chain import measured, records, ways
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Record, Seal
+from selfkd.chain.trained import learned
 from selfkd.core import digest
 from selfkd.core.stats import Change, change
 from selfkd.core.wording import did_you_mean, listed
@@ -60,6 +61,7 @@ class Arm:
     against: Change | None
     verdict: str
     within: Within | None
+    control: str = ""
 
     @property
     def tokens(self) -> int:
@@ -100,6 +102,25 @@ class _Round:
 
 
 @dataclass(frozen=True)
+class _Records:
+    """The records of a run, read once: sealed rounds and the steps of each. `changed` names those that are not as they were written."""
+
+    paths: Paths
+    info: Info
+    seals: Sequence[Seal]
+    made: Sequence[Sequence[Commit]]
+    changed: Sequence[str]
+
+    @property
+    def metrics(self) -> list[str]:
+        return list(dict.fromkeys(name for commits in self.made for one in commits for name in _metrics(one)))
+
+    @property
+    def attempts(self) -> int:
+        return len({one.notes.get("attempt") for commits in self.made for one in commits})
+
+
+@dataclass(frozen=True)
 class _Run:
     """What is read of a run. `mode` is whether more or less of the metric is better; `changed` names records that are not as they were written."""
 
@@ -110,6 +131,7 @@ class _Run:
     rounds: Sequence[_Round]
     changed: Sequence[str]
     attempts: int
+    means: dict[str, Mapping[str, float]] = field(default_factory=dict, compare=False)  # {seal: scores}, read once for all arms
 
     @property
     def name(self) -> str:
@@ -141,7 +163,9 @@ class _Run:
         return self.metric.partition("/")[2]
 
     def scores(self, at: _Round) -> Mapping[str, float]:
-        return measured.prompt_means(self.paths, at.commit, self.score)
+        if at.seal.digest not in self.means:
+            self.means[at.seal.digest] = measured.prompt_means(self.paths, at.commit, self.score)
+        return self.means[at.seal.digest]
 
 
 def compare(folders: Sequence[Path], metric: str | None = None, which: str = LAST) -> Comparison:
@@ -152,8 +176,9 @@ def compare(folders: Sequence[Path], metric: str | None = None, which: str = LAS
     """
     if len(folders) < 2:
         raise UsageError("compares two runs or more", "compare", "One run against its base: selfkd status RUN")
-    chosen = metric or _shared_metric(folders)
-    runs = [_read(folder, chosen) for folder in folders]
+    read = [_read(folder) for folder in folders]
+    chosen = metric or _shared_metric(read)
+    runs = [_measuring_runs(one, chosen) for one in read]
     one = _chosen(runs[0], which)
     rounds = [one, *(_chosen(run, which, one.how(chosen)) for run in runs[1:])]
     _refuse_other_ways(runs, rounds)
@@ -173,20 +198,24 @@ def compare(folders: Sequence[Path], metric: str | None = None, which: str = LAS
 # ---- what a run has ----
 
 
-def _read(folder: Path, metric: str) -> _Run:
+def _read(folder: Path) -> _Records:
     paths, changed = Paths(folder), list[str]()
     info = info_of(paths)
     seals = [_record(names.seal, Seal, paths, changed) for names in paths.rounds() if names.seal.is_file()]
     made = [
         [_record(paths.round(seal.round).folder / step.file, Commit, paths, changed) for step in seal.steps] for seal in seals
     ]
-    rounds = _rounds(seals, made, metric)
+    return _Records(paths, info, seals, made, changed)
+
+
+def _measuring_runs(read: _Records, metric: str) -> _Run:
+    """Return what a run says of a metric; UsageError where it has none."""
+    rounds = _rounds(read.seals, read.made, metric)
     if not rounds:
-        known = sorted({name for commits in made for one in commits for name in _metrics(one)})
+        known = sorted(read.metrics)
         fix = f"It measured {listed(known)}." if known else "Let it seal a round that measures something first."
-        raise UsageError(f"did not measure {metric}.{did_you_mean(metric, known)}", str(folder), fix)
-    attempts = len({one.notes.get("attempt") for commits in made for one in commits})
-    return _Run(paths, info, metric, _mode(paths, info, metric), rounds, changed, attempts)
+        raise UsageError(f"did not measure {metric}.{did_you_mean(metric, known)}", str(read.paths.folder), fix)
+    return _Run(read.paths, read.info, metric, _mode(read.paths, read.info, metric), rounds, read.changed, read.attempts)
 
 
 def _record(path: Path, kind: type[Kind], paths: Paths, changed: list[str]) -> Kind:
@@ -201,17 +230,11 @@ def _record(path: Path, kind: type[Kind], paths: Paths, changed: list[str]) -> K
 def _rounds(seals: Sequence[Seal], made: Sequence[Sequence[Commit]], metric: str) -> list[_Round]:
     """Return the rounds that measured a metric, each with what was spent until its end."""
     generated = accumulate(int(seal.notes.get("tokens", 0)) for seal in seals)
-    trained = accumulate(sum(map(_learned, commits)) for commits in made)
+    trained = accumulate(sum(map(learned, commits)) for commits in made)
     seconds = accumulate(sum(seal.notes.get("seconds", {}).values()) for seal in seals)
     adapted = [adapters.served(seal, [one for commits in made[: seal.round + 1] for one in commits]) for seal in seals]
     spent = zip(seals, made, generated, trained, seconds, adapted, strict=True)
     return [_Round(seal, commit, *more) for seal, commits, *more in spent if (commit := _measuring(commits, metric))]
-
-
-def _learned(commit: Commit) -> int:
-    """Return the tokens that an update learned, to its last step also where an earlier one was picked."""
-    whole = commit.notes.get("checked") or {}
-    return int(whole.get("trained") or commit.notes.get("train", {}).get("tokens", 0))
 
 
 def _mode(paths: Paths, info: Info, metric: str) -> str:
@@ -236,24 +259,17 @@ def _metrics(commit: Commit) -> list[str]:
     ]
 
 
-def _shared_metric(folders: Sequence[Path]) -> str:
+def _shared_metric(runs: Sequence[_Records]) -> str:
     """Return the metric to compare by: of those that all runs measured one of `test`, else the first that the first run shows."""
-    found = [_all_metrics(Paths(folder)) for folder in folders]
+    found = [one.metrics for one in runs]
     shared = [name for name in found[0] if all(name in others for others in found[1:])]
     if not shared:
-        fix = "\n".join(f"{folder}: {listed(names) or 'nothing yet'}" for folder, names in zip(folders, found, strict=True))
+        fix = "\n".join(
+            f"{folder}: {listed(names) or 'nothing yet'}"
+            for folder, names in zip((one.paths.folder for one in runs), found, strict=True)
+        )
         raise UsageError("these runs have no metric that all of them measured", "compare", fix)
     return min(shared, key=lambda name: (not name.startswith("test/"), shared.index(name)))
-
-
-def _all_metrics(paths: Paths) -> list[str]:
-    info_of(paths)
-    found: dict[str, None] = {}
-    for names in paths.rounds():
-        if names.seal.is_file():
-            for path in names.commits():
-                found |= dict.fromkeys(_metrics(records.read(path, Commit, unchanged=False)))
-    return list(found)
 
 
 def _chosen(run: _Run, which: str, how: str = "") -> _Round:
@@ -303,6 +319,7 @@ def _arm(run: _Run, at: _Round, first: tuple[_Run, _Round] | None, budget: int) 
         against=against,
         verdict=_verdict(against) if first else "",
         within=_within(run, budget, at.how(run.metric)),
+        control=str(run.info.recipe.get("control") or ""),
     )
 
 

@@ -27,6 +27,7 @@ from selfkd.report.tables import (
 
 LEGEND = "[ ]: 95 % intervals, changes on the same prompts"
 SPENT = "made, learned, time: until the end of that round"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 LATEX_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -42,12 +43,17 @@ def print_comparison(found: Comparison, to: Console) -> None:
 
 
 def _table(found: Comparison, wide: bool = True) -> Table:
+    return table_of(_cells(found, wide), [arm.verdict == SAME for arm in found.arms])
+
+
+def table_of(cells: Sequence[Sequence[str]], dim: Sequence[bool]) -> Table:
+    """Return a table of titles and rows, of which those are dim that show no difference."""
     table = empty_table()
-    titles, *rows = _cells(found, wide)
+    titles, *rows = cells
     for index, title in enumerate(titles):
         table.add_column(title, justify="left" if index == 0 else "right", no_wrap=True)
-    for arm, row in zip(found.arms, rows, strict=True):
-        table.add_row(*row, style="dim" if arm.verdict == SAME else "")
+    for row, faint in zip(rows, dim, strict=True):
+        table.add_row(*row, style="dim" if faint else "")
     return table
 
 
@@ -57,18 +63,44 @@ def as_json(found: Comparison) -> str:
 
 def as_csv(found: Comparison) -> str:
     """Return plain numbers, one row per run: shares as they are, empty where there is no figure."""
+    return csv_of([_numbers(arm) for arm in found.arms])
+
+
+def csv_of(rows: Sequence[dict[str, object]]) -> str:
     out = io.StringIO()
-    rows = [_numbers(arm) for arm in found.arms]
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: plain_cell(value) for name, value in row.items()} for row in rows)
     return out.getvalue().rstrip("\n")
+
+
+def plain_cell(value: object) -> object:
+    """Return a cell that no spreadsheet takes for a formula: such a text gets an apostrophe before it.
+
+    >>> plain_cell("=1+1"), plain_cell("star"), plain_cell(-0.5)
+    ("'=1+1", 'star', -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def markdown_of(cells: Sequence[Sequence[str]]) -> str:
+    titles, *rows = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
 
 
 def as_latex(found: Comparison) -> str:
     """Return a tabular with booktabs' rules; its notes are comments before it."""
-    titles, *rows = _cells(found)
-    lines = [f"% {' '.join(line.split())}" for line in (f"{LEGEND}; {SPENT}", _equal_tokens(found), *found.notes)]
+    return latex_of(_cells(found), (f"{LEGEND}; {SPENT}", _equal_tokens(found), *found.notes))
+
+
+def as_markdown(found: Comparison) -> str:
+    """Return a table as Markdown, with a line for each note."""
+    return "\n\n".join([markdown_of(_cells(found)), f"{LEGEND}; {SPENT}.", f"{_equal_tokens(found)}.", *found.notes])
+
+
+def latex_of(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    titles, *rows = cells
+    lines = [f"% {' '.join(line.split())}" for line in notes]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}", r"\toprule", _latex_row(titles), r"\midrule"]
     return "\n".join([*lines, *map(_latex_row, rows), r"\bottomrule", r"\end{tabular}"])
 
@@ -120,6 +152,7 @@ def _numbers(arm: Arm) -> dict[str, object]:
     base, against = arm.measured.change, arm.against
     return {
         "run": arm.run,
+        "control": arm.control,
         "round": arm.round,
         "metric": arm.measured.name,
         "value": arm.measured.value,

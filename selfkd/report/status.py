@@ -73,6 +73,7 @@ class Status:
     log: Path | None
     progress: Mapping[str, Any] = field(default_factory=dict)
     best: str = ""  # 'round 1, by dev/right': the best round, where the recipe says what that is and a round was made
+    control: str = ""  # which control of its method the run is
 
     @property
     def split(self) -> str:
@@ -106,6 +107,7 @@ def read(folder: Path) -> Status:
         log=paths.attempt(attempts[-1]) if attempts else None,
         progress={} if state == "done" else _progress(events),
         best=_best(recipe, sealed),
+        control=str(recipe.get("control") or ""),
     )
 
 

@@ -242,7 +242,9 @@ def _first_and_last(state: Status) -> tuple[str, str, str]:
 
 
 def print_status(state: Status, to: Console) -> None:
-    head = Text(f"{state.name} · {state.model} · {rounds_of(state.rounds_wanted)} · ").append(state.state, "bold")
+    control = f"control {state.control} · " if state.control else ""
+    said = f"{state.name} · {control}{state.model} · {rounds_of(state.rounds_wanted)} · "
+    head = Text(said).append(state.state, "bold")
     to.print(head.append(f" ({state.note.splitlines()[0]})" if state.note else ""))
     print_rounds(state, to)
     if state.progress:

@@ -19,6 +19,7 @@ from selfkd.steps.forecast import Cost, Forecast, figure, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.step import Problem, Step, Texts, several
 from selfkd.steps.taught import Told
+from selfkd.steps.told import of_another
 
 NOT_ENDED = (
     pl.when(pl.col("finish_reason") == "length")
@@ -40,7 +41,7 @@ class BuildStep(Step):
     short: ClassVar[str | None] = "kind"
     per_round: ClassVar[frozenset[str]] = frozenset({"where", "chosen", "rejected", "by", "label", "weight"})
     later: ClassVar[frozenset[str]] = frozenset(
-        {"cut", "label", "columns", "answers", "teacher", "teacher_system", "sees", "completion"}
+        {"cut", "label", "columns", "answers", "teacher", "teacher_system", "told", "sees", "completion"}
     )
 
     kind: Literal["sft", "pair", "label", "rank", "kd"] = Field(
@@ -95,6 +96,10 @@ class BuildStep(Step):
         None,
         description="What is learned in place of the answer as it was written: a template that sees the answer as `of`, such as {{ of.text.rpartition('####')[2] }} (sft, label).",
     )
+    told: Literal["own", "other"] = Field(
+        "own",
+        description="Whose gold answer and further columns `teacher` is given. other: those of another prompt of the round with another answer (a control) (kd).",
+    )
     cut: Literal["drop", "keep"] = Field(
         "drop",
         description="Answers that did not end (finish_reason is not 'stop') as what is to be learned: drop or keep; as rejected they stay.",
@@ -117,6 +122,8 @@ class BuildStep(Step):
         for name in ("teacher", "teacher_system"):
             if self.kind != "kd" and getattr(self, name) is not None:
                 raise ValueError(f"'{name}' is for kind: kd")
+        if self.told == "other" and not self.teacher:
+            raise ValueError("'told' needs 'teacher', the template that tells it")
         if self.sees == "asked" and self.view is not None:
             raise ValueError(
                 "'sees: asked' shows what the sampler was asked, and a view shows something else: leave out one of the two"
@@ -310,7 +317,7 @@ class BuildStep(Step):
 
     def _rows(self, pairs: pl.DataFrame, pool: Pool, context: Context) -> Iterator[pl.DataFrame]:
         renders: list[Render | None] = [context.template("view", reference) for reference in self.student_views()] or [None]
-        told = Told.by(self.teacher, self.teacher_system, pool, self.of, context) if self.kind == "kd" else None
+        told = self._told(pool, context) if self.kind == "kd" else None
         anew = context.template("completion", self.completion, completions.columns(pool)) if self.completion else None
         for start in range(0, pairs.height, SLICE):
             part = self._with_texts(pairs[start : start + SLICE], pool)
@@ -321,6 +328,10 @@ class BuildStep(Step):
                 yield _asked(rows, pool) if self.sees == "asked" else rows
         if not pairs.height:
             yield empty("rows")
+
+    def _told(self, pool: Pool, context: Context) -> Told:
+        told = Told.by(self.teacher, self.teacher_system, pool, self.of, context)
+        return told.with_gold(of_another(pool, context.seed("told"), context.where)) if self.told == "other" else told
 
     def _with_texts(self, pairs: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         for side in views.SIDES:

@@ -39,7 +39,7 @@ BY_SCORER: dict[str, tuple[Kind, str]] = {
     "pairwise": ("pair", "wins"),
     "per_step": ("steps", "steps"),
 }
-SOURCES = ("reward", *BY_ROLE, *BY_SCORER, "elo", "value")
+SOURCES = ("reward", *BY_ROLE, *BY_SCORER, "elo", "shuffled", "value")
 # Which of them a field belongs to, of those that not all of them have.
 OWNERS = {
     "template": ("logprob", "entropy", "certainty", "classifier", "per_step"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,9 @@ from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
-SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at")
+SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at", "vote")
+VOTE = "vote"  # the score by which the answers to a prompt are voted on
+VOTED = 0  # stands where a pass@k has its k
 
 
 class MeasureStep(Step):
@@ -37,7 +39,7 @@ class MeasureStep(Step):
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
-    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at"})
+    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote"})
 
     reward: str | Texts = Field(description="file.py:function, or several; the first is the one that tables show.")
     as_: str | Texts | None = Field(
@@ -50,6 +52,10 @@ class MeasureStep(Step):
         None,
         ge=2,
         description="Also measure <score>_pass_<k>: the chance that one of k of the n answers has a score of 1 (pass@k, unbiased).",
+    )
+    vote: str | None = Field(
+        None,
+        description="Also measure <score>_maj_<n>, what a vote among the n answers gets (maj@n): file.py:function, such as reward/vote.py:share, gives the answers that win the highest mark, and the mean score of these counts.",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; vLLM takes at most 2.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus, where temperature is above 0.")
@@ -69,7 +75,7 @@ class MeasureStep(Step):
         return {name: value for name, value in self.identity().items() if name not in SCORING}
 
     def functions(self) -> list[str]:
-        return several(self.reward)
+        return [*several(self.reward), *several(self.vote)]
 
     def templates(self) -> list[str]:
         return [self.template] if self.template else []
@@ -87,7 +93,7 @@ class MeasureStep(Step):
         return self.split
 
     def scores(self) -> list[str]:
-        return several(self.as_) or function_names(self.functions())
+        return several(self.as_) or function_names(several(self.reward))
 
     def metrics(self) -> list[str]:
         """Return the names of what it measures, the rewards first."""
@@ -95,7 +101,8 @@ class MeasureStep(Step):
         return [f"{self.split}/{name}" for name in names]
 
     def _passes(self) -> list[str]:
-        return [pass_name(name, self.pass_at) for name in self.scores()] if self.pass_at else []
+        passes = [pass_name(name, self.pass_at) for name in self.scores()] if self.pass_at else []
+        return [*passes, *(maj_name(name, self.n) for name in self.scores() if self.vote)]
 
     def _asking(self) -> SampleStep:
         """Return the step that asks: the same words mean the same in both."""
@@ -111,9 +118,13 @@ class MeasureStep(Step):
             )
         elif self.pass_at and not self.temperature:
             yield "pass_at", "at temperature 0 the answers to a prompt are all the same: write a temperature"
+        if self.vote and (self.n < 2 or not self.temperature):
+            yield "vote", "a vote needs several answers that may differ: write n, and a temperature"
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
-        yield from name_problems(self.scores(), len(self.functions()), self.as_)
+        yield from name_problems(self.scores(), len(several(self.reward)), self.as_)
+        if self.vote and VOTE in self.scores():
+            yield "as", f"'{VOTE}' is what the vote is called: name this score otherwise (as)"
         for name in self.scores():
             taken = self.metrics().count(f"{self.split}/{name}") > self.scores().count(name)
             if taken and name not in SCHEMAS["samples"]:
@@ -144,11 +155,18 @@ class MeasureStep(Step):
         asked = self._asking().run(held, context)
         files = tuple(part for part in asked.tables["samples"] if isinstance(part, Path))
         held = held + Pool({"samples": light("samples", asked.whole("samples"))}, {"samples": files})
-        scored = ScoreStep(
-            name=self.name, reward=self.reward, params=self.params, max_failed=self.max_failed, timeout=self.timeout, as_=self.as_
-        ).run(held, context)  # fmt: skip
+        scored = self._scoring().run(held, context)
         held = held + Pool({"scores": scored.whole("scores")}, scores_named=tuple(self.scores()))
         return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held), notes=scored.notes)
+
+    def _scoring(self) -> ScoreStep:
+        """Return the step that scores, the vote included."""
+        rewards, names = self.reward, self.as_
+        if self.vote:
+            rewards, names = tuple(self.functions()), (*self.scores(), VOTE)
+        return ScoreStep(
+            name=self.name, reward=rewards, params=self.params, max_failed=self.max_failed, timeout=self.timeout, as_=names
+        )
 
     def _summary(self, held: Pool) -> dict[str, Any]:
         """Means over prompts of each prompt's mean score, so that a prompt counts once whatever `n` is.
@@ -163,6 +181,8 @@ class MeasureStep(Step):
             found[name], found[f"{name}_scored"] = mean(means), len(means)
             if self.pass_at:
                 found[pass_name(name, self.pass_at)] = mean(_by_prompt(view, name, self.pass_at))
+            if self.vote:
+                found[maj_name(name, self.n)] = mean(_by_vote(view, name))
         place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…
         return {f"{place}/{name}": value for name, value in found.items()}
 
@@ -179,6 +199,25 @@ def _by_prompt(view: pl.DataFrame, score: str, k: int = 1) -> dict[str, float]:
     return of_prompts(dict(groups), k)
 
 
+def _by_vote(view: pl.DataFrame, score: str) -> dict[str, float]:
+    """Return {prompt: mean score of the answers that win the vote}; an answer that lacks a score or a mark takes no part."""
+    if not {score, VOTE} <= set(view.columns):
+        return {}
+    known = view.filter(pl.col(score).is_finite() & pl.col(VOTE).is_finite()).sort("prompt", "id")
+    groups = known.group_by("prompt", maintain_order=True).agg(score, VOTE)
+    return {prompt: of_vote(values, votes) for prompt, values, votes in groups.select("prompt", score, VOTE).iter_rows()}
+
+
+def of_vote(values: Sequence[float], votes: Sequence[float]) -> float:
+    """Return the mean value of those with the most votes: answers that tie share the prompt.
+
+    >>> of_vote([1, 1, 0], [2, 2, 1]), of_vote([1, 0], [1, 1])
+    (1.0, 0.5)
+    """
+    won = [value for value, vote in zip(values, votes, strict=True) if vote == max(votes)]
+    return math.fsum(won) / len(won)
+
+
 def of_prompts(answers: Mapping[str, list[float]], k: int = 1) -> dict[str, float]:
     """Return {prompt: mean of its scores}, or above 1 its pass@k."""
     if k == 1:
@@ -189,3 +228,8 @@ def of_prompts(answers: Mapping[str, list[float]], k: int = 1) -> dict[str, floa
 def pass_name(score: str, k: int) -> str:
     """Return what a score's pass@k is called, as an expression may name it."""
     return f"{score}_pass_{k}"
+
+
+def maj_name(score: str, n: int) -> str:
+    """Return what a score is called that a vote among n answers gets."""
+    return f"{score}_maj_{n}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import Field
@@ -19,6 +19,7 @@ from selfkd.steps.forecast import Cost, Forecast, answers, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.question import LONGER, Question
 from selfkd.steps.step import Problem, Stage, Step, TextList
+from selfkd.steps.told import GOLD, of_another
 
 
 class SampleStep(Step):
@@ -28,6 +29,7 @@ class SampleStep(Step):
     short: ClassVar[str | None] = "n"
     per_round: ClassVar[frozenset[str]] = frozenset({"where", "model"})
     stage: ClassVar[Stage] = "generate"
+    later: ClassVar[frozenset[str]] = frozenset({"told"})
 
     model: str = Field("policy", description="Who answers: role@when, such as policy, policy@base, policy@start.")
     n: int = Field(1, ge=1, description="Answers per prompt.")
@@ -40,6 +42,10 @@ class SampleStep(Step):
         None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja."
     )
     system: str | None = Field(None, description="A system message that only the teacher sees.")
+    told: Literal["own", "other"] = Field(
+        "own",
+        description="Whose gold answer and further columns the template is given. other: those of another prompt of the round with another answer (a control: what a teacher gives that is told something wrong).",
+    )
     where: str | None = Field(
         None, description="Ask only about prompts (or, with `of`, samples) for which this expression holds."
     )
@@ -67,6 +73,8 @@ class SampleStep(Step):
         yield from (("vllm.min_tokens", problem) for problem in check_length(self.vllm, self.max_tokens))
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
+        if self.told == "other" and not self.template:
+            yield "told", "without a template the teacher is told nothing: write the template that tells it"
         if seen.take and seen.replayed and not self.of:
             asked = (
                 f"the prompts that '{seen.replayed[0]}' brings back would be asked again, beside the {seen.take} of this round"
@@ -97,8 +105,9 @@ class SampleStep(Step):
     def run(self, pool: Pool, context: Context) -> Addition:
         sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop, self.vllm)
         model, requests = context.model(ModelRef.parse(self.model)), self.requests(pool, context)
-        files = context.generate(model, requests, sampling, self.as_, about_samples=bool(self.of))
-        drops = self._not_asked(files) if self.of and files else []
+        unmeasured = bool(self.of) or self.told == "other"  # how long such a request is, nobody knew before
+        files = context.generate(model, requests, sampling, self.as_, about_samples=unmeasured)
+        drops = self._not_asked(files) if unmeasured and files else []
         return Addition({"samples": list(files), **({"drops": [shape("drops", drops)]} if drops else {})})
 
     def _not_asked(self, files: Sequence[Path]) -> list[dict[str, str]]:
@@ -135,6 +144,7 @@ class SampleStep(Step):
             chosen = views.with_shown(chosen, pool, context.sample_fields(self.template) if self.template else ())
         parents = chosen.iter_rows(named=True) if self.of else [None] * chosen.height
         prompts = self._with_messages(chosen.select(id="prompt") if self.of else chosen, pool)
+        prompts = self._telling(prompts, pool, context) if self.told == "other" else prompts
         render = (
             context.template("template", self.template, (*chosen.columns, *views.SHOWN) if self.of else None)
             if self.template
@@ -143,6 +153,13 @@ class SampleStep(Step):
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)
         say = self._wording().messages
         return [{"prompt": row["id"], "of": of, "teacher_messages": say(row, render, of)} for row, of in rows]
+
+    def _telling(self, prompts: pl.DataFrame, pool: Pool, context: Context) -> pl.DataFrame:
+        """Return the prompts with the gold of others; one without an answer has nothing to exchange, and keeps what it has."""
+        other = of_another(pool, context.seed("told"), context.where)
+        joined = prompts.join(other, on="id", how="left", maintain_order="left", suffix="_other")
+        taken = [pl.coalesce(f"{name}_other", name).alias(name) for name in GOLD]
+        return joined.with_columns(taken).drop(f"{name}_other" for name in GOLD)
 
     def _with_messages(self, asked: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """The prompts of `asked`, in its order, with all that a template may name."""

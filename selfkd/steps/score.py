@@ -30,6 +30,7 @@ from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, figure, pairs_of, times
 from selfkd.steps.model_texts import Outcome, score_rows
 from selfkd.steps.outlook import Outlook
+from selfkd.steps.shuffled import dealt_scores
 from selfkd.steps.step import Problem, Stage, Step, several
 from selfkd.steps.step import Texts as Names
 
@@ -56,7 +57,7 @@ class ScoreStep(Step):
     per_round: ClassVar[frozenset[str]] = frozenset({"logprob", "value"})
     stage: ClassVar[Stage] = "score"
     later: ClassVar[frozenset[str]] = frozenset(
-        {"elo", "value", "entropy", "certainty", *BY_SCORER, *OWNERS} - {"params", "timeout"}
+        {"elo", "value", "shuffled", "entropy", "certainty", *BY_SCORER, *OWNERS} - {"params", "timeout"}
     )
 
     reward: str | Names | None = Field(None, description="file.py:function, or several of them.")
@@ -87,6 +88,10 @@ class ScoreStep(Step):
     elo: str | None = Field(
         None,
         description="Score by strength within the prompt, on the scale of Elo, from the comparisons that a judge step (pairwise) gave under this name: Bradley-Terry by maximum likelihood, a tie being half a win for each.",
+    )
+    shuffled: str | Names | None = Field(
+        None,
+        description="Score by scores of these names, dealt out anew among the live samples: what a reward says is gone, and as much is kept (a control). Samples that ended alike change with samples of prompts that have as many.",
     )
     value: str | None = Field(
         None,
@@ -129,7 +134,7 @@ class ScoreStep(Step):
     as_: str | Names | None = Field(
         None,
         alias="as",
-        description="Name of the score, or a list of one name per reward; default: the function's name, or 'logprob_of', 'entropy', 'certainty', 'rating' (classifier), 'wins' (pairwise), 'steps' (per_step), 'elo'.",
+        description="Name of the score, or a list of one name per reward; default: the function's name, 'shuffled_' before the other name, or 'logprob_of', 'entropy', 'certainty', 'rating' (classifier), 'wins' (pairwise), 'steps' (per_step), 'elo'.",
     )
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward function.")
     max_failed: float = Field(0.01, ge=0, le=1, description=f"Share of samples that may stay unscored{ONE_MAY}")
@@ -154,7 +159,7 @@ class ScoreStep(Step):
     def scores(self) -> list[str]:
         usual = {**BY_ROLE, **{name: default for name, (_, default) in BY_SCORER.items()}, "elo": "elo"}
         own = [usual[self.source]] if self.source in usual else function_names(self.functions())
-        return several(self.as_) or own
+        return several(self.as_) or [f"shuffled_{name}" for name in several(self.shuffled)] or own
 
     def _origins(self) -> dict[str, str]:
         """Return {score: what gives it}: with other words, it would be another score."""
@@ -166,6 +171,8 @@ class ScoreStep(Step):
             return {self.scores()[0]: f"elo of '{self.elo}'"}
         if self.value:
             return {self.scores()[0]: f"value '{self.value}'"}
+        if self.shuffled:
+            return {name: f"'{of}', shuffled" for name, of in zip(self.scores(), several(self.shuffled), strict=False)}
         params = f" with {self.params}" if self.params else ""
         return {name: f"{reference}{params}" for name, reference in zip(self.scores(), self.functions(), strict=False)}
 
@@ -207,7 +214,11 @@ class ScoreStep(Step):
         if self.elo and self.elo not in seen.compared:
             known = ", ".join(dict.fromkeys(seen.compared)) or "none: a judge step with pairwise comes first"
             yield "elo", f"no comparisons '{self.elo}' here.{did_you_mean(self.elo, seen.compared)} Comparisons: {known}"
-        yield from name_problems(self.scores(), max(1, len(self.functions())), self.as_)
+        for name in several(self.shuffled):
+            if name not in seen.scores:
+                known = ", ".join(seen.scores) or "none: a step that scores comes first"
+                yield "shuffled", f"no score '{name}' here.{did_you_mean(name, seen.scores)} Scores: {known}"
+        yield from name_problems(self.scores(), len(self.functions()) or len(several(self.shuffled)) or 1, self.as_)
         for name, origin in self._origins().items():
             if seen.origins.get(name, origin) != origin:
                 yield "reward", f"the score '{name}' is that of {seen.origins[name]} already: give this one another name (as)"
@@ -238,6 +249,8 @@ class ScoreStep(Step):
             parts.append(by_model(self, pool, context))
         if self.elo:
             parts.append(self._by_comparison(pool))
+        if self.shuffled:
+            parts += dealt_scores(pool, self.unscored(pool, self.scores()[0]), several(self.shuffled), self.scores())
         if self.value:
             parts.append(self._by_expression(self.value, pool, context))
         for reference, name in zip(self.functions(), self.scores(), strict=False):

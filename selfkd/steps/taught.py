@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import polars as pl
 
@@ -22,6 +24,11 @@ class Told:
     view: pl.DataFrame
     render: Render | None
     system: str | None
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # {prompt: what it is told in place of its own gold}
+
+    def with_gold(self, others: pl.DataFrame) -> Told:
+        """Return the same that tells a prompt the gold of another one; columns id, answer, meta."""
+        return replace(self, others={row.pop("id"): row for row in others.to_dicts()})
 
     @classmethod
     def by(cls, template: str | None, system: str | None, pool: Pool, stream: str | None, context: Context) -> Told:
@@ -41,6 +48,6 @@ class Told:
 
     def _messages(self, samples: pl.DataFrame, pool: Pool) -> list[Messages]:
         asked = pool.scan("prompts").filter(pl.col("id").is_in(samples["prompt"].unique().implode())).collect()
-        prompts = {row["id"]: row for row in asked.iter_rows(named=True)}
+        prompts = {row["id"]: {**row, **self.others.get(row["id"], {})} for row in asked.iter_rows(named=True)}
         say = Question("train", None, self.system, 0, about_samples=True).messages
         return [say(prompts[row["prompt"]], self.render, row) for row in samples.iter_rows(named=True)]

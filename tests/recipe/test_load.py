@@ -116,7 +116,7 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ),
         (
             "score: {}",
-            "steps[0].score: give one of 'reward', 'logprob', 'entropy', 'certainty', 'classifier', 'pairwise', 'per_step' and 'elo'",
+            "steps[0].score: give one of 'reward', 'logprob', 'entropy', 'certainty', 'classifier', 'pairwise', 'per_step', 'elo' and 'shuffled'",
         ),
         ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
         ("build: pair", "steps[0].build: pairs need 'chosen' and 'rejected'"),

@@ -501,3 +501,39 @@ def test_a_figure_that_two_measure_steps_call_alike_is_refused(tmp_path, name):
     for steps in (first + second, second + first):
         with pytest.raises(RecipeError, match=f"measures dev/{name} already"):
             run_of(tmp_path, SAMPLE + "  - train: sft\n" + steps)
+
+
+VOTED = "  - train: sft\n  - measure: {reward: size.py:even, n: 5, temperature: 1, vote: size.py:crowd}\n"
+CROWD = (
+    "\n\ndef crowd(completions):\n    ends = [text[-1] for text in completions]\n    return [ends.count(end) for end in ends]\n"
+)
+
+
+def test_what_a_vote_gets_is_the_mean_score_of_the_answers_that_win_it(tmp_path):
+    (tmp_path / "size.py").write_text(EVEN.replace("None if completion.endswith('7') else ", "") + CROWD)
+    run = go(recipe_in(tmp_path, HEAD + "steps:\n" + SAMPLE + VOTED, "best.metric=dev/even_maj_5"), tmp_path / "run")
+    by_hand = []
+    for _, group in run.samples(1, step="measure").group_by("prompt"):
+        ends = [text[-1] for text in group["text"]]
+        most = max(ends.count(end) for end in ends)
+        won = [int(end) % 2 == 0 for end in ends if ends.count(end) == most]
+        by_hand.append(sum(won) / len(won))
+    seal = run.sealed()[1]
+    assert seal.metrics["dev/even_maj_5"] == pytest.approx(sum(by_hand) / len(by_hand))
+    noted = seal.notes["measured"]["dev/even_maj_5"]
+    assert noted["value"] == seal.metrics["dev/even_maj_5"] and noted["scored"] == noted["change"]["prompts"] == 6
+
+
+def test_a_vote_changes_no_other_figure_of_its_step(tmp_path):
+    (tmp_path / "size.py").write_text(EVEN + CROWD)
+    steps = "steps:\n" + SAMPLE + VOTED.replace("even,", "even, max_failed: 1,")
+    go(recipe_in(tmp_path, HEAD + steps.replace(", vote: size.py:crowd", "")), tmp_path / "run")
+    run = go(recipe_in(tmp_path, HEAD + steps, "rounds=3"), tmp_path / "run", amend=True)
+    assert not run.sealed()[3].notes["measured"]["dev"]["differently"]
+
+
+@pytest.mark.parametrize("words", ["n: 5", "temperature: 1"])
+def test_a_vote_among_answers_that_are_all_the_same_is_refused(tmp_path, words):
+    (tmp_path / "size.py").write_text(EVEN + CROWD)
+    with pytest.raises(RecipeError, match="a vote needs several answers that may differ"):
+        run_of(tmp_path, SAMPLE + f"  - train: sft\n  - measure: {{reward: size.py:even, vote: size.py:crowd, {words}}}\n")

@@ -1,0 +1,69 @@
+"""The command `sweep`, and a sweep in `compare`. A docstring here is the text of `selfkd help sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfkd.cli import commands
+from selfkd.core.wording import counted
+
+
+def sweep(
+    words: Sequence[str],
+    seeds: int,
+    controls: str,
+    budget: str | None,
+    metric: str | None,
+    name: str | None,
+    on: Path | None,
+    plan: bool,
+    runs: Path,
+) -> int:
+    """Make every trial of a sweep, each method and control with as many, then compare them; safe to repeat, safe to requeue."""
+    from selfkd.backend.machine import read_machine
+    from selfkd.chain import sweep as made
+    from selfkd.chain.results import Place
+    from selfkd.cli.drive import drive
+    from selfkd.recipe.sweep import is_sweep, read_sweep, sweep_of
+
+    commands.refuse_place(name, runs)
+    if len(words) == 1 and is_sweep(Path(words[0])):
+        asked = read_sweep(Path(words[0]))
+    else:
+        listed = [one for one in controls.split(",") if one]
+        asked = sweep_of(words, seeds, listed, budget, metric, name or "sweep")
+    folder = runs / (name or asked.name)
+    if plan:
+        for trial in asked.trials:
+            print(
+                f"{trial.name:<32} {trial.recipe}{f' --control {trial.control}' if trial.control else ''} {' '.join(trial.words)}"
+            )
+        print(f"{counted(len(asked.trials), 'trial')} of {counted(len(asked.arms), 'arm')} on {asked.metric}, in {folder}")
+        return 0
+    left = made.walk(asked, folder, read_machine(on), drive, lambda text: print(text, flush=True))
+    done = Place(folder).results()
+    print(f"\n{len(done)} of {counted(len(asked.trials), 'trial')} have a result in {folder}", flush=True)
+    if any(not one.failed for one in done):
+        compare_sweep(folder, "text")
+    if left:
+        print(f"Not run: {', '.join(trial.name for trial in left)}. Raise the budget and repeat the command.")
+    return 0
+
+
+def sweep_here(given: Path) -> Path:
+    """Return what a person means by the name of a sweep: a path, else its bare name under runs/."""
+    return given if given.exists() or len(given.parts) != 1 else commands.RUNS / given
+
+
+def compare_sweep(place: Path, form: str) -> int:
+    from selfkd.report import sweep_table, sweeps
+    from selfkd.report.tables import console
+
+    if form == "jsonl":
+        print(sweeps.lines(place))
+    elif form == "text":
+        sweep_table.print_report(sweeps.report(place), console())
+    else:
+        print(sweep_table.written(sweeps.report(place), form))
+    return 0
