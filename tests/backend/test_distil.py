@@ -196,6 +196,16 @@ def test_how_far_a_model_is_from_who_sampled_the_completions_is_noted(tmp_path, 
     assert "staleness_first" not in trained(tmp_path / "c", start, teacher, written(tmp_path / "c")).metrics
 
 
+def test_a_step_without_a_row_of_which_the_sampler_is_known_leaves_staleness_out(tmp_path, start, teacher):
+    """Rows one by one, of which the first alone was sampled: the last step has nothing to compare with."""
+    order = sorted(range(len(ROWS)), key=lambda at: digest.of("order", 3, 0, f"row-{at}"))
+    ids = [["ab".index(letter) for letter in text] for _, _, text in ROWS]
+    known = [logprob(START, prompt, text) if at == order[0] else None for at, (prompt, _, text) in enumerate(ROWS)]
+    rows = written(tmp_path, chosen_ids=ids, chosen_logprob=known)
+    found = trained(tmp_path, start, teacher, rows, trl={"per_device_train_batch_size": 1}).metrics
+    assert "divergence_last" in found and not {"staleness_first", "staleness_last"} & found.keys()
+
+
 # ---- what is refused, and dropped with its reason ----
 
 
@@ -258,6 +268,7 @@ def test_what_a_prompt_does_is_learned_without_the_prompt(tmp_path, tiny):
     before, after = distance(tiny, Path(tiny.path), rows), distance(tiny, found.folder, rows)
     assert found.metrics["divergence_first"] == pytest.approx(before, rel=1e-4)
     assert after < 0.3 * before and found.metrics["divergence_last"] == pytest.approx(after, rel=0.3)
+    assert digest.of(dict(found.metrics))  # a record can hold them
     assert found.metrics["agreement_last"] > found.metrics["agreement_first"] and found.metrics["entropy_last"] > 0
 
 

@@ -400,7 +400,8 @@ class _Update:
             "kl",
             *distil.NOTED,
         ):
-            if math.isfinite(first.get(name, math.nan)):  # losses that do not compute an entropy log it as unknown
+            # Losses that do not compute an entropy log it as unknown; a step may have no row of which the sampler is known.
+            if all(math.isfinite(entry.get(name, math.nan)) for entry in (first, last)):
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
         metrics |= {"made_by": self.resumption.made_by}
         metrics |= {"continued_at": self.resumption.continued_at} if self.resumption.continued_at else {}
