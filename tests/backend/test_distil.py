@@ -292,11 +292,11 @@ def test_a_few_tokens_of_logits_at_a_time_make_the_same_update(tmp_path, tiny, m
 
 
 def test_beneath_an_adapter_the_teacher_is_the_same_weights_and_no_second_copy(tmp_path, tiny, monkeypatch):
-    from selfkd.backend.trainer import update
+    from selfkd.backend.trainer import opened
 
     loaded: list[str] = []
-    load = update._load
-    monkeypatch.setattr(update, "_load", lambda path, *more: (loaded.append(path), load(path, *more))[1])
+    load = opened.load
+    monkeypatch.setattr(opened, "load", lambda path, *more: (loaded.append(path), load(path, *more))[1])
     lora = LoraSpec(r=2, alpha=4.0)
     found = trained(tmp_path / "a", tiny, tiny, told(tmp_path), trl=TINY, lora=lora)
     assert len(loaded) == 1
