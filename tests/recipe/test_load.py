@@ -81,12 +81,12 @@ def test_an_unknown_verb_lists_the_verbs():
 
 
 def test_every_problem_is_told_at_once_in_the_order_of_the_lines():
-    found = problems("  - smaple: {n: 4}\n  - sample: {n: none}\n  - score: reward/math.py:correct\n    n: 3\n", "rounds=0")
+    found = problems("  - smaple: {n: 4}\n  - sample: {n: none}\n  - score: reward/math.py:correct\n    n: 3\n", "rounds=-1")
     assert [problem.split("  ")[0] for problem in found] == [
         f"r.yaml:{LINE}",
         f"r.yaml:{LINE + 1}",
         f"r.yaml:{LINE + 3}",
-        "rounds=0",
+        "rounds=-1",
     ]
 
 
@@ -116,7 +116,7 @@ def test_a_field_that_is_not_indented_is_told_how_to_be_one():
         ),
         (
             "score: {}",
-            "steps[0].score: give one of 'reward', 'logprob', 'entropy', 'certainty', 'classifier', 'pairwise', 'per_step', 'elo' and 'shuffled'",
+            "steps[0].score: give one of 'reward', 'logprob', 'entropy', 'certainty', 'classifier', 'pairwise', 'per_step', 'elo', 'shuffled' and 'value'",
         ),
         ("measure: correct", "steps[0].measure: 'correct' does not name a function: write file.py:function"),
         ("build: pair", "steps[0].build: pairs need 'chosen' and 'rejected'"),
