@@ -255,13 +255,14 @@ def test_a_prompt_that_many_rows_share_is_encoded_once(start, tmp_path, monkeypa
 
 
 def test_a_reference_that_is_the_start_is_loaded_once_and_gives_the_same_bits(start, tmp_path, monkeypatch):
+    from selfkd.backend.trainer import opened
     from selfkd.backend.trainer import update as module
 
     twin = Model("policy", shutil.copytree(start.path, tmp_path / "twin"), "another digest")
     spec = TrainSpec("dpo", 3, precision="bf16", trl=FAST)
     found = {}
     for name, reference, loads in (("same", start, 1), ("apart", twin, 2)):
-        calls = counted(monkeypatch, module, "_load")
+        calls = counted(monkeypatch, opened, "load")
         done = module.train_rank(start, reference, write_rows(tmp_path), spec, tmp_path / name, {"threads": 1})
         assert len(calls) == loads
         monkeypatch.undo()
