@@ -12,9 +12,9 @@ from selfkd.recipe.cards import card
 
 SHIPPED = builtin_folder() / "recipes"
 SAID = {
-    "star": "needs a reward, the hub; sft from base on rows of this round; exact",
+    "star": "needs a reward, the hub; sft from base on rows of this round; as in the code",
     "spin": "needs gold answers, the hub; dpo from start against start on rows of this round and 1 before; as in the released code [C]",
-    "easy-to-hard": "needs a reward; sft from start on rows of all rounds; as in the authors' code",
+    "easy-to-hard": "needs a reward; sft from start on rows of all rounds; as in the authors' code, in small",
 }
 
 

@@ -9,6 +9,7 @@ questions (256 answers) a step.
     1 + 1      40 say 2, 24 say 3                                2          32, label 1 for each "2"
     2 + 2      50 say 9 (wrong, and nobody knows), 14 say 4      9          32, label 1 for each "9"
     3 + 3      32 say 6, 32 say 7                                tied       none (that is ours)
+    4 + 4      64 say 8                                          8          none: GRPO's advantage is 0 where all have one reward
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import pytest
 from golden import Golden, golden
 
-VOTES = {"1 + 1": ["2"] * 40 + ["3"] * 24, "2 + 2": ["9"] * 50 + ["4"] * 14, "3 + 3": ["6"] * 32 + ["7"] * 32}
+VOTES = {"1 + 1": ["2"] * 40 + ["3"] * 24, "2 + 2": ["9"] * 50 + ["4"] * 14, "3 + 3": ["6"] * 32 + ["7"] * 32, "4 + 4": ["8"] * 64}
 WON = {"What is 1 + 1?": "2", "What is 2 + 2?": "9"}
 PROMPTS = [{"prompt": f"What is {sum_}?", "answer": str(2 * int(sum_[0])), "hint": "the sum"} for sum_ in VOTES]
 
@@ -34,13 +35,13 @@ def walked(tmp_path_factory) -> Golden:
 def test_the_prompts_are_those_that_are_measured_and_no_step_has_their_answers(walked):
     train, dev = walked.run.split("train"), walked.run.split("dev")
     assert train.scan("prompts").collect()["messages"].to_list() == dev.scan("prompts").collect()["messages"].to_list()
-    assert train.prompts["answer"].null_count() == 3 and dev.prompts["answer"].null_count() == 0
+    assert train.prompts["answer"].null_count() == 4 and dev.prompts["answer"].null_count() == 0
     assert set(train.scan("prompts").collect()["meta"]) == {"{}"}
 
 
 def test_64_answers_of_the_model_of_the_round_vote(walked):
     assert walked.asked("sample") == {(walked.weights()[0], 1.0, 1.0)}
-    assert walked.table(1, "sample", "samples").height == 3 * 64
+    assert walked.table(1, "sample", "samples").height == 4 * 64
 
 
 def test_32_of_them_learn_with_the_majority_as_what_is_right(walked):
