@@ -249,7 +249,7 @@ class _Walk:
         if not (damaged or self.quick):
             away = {*self.found.pruned, *self.found.rounded}
             found = [*brought.problems(self.paths.folder, commit, self.data)]
-            found += averages.problems(self.paths.folder, commit, self.models, away)
+            found += [] if self.blind else averages.problems(self.paths.folder, commit, self.models, away)
             self.found.problems += [f"{name}: {problem}" for problem in found]
         self.left_states(name, commit)
         for role, state in commit.states.items():
