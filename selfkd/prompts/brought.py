@@ -177,10 +177,17 @@ def _one_of(value: Any, at: int | None, place: str, name: str) -> float | None:
             raise UsageError(f"column '{name}' has {len(value)} scores, and there are more answers", place)
         value = value[at]
     if value is None or isinstance(value, bool | int | float):
-        return None if value is None or not math.isfinite(value) else float(value)
+        return number if value is not None and math.isfinite(number := _as_float(value)) else None
     raise UsageError(
         f"column '{name}' is to be a score, and is no number: {str(value)[:40]!r}", place, "A `map` function can make one."
     )
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number that no float holds
+        return math.inf
 
 
 # ---- our prompts, and those held out ----

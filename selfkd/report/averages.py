@@ -20,7 +20,10 @@ def problems(folder: Path, commit: Commit, known: Mapping[str, ModelEntry], gone
         yield "it does not say of which checkpoints it is the average"
         return
     for one in made_of:
-        if one["path"] in known and known[one["path"]].digest != one["digest"]:
+        if one["path"] not in known:
+            yield f"it says that '{one['model']}' lay at {one['path']}, where no model was committed"
+            return
+        if known[one["path"]].digest != one["digest"]:
             yield f"it says that '{one['model']}' was {one['digest'][:12]}, and another model was committed at {one['path']}"
             return
     models = [(folder / one["path"], one["share"]) for one in made_of]

@@ -37,7 +37,7 @@ from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError, SelfkdError
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Recipe
-from selfkd.report import averages, brought, checked
+from selfkd.report import averages, brought, changes, checked
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -249,7 +249,7 @@ class _Walk:
         if not (damaged or self.quick):
             away = {*self.found.pruned, *self.found.rounded}
             found = [*brought.problems(self.paths.folder, commit, self.data)]
-            found += averages.problems(self.paths.folder, commit, self.models, away)
+            found += [] if self.blind else averages.problems(self.paths.folder, commit, self.models, away)
             self.found.problems += [f"{name}: {problem}" for problem in found]
         self.left_states(name, commit)
         for role, state in commit.states.items():
@@ -295,8 +295,9 @@ class _Walk:
             if seal.digest != records.round_digest(names.index, last_step, seal.models, seal.accepted):
                 self.problem(f"{where}: its digest does not follow from its steps and models")
             metrics = {key: value for commit in commits if commit for key, value in commit.metrics.items()}
-            if seal.metrics != metrics:
-                self.problem(f"{where}: its metrics are not those of its steps")
+            again = not (self.quick or self.found.problems)  # of damaged answers nothing can be worked out
+            for wrong in changes.problems(self.paths, [one for one in commits if one], seal.metrics, metrics, again):
+                self.problem(f"{where}: {wrong}")
             measures = {name: how for one in commits if one and one.outside for name, how in ways.measures_of(one).items()}
             if seal.measures and seal.measures != measures:
                 self.problem(f"{where}: how it measured is not what its steps say")

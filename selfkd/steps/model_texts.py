@@ -25,7 +25,7 @@ NOTHING = "there are no tokens to score"
 NOTHING_BEFORE = "nothing stands before its first token: the model sees an empty prompt"
 NO_GOLD = "the prompt has no gold answer to show"
 OTHER_BEGINNING = "the answer does not begin with what `given` says"
-SIGN = "\x00gold\x00"  # stands for a gold answer that is not there, to see whether a template shows it
+SIGNS = ("0", "1")  # stand for a gold answer that is not there, to see whether a template shows it, or something made of it
 STEPS: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "product": math.prod,
@@ -70,7 +70,7 @@ class Texts:
 
 def written(render: Render, prompt: Row, of: Row, **more: Any) -> str:
     """Return what a template makes of a sample; UsageError where it shows a gold answer and the prompt has none."""
-    if prompt["answer"] is None and _text(render, {**prompt, "answer": SIGN}, of, **more).find(SIGN) >= 0:
+    if prompt["answer"] is None and len({_text(render, {**prompt, "answer": sign}, of, **more) for sign in SIGNS}) > 1:
         raise UsageError(NO_GOLD)
     return _text(render, prompt, of, **more)
 

@@ -158,30 +158,34 @@ def tagged(text: str, key: str) -> str | None:
 
     >>> tagged("<score>3</score> no, <score> 4 </score>", "score"), tagged("</score>3<score>", "score")
     (' 4 ', None)
+    >>> tagged("<score>2</score> It wants 10</score>", "score")
+    '2'
     """
     closes = text.rfind(f"</{key}>")
     opens = text.rfind(f"<{key}>", 0, closes) if closes >= 0 else -1
-    return text[opens + len(key) + 2 : closes] if opens >= 0 else None
+    return text[opens + len(key) + 2 : text.find(f"</{key}>", opens)] if opens >= 0 else None
 
 
 def json_field(text: str, key: str) -> Any:
-    """Return the field of the last JSON object of a text that has it; None where none has.
+    """Return the field of the last JSON object of a text that has it, and of objects in one another the outermost; None where none has.
 
     >>> json_field('First {"score": 1}, on reflection {"why": "clear", "score": 4}.', "score")
     4
+    >>> json_field('{"score": 2, "parts": {"style": {"score": 10}}}', "score")
+    2
     """
-    decoder, end = json.JSONDecoder(), len(text)
+    decoder, at, said, last = json.JSONDecoder(), len(text), None, 0
     for _ in range(MOST_OBJECTS):
-        end = text.rfind("{", 0, end)
-        if end < 0:
-            return None
+        at = text.rfind("{", 0, at)
+        if at < 0:
+            break
         try:
-            found, _ = decoder.raw_decode(text, end)
+            found, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             continue
-        if found.get(key) is not None:
-            return found[key]
-    return None
+        if found.get(key) is not None and end > last:  # the last one, or one that holds it
+            said, last = found[key], end
+    return said
 
 
 def _mark(piece: Any, lowest: float, highest: float) -> Parsed:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from chains import RECIPE, go, recipe_in
 
 from selfkd.backend.fake import Fake
+from selfkd.chain import records
+from selfkd.chain.records import Seal
 from selfkd.core.stats import change
 from selfkd.errors import GuardError, RecipeError
 from selfkd.recipe.lint import lint
@@ -56,6 +59,25 @@ def test_keep_if_sees_the_change_against_the_base_with_its_interval_paired_by_pr
     assert first.metrics["facts/last_number_change_low"] == round(expected.interval.low, 6)
     assert first.accepted == (expected.interval.low > -0.6)
     assert "dev/last_number_change_high" in first.metrics and "facts/last_number_change" not in run.sealed()[0].metrics
+    assert not verify(run.folder).problems and not verify(run.folder, quick=True).problems
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("facts/last_number_change", 0.5, "facts/last_number_change is 0.5, and the answers come to -0.5"),
+        ("facts/other_change", 0.5, "facts/other_change is a change of what no step of it measured"),
+        ("facts/other", 0.5, "its metrics are not those of its steps"),
+        ("facts/last_number", 0.75, "its metrics are not those of its steps"),
+    ],
+)
+def test_verify_works_the_changes_out_again_that_decided_whether_a_round_was_kept(tmp_path, name, value, said):
+    run = go(recipe_in(tmp_path, HELD + "keep_if: facts_last_number_change > -2\n"), tmp_path / "run", Forgetful({}))
+    path = run.paths.round(2).seal
+    seal = records.read(path, Seal)
+    path.unlink()
+    records.write(path, replace(seal, metrics={**seal.metrics, name: value}), run.paths.tmp)
+    assert verify(run.folder).problems == [f"round-002/sealed.json: {said}"]
 
 
 def test_a_round_that_forgot_too_much_is_rolled_back(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfkd.errors import UsageError
+from selfkd.prompts import brought
 from selfkd.prompts.brought import read_answers
 from selfkd.prompts.read import read_prompts
 
@@ -146,3 +147,7 @@ def test_every_answer_comes_back_as_it_was_written(rows):
     splits = {"train": read_prompts(TRAIN, [], "train")}
     given_rows = [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
     assert texts(read(given_rows, splits)) == rows
+
+
+def test_a_whole_number_that_no_float_holds_is_no_score():
+    assert brought._one_of(10**400, None, "row 1", "quality") is None

@@ -60,6 +60,8 @@ def test_other_shares_or_another_checkpoint_are_found(committed):
     assert found(committed, said) == ["it does not say of which checkpoints it is the average"]
     said = replace(commit, notes={"average": [first, {**second, "path": "a"}]})
     assert "another model was committed at a" in found(committed, said)[0]
+    said = replace(commit, notes={"average": [first, {**second, "path": "nowhere"}]})
+    assert found(committed, said) == ["it says that 'now' lay at nowhere, where no model was committed"]
 
 
 def test_a_checkpoint_that_was_changed_since_is_found(committed):

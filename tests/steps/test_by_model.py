@@ -17,9 +17,11 @@ from selfkd.backend.reading import Read
 from selfkd.chain.freeze import freeze_code
 from selfkd.chain.run import Run
 from selfkd.core import digest, storage
-from selfkd.errors import ChainError, RecipeError, RewardError
+from selfkd.errors import ChainError, RecipeError, RewardError, UsageError
+from selfkd.prompts import templates
 from selfkd.recipe.lint import lint
 from selfkd.report.verify import verify
+from selfkd.steps.model_texts import written
 
 HEAD = RECIPE[: RECIPE.index("steps:")]
 SAMPLE = "  - sample: {n: 3, temperature: 0.8, max_tokens: 64}\n"
@@ -277,3 +279,15 @@ def test_a_model_that_gives_no_scores_is_refused_when_the_run_is_created(tmp_pat
     recipe = recipe_in(tmp_path, f"{HEAD}steps:\n{SAMPLE}  - score: {{classifier: rm}}\n")
     with pytest.raises(RecipeError, match="it is a LlamaModel, and this needs one that ends in ForSequenceClassification"):
         Run.open(recipe, tmp_path / "run", Machine(backend="local"))
+
+
+@pytest.mark.parametrize("text", ["{{ prompt.answer | upper }}", "{{ prompt.answer | int }}", "{{ prompt.answer[::-1] }}"])
+def test_what_is_made_of_a_gold_answer_that_is_not_there_is_refused_as_it_is_itself(text):
+    template = templates.load(text, [])
+
+    def render(prompt, messages, of=None, **more):
+        return [{"role": "user", "content": template.render(prompt=templates.prompt_of(prompt), of=of, **more)}]
+
+    prompt = {"messages": [{"role": "user", "content": "q"}], "answer": None, "meta": "{}"}
+    with pytest.raises(UsageError, match="no gold answer to show"):
+        written(render, prompt, {"text": "x"})

@@ -150,3 +150,10 @@ def test_a_long_odd_text_is_read_in_a_moment(text):
     for name, kind in EVERY:
         Parser(name, kind).read(text)
     assert time.monotonic() - began < 5
+
+
+def test_what_a_judge_quotes_behind_or_inside_its_mark_is_no_mark():
+    tag, field = (Parser(name, "mark", highest=10) for name in ("tag", "json"))
+    assert tag.read("<score>2</score> The answer asks for 10</score> itself.") == (2.0, "")
+    assert field.read('{"score": 2, "parts": [{"score": 10}, {"score": 9}]}') == (2.0, "")
+    assert field.read('{"score": 1} {"result": {"score": 4}}') == (4.0, "")
