@@ -2,12 +2,12 @@
 
 Derived by hand from Wu et al. 2024 (arXiv 2407.19594), section 2: 7 answers, 11 judgments of each, averaged over those that can be read. Of answers
 with a mark in [(1 - rho) max + rho min, max] the shortest wins; of those in the bottom tier, [min, (1 - rho) min + rho max], the longest loses.
-rho is 0, 0.32, 0.32, 0.4. The judgments of the answer whose marks vary most are compared two by two in both orders, which makes 110; best against
+rho is 0, 0.32, 0.32, 0.4. The judgments of the answer whose marks vary most are compared two by two in both orders, which makes 90 of the ten that can be read; best against
 worst by Elo, and the judge learns what it was shown. That is done in rounds 1 and 2; then the actor learns alone. DPO from the model of the
 round, which is its reference, on this round's rows.
 
     answer   A    B    C                D    E    F    G
-    marks    5*   5    3 and 5, mean 4  3    1    0    0     * one of A's judgments cannot be read
+    marks    5*   5    3 and 5*, mean 4 3    1    0    0     * one judgment of A and one of C cannot be read, and are not compared
     letters  40   30   20               10   50   25   35
 
     rho   0                        0.32                             0.4
@@ -24,12 +24,12 @@ import pytest
 from golden import Golden, between, golden
 
 PROMPTS = [f"What is {word}?" for word in ("one", "two", "three", "four")]
-MARKS = {"A": "5", "B": "5", "C": "35353535354", "D": "3", "E": "1", "F": "0", "G": "0"}
+MARKS = {"A": "5", "B": "5", "C": "-3535353535", "D": "3", "E": "1", "F": "0", "G": "0"}
 LETTERS = dict(zip("ABCDEFG", (40, 30, 20, 10, 50, 25, 35), strict=True))
 WINNERS, LOSERS = "BCCD", "GEEE"  # by round
 QUALITY = {
     time: (7 * time) % 11 for time in range(11)
-}  # of the judgments, as the meta-judge sees them: the best is 3, the worst 0
+}  # of the judgments, as the meta-judge sees them: the best is 3, the worst 8, as 0 cannot be read
 
 
 def answer(letter: str) -> str:
@@ -49,7 +49,9 @@ def says(messages: list[dict[str, str]], time: int) -> str:
     if "<answer>" in text:
         letter = between(text, "<answer>", "</answer>").removeprefix("Say ")[:1]
         marks = MARKS.get(letter, "0")
-        return "I cannot say." if (letter, time) == ("A", 4) else f"Reason {time}.\nScore: {marks[time % len(marks)]}"
+        return (
+            "I cannot say." if (letter, time) in (("A", 4), ("C", 0)) else f"Reason {time}.\nScore: {marks[time % len(marks)]}"
+        )
     return answer("ABCDEFG"[time]) if text in PROMPTS else "7"
 
 
@@ -79,7 +81,7 @@ def test_seven_answers_to_a_new_prompt_have_eleven_judgments_each_and_the_mean_o
     assert sorted(judged.values()) == [11] * 7
     marks = dict(walked.answers(index).select("text", "mark").iter_rows())
     assert {text[4]: mark for text, mark in marks.items()} == {"A": 5, "B": 5, "C": 4, "D": 3, "E": 1, "F": 0, "G": 0}
-    assert walked.metrics(index)["judge/unread"] == pytest.approx(1 / 77)
+    assert walked.metrics(index)["judge/unread"] == pytest.approx(2 / 77)
 
 
 @pytest.mark.parametrize("index", [1, 2, 3, 4])
@@ -91,11 +93,11 @@ def test_of_answers_marked_alike_the_short_one_wins_and_the_long_one_loses(walke
 @pytest.mark.parametrize("index", [1, 2])
 def test_the_judgments_that_vary_most_are_compared_in_both_orders_and_the_judge_learns_what_it_was_shown(walked, index):
     compared = real(walked, index, "meta-judge", "meta-judgments")
-    assert len(set(map(tuple, compared["parents"].to_list()))) == compared.height == 11 * 10
+    assert len(set(map(tuple, compared["parents"].to_list()))) == compared.height == 10 * 9
     assert all(f"<answer>\n{answer('C')}\n</answer>" in m[-1]["content"] for m in compared["teacher_messages"])
     rows = walked.table(index, "judge-pairs", "rows")
     assert [(one.split(".")[0], other.split(".")[0]) for one, other in walked.pairs(index, "judge-pairs")] == [
-        ("Reason 3", "Reason 0")
+        ("Reason 3", "Reason 8")
     ]
     [messages] = rows["messages"].to_list()
     assert messages[-1]["content"].startswith("You will read a question") and f"\n{answer('C')}\n" in messages[-1]["content"]

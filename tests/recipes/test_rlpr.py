@@ -8,6 +8,7 @@ GRPO is stood in for by the best against the worst response of a prompt, where t
     one     0.9   0.5   0.2                                   0.3   A over C
     two     0.45  0.5   0.48                                  0.3   none: 0.05 apart
     three   0.25  0.1   0.15                                  0.3   none: the best is below what it knows without reasoning
+    four    0.9   0.5   0.2   A at length                     0.3   none: the guard on length, which is ours
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from __future__ import annotations
 import pytest
 from golden import Golden, Scripted, golden
 
-REACHED = {"one": (0.9, 0.5, 0.2), "two": (0.45, 0.5, 0.48), "three": (0.25, 0.1, 0.15)}
-GOLD = {"one": "11", "two": "22", "three": "33"}
+REACHED = {"one": (0.9, 0.5, 0.2), "two": (0.45, 0.5, 0.48), "three": (0.25, 0.1, 0.15), "four": (0.9, 0.5, 0.2)}
+GOLD = {"one": "11", "two": "22", "three": "33", "four": "44"}
 GUESSED = 0.3
 
 
 def says(messages: list[dict[str, str]], time: int) -> str:
     letter = "ABCD"[time % 4]
-    return f"Reason {letter}." if letter == "D" else f"Reason {letter}.\n#### 7"
+    if letter == "D":
+        return f"Reason {letter}."
+    at_length = "on and on " * 5 if letter == "A" and messages[-1]["content"].startswith("four") else ""
+    return f"Reason {at_length}{letter}.\n#### 7"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def walked(tmp_path_factory) -> Golden:
 
 def test_the_gold_answer_stands_behind_the_reasoning_and_the_answer_of_the_model_is_gone(walked):
     reasoned = [row for row in walked.scored if row["given"] != "####"]
-    assert len(reasoned) == 9 and {row["model"] for row in walked.scored} == {walked.weights()[0]}
+    assert len(reasoned) == 12 and {row["model"] for row in walked.scored} == {walked.weights()[0]}
     for row in reasoned:
         name = row["messages"][-1]["content"].split("?")[0]
         assert row["text"] == f"{row['given']} {GOLD[name]}" and row["given"].startswith("Reason ")
@@ -56,7 +60,7 @@ def test_the_gold_answer_stands_behind_the_reasoning_and_the_answer_of_the_model
 
 def test_without_reasoning_the_gold_answer_alone_is_scored(walked):
     alone = [row for row in walked.scored if row["given"] == "####"]
-    assert len(alone) == 9 and {row["text"] for row in alone} == {f"#### {answer}" for answer in GOLD.values()}
+    assert len(alone) == 12 and {row["text"] for row in alone} == {f"#### {answer}" for answer in GOLD.values()}
 
 
 def test_the_reward_is_the_mean_probability_and_an_answer_that_cannot_be_told_has_none(walked):

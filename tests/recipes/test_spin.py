@@ -61,5 +61,7 @@ def test_rate_and_beta_change_as_in_the_code():
         (1e-7, 0.1),
         (1e-7, 5.0),
     ]
-    assert {(train.trl["optim"], train.trl["lr_scheduler_type"]) for train in trains} == {("rmsprop", "linear")}
+    words = ("optim", "lr_scheduler_type", "warmup_steps")
+    assert {tuple(train.trl[word] for word in words) for train in trains} == {("rmsprop", "linear", 0.1)}
+    assert recipe.long == "drop"  # a part of UltraChat's prompts is longer than 1,024 tokens
     assert trains[0].trl["per_device_train_batch_size"] * trains[0].trl["gradient_accumulation_steps"] == 64
