@@ -8,6 +8,7 @@ dropped but empty and one-line answers; they are learned as they are, lr 5e-6, o
     two      a program of two lines, wrong                  as it is: nobody checks
     three    one line                                       none
     four     nothing                                        none
+    six      one line, and empty ones after it              none
     five     two lines of 3,400 letters in all              none: the guard on length is ours
 """
 
@@ -21,6 +22,7 @@ SAYS = {
     "two": "def f(x):\n    return x - 1",
     "three": "f = abs",
     "four": "",
+    "six": "f = abs\n\n",
     "five": "def f(x):\n" + "    # x\n" * 425,
 }
 
@@ -41,7 +43,7 @@ def test_each_prompt_is_sampled_once_at_the_shifted_temperature(walked):
     base = walked.weights()[0]
     assert walked.asked("sample") == {(base, 1.6, 0.8)}
     assert {one.sampling.top_k for one in walked.backend.asked} == {20}
-    assert walked.table(1, "sample", "samples").height == 5
+    assert walked.table(1, "sample", "samples").height == 6
 
 
 def test_all_but_empty_and_one_line_answers_are_learned_as_they_are(walked):
