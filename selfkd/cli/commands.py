@@ -197,32 +197,6 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
     return 0
 
 
-def compare(runs: Sequence[Path], metric: str | None, which: str, form: str) -> int:
-    """Compare runs on one metric: each with its base and with the first run, prompt by prompt, and all of them at equal tokens."""
-    from selfkd.cli.sweeping import compare_sweep, sweep_here
-    from selfkd.report import comparison
-    from selfkd.report.compare import compare as compared
-    from selfkd.report.sweeps import is_sweep
-    from selfkd.report.tables import console
-
-    if len(runs) == 1 and is_sweep(folder := sweep_here(runs[0])):
-        return compare_sweep(folder, form)
-    if form == "jsonl":
-        raise UsageError("is for one sweep", "--jsonl", "Name the folder of a sweep; of runs: --json")
-    found = compared([find_run(run, RUNS) for run in runs], metric, which)
-    if form == "text":
-        comparison.print_comparison(found, console())
-        return 0
-    write = {
-        "csv": comparison.as_csv,
-        "latex": comparison.as_latex,
-        "json": comparison.as_json,
-        "markdown": comparison.as_markdown,
-    }
-    print(write[form](found))
-    return 0
-
-
 def show(
     run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool, as_prompted: bool, ids: bool
 ) -> int:

@@ -196,7 +196,7 @@ COMMANDS = {
     ),
     "compare": Command(
         "set runs side by side on one metric",
-        commands.compare,
+        sweeping.compare,
         Argument(
             "runs",
             type=Path,

@@ -1,12 +1,14 @@
-"""The command `sweep`, and a sweep in `compare`. A docstring here is the text of `selfkd help sweep`."""
+"""The commands `sweep` and `compare`. A docstring here is the text of `selfkd help COMMAND`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfkd.chain.paths import find_run
 from selfkd.cli import commands
 from selfkd.core.wording import counted
+from selfkd.errors import UsageError
 
 
 def sweep(
@@ -45,18 +47,43 @@ def sweep(
     done = Place(folder).results()
     print(f"\n{len(done)} of {counted(len(asked.trials), 'trial')} have a result in {folder}", flush=True)
     if any(not one.failed for one in done):
-        compare_sweep(folder, "text")
+        _compare_sweep(folder, "text")
     if left:
         print(f"Not run: {', '.join(trial.name for trial in left)}. Raise the budget and repeat the command.")
     return 0
 
 
-def sweep_here(given: Path) -> Path:
+def compare(runs: Sequence[Path], metric: str | None, which: str, form: str) -> int:
+    """Compare runs on one metric: each with its base and with the first run, prompt by prompt, and all of them at equal tokens."""
+    from selfkd.report import comparison
+    from selfkd.report.compare import compare as compared
+    from selfkd.report.sweeps import is_sweep
+    from selfkd.report.tables import console
+
+    if len(runs) == 1 and is_sweep(folder := _sweep_here(runs[0])):
+        return _compare_sweep(folder, form)
+    if form == "jsonl":
+        raise UsageError("is for one sweep", "--jsonl", "Name the folder of a sweep; of runs: --json")
+    found = compared([find_run(run, commands.RUNS) for run in runs], metric, which)
+    if form == "text":
+        comparison.print_comparison(found, console())
+        return 0
+    write = {
+        "csv": comparison.as_csv,
+        "latex": comparison.as_latex,
+        "json": comparison.as_json,
+        "markdown": comparison.as_markdown,
+    }
+    print(write[form](found))
+    return 0
+
+
+def _sweep_here(given: Path) -> Path:
     """Return what a person means by the name of a sweep: a path, else its bare name under runs/."""
     return given if given.exists() or len(given.parts) != 1 else commands.RUNS / given
 
 
-def compare_sweep(place: Path, form: str) -> int:
+def _compare_sweep(place: Path, form: str) -> int:
     from selfkd.report import sweep_table, sweeps
     from selfkd.report.tables import console
 
