@@ -119,8 +119,9 @@ class Place:
 
 
 def meaning(recipe: Recipe) -> str:
-    """Return the digest of a recipe without its name, which is that of a folder."""
-    return digest.of({name: value for name, value in digest.as_json(recipe.resolved()).items() if name != "name"})
+    """Return the digest of what a recipe says, without its name, which is that of a folder: a field that came later changes no older one."""
+    said = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return digest.of({name: value for name, value in said.items() if name != "name"})
 
 
 def measuring(paths: Paths, index: int, metric: str) -> Commit | None:
