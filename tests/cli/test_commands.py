@@ -402,11 +402,11 @@ def test_lint_dry_run_walks_without_leaving_anything(said):
     assert sorted(Path().iterdir()) == before
 
 
-def test_recipes_lists_each_shipped_recipe_with_its_first_line(said):
+def test_recipes_lists_each_shipped_recipe_with_its_first_line_and_what_it_needs(said):
     shipped = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
     lines = said("recipes").splitlines()
-    assert [line.split()[0] for line in lines] == [path.stem for path in shipped]
-    assert all(len(line.split()) > 3 for line in lines)
+    assert [line.split()[0] for line in lines[::2]] == [path.stem for path in shipped]
+    assert all(len(line.split()) > 3 for line in lines) and all(" needs " in line for line in lines[1::2])
 
 
 def test_cp_copies_a_recipe_with_everything_it_names_so_that_it_lints_there(said, tmp_path, monkeypatch):

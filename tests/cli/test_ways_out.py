@@ -100,7 +100,7 @@ def test_a_change_of_what_is_not_made_yet_can_be_taken_back_resumed_amended_or_r
     killed_in_training(monkeypatch, 1)
     words = [*RUN, "measure.limit=3"]
     text = said(*words, code=1)
-    assert "measure.limit: None was changed to 3" in text and "--amend" in text
+    assert "measure.limit: 3 was added" in text and "--amend" in text
     try_each(said, text, words, 4)
 
 

@@ -17,7 +17,12 @@ from __future__ import annotations
 import pytest
 from golden import Golden, golden
 
-VOTES = {"1 + 1": ["2"] * 40 + ["3"] * 24, "2 + 2": ["9"] * 50 + ["4"] * 14, "3 + 3": ["6"] * 32 + ["7"] * 32, "4 + 4": ["8"] * 64}
+VOTES = {
+    "1 + 1": ["2"] * 40 + ["3"] * 24,
+    "2 + 2": ["9"] * 50 + ["4"] * 14,
+    "3 + 3": ["6"] * 32 + ["7"] * 32,
+    "4 + 4": ["8"] * 64,
+}
 WON = {"What is 1 + 1?": "2", "What is 2 + 2?": "9"}
 PROMPTS = [{"prompt": f"What is {sum_}?", "answer": str(2 * int(sum_[0])), "hint": "the sum"} for sum_ in VOTES]
 
