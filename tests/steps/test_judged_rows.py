@@ -56,7 +56,7 @@ def test_it_becomes_a_column_of_pairs(tmp_path):
         ('{value: "chars"}', "a score that is worked out needs a name: write as"),
         ('{value: "nothing", as: mine}', "no column 'nothing' in 'nothing'"),
         ('{value: "stream", as: mine}', "'stream' gives a text, where a number is wanted"),
-        ('{value: "chars", elo: wins, as: mine}', "give one of 'reward', .*'elo' and 'value'"),
+        ('{value: "chars", elo: wins, as: mine}', "give one of 'reward', .*'elo', 'shuffled' and 'value'"),
     ],
 )
 def test_what_cannot_be_worked_out_is_refused_when_the_recipe_loads(tmp_path, step, said):
