@@ -11,6 +11,8 @@ from typing import Literal, get_args
 
 # An adapter learns with ten times the rate of all weights, whatever the model and the method (Schulman et al. 2025, "LoRA Without Regret").
 FASTER = 10
+DISTILLED = 1e-5  # the learning rate of losses that have a teacher
+OWN = "a function of a file"
 Rows = Literal["sft", "pair", "label", "rank", "kd"]
 
 
@@ -62,36 +64,28 @@ PREFERENCES = (
 )
 
 
-def _function(file: str, rows: Rows, learning_rate: float, text: str, reference: bool = True) -> LossKind:
-    """Return a shipped loss that is a function; it is called like its file."""
+def _function(
+    function: str, rows: Rows, learning_rate: float, text: str, fields: tuple[str, ...], reference: bool = False
+) -> LossKind:
+    """Return a loss that is a function of log-probabilities, or of how far the model is from a teacher."""
     return LossKind(
         rows=rows,
         reference=reference,
         config="SFTConfig",
-        trainer="RowWise",
+        trainer="Distilled" if rows == "kd" else "RowWise",
         learning_rate=learning_rate,
         sequences=PER_ROW.get(rows, 1),
-        fields=OF_FUNCTIONS if reference else OF_FUNCTIONS[1:],
-        text=text,
-        function=f"loss/{file}.py:{file}",
-        ignores=("loss_type",),
-    )
-
-
-def _distillation(function: str, fields: tuple[str, ...], text: str) -> LossKind:
-    """Return a loss that is a function of how far the model is from a teacher."""
-    return LossKind(
-        rows="kd",
-        reference=False,
-        config="SFTConfig",
-        trainer="Distilled",
-        learning_rate=1e-5,
-        sequences=1,
         fields=fields,
         text=text,
         function=function,
         ignores=("loss_type",),
     )
+
+
+def _shipped(file: str, rows: Rows, learning_rate: float, text: str, reference: bool = True) -> LossKind:
+    """Return a shipped loss that is a function; it is called like its file."""
+    fields = (*OF_FUNCTIONS[1:], *OF_TEACHERS) if rows == "kd" else OF_FUNCTIONS if reference else OF_FUNCTIONS[1:]
+    return _function(f"loss/{file}.py:{file}", rows, learning_rate, text, fields, reference)
 
 
 def _preference(loss_type: str = "") -> LossKind:
@@ -122,31 +116,33 @@ LOSSES: dict[str, LossKind] = {
         text="negative log-likelihood of completions, averaged over their tokens",
     ),
     "dpo": _preference(),
-    "kto": _function("kto", "label", 1e-6, "label rows, desirable or not (Ethayarajh et al. 2024, arXiv 2402.01306)"),
-    "nft": _function(
+    "kto": _shipped("kto", "label", 1e-6, "label rows, desirable or not (Ethayarajh et al. 2024, arXiv 2402.01306)"),
+    "nft": _shipped(
         "nft",
         "label",
         1e-6,
         "label rows, right or wrong, with a column 'rate', the share of the prompt's answers that are right (Chen et al. 2025, arXiv 2505.18116)",
     ),
-    "sppo": _function(
+    "sppo": _shipped(
         "sppo",
         "pair",
         5e-7,
         "pair rows with columns 'chosen_win' and 'rejected_win', their chances to win (Wu et al. 2024, arXiv 2405.00675)",
     ),
-    "cream": _function(
+    "cream": _shipped(
         "cream",
         "pair",
         5e-7,
         "pair rows with a column 'agreement', 0 to 1, that mixes DPO with DPO of the flipped pair (Wang et al. 2024, arXiv 2410.12735)",
     ),
-    "rrhf": _function("rrhf", "rank", 1e-5, "rank rows (Yuan et al. 2023, arXiv 2304.05302)", reference=False),
-    "pro": _function("pro", "rank", 5e-6, "rank rows (Song et al. 2023, arXiv 2306.17492)", reference=False),
-    "kd": _distillation(
-        "loss/kd.py:kd",
-        ("params", "average", *OF_TEACHERS),
+    "rrhf": _shipped("rrhf", "rank", 1e-5, "rank rows (Yuan et al. 2023, arXiv 2304.05302)", reference=False),
+    "pro": _shipped("pro", "rank", 5e-6, "rank rows (Song et al. 2023, arXiv 2306.17492)", reference=False),
+    "kd": _shipped(
+        "kd",
+        "kd",
+        DISTILLED,
         "kd rows, distance from a teacher's next-token distribution (Agarwal et al. 2023, arXiv 2306.13649)",
+        reference=False,
     ),
     **{name: _preference(name) for name in PREFERENCES},
 }
@@ -195,16 +191,5 @@ def kind_of(loss: str, rows: str | None = None, reference: bool = False) -> Loss
         return LOSSES[loss]
     kind: Rows = next((one for one in get_args(Rows) if one == rows), "sft")
     if kind == "kd":
-        return _distillation(loss, ("rows", "params", "average", *OF_TEACHERS), "a function of a file")
-    return LossKind(
-        rows=kind,
-        reference=reference,
-        config="SFTConfig",
-        trainer="RowWise",
-        learning_rate=1e-6,
-        sequences=PER_ROW.get(kind, 1),
-        fields=("rows", *OF_FUNCTIONS),
-        text="a function of a file",
-        function=loss,
-        ignores=("loss_type",),
-    )
+        return _function(loss, kind, DISTILLED, OWN, ("rows", *OF_FUNCTIONS[1:], *OF_TEACHERS))
+    return _function(loss, kind, 1e-6, OWN, ("rows", *OF_FUNCTIONS), reference)
