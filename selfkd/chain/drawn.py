@@ -1,4 +1,4 @@
-"""The prompts of a round: all of them, the next ones of the set, or those that earlier rounds' answers speak for."""
+"""The prompts of a round that earlier rounds' answers speak for."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from selfkd.errors import GuardError
 from selfkd.recipe.schema import Take
 
 Made = Callable[[int | None], Iterable[tuple[int, Pool]]]
-
-
-def next_of(prompts: pl.DataFrame, most: int, index: int) -> pl.DataFrame:
-    """Return the next `most` prompts of the set in round `index`, on through it and from its start again."""
-    first = (index - 1) * most
-    return prompts[sorted({(first + offset) % prompts.height for offset in range(most)})]
 
 
 def chosen(train: Pool, take: Take, by: str, index: int, seed: int, earlier: Made, scores: Iterable[str]) -> pl.DataFrame:

@@ -19,7 +19,7 @@ from selfkd.chain.models import known_models
 from selfkd.chain.records import Commit, ModelEntry, Seal
 from selfkd.chain.retention import prune
 from selfkd.chain.run import Run, head_of
-from selfkd.core import views
+from selfkd.core import drawing, views
 from selfkd.core.known_models import Models
 from selfkd.core.pool import Pool
 from selfkd.errors import Stopped
@@ -69,7 +69,7 @@ class Round:
         if not take or not self.index:
             return prompts
         if isinstance(take, int) or not take.by:
-            return drawn.next_of(prompts, self.recipe.take or 0, self.index)
+            return drawing.next_of(prompts, self.recipe.take or 0, self.index)
         dropped = self.run.dropped_prompts()["id"]
         askable = Pool({"prompts": prompts.filter(~pl.col("id").is_in(dropped.implode()))}, train.files)
         names = self.seen.replayable.scores if self.seen.replayable else []

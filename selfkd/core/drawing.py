@@ -13,6 +13,12 @@ from selfkd.core import digest
 Pick = Literal["top", "weighted"]
 
 
+def next_of(rows: pl.DataFrame, most: int, index: int) -> pl.DataFrame:
+    """Return the next `most` rows in round `index`, on through them and from their start again, in their order."""
+    first = (index - 1) * most
+    return rows[sorted({(first + offset) % rows.height for offset in range(most)})]
+
+
 def order(values: pl.Series, ids: Iterable[str], pick: Pick, *seed: Any) -> pl.Series:
     """Return by what to sort, the greatest first; null for a row that is not to be had: without a value, or without a chance.
 

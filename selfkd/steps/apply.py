@@ -68,9 +68,8 @@ class ApplyStep(Step):
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         if problem := seen.stream_problem(self.of, needs_samples=False):
             yield "of", problem
-        for name, origin in self._origins().items():
-            if seen.origins.get(name, origin) != origin:
-                yield "scores", f"the score '{name}' is that of {seen.origins[name]} already: give this one another name"
+        for said in seen.taken(self._origins()):
+            yield "scores", f"{said}: give this one another name"
 
     def adds(self, seen: Outlook) -> None:
         seen.add_scores(self._origins())

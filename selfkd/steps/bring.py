@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import polars as pl
 from pydantic import Field
 
-from selfkd.core import digest, views
+from selfkd.core import digest, drawing, views
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.prompts import brought
 from selfkd.steps.context import Context
@@ -77,9 +77,8 @@ class BringStep(Step):
                 yield "scores", problem
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
-        for name, origin in self._origins().items():
-            if seen.origins.get(name, origin) != origin:
-                yield "scores", f"the score '{name}' is that of {seen.origins[name]} already: rename its column (map)"
+        for said in seen.taken(self._origins()):
+            yield "scores", f"{said}: rename its column (map)"
         if self.as_ in seen.aside:
             yield "as", f"the stream '{self.as_}' holds judgments, and answers are kept apart from them: name it otherwise (as)"
 
@@ -125,8 +124,7 @@ class BringStep(Step):
             return rows.sort("id")
         keys = pl.Series([digest.uniform("bring", self.name, one) for one in rows["id"]], dtype=pl.Float64)
         ordered = rows.with_columns(_key=keys).sort("_key", "id").drop("_key")
-        first = (max(context.index, 1) - 1) * self.n
-        return ordered[sorted({(first + at) % rows.height for at in range(self.n)})].sort("id")
+        return drawing.next_of(ordered, self.n, max(context.index, 1)).sort("id")
 
     def _new_prompts(self, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """Return the prompts of usable answers that this round does not have; those of the train split as they stand there."""

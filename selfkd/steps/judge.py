@@ -177,8 +177,8 @@ class JudgeStep(Step):
         [name], origin = self.scores(), self._origin()
         if problem := name_problem(name):
             yield "score", f"{problem} (score)"
-        if seen.origins.get(name, origin) != origin:
-            yield "score", f"the score '{name}' is that of {seen.origins[name]} already: give this one another name (score)"
+        for said in seen.taken({name: origin}):
+            yield "score", f"{said}: give this one another name (score)"
         if problem := seen.room_problem(self.max_tokens):
             yield "max_tokens", problem
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -64,6 +64,12 @@ class Outlook:
         """Note scores, {name: what gives it}; none that would hide a column, which is refused."""
         self.pool += Pool(scores_named=tuple(name for name in origins if name not in SCHEMAS["samples"]))
         self.origins = {**origins, **self.origins}
+
+    def taken(self, origins: Mapping[str, str]) -> Iterator[str]:
+        """Yield of each score, {name: what gives it}, that is given by something else already."""
+        for name, origin in origins.items():
+            if self.origins.get(name, origin) != origin:
+                yield f"the score '{name}' is that of {self.origins[name]} already"
 
     def add_streams(self, names: Iterable[str], most: int | None = None) -> None:
         """Note streams, to which a step adds so many samples of a prompt at `most`; None where nobody knows."""

@@ -219,9 +219,8 @@ class ScoreStep(Step):
                 known = ", ".join(seen.scores) or "none: a step that scores comes first"
                 yield "shuffled", f"no score '{name}' here.{did_you_mean(name, seen.scores)} Scores: {known}"
         yield from name_problems(self.scores(), len(self.functions()) or len(several(self.shuffled)) or 1, self.as_)
-        for name, origin in self._origins().items():
-            if seen.origins.get(name, origin) != origin:
-                yield "reward", f"the score '{name}' is that of {seen.origins[name]} already: give this one another name (as)"
+        for said in seen.taken(self._origins()):
+            yield "reward", f"{said}: give this one another name (as)"
 
     def adds(self, seen: Outlook) -> None:
         seen.add_scores(self._origins())
