@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Computer, Info, Record, Seal
 from selfkd.chain.trained import learned, steps_of
 from selfkd.core import digest
-from selfkd.errors import GuardError
+from selfkd.errors import ChainError, GuardError
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.sweep import Trial
 
@@ -78,6 +79,10 @@ class Result(Record):
         return f"{self.arm}.{self.number}.s{self.seed}"
 
     @property
+    def is_test(self) -> bool:
+        return self.metric.startswith("test/")
+
+    @property
     def tokens(self) -> int:
         return int(self.rounds[-1]["generated"] + self.rounds[-1]["trained"]) if self.rounds else 0
 
@@ -116,6 +121,21 @@ class Place:
 
     def tests(self) -> list[Result]:
         return [records.read(path, Result) for path in sorted((self.folder / "tests").glob("*.json"))]
+
+
+def lines_of(path: Path) -> tuple[list[Result], Plan | None]:
+    """Return (results, the last plan) of a file of lines; ChainError where one was changed after it was written."""
+    found, plan = list[Result](), None
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.strip():
+            content = json.loads(line)
+            if not digest.intact(content):
+                raise ChainError("was changed after it was written", f"{path}:{number}", "Restore the line.")
+            if "trials" in content:
+                plan = Plan.from_json(content)
+            else:
+                found.append(Result.from_json(content))
+    return found, plan
 
 
 def meaning(recipe: Recipe) -> str:

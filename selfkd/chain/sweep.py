@@ -23,10 +23,11 @@ from typing import Any
 
 from selfkd.backend.machine import Machine
 from selfkd.chain import records
+from selfkd.chain.freeze import now
 from selfkd.chain.headroom import lacks_headroom
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Info
-from selfkd.chain.results import Place, Plan, Result, chosen, meaning, result_of
+from selfkd.chain.results import Place, Plan, Result, chosen, lines_of, meaning, result_of
 from selfkd.chain.run import Run
 from selfkd.chain.trained import steps_taken
 from selfkd.core import digest, storage, yamlfile
@@ -90,26 +91,18 @@ def _make(trial: Trial, sweep: Sweep, place: Place, machine: Machine, drive: Dri
     except OWN_FAILURES as error:
         said = {"steps": [], "recipe": "", **said}
         found = {"failed": " ".join(str(error).split())}
-    record = Result(format=records.FORMAT, sweep=sweep.name, when=_now(), **said, **found)
+    record = Result(format=records.FORMAT, sweep=sweep.name, when=now(), **said, **found)
     records.write(place.result(trial.name), record, place.tmp)
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _bring(sweep: Sweep, place: Place) -> None:
     """Put the results that a file of the sweep holds, made elsewhere or before: those trials are done."""
     kept = sweep.folder / sweep.results if sweep.results else None
     wanted = {trial.name: trial for trial in sweep.trials}
-    for line in kept.read_text("utf-8").splitlines() if kept and kept.is_file() else []:
-        content = json.loads(line)
-        if not digest.intact(content):
-            raise ChainError("a line was changed after it was written", str(kept), "Restore the file.")
-        result = None if "trials" in content else Result.from_json(content)
-        if result and result.name in wanted and result.metric.partition("/")[0] != "test":
+    for result in lines_of(kept)[0] if kept and kept.is_file() else []:
+        if result.name in wanted and not result.is_test:
             _refuse_another(wanted[result.name], result)
-            storage.put_json(place.result(result.name), content, place.tmp)
+            records.write(place.result(result.name), result, place.tmp)
 
 
 def _refuse_another(trial: Trial, result: Result) -> None:
@@ -181,7 +174,7 @@ def _report_test(arm: str, sweep: Sweep, place: Place) -> None:
         if path.exists() or not info.is_file() or "test" not in records.read(info, Info).prompts:
             continue
         with suppress(GuardError):  # a run that ended without its test split says so itself
-            found = {**one.to_json(), **result_of(place.folder / one.name, metric), "when": _now()}
+            found = {**one.to_json(), **result_of(place.folder / one.name, metric), "when": now()}
             records.write(path, Result.from_json(found), place.tmp)
 
 

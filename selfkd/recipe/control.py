@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from selfkd.backend.trainer.trl_options import PASSED
@@ -66,7 +67,7 @@ def random_reward(method: _Method) -> dict[str, Any]:
     scored = [line for part in LISTS for line in getattr(method.recipe, part) if _gives_scores(line)]
     if not scored:
         raise method.no("random-reward", "no step gives a score", "It is for methods that choose by one.")
-    return {part: tuple(_flat(_dealt_out(line) for line in getattr(method.recipe, part))) for part in LISTS}
+    return {part: tuple(chain.from_iterable(map(_dealt_out, getattr(method.recipe, part)))) for part in LISTS}
 
 
 def _gives_scores(line: Line) -> bool:
@@ -264,10 +265,6 @@ def decodings(metric: str, known: Sequence[str]) -> list[str]:
 
 def _measuring(recipe: Recipe) -> tuple[Line, ...]:
     return tuple(line for line in recipe.steps if VERBS[line.verb].outside)
-
-
-def _flat(lists: Iterator[list[Line]]) -> list[Line]:
-    return [line for lines in lists for line in lines]
 
 
 CONTROLS: Mapping[str, Callable[[_Method], dict[str, Any]]] = {

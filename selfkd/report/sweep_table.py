@@ -12,7 +12,7 @@ from selfkd.core.stats import Interval
 from selfkd.report.compare import SAME
 from selfkd.report.comparison import csv_of, latex_of, markdown_of, table_of
 from selfkd.report.sweeps import OVER_SEEDS, Row, SweepReport
-from selfkd.report.tables import ANY_WIDTH, change_text, count, number_text, span
+from selfkd.report.tables import ANY_WIDTH, bounds_text, change_text, count, number_text, span
 
 NARROW = ("seeds", "base", "made", "learned", "time")
 
@@ -78,10 +78,7 @@ def _row(row: Row, found: SweepReport, percent: bool) -> dict[str, str]:
 
 
 def _mean_text(value: float | None, bounds: Interval | None, percent: bool) -> str:
-    if value is None:
-        return ""
-    low, high = (f"{100 * end:.1f}" if percent else f"{end:.3g}" for end in (bounds.low, bounds.high)) if bounds else ("", "")
-    return f"{number_text(value, percent)} [{low}, {high}]" if bounds else number_text(value, percent)
+    return "" if value is None else number_text(value, percent) + bounds_text(bounds, percent)
 
 
 def _numbers(row: Row) -> dict[str, object]:

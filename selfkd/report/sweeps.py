@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from selfkd.chain import records
-from selfkd.chain.results import Place, Plan, Result, chosen
+from selfkd.chain.results import Place, Plan, Result, chosen, lines_of
 from selfkd.core import digest
 from selfkd.core.facts import differences
 from selfkd.core.stats import Change, Interval, change, interval
 from selfkd.core.wording import counted
-from selfkd.errors import ChainError, UsageError
+from selfkd.errors import UsageError
 from selfkd.report.compare import SAME
 
 NOT_RUN = "not run"
@@ -28,7 +28,7 @@ OVER_SEEDS = "intervals over prompts, of the mean over seeds; higher and lower w
 class Row:
     """One arm: the mean over seeds of what its chosen combination measured, and what that took.
 
-    `first` and `last` are the least and the greatest of its seeds. `base` is the change from the untouched model, `against` that from the
+    `low_seed` and `high_seed` are the least and the greatest of its seeds. `base` is the change from the untouched model, `against` that from the
     first arm. `done` of `wanted` trials have figures. `why` says what there is instead of figures.
     """
 
@@ -132,22 +132,8 @@ def _read(place: Path) -> tuple[list[Result], list[Result], Plan | None]:
         there = Place(place)
         plans = there.plans()
         return there.results(), there.tests(), records.read(plans[-1], Plan) if plans else None
-    found, plan = list[Result](), None
-    for number, line in enumerate(place.read_text("utf-8").splitlines(), 1):
-        content = json.loads(line) if line.strip() else None
-        if content is None:
-            continue
-        if not digest.intact(content):
-            raise ChainError("was changed after it was written", f"{place}:{number}", "Restore the line.")
-        if "trials" in content:
-            plan = Plan.from_json(content)
-        else:
-            found.append(Result.from_json(content))
-    return [one for one in found if not _of_test(one)], [one for one in found if _of_test(one)], plan
-
-
-def _of_test(result: Result) -> bool:
-    return result.metric.startswith("test/")
+    found, plan = lines_of(place)
+    return [one for one in found if not one.is_test], [one for one in found if one.is_test], plan
 
 
 def _arm(name: str, asked: Sequence[Mapping[str, Any]], results: Sequence[Result], tests: Sequence[Result], mode: str) -> _Arm:

@@ -270,7 +270,7 @@ def mean_text(measured: Measured, percent: bool | None = None) -> str:
     if measured.value is None:
         return "unscored"
     percent = percent_of([measured]) if percent is None else percent
-    return number_text(measured.value, percent) + _bounds(measured.interval, percent)
+    return number_text(measured.value, percent) + bounds_text(measured.interval, percent)
 
 
 def number_text(value: float, percent: bool) -> str:
@@ -286,10 +286,10 @@ def against_base(measured: Measured, percent: bool) -> str:
 
 def change_text(change: Change, percent: bool) -> str:
     value = f"{100 * change.value:+.1f}" if percent else f"{change.value:+.3g}"
-    return value + _bounds(change.interval, percent)
+    return value + bounds_text(change.interval, percent)
 
 
-def _bounds(interval: Interval | None, percent: bool) -> str:
+def bounds_text(interval: Interval | None, percent: bool) -> str:
     if interval is None:
         return ""
     if percent:
