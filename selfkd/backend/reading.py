@@ -14,6 +14,7 @@ import polars as pl
 
 from selfkd.core.pool import IDS, MESSAGES
 
+READ_TOKENS = 4096  # of one forward pass, padding included; of a language model, whose logits are large, half as many
 Kind = Literal["label", "pair", "steps", "entropy", "certainty"]
 # What a reader is given of a text. `messages` and the answer `text` behind them; or, where they are null, `text` as it is, with `second`.
 TEXTS: dict[str, Any] = {

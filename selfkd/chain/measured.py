@@ -18,7 +18,7 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, Interval, change, interval
-from selfkd.steps.measure import VOTE, VOTED, of_prompts, of_vote
+from selfkd.steps.measure import CHANGES, VOTE, VOTED, of_prompts, of_vote
 
 Scores = dict[str, float]
 WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
@@ -97,12 +97,10 @@ def measurement(paths: Paths, commit: Commit, score: str) -> Measured:
 def changes(one: Measured) -> dict[str, float | None]:
     """Return a change against the base as metrics: what keep_if may ask for. Rounded, so that no verdict rests on a last digit."""
     bounds = one.change.interval if one.change else None
-    values = {
-        "change": one.change.value if one.change else None,
-        "change_low": bounds.low if bounds else None,
-        "change_high": bounds.high if bounds else None,
+    values = (one.change.value if one.change else None, *((bounds.low, bounds.high) if bounds else (None, None)))
+    return {
+        f"{one.name}_{name}": None if value is None else round(value, 6) for name, value in zip(CHANGES, values, strict=True)
     }
-    return {f"{one.name}_{name}": None if value is None else round(value, 6) for name, value in values.items()}
 
 
 def _how(commit: Commit, score: str) -> str:

@@ -26,10 +26,9 @@ from selfkd.recipe.walk import Prompts, Shown, in_one_line, number, outlook, wal
 from selfkd.rewards.find import find_function
 from selfkd.steps import VERBS, Step
 from selfkd.steps.check import measures
-from selfkd.steps.measure import COUNTS
+from selfkd.steps.measure import CHANGES, COUNTS
 
 SPLITS = ("train", "dev", "test")
-CHANGES = ("change", "change_low", "change_high")  # of a measurement against the base, and the bounds of its interval
 
 
 # ---- prompt sources, before anything is typed ----

@@ -10,13 +10,13 @@ from selfkd.backend import memory
 from selfkd.backend.machine import Machine
 from selfkd.backend.memory import FP32, GIB, Need, Serving
 from selfkd.backend.model_sizes import Sizes, Unknown, sizes_of
+from selfkd.backend.reading import READ_TOKENS
 from selfkd.core.number_format import BYTES
 from selfkd.recipe import fit
 from selfkd.recipe.schema import Recipe
 from selfkd.recipe.scorers import local_folder, source_of
 from selfkd.steps.forecast import Cost
 
-READ_TOKENS = 4096  # of one pass of engine/reader.py
 FORWARD = 3  # a pass forward is a third of what an update does with a token
 
 

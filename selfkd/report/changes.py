@@ -8,8 +8,9 @@ from typing import Any
 from selfkd.chain import measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
+from selfkd.steps.measure import CHANGES
 
-KINDS = ("_change", "_change_low", "_change_high")
+KINDS = tuple(f"_{name}" for name in CHANGES)
 
 
 def problems(

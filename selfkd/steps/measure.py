@@ -23,6 +23,7 @@ from selfkd.steps.sample import SampleStep
 from selfkd.steps.score import ONE_MAY, ScoreStep, function_names, name_problems
 from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 
+CHANGES = ("change", "change_low", "change_high")  # of a measurement against the base, and the bounds of its interval
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
 SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at", "vote")

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfkd.backend.attention import plain_attention
 from selfkd.backend.engine.root_model import quietly
 from selfkd.backend.probe import read_probe, token_logprobs, write_probe
 from selfkd.backend.trainer.checkpoint import describe
@@ -18,16 +17,15 @@ from selfkd.core.pool import Model
 
 def average(models: Sequence[tuple[Model, float]], out: Path) -> None:
     """Write the weighted average of full weights into `out`."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    from selfkd.backend.trainer.opened import as_masters
 
     first = Path(models[0][0].path)
     averaging.average([(Path(model.path), share) for model, share in models], out)
     describe(first, out)
-    options = {"local_files_only": True, "trust_remote_code": False}
+    words = as_masters(str(out))
     with quietly():
-        attention = plain_attention(AutoConfig.from_pretrained(str(out), **options))
-        model = AutoModelForCausalLM.from_pretrained(
-            str(out), dtype="float32", attn_implementation=attention, use_safetensors=True, **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(str(out), **words)
     sequences = read_probe(first).ids
-    write_probe(out, sequences, token_logprobs(model.eval(), sequences), None, None, attention=attention)
+    write_probe(out, sequences, token_logprobs(model.eval(), sequences), None, None, attention=words["attn_implementation"])

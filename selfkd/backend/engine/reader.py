@@ -19,13 +19,12 @@ from selfkd.backend.engine.root_model import quietly
 from selfkd.backend.engine.transformers_engine import start_torch
 from selfkd.backend.facts import of_engine
 from selfkd.backend.model_files import config_of, context_of
-from selfkd.backend.reading import NO_STEPS, Read, Reading, class_of, classes_of, head_of, problem_of
+from selfkd.backend.reading import NO_STEPS, READ_TOKENS, Read, Reading, class_of, classes_of, head_of, problem_of
 from selfkd.backend.scored import encode_scored
 from selfkd.backend.tokens import encode_prompt, tokenizer
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
 
-READ_TOKENS = 4096  # of one forward pass, padding included; of a language model, whose logits are large, half as many
 CLASSES = {"sequence": "AutoModelForSequenceClassification", "tokens": "AutoModelForTokenClassification"}
 NO_LIMIT = 1 << 20  # tokenizers that know no limit say a number near 10^30
 ASKED_OF_OWN = ("entropy", "certainty")
