@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +56,24 @@ def make_home(folder: Path, exact: str = "auto", machine: str = "threads: 1\n", 
     return folder
 
 
-def start(home: Path, name: str, on: str = "one.yaml", recipe: str = "chain.yaml") -> subprocess.Popen[str]:
-    """Start the run in a process group of its own, which a test may kill."""
-    command = [sys.executable, "-m", "selfkd", "run", recipe, "--name", name, "--on", on]
+def start(home: Path, name: str, on: str | None = "one.yaml", recipe: Sequence[str] = ("chain.yaml",)) -> subprocess.Popen[str]:
+    """Start the run in a process group of its own, which a test may kill. `recipe` is what is typed of it."""
+    command = [sys.executable, "-m", "selfkd", "run", *recipe, "--name", name, *(("--on", on) if on else ())]
     return subprocess.Popen(command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0)
 
 
-def finish(home: Path, name: str, on: str = "one.yaml") -> Run:
-    process = start(home, name, on)
-    said, _ = process.communicate(timeout=WAIT)
+def finish(
+    home: Path, name: str, on: str | None = "one.yaml", recipe: Sequence[str] = ("chain.yaml",), wait: float = WAIT
+) -> Run:
+    process = start(home, name, on, recipe)
+    said, _ = process.communicate(timeout=wait)
     assert process.returncode == 0, said
     return Run.at(home / "runs" / name)
 
 
-def until(run: Path, seen: Callable[[dict[str, Any]], bool], process: subprocess.Popen[str]) -> None:
+def until(run: Path, seen: Callable[[dict[str, Any]], bool], process: subprocess.Popen[str], wait: float = WAIT) -> None:
     """Wait for an event of the newest attempt."""
-    deadline = time.monotonic() + WAIT
+    deadline = time.monotonic() + wait
     while time.monotonic() < deadline:
         newest = max(run.glob("logs/attempt-*/events.jsonl"), default=None)
         lines = newest.read_text().splitlines() if newest and process.pid in _pids(newest) else []
