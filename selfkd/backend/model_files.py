@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -103,3 +103,16 @@ def engine_kind(folder: Path, weights: str, dtype: str) -> str:
     room = adapters.room_for(folder)
     described = ("config.json", *digest.TOKENIZER_FILES) if (folder / "config.json").is_file() else ()
     return digest.of("engine", digest.descriptions(folder, described), dtype, *([room] if room.rank else []))
+
+
+def by_size(tensors: Iterable[tuple[str, Any]], most: int) -> Iterator[dict[str, Any]]:
+    """Yield named tensors in groups of at most `most` bytes, one file each; a tensor that is larger has its own."""
+    batch: dict[str, Any] = {}
+    size = 0
+    for name, tensor in tensors:
+        if batch and size + tensor.nbytes > most:
+            yield batch
+            batch, size = {}, 0
+        batch[name], size = tensor, size + tensor.nbytes
+    if batch:
+        yield batch

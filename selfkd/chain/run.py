@@ -204,16 +204,20 @@ class Run:
 
     def model(self, reference: str) -> Model:
         """Return the model that `role@when` names at the head of the chain, its path absolute; ChainError where there is none."""
+        found = rounded.located(self.folder, self.named(reference)).at(self.folder.absolute())
+        if not Path(found.path).is_dir():
+            fix = "The recipe's `keep` says which checkpoints stay: keep: {last: 2, best: true, base: true}"
+            raise ChainError(f"the weights of '{reference}' are not on disk any more", found.path, fix)
+        return found
+
+    def named(self, reference: str) -> Model:
+        """Return the model that `role@when` names, as its step committed it; ChainError where there is none."""
         sealed, named = self.sealed(), ModelRef.parse(reference)
         head = head_of(sealed)
         if problem := named.problem(list(head), len(sealed), best_is_named=True):
             raise ChainError(problem, str(self.folder))
         known = known_models(len(sealed), head, sealed, self.recipe.best, self.loaded)
-        found = rounded.located(self.folder, known.find(named, head, str(self.folder))).at(self.folder.absolute())
-        if not Path(found.path).is_dir():
-            fix = "The recipe's `keep` says which checkpoints stay: keep: {last: 2, best: true, base: true}"
-            raise ChainError(f"the weights of '{reference}' are not on disk any more", found.path, fix)
-        return found
+        return known.find(named, head, str(self.folder))
 
     # ---- walking ----
 

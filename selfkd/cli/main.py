@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import commands, sweeping
+from selfkd.cli import commands, exporting, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -239,6 +239,21 @@ COMMANDS = {
         commands.verify,
         RUN,
         _flag("--quick", "check records, links and sizes only; read no data"),
+    ),
+    "export": Command(
+        "write a model or the rows of a run for others",
+        exporting.export,
+        RUN,
+        Argument("folder", type=Path, nargs="?", metavar="FOLDER", help="where the model is to lie: a new or an empty folder"),
+        Argument("--model", metavar="ROLE@WHEN", help="which model: policy@best, policy@base, policy@round-2"),
+        Argument("--round", dest="index", type=int, metavar="K", help="the policy of this round; of a table: only its rows"),
+        Argument(
+            "--dtype", choices=("bf16", "fp32"), help="format of the weights; default: the one in which they were measured"
+        ),
+        _flag("--merge", "make full weights of an adapter and what lies beneath it"),
+        Argument("--samples", type=Path, metavar="FILE", help="write the samples with their scores: .parquet or .jsonl"),
+        Argument("--rows", type=Path, metavar="FILE", help="write the training rows as TRL reads them: .parquet or .jsonl"),
+        Argument("--where", metavar="EXPR", help="only rows of the table for which a SQL expression holds"),
     ),
     "lint": Command(
         "check a recipe without a model",

@@ -22,6 +22,7 @@ from selfkd.report.status import COLUMNS, RoundSummary, Status
 WIDEST_SCORE = 18  # letters of the column of scores
 FILE_WIDTH = 120  # characters a line, where the output is a file or a pipe and has no width of its own
 ANY_WIDTH = 10_000  # characters: no table is wider
+LEGEND = "[ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
 BAR_WIDTH = 20  # characters
 UPDATE = "steps"  # the unit of a training's progress
 LOW_SURVIVAL = 0.5  # below this share of an update in the engine, most of what was learned is not served
@@ -100,7 +101,7 @@ def print_rounds(state: Status, to: Console) -> None:
         to.print("No round is sealed yet.")
         return
     to.print(rounds_table(state.rounds, state.split, to.width))
-    for line in _notes(state):
+    for line in lines_of(state):
         to.print(line)
 
 
@@ -110,16 +111,23 @@ def rounds_table(rounds: Sequence[RoundSummary], split: str, width: int = FILE_W
     return whole if Console(width=ANY_WIDTH).measure(whole).maximum <= width else _rounds_table(rounds, split, wide=False)
 
 
-def _rounds_table(rounds: Sequence[RoundSummary], split: str, wide: bool) -> Table:
+def rounds_cells(rounds: Sequence[RoundSummary], split: str, wide: bool = True) -> list[list[str | Text]]:
+    """Return the titles of the table's columns, and under them a row for the base and one per round."""
     measured = _measured(rounds, split)
-    table = empty_table()
-    table.add_column("", no_wrap=True)
     score = f"{split}/{measured[0].score}" if measured else ""
     score = score if len(score) <= WIDEST_SCORE else f"{score[: WIDEST_SCORE - 1]}…"
-    for title in (score, "vs. base", "kept", *(("tokens", *COLUMNS) if wide else ("seconds",)), "survived"):
+    titles: list[str | Text] = ["", score, "vs. base", "kept", *(("tokens", *COLUMNS) if wide else ("seconds",)), "survived"]
+    return [titles, *(_cells(summary, split, wide, percent_of(measured)) for summary in rounds)]
+
+
+def _rounds_table(rounds: Sequence[RoundSummary], split: str, wide: bool) -> Table:
+    (_, *titles), *rows = rounds_cells(rounds, split, wide)
+    table = empty_table()
+    table.add_column("", no_wrap=True)
+    for title in titles:
         table.add_column(title, justify="right", no_wrap=True)
-    for summary in rounds:
-        table.add_row(*_cells(summary, split, wide, percent_of(measured)))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -150,10 +158,9 @@ def _little_survived(summary: RoundSummary) -> bool:
     return summary.survived is not None and summary.survived < LOW_SURVIVAL
 
 
-def _notes(state: Status) -> list[Text]:
+def lines_of(state: Status) -> list[Text]:
     """Return the lines under the table: what its columns mean, the other splits, and what went wrong in a round."""
-    legend = "[ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
-    lines = [Text(legend, "dim")]
+    lines = [Text(LEGEND, "dim")]
     if any(summary.survived is not None for summary in state.rounds):
         lines.append(
             Text(

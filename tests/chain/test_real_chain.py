@@ -11,7 +11,9 @@ import pytest
 from real_chain import KILLS, begins, finish, kill_each, make_home, pid_in, start, until
 
 from selfkd.chain.run import Run
+from selfkd.core import digest
 from selfkd.core.accelerator import accelerator
+from selfkd.report.export import export, measured_format
 from selfkd.report.verify import verify
 
 pytestmark = pytest.mark.real
@@ -36,6 +38,21 @@ def test_the_chain_learns_from_both_losses_and_every_swap_is_proved(undisturbed:
         notes = undisturbed.made(index)["measure"].notes
         assert notes["swap"]["proved"] is True and notes["swap"]["survived"] > 0.5
     assert verify(undisturbed.folder).problems == []
+
+
+def test_an_exported_model_is_the_one_that_was_measured(undisturbed: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole = export(undisturbed, tmp_path / "whole", "policy@round-2", "fp32")
+    assert digest.weights(whole.folder) == undisturbed.sealed()[2].models["policy"].digest
+    assert export(undisturbed, tmp_path / "served").dtype == measured_format(undisturbed)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "whole")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype="float32")
+    asked = undisturbed.samples(2, step="measure").row(0, named=True)
+    [prompt] = undisturbed.samples(2, "id = '{}'".format(asked["id"]), "measure")["teacher_messages"]
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+    assert said[:4] == asked["token_ids"][:4]
 
 
 def test_killed_driver_engine_and_trainer_the_same_command_ends_on_the_same_digest(home: Path, undisturbed: Run) -> None:

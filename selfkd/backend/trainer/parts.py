@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from selfkd.backend.model_files import by_size
+
 FILE_BYTES = 1 << 31  # of one file: a rank copies no more from its card at a time
 
 
@@ -30,7 +32,7 @@ class _Rows(NamedTuple):
 def write(folder: Path, rank: int, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Path]:
     """Write what this rank has to write of `tensors`: its rows of those that are divided, and on rank 0 all others. Return the files."""
     paths: list[Path] = []
-    for number, batch in enumerate(_by_size(_own(tensors, rank))):
+    for number, batch in enumerate(by_size(_own(tensors, rank), FILE_BYTES)):
         path = folder / f"part-{rank}-{number:03d}.safetensors"
         save_file({key: tensor.cpu().contiguous() for key, tensor in batch.items()}, path)
         paths.append(path)
@@ -45,18 +47,6 @@ def _own(tensors: Iterable[tuple[str, torch.Tensor]], rank: int) -> Iterator[tup
                 yield f"{name}@{start}", local
         elif rank == 0:
             yield f"{name}@0", tensor.detach()
-
-
-def _by_size(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
-    batch: dict[str, torch.Tensor] = {}
-    size = 0
-    for key, tensor in tensors:
-        if batch and size + tensor.nbytes > FILE_BYTES:
-            yield batch
-            batch, size = {}, 0
-        batch[key], size = tensor, size + tensor.nbytes
-    if batch:
-        yield batch
 
 
 def first_row(tensor: DTensor) -> int:
