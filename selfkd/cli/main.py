@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import commands, exporting, sweeping
+from selfkd.cli import commands, exporting, starting, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -131,6 +131,24 @@ STEPS_OF = Argument(
 )
 
 COMMANDS = {
+    "init": Command(
+        "make a first recipe for a file of questions",
+        starting.init,
+        Argument("data", type=Path, metavar="DATA", help="rows: .jsonl, .json, .csv or .parquet"),
+        Argument(
+            "folder", type=Path, nargs="?", metavar="FOLDER", help="where the recipe is to lie; default: the name of the file"
+        ),
+        Argument("--prompt", metavar="COLUMN", help="which column is the question, where its name does not tell"),
+        Argument("--answer", metavar="COLUMN", help="which column is the gold answer"),
+        Argument(
+            "--kind",
+            choices=("number", "choice", "code", "short", "text"),
+            help="of what kind the answers are; default: what most of them look like",
+        ),
+        Argument(
+            "--model", metavar="MODEL", help="a hub id, a folder or a GGUF file; default: one that this machine can train"
+        ),
+    ),
     "run": Command(
         "start a run, or go on with it",
         commands.run,

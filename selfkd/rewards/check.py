@@ -25,6 +25,7 @@ from selfkd.rewards.pool import MEMORY_GB, cut, loaded, question, spread
 
 GOLD_BATCH = 256  # completions
 TRIED_ROWS = 20  # in every form, and with near misses
+SHOWN_CHARS = 120  # of a text that is told of
 OTHER_NAMES = (*GOLD_NAMES, "gold", "target", "label")  # of gold answers, in functions written for other data
 OTHER_NAME = " The gold answer is called 'answer'; under another name it needs a column of its own."
 
@@ -157,6 +158,10 @@ def check_gold(function: Function, prompts: Iterable[Row], timeout: float = 10.0
     )
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
+
+
 def looks_at_gold(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Whether a function names the gold answer: as a parameter, or as a key of its `**kwargs`."""
     named = {"answer", "answers", *GOLD_NAMES}
@@ -205,7 +210,7 @@ def _accepted_near_misses(
     ]
     results = _scored(function, pairs, timeout)
     wrong = [
-        f"{text!r} where the answer is {row['answer']!r}"
+        f"{_short(text)!r} where the answer is {_short(row['answer'])!r}"
         for (row, text), result in zip(pairs, results, strict=True)
         if _passes(result)
     ]

@@ -168,7 +168,11 @@ def doctest_failures(module: ModuleType) -> list[str]:
         line = (test.lineno or 0) + example.lineno + 1
         return f"{vars(module)[SHOWN]}:{line}  {example.source.strip()[:WHY_CHARS]}"
 
-    for test in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__):
+    try:
+        tests = doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__)
+    except ValueError as error:  # of an example that is no Python session; it says which docstring, and in which line of it
+        return [f"{vars(module)[SHOWN]}  the examples of a docstring cannot be read: {error}"]
+    for test in tests:
         Runner().run(test, out=lambda text: None, clear_globs=False)
     return found
 

@@ -36,6 +36,11 @@ def test_failing_doctests_are_reported(write: Write) -> None:
     assert run_doctests(write('def f(completion):\n    """\n    >>> f("")\n    1.0\n    """\n    return 1.0')) == []
 
 
+def test_examples_that_are_no_python_session_are_reported_with_their_docstring(write: Write) -> None:
+    (failure,) = run_doctests(write('def f(completion):\n    """\n    >>> f("a\\nb")\n    1.0\n    """\n    return 1.0'))
+    assert "the examples of a docstring cannot be read" in failure and "mine.f" in failure
+
+
 def gold_rows(*answers: str) -> list[dict[str, Any]]:
     return [dict(id=str(place), prompt="?", answer=answer, meta={}) for place, answer in enumerate(answers)]
 
