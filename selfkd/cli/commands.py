@@ -42,6 +42,8 @@ def run(
     amend: bool,
     control: str | None,
     steps_of: Path | None,
+    log: Sequence[str],
+    notify: Sequence[str],
     runs: Path,
 ) -> int:
     """Start a run, or go on where it stopped: safe to repeat, safe to requeue."""
@@ -61,7 +63,9 @@ def run(
         return 0
     from selfkd.chain.run import Run
     from selfkd.report.bar import waiting
+    from selfkd.report.tracking import targets_of
 
+    targets = targets_of(log, notify)
     with waiting("reading prompts and rewards"):
         opened = Run.open(loaded, runs / (name or loaded.name), machine, amend)
     for remark in opened.remarks():
@@ -78,10 +82,11 @@ def run(
         words += ["--control", control] if control else []
         words += ["--steps-of", str(steps_of)] if steps_of else []
         words += ["--runs", str(runs)] if runs != RUNS else []
+        words += [part for name in log for part in ("--log", name)]  # an address may hold a secret, and this line is logged
         words += ["--amend"] if wider else []
         return {"go on": command_line(*words)}
 
-    return _drive(opened, go_on)
+    return _drive(opened, go_on, targets)
 
 
 def _steps_taken(run: Path | None, control: str | None) -> Sequence[int]:
@@ -113,23 +118,35 @@ def refuse_place(name: str | None, runs: Path) -> None:
         raise UsageError("is a file, not a folder of runs", str(runs), "Name a folder: --runs DIR")
 
 
-def resume(run: Path, on: Path | None) -> int:
+def resume(run: Path, on: Path | None, log: Sequence[str], notify: Sequence[str]) -> int:
     """Go on with the recipe and the code that the run keeps inside."""
     from selfkd.backend.machine import read_machine
     from selfkd.chain.run import Run
+    from selfkd.report.tracking import targets_of
 
     run = find_run(run, RUNS)
     return _drive(
         Run.at(run, read_machine(on) if on else None),
         lambda state: {"see this table again": command_line("status", str(run))},
+        targets_of(log, notify),
     )
 
 
-def _drive(run: Run, more: Callable[[Status], dict[str, str]]) -> int:
+def track(run: Path, to: Sequence[str]) -> int:
+    """Tell the rounds of a run to a tracker: those that it was not told yet, however the run was made."""
+    from selfkd.report.tracking import check_target, follow
+
+    folder = find_run(run, RUNS)
+    for target in to:
+        follow(folder, check_target(target), lambda: True)
+    return 0
+
+
+def _drive(run: Run, more: Callable[[Status], dict[str, str]], targets: Sequence[str]) -> int:
     """Walk the run to its end, then print its table and the commands that may come next."""
     from selfkd.cli.drive import drive
 
-    drive(run)
+    drive(run, targets=targets)
     try:
         _print_end(run, more)
         sys.stdout.flush()

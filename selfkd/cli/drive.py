@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -28,6 +28,7 @@ from selfkd.errors import STOPPED, Stopped
 from selfkd.report import status
 from selfkd.report.bar import RunDisplay
 from selfkd.report.tables import begins_again, console, print_rounds, round_line, rounds_of
+from selfkd.report.tracking import Beside, said_of
 
 REPEAT_SECONDS = 1.0  # `timeout` and schedulers signal a process and its group: a SIGTERM this soon is the same wish again
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -78,8 +79,8 @@ class Interrupts:
         raise Stopped(STOPPED)
 
 
-def drive(run: Run, watch: Watch = nobody) -> None:
-    """Walk the run to its end, showing it; `watch` is told of events too, and may raise Stopped.
+def drive(run: Run, watch: Watch = nobody, targets: Sequence[str] = ()) -> None:
+    """Walk the run to its end, showing it; `watch` is told of events too, and may raise Stopped. `targets` are told of its rounds.
 
     Raise Stopped, or what went wrong after logging it; never what went wrong with showing.
     """
@@ -92,20 +93,24 @@ def drive(run: Run, watch: Watch = nobody) -> None:
     display = RunDisplay(run.folder, lambda index: len(run.recipe.steps_of(index)), begins=begins)
     with Interrupts() as interrupts, display:
         attempt = run.begin(_observer(interrupts, display, watch))
+        beside = Beside(run.folder, targets, attempt.logs, attempt.warn)
         with attempt.shielded(WATCHER):
             _announce(run, attempt, display)
+            if line := said_of(targets):
+                display.print(line, "dim")
             if (line := begins_again(stopped_in)) and not run.paths.holds_checkpoints:
                 display.print(line, "dim")
-        try:
-            walk_to_the_end(run, attempt)
-        except BaseException as error:
-            reason = _reason(error, interrupts)
-            attempt.failed(reason)
-            if not isinstance(reason, Stopped):
-                reason.add_note(f"Log: {as_typed(attempt.logs)}")
-            if reason is error:
-                raise
-            raise reason from error
+        with beside:
+            try:
+                walk_to_the_end(run, attempt)
+            except BaseException as error:
+                reason = _reason(error, interrupts)
+                attempt.failed(reason)
+                if not isinstance(reason, Stopped):
+                    reason.add_note(f"Log: {as_typed(attempt.logs)}")
+                if reason is error:
+                    raise
+                raise reason from error
 
 
 def print_end(state: status.Status, following: Mapping[str, str]) -> None:

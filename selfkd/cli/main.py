@@ -130,6 +130,21 @@ STEPS_OF = Argument(
     help="with --control gold-sft or one-round: a finished run of the method, whose updates say how many steps there are",
 )
 
+LOG = Argument(
+    "--log",
+    action="append",
+    default=[],
+    metavar="TRACKER",
+    help="tell rounds to trackio, wandb, tensorboard or mlflow, NAME:PROJECT; default: SELFKD_LOG",
+)
+NOTIFY = Argument(
+    "--notify",
+    action="append",
+    default=[],
+    metavar="URL|COMMAND",
+    help="send each round, alarm and stop as JSON to an address, or to a command's stdin; default: SELFKD_NOTIFY",
+)
+
 COMMANDS = {
     "init": Command(
         "make a first recipe for a file of questions",
@@ -161,6 +176,8 @@ COMMANDS = {
         _flag("--amend", "go on with a changed recipe where the change touches only steps not made yet"),
         CONTROL,
         STEPS_OF,
+        LOG,
+        NOTIFY,
         RUNS,
     ),
     "sweep": Command(
@@ -186,7 +203,7 @@ COMMANDS = {
         _flag("--plan", "list the trials; start nothing"),
         RUNS,
     ),
-    "resume": Command("go on with a run as it was frozen", commands.resume, RUN, ON),
+    "resume": Command("go on with a run as it was frozen", commands.resume, RUN, ON, LOG, NOTIFY),
     "status": Command(
         "show rounds, state and progress of runs",
         commands.status,
@@ -272,6 +289,18 @@ COMMANDS = {
         Argument("--samples", type=Path, metavar="FILE", help="write the samples with their scores: .parquet or .jsonl"),
         Argument("--rows", type=Path, metavar="FILE", help="write the training rows as TRL reads them: .parquet or .jsonl"),
         Argument("--where", metavar="EXPR", help="only rows of the table for which a SQL expression holds"),
+    ),
+    "track": Command(
+        "tell the rounds of a run to a tracker",
+        commands.track,
+        RUN,
+        Argument(
+            "--to",
+            action="append",
+            required=True,
+            metavar="TRACKER",
+            help="trackio, wandb, tensorboard or mlflow, NAME:PROJECT",
+        ),
     ),
     "lint": Command(
         "check a recipe without a model",
