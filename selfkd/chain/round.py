@@ -41,7 +41,7 @@ class Round:
 
     def __init__(self, run: Run, index: int, backend: Backend, attempt: Attempt) -> None:
         self.run, self.index, self.backend, self.attempt, self.recipe = run, index, backend, attempt, run.recipe
-        self.before = run.sealed()
+        self.before = run.sealed()[:index]  # all there are, unless a sealed round is walked again
         self.start: Models = head_of(self.before)
         self.follows = self.before[-1].digest if self.before else run.info.root
         self.parent = self.follows  # of the next step
@@ -73,7 +73,7 @@ class Round:
         dropped = self.run.dropped_prompts()["id"]
         askable = Pool({"prompts": prompts.filter(~pl.col("id").is_in(dropped.implode()))}, train.files)
         names = self.seen.replayable.scores if self.seen.replayable else []
-        found = drawn.chosen(askable, take, take.by, self.index, self.recipe.seed, self._earlier, names)
+        found = drawn.chosen(askable, take, take.by, self.index, self.recipe.seed, self.earlier, names)
         if found.height < min(take.n, askable.prompts.height):
             self.attempt.warn(
                 f"round {self.index} asks {found.height} prompts, not {take.n}: the others have no chance (take.by)"
@@ -108,7 +108,7 @@ class Round:
         step = place.step
         self.attempt.event("step", round=self.index, step=step.name, verb=step.verb, stage=step.stage, number=place.number)
         self._expect(step, pool)
-        context = StepContext(self.run, place, pool, self.models, self.backend, self.attempt, self._earlier, self.head_start)
+        context = StepContext(self.run, place, pool, self.models, self.backend, self.attempt, self.earlier, self.head_start)
         began = time.monotonic()
         added = step.run(pool, context)
         spent = {"seconds": round(time.monotonic() - began, 3), "attempt": self.attempt.number, "host": platform.node()}
@@ -134,7 +134,7 @@ class Round:
         except Exception:
             self.head_start.stop()  # whatever is wrong with a reward stops the step that it belongs to
 
-    def _earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
+    def earlier(self, window: int | None) -> Iterator[tuple[int, Pool]]:
         """Yield (round, what it made) of the accepted rounds before this one, newest first, `window` rounds back at most; of round 0 for 0."""
         train = self.run.split("train")
         after_base = self.before[1:]

@@ -222,7 +222,7 @@ class TrainStep(Step):
     def _needs_rows(self, stream: str, seen: Outlook) -> Iterator[Problem]:
         made, wanted = seen.rows.get((stream, self.role)), self.kind.rows
         need = f"loss {self.loss} needs rows of kind {wanted}"
-        if made is None and self._builds_itself(bool(seen.rows)):
+        if made is None and self.builds_itself(bool(seen.rows)):
             if not seen.streams:
                 yield "", "there is nothing to train on yet: a sample, gold or replay step comes first"
         elif made is None:
@@ -275,8 +275,8 @@ class TrainStep(Step):
     def run(self, pool: Pool, context: Context) -> Addition:
         function = context.loss(self.kind.function, self.params) if self.kind.function else None
         made = Addition()
-        rows = self._rows(pool)
-        if rows.height == 0 and self._builds_itself(pool.rows.height > 0):
+        rows = self.rows_of(pool)
+        if rows.height == 0 and self.builds_itself(pool.rows.height > 0):
             made = BuildStep(name=self.name, role=self.role, as_=self.of).run(pool, context)
             rows = made.whole("rows").sort("id")
         left_out: list[dict[str, str]] = []
@@ -310,7 +310,7 @@ class TrainStep(Step):
         what = f"{context.where}: only {carried:.0%} of what the adapter learned over 4 bits shows over the full weights, which are served"
         return f"{what}. Leave out `quantise`, or let it learn more: trl.learning_rate, r."
 
-    def _builds_itself(self, rows_are_there: bool) -> bool:
+    def builds_itself(self, rows_are_there: bool) -> bool:
         """Whether it makes plain rows from the live samples: where nothing was built and its loss learns from such rows."""
         return self.kind.rows == "sft" and not rows_are_there and not self.mix
 
@@ -331,7 +331,7 @@ class TrainStep(Step):
             divergence=(self.divergence or Divergence()).spec() if self.kind.teacher else None,
         )
 
-    def _rows(self, pool: Pool) -> pl.DataFrame:
+    def rows_of(self, pool: Pool) -> pl.DataFrame:
         mine = pl.col("stream").is_in(self.streams) & (pl.col("role") == self.role)
         return pool.scan("rows").filter(mine).collect().sort("id")
 
