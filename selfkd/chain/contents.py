@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.chain import records
+from selfkd.chain import filtering, records
 from selfkd.chain.measured import recorded
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Seal
@@ -37,15 +37,24 @@ class Rows:
 def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
     """Return one row per sealed round: `round`, `accepted`, a column per metric, and `_low` and `_high` of each that has an interval.
 
+    What a filter is worth by a gold score `right` that it does not see stands in `right_precision`, `right_gap`, `right_relative_gap`, and
+    `right_auroc_NAME` of each score that chooses.
+
     Null where a round did not measure it, or where nothing could be said of it.
     """
-    rows = [{"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal)} for seal in sealed]
+    rows = [
+        {"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal), **_filter(seal)} for seal in sealed
+    ]
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
 def _bounds(seal: Seal) -> dict[str, float]:
     found = {one.name: one.interval for one in (recorded(seal.notes) or {}).values() if one.interval}
     return {f"{name}_{side}": bound for name, between in found.items() for side, bound in asdict(between).items()}
+
+
+def _filter(seal: Seal) -> dict[str, float | None]:
+    return {name: value for one in filtering.recorded(seal.notes) for name, value in one.figures().items()}
 
 
 def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:

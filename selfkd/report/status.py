@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from selfkd.chain import measured, records, steering
+from selfkd.chain import filtering, measured, records, steering
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Seal
+from selfkd.core.filters import Filtering
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.recipe.schema import Best, Stop
@@ -37,7 +38,7 @@ class RoundSummary:
     samples that no step dropped, None where the round made none. `survived` is the share of the update that the engine sees;
     `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else;
     `checked` what its updates were measured to be on their way; `adapters` what they learned in place of all weights. `told` are numbers that steps said of themselves, as a judge does, by
-    step/number; `warnings` what they warned of.
+    step/number; `warnings` what they warned of. `filters` say what was kept is worth by gold that did not choose it.
     """
 
     index: int
@@ -57,6 +58,7 @@ class RoundSummary:
     adapters: tuple[str, ...] = ()
     told: Mapping[str, float | None] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    filters: Sequence[Filtering] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
             **{f"{commit.step}/{name}": value for commit in commits for name, value in _distances(commit).items()},
         },
         warnings=[warning for commit in commits for warning in commit.notes.get("warnings", ())],
+        filters=filtering.recorded(seal.notes),
     )
 
 
