@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.chain import filtering, records
+from selfkd.chain import agreement, filtering, records
 from selfkd.chain.measured import recorded
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Seal
@@ -38,12 +38,13 @@ def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
     """Return one row per sealed round: `round`, `accepted`, a column per metric, and `_low` and `_high` of each that has an interval.
 
     What a filter is worth by a gold score `right` that it does not see stands in `right_precision`, `right_gap`, `right_relative_gap`, and
-    `right_auroc_NAME` of each score that chooses.
+    `right_auroc_NAME` of each score that chooses; how far engine and trainer lay apart in `train_engine_apart_mean`, `_p99` and `_floor`.
 
     Null where a round did not measure it, or where nothing could be said of it.
     """
     rows = [
-        {"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal), **_filter(seal)} for seal in sealed
+        {"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal), **_filter(seal), **_apart(seal)}
+        for seal in sealed
     ]
     return pl.DataFrame(rows, infer_schema_length=None)
 
@@ -55,6 +56,10 @@ def _bounds(seal: Seal) -> dict[str, float]:
 
 def _filter(seal: Seal) -> dict[str, float | None]:
     return {name: value for one in filtering.recorded(seal.notes) for name, value in one.figures().items()}
+
+
+def _apart(seal: Seal) -> dict[str, float]:
+    return agreement.figures(seal.notes.get("engine_apart", {}))
 
 
 def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:

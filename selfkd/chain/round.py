@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import commit, drawn, filtering, measured, numerics, records, steering, updates, ways
+from selfkd.chain import agreement, commit, drawn, filtering, measured, numerics, records, steering, updates, ways
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -219,7 +219,14 @@ class Round:
         for made in self.made:
             stage = VERBS[made.verb].stage if made.verb in VERBS else "other"
             seconds[stage] = round(seconds.get(stage, 0) + made.notes.get("seconds", 0), 3)
-        told = {"seconds": seconds, "tokens": self._generated(), "funnel": views.funnel(pool), "level": self._level()}
+        told: dict[str, Any] = {
+            "seconds": seconds,
+            "tokens": self._generated(),
+            "funnel": views.funnel(pool),
+            "level": self._level(),
+        }
+        apart = agreement.recorded(self.made)
+        told |= {"engine_apart": apart} if apart else {}
         return {**told, **self._shown("measured", self._measured), **self._shown("filter", self._filtered)}
 
     def _measured(self) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Filtering:
             f"{self.gold}_precision": (self.precision, self.interval),
             f"{self.gold}_relative_gap": (self.relative_gap, None),
         }
-        named |= {f"{self.gold}_gap": (self.gap and self.gap.value, self.gap and self.gap.interval)}
+        named |= {f"{self.gold}_gap": (self.gap.value, self.gap.interval) if self.gap else (None, None)}
         named |= {f"{self.gold}_auroc_{name}": (one.value, one.interval) for name, one in self.auroc.items()}
         found: dict[str, float | None] = {}
         for name, (value, between) in named.items():

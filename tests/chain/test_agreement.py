@@ -1,0 +1,108 @@
+"""Engine against trainer in a whole chain: recorded in the round and shown, outside its digest, with a reason where there is no figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from real_chain import make_home
+from rich.console import Console
+
+from selfkd.backend.choose import open_backend
+from selfkd.backend.machine import Machine
+from selfkd.chain import agreement
+from selfkd.chain.loop import walk
+from selfkd.chain.run import Run
+from selfkd.recipe.load import load
+from selfkd.report import status
+from selfkd.report.tables import print_status
+from selfkd.report.verify import verify
+
+KEPT = "max_tokens: 24, vllm: {logprobs: 0}}"
+
+
+def home_in(folder: Path, *changes: tuple[str, str]) -> Path:
+    home = make_home(folder, rounds=1)
+    text = (home / "chain.yaml").read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    (home / "chain.yaml").write_text(text)
+    return home
+
+
+def walked(home: Path, name: str = "run") -> Run:
+    machine = Machine(backend="local", generator="transformers", threads=1, dtype="float32")
+    run = Run.open(load(str(home / "chain.yaml")), home / name, machine)
+    attempt = run.begin()
+    made = open_backend(run.machine, dict(run.numerics), attempt.logs)
+    try:
+        walk(run, made, attempt)
+    finally:
+        made.close()
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    yield walked(home_in(tmp_path_factory.mktemp("kept"), ("max_tokens: 24}", KEPT)))
+
+
+def shown(run: Run) -> str:
+    console = Console(width=220, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_status(status.read(run.folder), console)
+    return console.export_text()
+
+
+def test_a_round_records_it_and_says_it_and_says_why_a_second_update_has_none(run: Run) -> None:
+    found = run.sealed()[1].notes["engine_apart"]
+    assert found["train"]["mean"] < 1e-5 and found["train"]["floor"] < 1e-5 and found["train"]["tokens"] > 20
+    assert found["train-2"] == {"why": agreement.OTHER_WEIGHTS}  # it goes on from what the first one made
+    said = shown(run)
+    assert "round 1: train: engine and trainer " in said and "nats apart in the mean" in said
+    assert "train-2: engine and trainer cannot be compared: no row was sampled by the weights" in said
+    assert run.metrics()["train_engine_apart_mean"].to_list() == [None, found["train"]["mean"]]
+    assert verify(run.folder).problems == []
+
+
+def test_it_is_in_no_digest(run: Run, tmp_path: Path) -> None:
+    """The log-probabilities of tokens may be anything: the table means the same."""
+    table = run.made(1)["sample"].tables["samples"]
+    frame = pl.concat([pl.read_parquet(run.folder / path) for path in table.files])
+    assert frame["token_logprobs"].null_count() == 0
+    sums = frame["token_logprobs"].list.eval(pl.element().cast(pl.Float64)).list.sum()
+    assert (sums - frame["logprob"]).abs().max() < 1e-3
+    from selfkd.core import digest
+    from selfkd.core.pool import KEYS, as_stored
+
+    frame.with_columns(pl.col("token_logprobs").list.eval(pl.element() * 2)).write_parquet(tmp_path / "other.parquet")
+    assert digest.table(as_stored([tmp_path / "other.parquet"]), KEYS["samples"]) == table.digest
+
+
+def test_nothing_is_said_where_the_recipe_keeps_no_log_probabilities(tmp_path: Path) -> None:
+    plain = walked(home_in(tmp_path))
+    assert "engine_apart" not in plain.sealed()[1].notes and "engine_apart" not in plain.made(1)["train"].notes["train"]
+
+
+def test_an_answer_behind_other_words_than_it_is_learned_behind_is_no_evidence(tmp_path: Path) -> None:
+    told = KEPT.replace("max_tokens", "template: 'Say a. {{ prompt.text }}', max_tokens")
+    found = walked(home_in(tmp_path, ("max_tokens: 24}", told))).sealed()[1].notes["engine_apart"]
+    assert found["train"] == {"why": agreement.OTHER_WORDS}
+
+
+def test_a_round_that_is_too_far_apart_warns_while_it_is_made_and_in_its_status(tmp_path: Path, monkeypatch: Any) -> None:
+    real = agreement.said_of
+
+    def wrong(*arguments: Any) -> Any:
+        found, why = real(*arguments)
+        return found if found is None else found.with_columns(pl.col("logprobs").list.eval(pl.element() - 0.5)), why
+
+    monkeypatch.setattr(agreement, "said_of", wrong)
+    run = walked(home_in(tmp_path, ("max_tokens: 24}", KEPT)))
+    alarm = run.sealed()[1].notes["engine_apart"]["train"]["alarm"]
+    assert "another chat template" in alarm and alarm[:40] in shown(run)
+    events = (run.folder / "logs").rglob("events.jsonl")
+    assert any("nats apart in the mean" in path.read_text() for path in events)
