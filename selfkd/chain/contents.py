@@ -15,7 +15,7 @@ from selfkd.chain import agreement, filtering, records
 from selfkd.chain.measured import recorded
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Seal
-from selfkd.core import views
+from selfkd.core import of_prompts, views
 from selfkd.core.pool import HEAVY, Pool, read_light, scan
 from selfkd.errors import ChainError, UsageError
 
@@ -65,7 +65,8 @@ def _apart(seal: Seal) -> dict[str, float]:
 def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
     """Return the samples, by prompt, of a round (default: the newest that has samples), of one step of it, or those `where` holds for.
 
-    `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason).
+    `where` sees every column of the sample table, the scores, `kept` and `why` (which step dropped it, and its reason), and as in a recipe
+    `prompt.NAME` and numbers over the prompt's samples, dropped ones too.
     """
     number, commits = _round_with(paths, index, "samples", step)
     made = [one for one in commits if _holds(one, "samples", step)]
@@ -73,7 +74,8 @@ def samples(paths: Paths, index: int | None = None, step: str | None = None, whe
     pool = _pool(paths, made if outside else [one for one in commits if not one.outside])
     view = views.with_scores(_light(paths, "samples", made) if step else pool.samples, pool)
     view = _marked(view, pool, outside)
-    return Rows(number, view.height, _matching(view, pool, where, "samples").sort("prompt", "number", "id"), pool)
+    rows = _matching(view, _with_frozen(paths, pool), where, "samples") if where else view
+    return Rows(number, view.height, rows.sort("prompt", "number", "id"), pool)
 
 
 def training_rows(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
@@ -148,13 +150,26 @@ def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:
 
 
 def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> pl.DataFrame:
-    """Return the rows for which `where` holds; heavy columns are read only if it names them."""
+    """Return the rows for which `where` holds; heavy columns are read only if it names them. Samples know the columns of their prompts."""
     if not where:
         return view
-    heavy = [name for name in HEAVY[table] if name not in view.columns]
-    parsed = views.expression(where, views.with_heavy(view.clear(), Pool(), heavy, table), "condition", "where")
-    named = [name for name in parsed.meta.root_names() if name in heavy]
-    return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
+    if table == "rows" and (named := of_prompts.columns_in(where)):
+        what = f"'{of_prompts.PREFIX}{min(named)}' in '{where}': a training row may be made of several prompts, or of none"
+        raise UsageError(what, "where", "Samples know their prompts: leave out --training-rows.")
+    wide = views.with_named(view, pool, where) if table == "samples" else view
+    heavy = [name for name in HEAVY[table] if name not in wide.columns]
+    own = (of_prompts.known_kinds(pool) or {}) if of_prompts.columns_in(where) else {}
+    parsed = views.expression(where, views.with_heavy(wide.clear(), Pool(), heavy, table), "condition", "where", own)
+    named_heavy = [name for name in parsed.meta.root_names() if name in heavy]
+    return views.with_heavy(wide, pool, named_heavy, table).filter(parsed).select(view.columns)
+
+
+def _with_frozen(paths: Paths, pool: Pool) -> Pool:
+    """Return the pool with the prompts of all splits, as they were frozen."""
+    info = records.read(paths.info, Info, unchanged=False)
+    frozen = [paths.folder / split.file for split in info.prompts.values()]
+    files = tuple(path for path in (*frozen, *pool.files.get("prompts", ())) if path.is_file())
+    return Pool(pool.tables, {**pool.files, "prompts": files})
 
 
 def with_prompts(paths: Paths, info: Info, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
