@@ -15,7 +15,7 @@ import polars as pl
 from selfkd.backend.reading import Read, Reading
 from selfkd.core import digest, storage
 from selfkd.core.facts import Facts
-from selfkd.core.pool import MESSAGES, Function, Model, shape
+from selfkd.core.pool import IDS, LOGPROBS, MESSAGES, Function, Model, shape
 
 REPORT_SECONDS = 1.0  # between two reports of progress
 TOO_LONG = "too long"  # finish_reason of a request that was not asked, because the context does not hold it with its answer
@@ -70,13 +70,14 @@ class Completion:
     """One answer. `token_ids` are as sampled, with the end token if the model wrote one, and end where the text ends.
 
     `finish_reason` is 'stop' where the answer ended by itself or at a stop string. `logprob` is the sum over `token_ids`; None where
-    it was not asked for, or where a stop string began inside a token, so that the last ids were never drawn.
+    it was not asked for, or where a stop string began inside a token, so that the last ids were never drawn. `logprobs` are its parts.
     """
 
     text: str
     token_ids: Sequence[int]
     finish_reason: str
     logprob: float | None
+    logprobs: Sequence[float] | None = None
 
 
 NOT_ASKED = Completion("", (), TOO_LONG, None)
@@ -162,6 +163,7 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion], w
         pl.Series("chars", [len(text) for text in texts], pl.Int32),
         pl.Series("tokens", counts, pl.Int32),
         pl.Series("token_ids", [list(completion.token_ids) for completion in completions], pl.List(pl.Int32)),
+        pl.Series("token_logprobs", [one.logprobs and list(one.logprobs) for one in completions], LOGPROBS),
     )
     about = Maker(weights, digest.of(facts))._asdict()
     return storage.write_parquet(shape("samples", frame), chunk.tmp / "answers", chunk.tmp, about=about)
@@ -237,7 +239,8 @@ class TrainSpec:
     nothing), and with `keeps_state` it leaves its own. `until` is the optimiser step at which it hands out the model as it is then, with a
     checkpoint from which the rest goes on; None: its last one. `function` gives each row of the kind `rows` its value, where the loss is a
     function, and `average` says over what the values of an optimiser step are averaged. `divergence` is measured from a teacher, which then
-    stands in the place of the reference model; None there is the model that learns itself, as it is at each step.
+    stands in the place of the reference model; None there is the model that learns itself, as it is at each step. `sampled` is a file that
+    says how likely the rows' answers were to the engine that sampled them (columns SAMPLED): it decides nothing.
     """
 
     loss: str
@@ -256,6 +259,11 @@ class TrainSpec:
     rows: str = ""
     average: str = "rows"
     divergence: DivergenceSpec | None = None
+    sampled: Path | None = None
+
+
+# The log-probability of each token of a row's answer under the engine that drew it, with the weights that training starts from.
+SAMPLED: dict[str, Any] = {"row": pl.String, "ids": IDS, "logprobs": LOGPROBS}
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,19 +154,38 @@ class Earlier:
 
 
 @dataclass(frozen=True)
+class Apart:
+    """|log p - log p'| of the same tokens, in nats: its mean, its 99th percentile, and how many tokens that is."""
+
+    mean: float
+    p99: float
+    tokens: int
+
+    @classmethod
+    def of(cls, values: Scores) -> Apart:
+        return cls(float(np.mean(values)), float(np.percentile(values, 99)), len(values))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """proved: True, or the reason why not. survived: the share of the update that the engine sees; None for a root.
 
-    distance: root mean square from the child's log-probabilities. wrong: why the engine must not be used, or ''.
+    distance: root mean square from the child's log-probabilities. wrong: why the engine must not be used, or ''. apart: how far the engine's
+    log-probabilities of these tokens lie from the checkpoint's in fp32, which is its own rounding.
     """
 
     proved: bool | str
     survived: float | None
     distance: float
     wrong: str = ""
+    apart: Apart | None = None
 
     def notes(self) -> dict[str, Any]:
-        return {"proved": self.proved, "survived": self.survived, "distance": self.distance}
+        apart = {"apart": self.apart.to_json()} if self.apart else {}
+        return {"proved": self.proved, "survived": self.survived, "distance": self.distance, **apart}
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,11 @@ def weighed(probe: Probe, after: Scores, before: Scores | None, held: str, earli
 
 
 def judge(probe: Probe, scored: Scored, dtype: str) -> Verdict:
+    """Say what an engine's scores prove, and how far they lie from the checkpoint's."""
+    return replace(_judged(probe, scored, dtype), apart=Apart.of(np.abs(scored.after - probe.child)))
+
+
+def _judged(probe: Probe, scored: Scored, dtype: str) -> Verdict:
     """Say what an engine's scores prove. There are five cases:
 
     1. Far from the child (in 16 bits: further than rounding on these tokens, and the whole update): wrong.

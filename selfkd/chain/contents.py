@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 
-from selfkd.chain import records
+from selfkd.chain import agreement, filtering, records
 from selfkd.chain.measured import recorded
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit, Info, Seal
-from selfkd.core import views
+from selfkd.core import of_prompts, views
 from selfkd.core.pool import HEAVY, Pool, read_light, scan
 from selfkd.errors import ChainError, UsageError
 
@@ -37,9 +37,15 @@ class Rows:
 def metrics(sealed: Sequence[Seal]) -> pl.DataFrame:
     """Return one row per sealed round: `round`, `accepted`, a column per metric, and `_low` and `_high` of each that has an interval.
 
+    What a filter is worth by a gold score `right` that it does not see stands in `right_precision`, `right_gap`, `right_relative_gap`, and
+    `right_auroc_NAME` of each score that chooses; how far engine and trainer lay apart in `train_engine_apart_mean`, `_p99` and `_floor`.
+
     Null where a round did not measure it, or where nothing could be said of it.
     """
-    rows = [{"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal)} for seal in sealed]
+    rows = [
+        {"round": seal.round, "accepted": seal.accepted, **seal.metrics, **_bounds(seal), **_filter(seal), **_apart(seal)}
+        for seal in sealed
+    ]
     return pl.DataFrame(rows, infer_schema_length=None)
 
 
@@ -48,10 +54,19 @@ def _bounds(seal: Seal) -> dict[str, float]:
     return {f"{name}_{side}": bound for name, between in found.items() for side, bound in asdict(between).items()}
 
 
+def _filter(seal: Seal) -> dict[str, float | None]:
+    return {name: value for one in filtering.recorded(seal.notes) for name, value in one.figures().items()}
+
+
+def _apart(seal: Seal) -> dict[str, float]:
+    return agreement.figures(seal.notes.get("engine_apart", {}))
+
+
 def samples(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
     """Return the samples, by prompt, of a round (default: the newest that has samples), of one step of it, or those `where` holds for.
 
-    `where` sees every column of the sample table, the scores, and `kept` and `why` (which step dropped it, and its reason).
+    `where` sees every column of the sample table, the scores, `kept` and `why` (which step dropped it, and its reason), and as in a recipe
+    `prompt.NAME` and numbers over the prompt's samples, dropped ones too.
     """
     number, commits = _round_with(paths, index, "samples", step)
     made = [one for one in commits if _holds(one, "samples", step)]
@@ -59,7 +74,8 @@ def samples(paths: Paths, index: int | None = None, step: str | None = None, whe
     pool = _pool(paths, made if outside else [one for one in commits if not one.outside])
     view = views.with_scores(_light(paths, "samples", made) if step else pool.samples, pool)
     view = _marked(view, pool, outside)
-    return Rows(number, view.height, _matching(view, pool, where, "samples").sort("prompt", "number", "id"), pool)
+    rows = _matching(view, _with_frozen(paths, pool), where, "samples") if where else view
+    return Rows(number, view.height, rows.sort("prompt", "number", "id"), pool)
 
 
 def training_rows(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
@@ -134,13 +150,26 @@ def _marked(view: pl.DataFrame, pool: Pool, outside: bool) -> pl.DataFrame:
 
 
 def _matching(view: pl.DataFrame, pool: Pool, where: str | None, table: str) -> pl.DataFrame:
-    """Return the rows for which `where` holds; heavy columns are read only if it names them."""
+    """Return the rows for which `where` holds; heavy columns are read only if it names them. Samples know the columns of their prompts."""
     if not where:
         return view
-    heavy = [name for name in HEAVY[table] if name not in view.columns]
-    parsed = views.expression(where, views.with_heavy(view.clear(), Pool(), heavy, table), "condition", "where")
-    named = [name for name in parsed.meta.root_names() if name in heavy]
-    return views.with_heavy(view, pool, named, table).filter(parsed).select(view.columns)
+    if table == "rows" and (named := of_prompts.columns_in(where)):
+        what = f"'{of_prompts.PREFIX}{min(named)}' in '{where}': a training row may be made of several prompts, or of none"
+        raise UsageError(what, "where", "Samples know their prompts: leave out --training-rows.")
+    wide = views.with_named(view, pool, where) if table == "samples" else view
+    heavy = [name for name in HEAVY[table] if name not in wide.columns]
+    own = (of_prompts.known_kinds(pool) or {}) if of_prompts.columns_in(where) else {}
+    parsed = views.expression(where, views.with_heavy(wide.clear(), Pool(), heavy, table), "condition", "where", own)
+    named_heavy = [name for name in parsed.meta.root_names() if name in heavy]
+    return views.with_heavy(wide, pool, named_heavy, table).filter(parsed).select(view.columns)
+
+
+def _with_frozen(paths: Paths, pool: Pool) -> Pool:
+    """Return the pool with the prompts of all splits, as they were frozen."""
+    info = records.read(paths.info, Info, unchanged=False)
+    frozen = [paths.folder / split.file for split in info.prompts.values()]
+    files = tuple(path for path in (*frozen, *pool.files.get("prompts", ())) if path.is_file())
+    return Pool(pool.tables, {**pool.files, "prompts": files})
 
 
 def with_prompts(paths: Paths, info: Info, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:

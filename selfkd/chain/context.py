@@ -27,7 +27,7 @@ from selfkd.backend.base import (
 )
 from selfkd.backend.reading import PART, Read, Reading
 from selfkd.backend.tokens import OF_A_PROMPT
-from selfkd.chain import chunks, rounded, updates
+from selfkd.chain import agreement, chunks, rounded, updates
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.checks import ANSWERS, CheckedUpdate, CheckPlace, check_place, how_measured
 from selfkd.chain.chunks import Asked, Tally
@@ -179,7 +179,7 @@ class StepContext:
                 self.head_start.add(done[reply.key])
                 tally.add(chunk.requests.height, reply.tokens)
         if swap := self.backend.swap_notes():
-            self.notes["swap"] = swap
+            self.notes["swap"] = {**swap, "weights": model.digest}
         return done
 
     @contextmanager
@@ -236,6 +236,27 @@ class StepContext:
         self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None = None
     ) -> Trained:
         spec = replace(spec, state=self._state_of(start)) if spec.keeps_state else spec
+        said, why = agreement.said_of(rows, self.pool, start, spec.seed)
+        spec = spec if said is None else replace(spec, sampled=next(self._written([said])))
+        return self._agreed(self._updated(start, reference, rows, spec, check), start, why)
+
+    def _agreed(self, trained: Trained, start: Model, why: str) -> Trained:
+        """Return an update with how far engine and trainer lay apart where it began, or why nobody can say; warn where that is too far."""
+        found = {"why": why} if why else trained.metrics.get("engine_apart")
+        if not found:
+            return trained
+        made = [one for seal in self.run.sealed()[-1:] for one in self.run.commits(seal)] + list(
+            self.run.made(self.index).values()
+        )
+        found = agreement.judged(found, agreement.of_engine(made, start))
+        if warning := agreement.alarm(found, self.where):
+            self.say(warning)
+            found["alarm"] = warning
+        return replace(trained, metrics={**trained.metrics, "engine_apart": found})
+
+    def _updated(
+        self, start: Model, reference: Model | None, rows: pl.DataFrame, spec: TrainSpec, check: Check | None
+    ) -> Trained:
         asked = check_place(self.place, self.run, check.metric) if check else None
         kept = ["state"] if spec.keeps_state else []  # the segments on disk have one, or none
         judged = [check.model_dump(mode="json"), asked.key, *kept] if check and asked else None

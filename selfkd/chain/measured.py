@@ -18,7 +18,7 @@ from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
 from selfkd.core.pool import scan
 from selfkd.core.stats import Change, Interval, change, interval
-from selfkd.steps.measure import CHANGES, VOTE, VOTED, of_prompts, of_vote
+from selfkd.steps.measure import CHANGES, MARKS, Figure, by_prompt
 
 Scores = dict[str, float]
 WARM = "-warm"  # what ends the name of a measure step after the steps that run before the first round
@@ -123,24 +123,20 @@ def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
 def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
     """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have too few scored answers.
 
-    Of a pass@k it is that of each prompt, and of a vote the mean of the answers that win it.
+    Of a pass@k or maj@k it is that of each prompt, and of a vote the mean of the answers that win it.
     """
-    reward, k = ways.scores_of(commit.identity).get(score, (score, 1))
+    how = ways.scores_of(commit.identity).get(score, Figure(score))
     files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}
     if not files.get("samples") or not files.get("scores"):
         return {}
     if not all(path.is_file() for found in files.values() for path in found):
         return {}  # verify names what is missing; a status is not the place to fail
-    owners = scan("samples", files["samples"]).select(sample="id", prompt="prompt")
-    scored = _per_sample(files["scores"], reward).join(owners, on="sample")
-    if k == VOTED:
-        both = scored.join(_per_sample(files["scores"], VOTE).rename({"value": VOTE}), on="sample").sort("sample")
-        groups = both.group_by("prompt").agg("value", VOTE).collect().sort("prompt")
-        return {prompt: of_vote(*cells) for prompt, *cells in groups.select("prompt", "value", VOTE).iter_rows()}
-    answers = scored.group_by("prompt").agg(pl.col("value").sort()).collect().sort("prompt")
-    return of_prompts(dict(answers.select("prompt", "value").iter_rows()), k)
+    view = scan("samples", files["samples"]).select("id", "prompt").collect()
+    for name in (how.reward, *(mark for way, mark in MARKS.items() if way == how.way)):
+        view = view.join(_per_sample(files["scores"], name), on="id", how="left")
+    return by_prompt(view, how)
 
 
-def _per_sample(files: Sequence[Path], score: str) -> pl.LazyFrame:
+def _per_sample(files: Sequence[Path], score: str) -> pl.DataFrame:
     values = scan("scores", list(files)).filter((pl.col("name") == score) & pl.col("value").is_finite())
-    return values.group_by("sample").agg(pl.col("value").mean())
+    return values.group_by(id="sample").agg(pl.col("value").mean().alias(score)).collect()

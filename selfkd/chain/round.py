@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import commit, drawn, measured, numerics, records, steering, updates, ways
+from selfkd.chain import agreement, commit, drawn, filtering, measured, numerics, records, steering, updates, ways
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -19,13 +19,18 @@ from selfkd.chain.models import known_models
 from selfkd.chain.records import Commit, ModelEntry, Seal
 from selfkd.chain.retention import prune
 from selfkd.chain.run import Run, head_of
-from selfkd.core import drawing, views
+from selfkd.core import digest, drawing, views
 from selfkd.core.known_models import Models
 from selfkd.core.pool import Pool
 from selfkd.errors import Stopped
 from selfkd.recipe.walk import outlook
 from selfkd.steps import VERBS, Step
 from selfkd.steps.score import ScoreStep
+
+LACKING = {
+    "measured": "no intervals were",
+    "filter": "how good its filter is was not",
+}  # what a reader of a round then does without
 
 
 def open_round(run: Run, index: int, backend: Backend, attempt: Attempt) -> Round:
@@ -214,20 +219,34 @@ class Round:
         for made in self.made:
             stage = VERBS[made.verb].stage if made.verb in VERBS else "other"
             seconds[stage] = round(seconds.get(stage, 0) + made.notes.get("seconds", 0), 3)
-        told = {"seconds": seconds, "tokens": self._generated(), "funnel": views.funnel(pool), "level": self._level()}
-        return {**told, **self._measured()}
+        told: dict[str, Any] = {
+            "seconds": seconds,
+            "tokens": self._generated(),
+            "funnel": views.funnel(pool),
+            "level": self._level(),
+        }
+        apart = agreement.recorded(self.made)
+        told |= {"engine_apart": apart} if apart else {}
+        return {**told, **self._shown("measured", self._measured), **self._shown("filter", self._filtered)}
 
     def _measured(self) -> dict[str, Any]:
-        """Return what readers are told of the measurements. Nothing of it steers: where it cannot be made, the round is sealed without."""
+        return {name: one.to_json() for name, one in measured.measurements(self.run.paths, self.made).items()}
+
+    def _filtered(self) -> list[dict[str, Any]]:
+        found = filtering.filters(self.run.paths, self.made, lambda reference: self.run.function(reference, {}))
+        return [one.to_json() for one in found]
+
+    def _shown(self, name: str, work_out: Callable[[], Any]) -> dict[str, Any]:
+        """Return what readers are told beside the metrics. Nothing of it steers: where it cannot be made, the round is sealed without."""
         try:
-            found = measured.measurements(self.run.paths, self.made)
+            found = digest.as_json(work_out())
         except Stopped:
             raise
         except Exception as error:
             why = str(error) or type(error).__name__
-            self.attempt.event("warning", text=f"round {self.index}: no intervals were worked out: {why}")
+            self.attempt.event("warning", text=f"round {self.index}: {LACKING[name]} worked out: {why}")
             return {}
-        return {"measured": {name: one.to_json() for name, one in found.items()}}
+        return {name: found} if found or name == "measured" else {}
 
     def _level(self) -> str:
         """Return `exact` (canonical chunks, made by what the run began with, trained so that it repeats), or `data` and what moved."""

@@ -15,7 +15,11 @@ from selfkd.chain.paths import Paths
 from selfkd.core import digest, number_format, storage
 from selfkd.core.pool import KEYS, Model
 
-APART = ("keeps_state", "until")  # what an update leaves beside the model, and in which pieces it is made
+APART = (
+    "keeps_state",
+    "until",
+    "sampled",
+)  # what an update leaves beside the model, in which pieces it is made, and what is told of it
 OF_FUNCTIONS = ("function", "rows", "average", "divergence")  # fields of a TrainSpec that only such losses have
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from selfkd.chain.records import Commit
 from selfkd.core import digest
 from selfkd.core.files import reference_parts
-from selfkd.steps.measure import VOTED, maj_name, pass_name
+from selfkd.steps.measure import PARSED, Figure, figures
 from selfkd.steps.score import function_names
 from selfkd.steps.step import several
 
@@ -25,16 +25,17 @@ def measures_of(commit: Commit) -> dict[str, str]:
 
 def how_measured(identity: Mapping[str, Any], code: Mapping[str, str], metric: str) -> str:
     """Return the digest of how a step of this identity, with this code, measures a metric."""
-    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at", "vote")
+    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at", "vote", "key")
     asked = {name: value for name, value in identity.items() if name not in apart}
     rewards = rewards_of(identity)
-    vote = identity.get("vote")
-    texts = {name: text for name, text in code.items() if name not in (*rewards.values(), vote)}
-    suffixes = (*COUNTS, pass_name("", identity.get("pass_at", 0)), maj_name("", identity.get("n", 1)))
+    voting = [function for name in ("vote", "key") if (function := identity.get(name))]
+    texts = {name: text for name, text in code.items() if name not in (*rewards.values(), *voting)}
     name = metric.partition("/")[2]
-    score = next((one for one in (name, *map(name.removesuffix, suffixes)) if one in rewards), "")
+    of_figure = {figure: how.reward for figure, how in scores_of(identity).items()}
+    score = next((of_figure[one] for one in (name, *map(name.removesuffix, COUNTS)) if one in of_figure), "")
     reward = [reference_parts(rewards[score])[1], code.get(rewards[score])] if score else None
-    voted = [[reference_parts(vote)[1], code.get(vote)]] if vote and name == maj_name(score, identity["n"]) else []
+    votes = name == PARSED or scores_of(identity).get(name, Figure("")).way in ("vote", "key")
+    voted = [[reference_parts(function)[1], code.get(function)] for function in voting] if votes else []
     return digest.of("measure", asked, texts, reward, *voted)
 
 
@@ -44,9 +45,6 @@ def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
     return dict(zip(several(identity.get("as")) or function_names(rewards), rewards, strict=True))
 
 
-def scores_of(identity: Mapping[str, Any]) -> dict[str, tuple[str, int]]:
-    """Return {score: (the reward's own score, k)} of a measure step, the rewards first; k is 1 but of a pass@k, and VOTED of a vote."""
-    rewards, k = rewards_of(identity), identity.get("pass_at")
-    passes = {pass_name(name, k): (name, k) for name in rewards} if k else {}
-    votes = {maj_name(name, identity["n"]): (name, VOTED) for name in rewards} if identity.get("vote") else {}
-    return {**{name: (name, 1) for name in rewards}, **passes, **votes}
+def scores_of(identity: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return {figure: how it is made of a reward's scores} of a measure step, the scores themselves first."""
+    return figures(list(rewards_of(identity)), identity)

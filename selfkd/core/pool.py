@@ -16,6 +16,7 @@ import polars as pl
 
 MESSAGES = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 IDS = pl.List(pl.Int32)
+LOGPROBS = pl.List(pl.Float32)
 MASK = pl.List(pl.Boolean)
 NAMES = pl.List(pl.String)
 RANKED = pl.List(pl.Struct({"text": pl.String, "ids": IDS, "ended": pl.Boolean, "score": pl.Float64}))
@@ -25,7 +26,8 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     # meta is a JSON object; answer is the gold answer; id is a content hash plus an occurrence number for repeats.
     "prompts": {"id": pl.String, "source": pl.String, "answer": pl.String, "messages": MESSAGES, "meta": pl.String},
     # teacher_messages is what the teacher saw; prompt is what the student sees. token_ids end where the text ends. logprob is the sum
-    # over them: null where it was not asked for, or where a stop string began inside a token, so that its rest was never drawn.
+    # over them: null where it was not asked for, or where a stop string began inside a token, so that its rest was never drawn;
+    # token_logprobs are its parts, at temperature 1 and before any cut of the distribution.
     # aside is true for what is used only where its stream is named, as a judgment is; it is no answer to its prompt. Null elsewhere.
     "samples": {
         "id": pl.String,
@@ -44,6 +46,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "teacher_messages": MESSAGES,
         "text": pl.String,
         "token_ids": IDS,
+        "token_logprobs": LOGPROBS,
     },
     # value is null where the sample could not be scored, and why says so; never a quiet zero. A sample has one row per draw, and where
     # it was compared with another one, versus. The score is their mean, each counting by its weight.
@@ -96,7 +99,7 @@ KEYS = {
 }
 HEAVY = {
     "prompts": ("messages", "meta"),
-    "samples": ("teacher_messages", "text", "token_ids"),
+    "samples": ("teacher_messages", "text", "token_ids", "token_logprobs"),
     "scores": (),
     "drops": (),
     "rows": (
@@ -104,6 +107,10 @@ HEAVY = {
         "teacher_messages",
     ),
 }
+
+APART = (
+    "token_logprobs",
+)  # columns that no digest covers: they steer nothing, and a run made before there were any goes on as it was
 
 
 def empty(table: str) -> pl.DataFrame:
@@ -137,7 +144,8 @@ def read_light(table: str, paths: Sequence[Path]) -> pl.DataFrame:
 
 def as_stored(paths: Sequence[Path]) -> pl.DataFrame:
     """Read the files of a table with the columns they hold, whichever version wrote them: what a digest of the table covers."""
-    return pl.concat([pl.read_parquet(path, glob=False) for path in paths], how="diagonal") if paths else pl.DataFrame()
+    frames = [pl.read_parquet(path, glob=False).drop(APART, strict=False) for path in paths]
+    return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
 
 
 def light(table: str, frame: pl.DataFrame) -> pl.DataFrame:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +89,26 @@ def interval(scores: Mapping[str, float]) -> Interval | None:
     return _bootstrap(contents)
 
 
+def interval_of_all(groups: Mapping[str, Sequence[float]]) -> Interval | None:
+    """Return the interval of the mean over all values of `groups` (prompt id -> its values), where prompts are what was drawn.
+
+    Where nearly all prompts are right or wrong throughout, each counts as one, which is never too narrow.
+    """
+    merged: dict[str, list[float]] = {}
+    for prompt in sorted(groups):
+        merged.setdefault(REPEAT.sub("", prompt), []).extend(groups[prompt])
+    contents = [values for values in merged.values() if values]
+    if not contents:
+        return None
+    shares = [math.fsum(values) / len(values) for values in contents]
+    extreme = max((0.0, 1.0), key=shares.count)
+    if _within_one(dict(enumerate(shares))) and _hardly_differ(shares, lambda share: share == extreme) and len(shares) > 1:
+        apart = math.ceil(math.fsum(abs(share - extreme) for share in shares))
+        found = wilson(apart if extreme == 0.0 else len(shares) - apart, len(shares))
+        return _holding(found, math.fsum(map(math.fsum, contents)) / sum(map(len, contents)))
+    return _bootstrap(contents)
+
+
 def change(before: Mapping[str, float], after: Mapping[str, float]) -> Change | None:
     """Return the paired change from `before` to `after` (prompt id -> mean score); None where they share no prompt.
 
@@ -128,7 +148,7 @@ def _yes_no(scores: Mapping[str, float]) -> bool:
     return all(score in (0.0, 1.0) for score in scores.values())
 
 
-def _within_one(scores: Mapping[str, float]) -> bool:
+def _within_one(scores: Mapping[Any, float]) -> bool:
     return all(0.0 <= score <= 1.0 for score in scores.values())
 
 

@@ -187,7 +187,12 @@ def with_heavy(samples: pl.DataFrame, pool: Pool, names: Sequence[str], table: s
 
 def sample_view(pool: Pool, stream: str | None, *texts: str | None) -> pl.DataFrame:
     """The live samples as `texts` see them: scores as columns, and where they are named heavy columns, those of prompts, and calls."""
-    samples = _as_named(with_scores(live(pool, stream), pool), pool, texts)
+    return with_named(with_scores(live(pool, stream), pool), pool, *texts)
+
+
+def with_named(samples: pl.DataFrame, pool: Pool, *texts: str | None) -> pl.DataFrame:
+    """`samples` with what `texts` name beside their columns: heavy ones, those of their prompts, and calls, which are over these samples."""
+    samples = _as_named(samples, pool, texts)
     return _with_calls(samples, samples, texts, "prompt")
 
 

@@ -8,8 +8,9 @@ measure step whose reward reads a gold answer, or another column of the prompt.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 from selfkd.core.pool import Function
 from selfkd.core.yamlfile import Problems
@@ -62,6 +63,14 @@ def _reads_more(reference: str, step: Step, find: Find) -> bool:
             return True
         return bool(set(parameters(node)) - WRITTEN - set(getattr(step, "params", {})) - _with_default(node))
     return True  # it is not there, which is said elsewhere
+
+
+def reads_gold(reference: str, params: Mapping[str, Any], find: Find) -> bool:
+    """Whether a reward surely holds an answer against what stands beside its prompt: it names a column, or `answer`, that it must be given."""
+    with suppress(SelfkdError):
+        node = definition(find(reference))
+        return node is not None and bool(set(parameters(node)) - WRITTEN - set(params) - _with_default(node))
+    return False
 
 
 def _with_default(node: Definition) -> set[str]:

@@ -245,7 +245,7 @@ def _decodings(line: Line, n: int, told: Sequence[Mapping[str, Any]]) -> Iterato
         (WARM, voting),
         *((TOLD, dict(words)) for words in told),
     ]
-    plain = {name: value for name, value in line.words.items() if name not in ("pass_at", "vote")}
+    plain = {name: value for name, value in line.words.items() if name not in ("pass_at", "vote", "key")}
     for ending, changed in ways:
         scores = [f"{score}_{ending}" for score in line.at(1).scores()]
         named = {"name": f"{line.name}-{ending.replace('_', '-')}", "as": scores}

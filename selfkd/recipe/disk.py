@@ -15,6 +15,7 @@ from selfkd.backend.memory import Training, optimiser_bytes
 from selfkd.backend.trainer.sealed import KEPT
 from selfkd.backend.trainer.trl_options import for_loss
 from selfkd.core.number_format import BYTES
+from selfkd.recipe import scorers
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.average import AverageStep
 from selfkd.steps.train import TrainStep
@@ -71,7 +72,8 @@ class Kept:
 class Disk:
     """The peak of a run: what of its weights lies there then and in which round, and bytes of weights and of answers.
 
-    `update` are those of the checkpoints inside an update, where it takes long.
+    `update` are those of the checkpoints inside an update, where it takes long, `scorers` those of models of others that the run copies to
+    score by; None where the size of one is not known.
     """
 
     kept: Kept
@@ -80,16 +82,19 @@ class Disk:
     answers: int
     least: int
     update: int = 0
+    scorers: int | None = 0
 
     @property
     def peak(self) -> int:
-        return self.weights + self.update + self.answers
+        return self.weights + self.update + self.answers + (self.scorers or 0)
 
     def text(self, more: str, free: int | None) -> str:
         """Return the peak in words, beside the bytes that are `free` where that is known; `more` is what is not counted."""
         inside = f", {_gb(self.update)} of checkpoints inside its update where that takes long" if self.update else ""
         answers = f"{_gb(self.answers)} of answers and rows{more}"
-        parts = f"{_gb(self.weights)} of weights in round {self.round} ({self.kept}){inside}, {answers}"
+        models = f", {_gb(self.scorers)} of models that score" if self.scorers else ""
+        models = ", and models that score, of unknown size" if self.scorers is None else models
+        parts = f"{_gb(self.weights)} of weights in round {self.round} ({self.kept}){inside}, {answers}{models}"
         return f"up to {_gb(self.peak)} at once: {parts}{self._beside(free)}"
 
     def _beside(self, free: int | None) -> str:
@@ -124,7 +129,15 @@ def of(recipe: Recipe, numbers: Numbers, made: int, dtype: str, machine: Machine
     trains = any(_trained(recipe, index) for index in range(recipe.rounds + 1))
     answers = BYTES_PER_TOKEN * made * (TWICE if trains else 1)
     # The root at least is written; whether it is there already, as that of another run, is not known here.
-    return Disk(kept, index, kept.bytes(numbers), answers, FP32 * numbers.model, update)
+    copied = _scorers(recipe)
+    return Disk(kept, index, kept.bytes(numbers), answers, max(FP32 * numbers.model, copied or 0), update, copied)
+
+
+def _scorers(recipe: Recipe) -> int | None:
+    """Return what the copies of models take that only score, each once; None where the size of one is not known."""
+    sizes = [scorers.bytes_of(one, recipe) for one in recipe.scorers()]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
 
 
 def _trained(recipe: Recipe, index: int) -> list[TrainStep]:

@@ -6,7 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from selfkd.backend.model_files import is_hub_id
+from selfkd.backend.model_sizes import Sizes, sizes_of
 from selfkd.backend.reading import Reading, config_in, problem_of
+from selfkd.core.number_format import BYTES
 from selfkd.recipe.schema import Recipe
 
 FORMS = "Name a folder of safetensors, or a hub id, with its revision behind an @: Org/model@main"
@@ -42,6 +44,17 @@ def problem(reference: str, reading: Reading, recipe: Recipe) -> tuple[str, str]
         if config
         else ("", f"the folder {folder} has no config.json, so it holds no model. {FORMS}")
     )
+
+
+def bytes_of(reference: str, recipe: Recipe) -> int | None:
+    """Return what the copy of a model takes in a run; of one that is not here, known by its description alone, the most; None: not known."""
+    folder = local_folder(reference, recipe) or _in_cache(reference)
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) if folder else 0
+    if weights:
+        return weights
+    path, revision = source_of(reference)
+    sizes = sizes_of({"path": str(folder or path), "revision": revision})
+    return BYTES["float32"] * sizes.parameters if isinstance(sizes, Sizes) else None
 
 
 def _in_cache(reference: str) -> Path | None:

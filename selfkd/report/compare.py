@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from selfkd.chain import measured, records, ways
+from selfkd.chain import filtering, measured, records, ways
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Record, Seal
@@ -23,7 +23,7 @@ from selfkd.core import digest
 from selfkd.core.stats import Change, change
 from selfkd.core.wording import did_you_mean, listed
 from selfkd.errors import ChainError, UsageError
-from selfkd.report import adapters
+from selfkd.report import adapters, filters
 from selfkd.report.status import in_force, info_of
 
 Kind = TypeVar("Kind", bound=Record)
@@ -150,6 +150,7 @@ class _Run:
         """Return what a reader must know of one side."""
         found = [f"{self.name}: {name} was changed after it was written; see selfkd verify" for name in self.changed]
         found += [f"{self.name}: in round {at.seal.round} the {said}" for said in at.adapters]
+        found += [f"{self.name}: round {at.seal.round} {said}" for said in filters.lines(filtering.recorded(at.seal.notes))]
         if not at.seal.accepted:
             found.append(f"{self.name}: round {at.seal.round} was rolled back: {at.seal.why}")
         if self.attempts > 1:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from selfkd.chain import measured, records, steering
+from selfkd.chain import agreement, filtering, measured, records, steering
 from selfkd.chain.measured import Measured
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Amendment, Commit, Info, Seal
+from selfkd.core.filters import Filtering
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.recipe.schema import Best, Stop
@@ -37,7 +38,8 @@ class RoundSummary:
     samples that no step dropped, None where the round made none. `survived` is the share of the update that the engine sees;
     `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else;
     `checked` what its updates were measured to be on their way; `adapters` what they learned in place of all weights. `told` are numbers that steps said of themselves, as a judge does, by
-    step/number; `warnings` what they warned of.
+    step/number; `warnings` what they warned of. `filters` say what was kept is worth by gold that did not choose it;
+    `apart` how far engine and trainer were from each other where an update began.
     """
 
     index: int
@@ -57,6 +59,8 @@ class RoundSummary:
     adapters: tuple[str, ...] = ()
     told: Mapping[str, float | None] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    filters: Sequence[Filtering] = ()
+    apart: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ def rounds(paths: Paths) -> list[RoundSummary]:
 
 def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummary:
     known = measured.recorded(seal.notes)
+    apart = seal.notes.get("engine_apart", {})
     funnel = dict(seal.notes.get("funnel", ()))
     samples = funnel.get("samples") or None
     swaps = [swap for commit in reversed(commits) if (swap := commit.notes.get("swap"))]
@@ -187,7 +192,10 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
             **{name: value for commit in commits if not commit.outside for name, value in commit.metrics.items()},
             **{f"{commit.step}/{name}": value for commit in commits for name, value in _distances(commit).items()},
         },
-        warnings=[warning for commit in commits for warning in commit.notes.get("warnings", ())],
+        warnings=[warning for commit in commits for warning in commit.notes.get("warnings", ())]
+        + [found["alarm"] for found in apart.values() if "alarm" in found],
+        apart=[f"{step}: {agreement.told(found)}" for step, found in apart.items()],
+        filters=filtering.recorded(seal.notes),
     )
 
 

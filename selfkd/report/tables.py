@@ -16,7 +16,7 @@ from rich.text import Text
 
 from selfkd.chain.measured import Measured
 from selfkd.core.stats import Change, Interval
-from selfkd.report import adapters
+from selfkd.report import adapters, filters
 from selfkd.report.status import COLUMNS, RoundSummary, Status
 
 WIDEST_SCORE = 18  # letters of the column of scores
@@ -174,6 +174,9 @@ def lines_of(state: Status) -> list[Text]:
     lines += [Text(said) for said in adapters.lines([(summary.index, summary.adapters) for summary in state.rounds])]
     lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
     lines += [line for summary in state.rounds for line in _told_lines(summary)]
+    for summary in state.rounds:
+        said = [*summary.apart, *filters.lines(summary.filters)]
+        lines += [Text(f"{_round_name(summary.index)}: {one}") for one in said]
     return lines + [line for summary in state.rounds for line in _warnings(summary, summary is state.rounds[-1])]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import polars as pl
 from pydantic import Field
@@ -14,6 +14,7 @@ from selfkd.core import views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import SCHEMAS, Addition, Pool, light
 from selfkd.core.stats import mean, pass_at
+from selfkd.core.votes import plurality
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
 from selfkd.steps.forecast import Cost, Forecast, answers, least, times
@@ -26,9 +27,20 @@ from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 CHANGES = ("change", "change_low", "change_high")  # of a measurement against the base, and the bounds of its interval
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
-SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at", "vote")
+SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at", "vote", "key")
 VOTE = "vote"  # the score by which the answers to a prompt are voted on
-VOTED = 0  # stands where a pass@k has its k
+KEY = "key"  # the score that is equal where answers agree
+PARSED = "parsed"  # the metric that says how many answers have a key
+Way = Literal["mean", "pass", "vote", "key"]
+MARKS = {"vote": VOTE, "key": KEY}  # what a figure is made of beside the scores
+
+
+class Figure(NamedTuple):
+    """How a figure is made of a reward's scores: their mean, pass@k, what wins a vote, or what most of k answers say."""
+
+    reward: str
+    way: Way = "mean"
+    k: int = 1
 
 
 class MeasureStep(Step):
@@ -40,7 +52,7 @@ class MeasureStep(Step):
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
-    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote"})
+    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote", "key"})
 
     reward: str | Texts = Field(description="file.py:function, or several; the first is the one that tables show.")
     as_: str | Texts | None = Field(
@@ -57,6 +69,10 @@ class MeasureStep(Step):
     vote: str | None = Field(
         None,
         description="Also measure <score>_maj_<n>, what a vote among the n answers gets (maj@n): file.py:function, such as reward/vote.py:share, gives the answers that win the highest mark, and the mean score of these counts.",
+    )
+    key: str | None = Field(
+        None,
+        description="Also measure parsed, the share of answers that can be read, and of several answers <score>_maj_<k>, what most of k of them say gets (maj@k, unbiased), for k of n and of pass_at: file.py:function, such as reward/agree.py:answer, gives answers that agree one number, and None where there is none.",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; vLLM takes at most 2.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus, where temperature is above 0.")
@@ -76,7 +92,7 @@ class MeasureStep(Step):
         return {name: value for name, value in self.identity().items() if name not in SCORING}
 
     def functions(self) -> list[str]:
-        return [*several(self.reward), *several(self.vote)]
+        return [*several(self.reward), *several(self.vote), *several(self.key)]
 
     def templates(self) -> list[str]:
         return [self.template] if self.template else []
@@ -98,12 +114,14 @@ class MeasureStep(Step):
 
     def metrics(self) -> list[str]:
         """Return the names of what it measures, the rewards first."""
-        names = [*self.scores(), *self._passes(), *(f"{name}_scored" for name in self.scores()), *COUNTS]
+        more = [name for name in self._figures() if name not in self.scores()]
+        parsed = [PARSED] if self.key else []
+        names = [*self.scores(), *more, *(f"{name}_scored" for name in self.scores()), *parsed, *COUNTS]
         return [f"{self.split}/{name}" for name in names]
 
-    def _passes(self) -> list[str]:
-        passes = [pass_name(name, self.pass_at) for name in self.scores()] if self.pass_at else []
-        return [*passes, *(maj_name(name, self.n) for name in self.scores() if self.vote)]
+    def _figures(self) -> dict[str, Figure]:
+        voting = {"n": self.n, "pass_at": self.pass_at, "vote": self.vote, "key": self.key}
+        return figures(self.scores(), voting)
 
     def _asking(self) -> SampleStep:
         """Return the step that asks: the same words mean the same in both."""
@@ -121,11 +139,16 @@ class MeasureStep(Step):
             yield "pass_at", "at temperature 0 the answers to a prompt are all the same: write a temperature"
         if self.vote and (self.n < 2 or not self.temperature):
             yield "vote", "a vote needs several answers that may differ: write n, and a temperature"
+        if self.key and self.vote:
+            yield "key", "'key' counts the answers that agree, which is a vote: leave out 'vote'"
+        if self.key and self.n > 1 and not self.temperature:
+            yield "key", "at temperature 0 the answers to a prompt are all the same: write a temperature"
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         yield from name_problems(self.scores(), len(several(self.reward)), self.as_)
-        if self.vote and VOTE in self.scores():
-            yield "as", f"'{VOTE}' is what the vote is called: name this score otherwise (as)"
+        for name in self._voting():
+            if name in self.scores():
+                yield "as", f"'{name}' is what the {name} is called: name this score otherwise (as)"
         for name in self.scores():
             taken = self.metrics().count(f"{self.split}/{name}") > self.scores().count(name)
             if taken and name not in SCHEMAS["samples"]:
@@ -160,11 +183,15 @@ class MeasureStep(Step):
         held = held + Pool({"scores": scored.whole("scores")}, scores_named=tuple(self.scores()))
         return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held), notes=scored.notes)
 
+    def _voting(self) -> list[str]:
+        """Return what the scores are called that only vote."""
+        return [name for name, given in ((VOTE, self.vote), (KEY, self.key)) if given]
+
     def _scoring(self) -> ScoreStep:
         """Return the step that scores, the vote included."""
         rewards, names = self.reward, self.as_
-        if self.vote:
-            rewards, names = tuple(self.functions()), (*self.scores(), VOTE)
+        if self._voting():
+            rewards, names = tuple(self.functions()), (*self.scores(), *self._voting())
         return ScoreStep(
             name=self.name, reward=rewards, params=self.params, max_failed=self.max_failed, timeout=self.timeout, as_=names
         )
@@ -177,36 +204,57 @@ class MeasureStep(Step):
         view = views.with_scores(held.samples, held)
         found: dict[str, Any] = {"prompts": held.prompts.height, "samples": view.height, "tokens": int(view["tokens"].sum())}
         found["chars"], found["cut"] = view.select(pl.col("chars").mean(), (pl.col("finish_reason") == "length").mean()).row(0)
-        for name in self.scores():
-            means = _by_prompt(view, name)
-            found[name], found[f"{name}_scored"] = mean(means), len(means)
-            if self.pass_at:
-                found[pass_name(name, self.pass_at)] = mean(_by_prompt(view, name, self.pass_at))
-            if self.vote:
-                found[maj_name(name, self.n)] = mean(_by_vote(view, name))
+        for name, how in self._figures().items():
+            means = by_prompt(view, how)
+            found[name] = mean(means)
+            if how.way == "mean":
+                found[f"{name}_scored"] = len(means)
+        if self.key:
+            found[PARSED] = mean(_parsed(view))
         place = "warm" if self.name.endswith("-warm") else self.split  # after a warm-up; the base's own numbers stay dev/…
         return {f"{place}/{name}": value for name, value in found.items()}
 
 
-def _by_prompt(view: pl.DataFrame, score: str, k: int = 1) -> dict[str, float]:
-    """Return {prompt: mean of its scored answers}, or above 1 its pass@k; a prompt with fewer than k of them is left out.
+def by_prompt(view: pl.DataFrame, how: Figure) -> dict[str, float]:
+    """Return {prompt: a figure of its scored answers}; a prompt that has too few is left out, and an answer without a mark has no part in a vote.
 
     Added up in one order: a last digit must not depend on the number of threads.
     """
-    if score not in view.columns:
+    mark = MARKS.get(how.way)
+    needed = [how.reward, *([VOTE] if mark == VOTE else [])]
+    if not set(needed) <= set(view.columns):
         return {}
-    scored = view.filter(pl.col(score).is_finite()).sort("prompt", "id")
-    groups = scored.group_by("prompt", maintain_order=True).agg(score).iter_rows()
-    return of_prompts(dict(groups), k)
+    known = view.filter(pl.all_horizontal(pl.col(name).is_finite() for name in needed)).sort("prompt", "id")
+    shown = [how.reward, *([mark] if mark in view.columns else [])]  # where no answer could be read, nobody has a key
+    groups = known.group_by("prompt", maintain_order=True).agg(shown).iter_rows()
+    return {prompt: _figure(how, *cells) for prompt, *cells in groups if len(cells[0]) >= how.k}
 
 
-def _by_vote(view: pl.DataFrame, score: str) -> dict[str, float]:
-    """Return {prompt: mean score of the answers that win the vote}; an answer that lacks a score or a mark takes no part."""
-    if not {score, VOTE} <= set(view.columns):
-        return {}
-    known = view.filter(pl.col(score).is_finite() & pl.col(VOTE).is_finite()).sort("prompt", "id")
-    groups = known.group_by("prompt", maintain_order=True).agg(score, VOTE)
-    return {prompt: of_vote(values, votes) for prompt, values, votes in groups.select("prompt", score, VOTE).iter_rows()}
+def _figure(how: Figure, values: list[float], marks: Sequence[Any] = ()) -> float:
+    if how.way == "pass":
+        return pass_at(values, how.k)
+    if how.way == "vote":
+        return of_vote(values, marks)
+    if how.way == "key":
+        return plurality(values, marks or [None] * len(values), how.k)
+    return math.fsum(values) / len(values)
+
+
+def _parsed(view: pl.DataFrame) -> dict[str, float]:
+    """Return {prompt: share of its answers that have a key}."""
+    read = pl.col(KEY).is_finite().fill_null(False) if KEY in view.columns else pl.lit(False)
+    groups = view.group_by("prompt").agg((read.sum() / pl.len()).alias(PARSED)).sort("prompt")
+    return dict(groups.iter_rows())
+
+
+def figures(scores: Sequence[str], words: Mapping[str, Any]) -> dict[str, Figure]:
+    """Return {name: how it is made} of all figures of a measure step with these words and scores, the scores themselves first."""
+    k, n = words.get("pass_at"), words.get("n", 1)
+    found = {name: Figure(name) for name in scores}
+    found |= {pass_name(name, k): Figure(name, "pass", k) for name in scores if k}
+    found |= {maj_name(name, n): Figure(name, "vote") for name in scores if words.get("vote")}
+    sizes = sorted({k or n, n}) if words.get("key") and n > 1 else []
+    return found | {maj_name(name, size): Figure(name, "key", size) for name in scores for size in sizes}
 
 
 def of_vote(values: Sequence[float], votes: Sequence[float]) -> float:
@@ -219,18 +267,11 @@ def of_vote(values: Sequence[float], votes: Sequence[float]) -> float:
     return math.fsum(won) / len(won)
 
 
-def of_prompts(answers: Mapping[str, list[float]], k: int = 1) -> dict[str, float]:
-    """Return {prompt: mean of its scores}, or above 1 its pass@k."""
-    if k == 1:
-        return {prompt: math.fsum(values) / len(values) for prompt, values in answers.items()}
-    return {prompt: pass_at(values, k) for prompt, values in answers.items() if len(values) >= k}
-
-
 def pass_name(score: str, k: int) -> str:
     """Return what a score's pass@k is called, as an expression may name it."""
     return f"{score}_pass_{k}"
 
 
 def maj_name(score: str, n: int) -> str:
-    """Return what a score is called that a vote among n answers gets."""
+    """Return what a score is called that a vote among so many answers gets."""
     return f"{score}_maj_{n}"

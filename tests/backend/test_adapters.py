@@ -24,7 +24,8 @@ from selfkd.backend.base import LoraSpec, Trained, TrainSpec
 from selfkd.backend.model_files import engine_kind
 from selfkd.backend.trainer import adapter
 from selfkd.backend.trainer import update as module
-from selfkd.backend.trainer.update import sequence_logprobs, train_rank
+from selfkd.backend.trainer.said import sequence_logprobs
+from selfkd.backend.trainer.update import train_rank
 from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError, WeightsError

@@ -23,7 +23,7 @@ from selfkd.backend.base import Trained, TrainSpec
 from selfkd.backend.engine import vllm
 from selfkd.backend.local import LocalBackend
 from selfkd.backend.machine import fixed_numerics
-from selfkd.backend.trainer.update import sequence_logprobs
+from selfkd.backend.trainer.said import sequence_logprobs
 from selfkd.core.pool import Model, shape
 from selfkd.errors import UsageError, WeightsError
 

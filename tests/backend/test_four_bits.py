@@ -26,6 +26,7 @@ from selfkd.backend.base import LoraSpec, Saves, Trained, TrainSpec
 from selfkd.backend.trainer import adapter, four_bits
 from selfkd.backend.trainer import update as module
 from selfkd.backend.trainer.four_bits import FourBits
+from selfkd.backend.trainer.said import sequence_logprobs
 from selfkd.core import digest
 from selfkd.core.pool import Model
 from selfkd.errors import UsageError
@@ -336,6 +337,6 @@ def test_an_engine_serves_it_over_full_weights_and_the_swap_is_proved(tmp_path, 
         asked(local, child, tmp_path)
         notes = local.swap_notes()
         assert notes["proved"] is True and notes["survived"] == pytest.approx(1, abs=1e-3)
-        formula = module.sequence_logprobs(Path(child.path), answers, {"threads": 1}, base=Path(base.path))
+        formula = sequence_logprobs(Path(child.path), answers, {"threads": 1}, base=Path(base.path))
         expected = np.array([value for _, value, _ in sorted(formula)])
         assert (abs(scored(local, child, answers) - expected) < 1e-5 * answers["tokens"].to_numpy()).all()

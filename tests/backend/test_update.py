@@ -194,7 +194,7 @@ def test_log_probabilities_of_given_answers_are_those_of_the_model(start):
     import torch
     from transformers import AutoModelForCausalLM
 
-    from selfkd.backend.trainer.update import sequence_logprobs
+    from selfkd.backend.trainer.said import sequence_logprobs
 
     messages = [{"role": "user", "content": "say"}]
     asked = [("one", "yes", None), ("two", "a longer answer", None), ("three", "no", [80, 81, 2])]

@@ -199,3 +199,24 @@ def test_a_machine_that_is_elsewhere_has_a_disk_of_its_own(tmp_path: Path, monke
     found = plan(made(tmp_path, "2"), Machine(cards=1, card_gb=80.0), tmp_path)
     assert not [problem for problem in found.problems if problem.startswith("disk")]
     assert "are free" not in dict(found.lines)["disk"].lower()
+
+
+SCORED = RECIPE.replace("  - select:", "  - score: {classifier: judge, label: good, as: liked}\n  - select:")
+
+
+def test_a_model_that_only_scores_is_copied_into_the_run_once(tmp_path: Path) -> None:
+    twice = SCORED.replace("  - select:", "  - score: {classifier: judge, label: bad, as: disliked}\n  - select:")
+    recipe = made(tmp_path, "2", twice)
+    folder = tmp_path / "judge"
+    folder.mkdir()
+    for name, size in (("model-1.safetensors", 3000), ("model-2.safetensors", 2500), ("pytorch_model.bin", 9999)):
+        (folder / name).write_bytes(bytes(size))
+    found, plain = disk.of(recipe, Numbers(1000), 0, "bfloat16"), of(tmp_path / "plain", "2")
+    assert found.scorers == 5500 and found.peak == plain.weights + 5500
+    assert found.least == 5500 > plain.least == 4000  # it is written before the root is
+    assert "0.0 MB of models that score" in found.text("", None) and "score" not in plain.text("", None)
+
+
+def test_a_model_that_scores_and_is_not_here_is_said_to_be_of_unknown_size(tmp_path: Path) -> None:
+    found = of(tmp_path, "2", SCORED)
+    assert found.scorers is None and "and models that score, of unknown size" in found.text("", None)

@@ -16,7 +16,7 @@ from selfkd.chain.loop import walk
 from selfkd.chain.measured import measurements
 from selfkd.chain.run import Run
 from selfkd.errors import RecipeError, RewardError
-from selfkd.steps.measure import _by_prompt
+from selfkd.steps.measure import Figure, by_prompt
 
 HEAD = RECIPE[: RECIPE.index("steps:")]
 
@@ -272,7 +272,7 @@ def test_the_mean_of_a_prompt_does_not_depend_on_the_order_of_its_answers():
     values = [1e16, 1.0, -1e16, 2.0, float("nan")]
     for order in ([0, 1, 2, 3, 4], [0, 2, 1, 3, 4], [4, 3, 2, 1, 0]):
         view = pl.DataFrame({"prompt": ["p"] * 5, "id": [f"i{at}" for at in order], "right": [values[at] for at in order]})
-        assert _by_prompt(view, "right") == {"p": 0.75}
+        assert by_prompt(view, Figure("right")) == {"p": 0.75}
 
 
 def test_numbers_may_be_lists_one_entry_per_round(tmp_path):

@@ -258,7 +258,8 @@ class Answer:
             text = self.text
             ids, kept = ids_of_text(tok, self.prompt, self.ids, text, skip_special)
         known = with_chances and kept == len(ids)
-        return Completion(text, ids, self.finish, sum(self.chances[:kept]) if known else None)
+        each = self.chances[:kept] if known else None
+        return Completion(text, ids, self.finish, sum(self.chances[:kept]) if known else None, each)
 
 
 class Ends:

@@ -385,10 +385,12 @@ def _scores(output: Any, start: int) -> list[float]:
 def _completion(tok: Any, output: Any, params: Any) -> Completion:
     """Return an answer whose ids say its text. vLLM cuts the text at a stop string, and leaves the ids of that string in."""
     answer = output.outputs[0]
-    ids, logprob = list(answer.token_ids), answer.cumulative_logprob
+    sampled = list(answer.token_ids)
+    ids, kept, logprob = sampled, len(sampled), answer.cumulative_logprob
     if isinstance(answer.stop_reason, str):
-        sampled = ids
         ids, kept = ids_of_text(tok, output.prompt_token_ids, sampled, answer.text, params.skip_special_tokens)
-        known = answer.logprobs is not None and kept == len(ids)  # nobody drew what was encoded anew
-        logprob = sum(answer.logprobs[place][sampled[place]].logprob for place in range(kept)) if known else None
-    return Completion(answer.text, ids, answer.finish_reason or "abort", logprob)
+    known = answer.logprobs is not None and kept == len(ids)  # nobody drew what was encoded anew
+    each = [answer.logprobs[place][sampled[place]].logprob for place in range(kept)] if known else None
+    if isinstance(answer.stop_reason, str):
+        logprob = sum(each) if each is not None else None
+    return Completion(answer.text, ids, answer.finish_reason or "abort", logprob, each)

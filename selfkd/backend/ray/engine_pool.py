@@ -181,7 +181,9 @@ class EnginePool:
         notes = self._swaps.get(weights, [])
         survived = [note["survived"] for note in notes if note.get("survived") is not None]
         unproved = [note.get("proved") for note in notes if note.get("proved") is not True]
+        apart = max((note["apart"] for note in notes if note.get("apart")), key=lambda one: one["mean"], default=None)
         return {
+            **({"apart": apart} if apart else {}),
             "seconds": max((note.get("seconds", 0.0) for note in notes), default=0.0),
             "proved": unproved[0] if unproved else True if notes else None,
             "survived": min(survived, default=None),

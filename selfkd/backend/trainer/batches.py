@@ -221,9 +221,14 @@ def plan(rows: Sequence[Row], size: int, seed: int, epoch: int) -> list[list[int
     Within a batch the longest rows come first, so that micro-batches hold rows of like length. Batches stay a random draw:
     grouping the whole set by length would tie what is learned together to how long it is.
     """
-    order = sorted(range(len(rows)), key=lambda i: digest.of("order", seed, epoch, rows[i].id))
+    order = ordered([row.id for row in rows], seed, epoch)
     cuts = [order[at : at + size] for at in range(0, len(order), size)]
     return [sorted(batch, key=lambda i: (-rows[i].longest, rows[i].id)) for batch in cuts]
+
+
+def ordered(ids: Sequence[str], seed: int, epoch: int) -> list[int]:
+    """Return the places of rows in the order in which an epoch takes them."""
+    return sorted(range(len(ids)), key=lambda i: digest.of("order", seed, epoch, ids[i]))
 
 
 def micro_batches(batch: list[int], split: Share) -> list[list[int]]:

@@ -106,6 +106,8 @@ def refuse_same(rows: Sequence[Row], start: str, teacher: str | None) -> None:
 class Distilled(rowwise.RowWise):
     """A value per row, from how far the model is from its teacher at each token of the row's completion."""
 
+    logps_slot = SLOTS["logps"]
+
     def __init__(self, spec: TrainSpec, rows: Sequence[Row], teacher: Teacher, **more: Any) -> None:
         assert spec.divergence is not None
         self.how, self.teacher, self._sums = spec.divergence, teacher, dict[str, Any]()

@@ -24,6 +24,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from selfkd.backend.base import OnSteps, TrainProgress, TrainSpec, nobody_listens
 from selfkd.backend.trainer import cpu_head, flat, sharded
+from selfkd.backend.trainer.agreement import Agreement
 from selfkd.backend.trainer.batches import Feed, Ids, Row, Share, collator_record
 from selfkd.backend.trainer.checkpoint import LOWER_THE_STEP
 from selfkd.backend.trainer.offload import offload
@@ -55,6 +56,7 @@ Score = TypeVar("Score")  # of a completion: a sum, or a value per token
 class _Stepwise:
     """What all trainers share: our batches instead of a data loader's, a stop at the first number that is not finite, our checkpoints."""
 
+    logps_slot = "log_probs"  # which of a model's outputs has the log-probability of each token
     average = ""  # over what the values of rows are averaged, where a loss is a value per row
     strange = False  # whether rows come with answers to other prompts
 
@@ -67,8 +69,10 @@ class _Stepwise:
         is_flat: bool,
         resumption: Resumption,
         offloads: bool,
+        agreement: Agreement | None = None,
         **more: Any,
     ) -> None:
+        self.agreement = agreement
         self.resumption, self.offloads = resumption, offloads
         self.rows, self.split, self.order_seed, self.latest = rows, split, spec.seed, math.nan
         self.nll, self.reference_of, self.is_flat = spec.nll, references, is_flat
@@ -135,7 +139,10 @@ class _Stepwise:
     def _outputs(self, model: Any, **arguments: Any) -> Any:
         """Return what the model gives for a padded batch, through it without padding where it can be fed so."""
         with self._autocast():
-            return flat.forward(model, **arguments) if self.is_flat else model(**arguments)
+            outputs = flat.forward(model, **arguments) if self.is_flat else model(**arguments)
+        if self.agreement and self.agreement.known and not self.state.global_step:  # type: ignore[attr-defined]
+            self.agreement.hear(arguments, getattr(outputs, self.logps_slot))
+        return outputs
 
     def _autocast(self) -> Any:
         """Compute in bf16 where that is asked and Accelerate, which prepared nothing of a divided model, does not see to it."""
@@ -160,6 +167,8 @@ class _Stepwise:
         loss = logs.get("loss", 0.0)
         if not math.isfinite(loss):
             raise not_finite(self.state.global_step, f"the loss is {loss}")  # type: ignore[attr-defined]
+        if self.agreement and self.agreement.known and self.state.global_step == 1:  # type: ignore[attr-defined]
+            logs = {**logs, **self.agreement.logged(self.split.ranks)}
         super().log(logs, start_time)  # type: ignore[misc]
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 import torch.distributed
 import trl
@@ -27,7 +26,7 @@ from transformers.utils import logging
 
 from selfkd.backend import adapters, probe, tokens
 from selfkd.backend.attention import caps, plain_attention
-from selfkd.backend.base import Logprob, OnSteps, Trained, TrainSpec, nobody_listens
+from selfkd.backend.base import OnSteps, Trained, TrainSpec, nobody_listens
 from selfkd.backend.facts import of_trainer
 from selfkd.backend.trainer import (
     adapter,
@@ -44,6 +43,7 @@ from selfkd.backend.trainer import (
     rowwise,
     sharded,
 )
+from selfkd.backend.trainer.agreement import Agreement, figures
 from selfkd.backend.trainer.loss_kinds import LossKind, kind_of
 from selfkd.backend.trainer.repeatable import ARITHMETIC, CAPPED, adds_up_by, prepare, repeatable
 from selfkd.backend.trainer.resume import Over, Resumption
@@ -87,25 +87,6 @@ def train_rank(
     finally:
         gc.collect()  # trainer, callbacks and model refer to each other
         offload.give_back()
-
-
-def sequence_logprobs(
-    folder: Path, rows: pl.DataFrame, numerics: Mapping[str, Any], bf16: bool = False, base: Path | None = None
-) -> list[Logprob]:
-    """Return (id, summed log-probability, tokens) of each row's `text` or `token_ids` after its `messages`, under a model folder.
-
-    `base` is the folder beneath an adapter.
-    """
-    tok, pairs = tokens.tokenizer(str(folder)), []
-    for row in rows.iter_rows(named=True):
-        sampled = row.get("token_ids")
-        ended, messages = row["finish_reason"] == "stop", row["messages"]
-        completion = tokens.encode_completion(tok, row["text"] or "", sampled, ended, messages=messages)
-        pairs.append((_array(tokens.encode_prompt(tok, row["messages"])), _array(completion)))
-    logging.disable_progress_bar()
-    with repeatable(numerics):
-        sums = losses.completion_logprobs(opened.load(str(folder), None if base is None else str(base)), pairs, bf16)
-    return [(name, value, len(pair[1])) for name, value, pair in zip(rows["id"], sums, pairs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -213,6 +194,8 @@ class _Update:
         adds_up_by(CAPPED if caps(model.config) else ARITHMETIC)
         self.resumption.computes_with(of_trainer())
         self._compute_in(model, plan.bf16)
+        self.agreement = Agreement.of(self._first_rows(), plan.spec, model)
+        self.rounding = self._own_rounding(model, is_flat, candidates, parent)
         references = references or self._references_of(model, is_flat)
         with self._timed("prepare"):
             trainer = self._trainer(model, tok, references, is_flat)
@@ -229,6 +212,20 @@ class _Update:
         metrics = {**self._metrics(trainer, train_call), "padding_free": is_flat, **moved}
         made, steps = trainer.state.global_step, trainer.state.max_steps
         return Trained(plan.out, metrics, plan.drops, state, made >= steps, of=steps)
+
+    def _first_rows(self) -> list[batches.Row]:
+        plan = self.plan
+        return [plan.rows[at] for at in batches.plan(plan.rows, plan.split.rows, plan.spec.seed, 0)[0]]
+
+    def _own_rounding(
+        self, model: Any, is_flat: bool, sequences: list[list[int]], exact: list[list[float]]
+    ) -> probe.Apart | None:
+        """Return how far computing as it learns puts the model from fp32, on the probe's sequences; None where nobody asks."""
+        if self.agreement is None or not self.agreement.known:
+            return None
+        pairs = [(_array(ids[:1]), _array(ids[1:])) for ids in sequences]
+        found = losses.token_logprobs(model, pairs, self.plan.bf16, is_flat, self.plan.rank, self.plan.split.ranks)
+        return probe.Apart.of(np.abs(np.concatenate(found) - np.concatenate(exact)))
 
     def _policy(self, how: adapter.Plan | None) -> tuple[Any, bool]:
         """Return the model that learns, opened; with an adapter the model beneath it lies still, in bf16 where all that computes with it rounds it."""
@@ -281,6 +278,7 @@ class _Update:
             references=references,
             is_flat=is_flat,
             resumption=self.resumption,
+            agreement=self.agreement,
             offloads=bool(plan.numerics.get("trainer", {}).get("offload_optimiser")),
             **self._teacher(model, is_flat),
             callbacks=[self.steps, *([self.shares] if plan.shard else []), *self._of_optimiser()],
@@ -403,6 +401,7 @@ class _Update:
             # Losses that do not compute an entropy log it as unknown; a step may have no row of which the sampler is known.
             if all(math.isfinite(entry.get(name, math.nan)) for entry in (first, last)):
                 metrics |= {f"{name}_first": first[name], f"{name}_last": last[name]}
+        metrics |= figures(first, self.rounding, self.agreement)
         metrics |= {"made_by": self.resumption.made_by}
         metrics |= {"continued_at": self.resumption.continued_at} if self.resumption.continued_at else {}
         seconds = self.steps.seconds
