@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import polars as pl
@@ -123,6 +123,8 @@ class ApplyStep(Step):
             yield "returns samples, and the step has no name for their stream: write `as`"
         if "scores" in made:
             yield from self._wrong_scores(made["scores"])
+        if "samples" in made and "parents" in made["samples"].columns:
+            yield from _wrong_parents(made["samples"]["parents"], samples)
         for table, column in (("drops", "reason"), ("samples", "text")):
             if (
                 table in made
@@ -183,3 +185,15 @@ class ApplyStep(Step):
         frame = shape("samples", rows).drop("teacher_messages")
         prompts = views.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", teacher_messages="messages")
         return shape("samples", frame.join(prompts, on="prompt", how="left", maintain_order="left"))
+
+
+def _wrong_parents(parents: pl.Series, given: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with the parents of new samples: only what the function was given can be what it made them from."""
+    if parents.dtype not in (pl.List(pl.String), pl.List(pl.Null), pl.Null):
+        yield f"returns samples whose column 'parents' is no list of ids: {parents.dtype}"
+        return
+    named = {name for names in parents.drop_nulls() for name in names}
+    if None in named:
+        yield "returns samples with a parent that is no id"
+    if unknown := sorted(named - {None, *given}):
+        yield f"returns samples with the parent '{unknown[0]}', which it was not given"
