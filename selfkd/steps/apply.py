@@ -27,7 +27,7 @@ class ApplyStep(Step):
 
     It is frozen and hashed like a reward, runs in a worker process, and is called twice, the second time with all rows in another order:
     what is not the same then is refused. It returns a frame `sample, value` (and `name`, `why`), or a mapping of frames:
-    `scores`; `drops` with `id` of a sample or prompt and `reason`; `samples` with `prompt` and `text`, and `parents` where it has some.
+    `scores`, of which samples that have one keep it; `drops` with `id` of a sample or prompt and `reason`; `samples` with `prompt` and `text`, and `parents` where it has some.
     """
 
     verb: ClassVar[str] = "apply"
@@ -89,7 +89,7 @@ class ApplyStep(Step):
         if "samples" in made:
             found["samples"] = [self._samples(made["samples"], pool, context)]
         if "scores" in made:
-            found["scores"] = [self._scores(made["scores"])]
+            found["scores"] = [self._scores(made["scores"], pool)]
         if "drops" in made and made["drops"].height:
             found["drops"] = [self._drops(made["drops"], tables)]
         return Addition(found)
@@ -146,14 +146,16 @@ class ApplyStep(Step):
         if scores.select(keys).is_duplicated().any():
             yield "returns two scores of one sample under one name"
 
-    def _scores(self, scores: pl.DataFrame) -> pl.DataFrame:
+    def _scores(self, scores: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """Return the score rows of samples that do not have the score yet: what was replayed keeps its own."""
         name = pl.col("name") if "name" in scores.columns else pl.lit(self.scores_[0])
         value = pl.col("value").cast(pl.Float64)
         finite = pl.when(value.is_finite()).then(value).otherwise(None)
         said = pl.col("why").cast(pl.String) if "why" in scores.columns else pl.lit(None, pl.String)
         why = pl.when(finite.is_null()).then(said.fill_null("the function gave none")).otherwise(None)
         rows = scores.select("sample", name=name, value=finite, why=why, draw=pl.lit(0), weight=pl.lit(1.0))
-        return shape("scores", rows.sort("sample", "name"))
+        new = rows.join(pool.scores.select("sample", "name"), on=["sample", "name"], how="anti")
+        return shape("scores", new.sort("sample", "name"))
 
     def _drops(self, drops: pl.DataFrame, given: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         streams = given["samples"].select("id", "stream")

@@ -122,7 +122,7 @@ def test_a_tensor_of_another_shape_or_kind_or_one_too_many_is_no_average(tmp_pat
 @pytest.mark.parametrize("other", [{"w": f32(1.0, 2.0)}, {"v": f32(1.0)}, {"w": np.array([1.0], np.float16)}])
 def test_what_models_that_are_not_alike_are_said_to_average_to_is_refused(tmp_path, other):
     one = model(tmp_path / "a", [{"w": f32(1.0)}])
-    with pytest.raises(WeightsError, match="checkpoints of different models have no average: [vw] is"):
+    with pytest.raises(WeightsError, match=r"checkpoints of different models have no average: [vw] is"):
         averaging.differs([(one, 1), (model(tmp_path / "b", [other]), 1)], one)
 
 

@@ -99,6 +99,18 @@ def test_it_may_return_several_scores_by_name():
     assert scores.group_by("name").len().sort("name").rows() == [("long", 12), ("short", 12)] and scores["value"].sum() == 0
 
 
+def test_samples_that_are_replayed_keep_the_score_that_their_own_round_gave():
+    Path("r.yaml").write_text(
+        HEAD.replace("rounds: 1", "rounds: 2").replace("steps:\n", "steps:\n  - replay\n")
+        + "  - apply: {function: mine.py:rank, scores: [rank]}\n  - train: sft\n"
+    )
+    run = go(load("r.yaml"), Path("run"))
+    files = [run.made(index)["apply"].tables["scores"].files for index in (1, 2)]
+    first, second = (pl.concat([pl.read_parquet(run.folder / file) for file in found])["sample"] for found in files)
+    assert len(first) == len(second) == 12 and not set(first) & set(second)
+    assert run.samples(round=2)["rank"].null_count() == 0
+
+
 def test_its_marks_are_drops_with_their_reason():
     run = made("  - apply: mine.py:marks\n")
     drops = table(run, "apply", "drops")
