@@ -20,7 +20,6 @@ from selfkd.chain.records import (
     Commit,
     Computer,
     Cut,
-    DataEntry,
     Info,
     ModelEntry,
     Numerics,
@@ -75,7 +74,8 @@ class _Walk:
         self.paths, self.quick, self.found = paths, quick, Findings()
         self.parent: str | None = None
         self.models: dict[str, ModelEntry] = {}
-        self.data: Mapping[str, DataEntry] = {}
+        self.info: Info | None = None
+        self.round: list[Commit] = []  # what was made of the round at hand so far
         self.states: set[str] = set()  # where those of optimisers were committed
         self.made: dict[str, Commit] = {}
         self.verdicts: Verdicts | None = None  # None where damage hides what they rest on
@@ -85,7 +85,7 @@ class _Walk:
         info = self.record(self.paths.info, Info)
         if info is None:
             return
-        self.parent, self.data = info.root, info.data
+        self.parent, self.info = info.root, info
         self.frozen(info)
         amendments = {path: self.record(path, Amendment) for path in self.paths.amendments()}
         for path, amendment in amendments.items():
@@ -205,6 +205,7 @@ class _Walk:
     def steps(self, names: RoundPaths) -> list[Commit | None]:
         """Return the step commits of a round, each checked; None where one is damaged."""
         found: list[Commit | None] = []
+        self.round = []
         for number, path in enumerate(names.commits(), 1):
             commit = self.record(path, Commit)
             found.append(commit)
@@ -230,6 +231,7 @@ class _Walk:
             self.problem(f"{name}: its digest does not follow from what it added")
         self.contents(name, commit)
         self.made[name] = commit
+        self.round.append(commit)
         self.parent = commit.digest
 
     def contents(self, name: str, commit: Commit) -> None:
@@ -249,13 +251,18 @@ class _Walk:
         self.found.problems += [f"{name}: {problem}" for problem in checked.problems(commit)]
         if not (damaged or self.quick):
             away = {*self.found.pruned, *self.found.rounded}
-            found = [*brought.problems(self.paths.folder, commit, self.data), *changes.of_answers(self.paths, commit)]
+            found = [*self.brought(commit), *changes.of_answers(self.paths, commit)]
             found += [] if self.blind else averages.problems(self.paths.folder, commit, self.models, away)
             self.found.problems += [f"{name}: {problem}" for problem in found]
         self.left_states(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)
             self.state(f"{name}: the optimiser's state of '{role}'", role, state, commit)
+
+    def brought(self, commit: Commit) -> list[str]:
+        """Work out again what a step brought; of a round with damage in it only what rests on nothing else."""
+        before = None if self.found.problems else self.round
+        return list(brought.problems(self.paths, self.info, commit, before)) if self.info else []
 
     def left_states(self, name: str, commit: Commit) -> None:
         """A state lies beside each model that was trained with `optimiser: continue`, and beside no other one."""
