@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import NUMERIC, Machine, settings
-from selfkd.chain import amend, contents, data, numerics, records, rounded, standing, steering
+from selfkd.chain import amend, contents, data, numerics, records, rounded, scorers, standing, steering
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
@@ -104,7 +104,7 @@ class Run:
         """Return what a person should know who goes on with the run: that it begins anew, files that it does not follow any more."""
         anew = f"Nothing was committed in this run yet, so it begins anew: {'; '.join(self.anew)}."
         edited = [*edited_prompts(self.recipe, self.info.prompts), *data.edited(self.recipe, self.info.data)]
-        return [*([anew] if self.anew else []), *edited]
+        return [*([anew] if self.anew else []), *edited, *scorers.edited(self.recipe, self.code, self.folder)]
 
     # ---- rounds ----
 
