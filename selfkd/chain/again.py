@@ -14,7 +14,7 @@ from typing import Any, cast
 import polars as pl
 
 from selfkd.backend.base import Backend
-from selfkd.chain import amend, commit
+from selfkd.chain import commit, standing
 from selfkd.chain.attempt import Attempt
 from selfkd.chain.commit import Place
 from selfkd.chain.context import StepContext
@@ -173,7 +173,7 @@ def _of_tables(step: Step, pool: Pool, context: StepContext) -> Addition | None:
 
 def _as_it_was(run: Run) -> list[Run]:
     """Return the run under each recipe that was in force, the newest first."""
-    return [_under(run, one) for one in (*amend.amendments(run.paths)[::-1], run.info)]
+    return [_under(run, one) for one in (*standing.amendments(run.paths)[::-1], run.info)]
 
 
 def _under(run: Run, record: Record) -> Run:

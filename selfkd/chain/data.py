@@ -11,8 +11,8 @@ from selfkd.chain.records import DataEntry, SplitEntry
 from selfkd.core import digest, storage
 from selfkd.core.files import locate
 from selfkd.errors import UsageError
-from selfkd.prompts.brought import read_answers
 from selfkd.prompts.read import source_words
+from selfkd.recipe.brought import answers_of
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.bring import BringStep
@@ -33,7 +33,7 @@ def freeze(recipe: Recipe, paths: Paths, prompts: Mapping[str, SplitEntry]) -> d
 
 def _frozen(step: BringStep, recipe: Recipe, paths: Paths, splits: Mapping[str, pl.DataFrame]) -> DataEntry:
     try:
-        frame = read_answers(step.from_, recipe.folders, step.scores(), splits, step.id)
+        frame = answers_of(step, recipe, splits)
     except UsageError as error:
         raise UsageError(error.what, f"{step.name}: {error.where}", error.fix) from error
     path = storage.write_parquet(frame, paths.data, paths.tmp, f"{step.name}-")

@@ -76,8 +76,7 @@ def measurements(paths: Paths, commits: Sequence[Commit]) -> dict[str, Measured]
 
 def measurement(paths: Paths, commit: Commit, score: str) -> Measured:
     """Return what a measure step found of one of its scores."""
-    split = commit.identity["split"]
-    place = "warm" if commit.step.endswith(WARM) else split
+    split, place = commit.identity["split"], place_of(commit)
     scores, base = prompt_means(paths, commit, score), _base(paths, commit, score)
     differently = base is not None and _how(base, score) != _how(commit, score)
     none = base is None or differently or base.digest == commit.digest
@@ -92,6 +91,11 @@ def measurement(paths: Paths, commit: Commit, score: str) -> Measured:
         change=None if none or base is None else change(prompt_means(paths, base, score), scores),
         differently=differently,
     )
+
+
+def place_of(commit: Commit) -> str:
+    """Return what stands before the names of a measure step's metrics."""
+    return "warm" if commit.step.endswith(WARM) else str(commit.identity["split"])
 
 
 def changes(one: Measured) -> dict[str, float | None]:

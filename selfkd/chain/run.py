@@ -15,7 +15,7 @@ from typing import Any
 import polars as pl
 
 from selfkd.backend.machine import NUMERIC, Machine, settings
-from selfkd.chain import amend, contents, data, numerics, records, rounded, steering
+from selfkd.chain import amend, contents, data, numerics, records, rounded, scorers, standing, steering
 from selfkd.chain.attempt import Attempt, Watch, nobody
 from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
@@ -52,7 +52,7 @@ class Run:
         self.ignored = numerics.ignored(self.numerics, machine)
         self.machine = replace(machine, **{name: self.numerics[name] for name in NUMERIC if name in self.numerics})
         self.trust, self.computers = Trust(paths.folder), Computers(paths, info)
-        in_force = amend.in_force(paths, info)
+        in_force = standing.in_force(paths, info)
         self.code: Mapping[str, CodeEntry] = {**in_force.code, **info.data}
         self._code_files = in_force.files
         self._fixed = paths.numerics.exists()
@@ -92,7 +92,7 @@ class Run:
         if not paths.info.is_file():
             raise UsageError("no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
         info = records.read(paths.info, Info)
-        recipe = frozen(dict(amend.in_force(paths, info).recipe), folder)
+        recipe = frozen(dict(standing.in_force(paths, info).recipe), folder)
         recipe = recipe.model_copy(update={"model": Origin(**info.model)})  # found where the recipe lay, not where we are now
         known = {one.name for one in settings()}
         own = Machine(**{name: value for name, value in info.machine.items() if name in known})
@@ -104,7 +104,7 @@ class Run:
         """Return what a person should know who goes on with the run: that it begins anew, files that it does not follow any more."""
         anew = f"Nothing was committed in this run yet, so it begins anew: {'; '.join(self.anew)}."
         edited = [*edited_prompts(self.recipe, self.info.prompts), *data.edited(self.recipe, self.info.data)]
-        return [*([anew] if self.anew else []), *edited]
+        return [*([anew] if self.anew else []), *edited, *scorers.edited(self.recipe, self.code, self.folder)]
 
     # ---- rounds ----
 
@@ -128,7 +128,7 @@ class Run:
 
     def stop_reason(self, sealed: Sequence[Seal]) -> str:
         """Return why the run has ended before `rounds` was reached, or ''."""
-        return steering.ended_early(self.recipe.stop, sealed, amend.amendments(self.paths), self.spent(sealed))
+        return steering.ended_early(self.recipe.stop, sealed, standing.amendments(self.paths), self.spent(sealed))
 
     def ways_on(self) -> tuple[list[str], list[str]]:
         """Return the overrides with which an ended run makes more rounds: of `rounds`, and of what ended it before, to be amended."""

@@ -1,13 +1,15 @@
-"""How a metric was measured, as a digest: what was asked, and the reward of that name. Two rounds in which it differs did not measure the same."""
+"""What gave a number that a record holds: how a metric was measured, what made a score. Where it differs, one name means two things."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from selfkd.chain.records import Commit
 from selfkd.core import digest
 from selfkd.core.files import reference_parts
+from selfkd.steps import VERBS
+from selfkd.steps.by_model import BY_ROLE
 from selfkd.steps.measure import PARSED, Figure, figures
 from selfkd.steps.score import function_names
 from selfkd.steps.step import several
@@ -48,3 +50,56 @@ def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:
 def scores_of(identity: Mapping[str, Any]) -> dict[str, Figure]:
     """Return {figure: how it is made of a reward's scores} of a measure step, the scores themselves first."""
     return figures(list(rewards_of(identity)), identity)
+
+
+# ---- scores ----
+
+Made = dict[str, Any]
+Grouped = Callable[[str], bool]  # whether the reward of this reference sees all answers of a prompt at once
+# Fields that change no score: names, what may fail, what is asked beside the answers; of `bring` also which rows are brought.
+BESIDE = ("name", "as", "score", "scores", "max_failed", "max_unparsed", "timeout", "canaries")
+BESIDE_ROWS = ("id", "n", "others")
+ALONE = (*BY_ROLE, "classifier", "per_step")  # score one answer by itself, whichever others there are
+WHICH = ("of", "where")  # which answers are scored: it matters where they are seen together
+
+
+def scores_made(verb: str, identity: Mapping[str, Any], code: Mapping[str, str], grouped: Grouped) -> dict[str, Made]:
+    """Return {score: what gives it} of a step, as its record tells it: its words and the digests of its code, templates, models and data.
+
+    Nothing of what only copies scores, or keeps them out of the pool.
+    """
+    if verb not in VERBS or VERBS[verb].copies or VERBS[verb].outside:
+        return {}
+    if identity.get("reward"):
+        rewards = rewards_of(identity)
+        return {name: _by_reward(reference, identity, code, grouped(reference)) for name, reference in rewards.items()}
+    words = {name: value for name, value in identity.items() if name != "verb"}
+    step = VERBS[verb].model_construct(**words)  # not validated: words of another version are words, too
+    beside = (*BESIDE, *(WHICH if _alone(verb, identity) else ()), *(BESIDE_ROWS if step.data() else ()))
+    made = {name: _by_value(value, step.functions(), code) for name, value in identity.items() if name not in beside}
+    made |= {"data": code.get(step.data())} if step.data() else {}
+    return {name: made for name in step.scores()}
+
+
+def unlike(one: Made, other: Made) -> list[str]:
+    """Return in which words two scores were made otherwise; where another verb made one of them, that is all."""
+    differ = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
+    return ["verb"] if "verb" in differ else differ
+
+
+def _by_reward(reference: str, identity: Mapping[str, Any], code: Mapping[str, str], grouped: bool) -> Made:
+    told = [reference_parts(reference)[1], code.get(reference), digest.as_json(identity.get("params", {}))]
+    return {"verb": identity["verb"], "reward": told, **({"of": identity.get("of")} if grouped else {})}
+
+
+def _alone(verb: str, identity: Mapping[str, Any]) -> bool:
+    if verb == "judge":
+        return not identity.get("pairwise")
+    return any(identity.get(name) for name in ALONE)
+
+
+def _by_value(value: Any, functions: list[str], code: Mapping[str, str]) -> Any:
+    """Return the digest of what a word names, with the function's name; the word itself where it names nothing that is frozen."""
+    if not isinstance(value, str) or value not in code:
+        return value
+    return [reference_parts(value)[1], code[value]] if value in functions else code[value]

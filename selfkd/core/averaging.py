@@ -117,20 +117,31 @@ def _blocks(tensor: Tensor) -> Iterator[bytes]:
         source.seek(tensor.at)
         left = tensor.length
         while left:
-            block = source.read(min(4 * BLOCK, left))
-            if not block:
+            wanted = min(4 * BLOCK, left)
+            block = source.read(wanted)
+            if len(block) < wanted:
                 raise WeightsError("the file ends inside a tensor", str(tensor.path))
             yield block
             left -= len(block)
 
 
 def differs(models: Sequence[Weighted], made: Path) -> str:
-    """Return the name of a tensor of `made` that is not the average of these models; '' where all are."""
+    """Return the name of a tensor of `made` that is not the average of these models, or is of another kind or shape; '' where all are.
+
+    WeightsError where these models have no average, or a file ends too soon.
+    """
     tables, written = [tensors(folder) for folder, _ in models], tensors(made)
-    if written.keys() != tables[0].keys():
-        return sorted(written.keys() ^ tables[0].keys())[0]
-    shares = [share for _, share in models]
+    refuse_unlike(tables, [folder for folder, _ in models])
+    first, shares = tables[0], [share for _, share in models]
+    unlike = sorted(name for name in written.keys() | first.keys() if _layout(written.get(name)) != _layout(first.get(name)))
+    if unlike:
+        return unlike[0]
     for name, tensor in written.items():
-        if any(one != other for one, other in zip(averaged(name, tables, shares), _blocks(tensor), strict=False)):
+        if any(one != other for one, other in zip(averaged(name, tables, shares), _blocks(tensor), strict=True)):
             return name
     return ""
+
+
+def _layout(tensor: Tensor | None) -> Any:
+    """Return what must be equal before bytes are compared: a header may name a shape that its bytes do not have."""
+    return tensor and (tensor.kind, tensor.length)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import selfkd
@@ -35,6 +35,13 @@ def locate(name: str, folders: Iterable[Path], *inside: str) -> Path:
     names = [other.name for folder in searched for other in folder.iterdir() if other.suffix == Path(name).suffix]
     looked = "Looked in: " + ", ".join(dict.fromkeys(str(path.parent) for path in tried))
     raise UsageError(f"no file '{name}'.{did_you_mean(Path(name).name, names)}", name, looked)
+
+
+def beside(path: str, folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield what lies at a path as a recipe writes it, seen from its folders; of an absolute path, itself."""
+    local = Path(path).expanduser()
+    places = dict.fromkeys([local] if local.is_absolute() else [folder / local for folder in folders])
+    return (place for place in places if place.exists())
 
 
 def as_typed(path: Path) -> str:

@@ -20,7 +20,7 @@ from selfkd.core.pool import MESSAGES
 from selfkd.errors import UsageError
 from selfkd.prompts import templates
 from selfkd.prompts.forms import MISSING, Message, answer_cell, as_messages, cell, last_answer, missing_column
-from selfkd.prompts.overlap import texts
+from selfkd.prompts.overlap import HeldOut, shared_passages, texts
 from selfkd.prompts.read import (
     answer_text,
     check_messages,
@@ -59,7 +59,7 @@ def read_answers(
     """Return the answers of a source in its order; `prompts` are the splits, `by_id` the column that holds the id of a train prompt.
 
     An answer whose conversation is that of a train prompt, but for case and white space, is an answer to that prompt. One whose prompt
-    another split holds out may not be used: nothing may be learned from it.
+    another split holds out, or whose earlier turns ask such a prompt, may not be used: nothing may be learned from it.
     """
     words = source_words(source)
     found = list(itertools.islice(_found(words, folders, scores, by_id), words.get("limit")))
@@ -199,8 +199,9 @@ def _matched(table: pl.DataFrame, prompts: Mapping[str, pl.DataFrame]) -> pl.Dat
     table = _by_id(table, train)
     spoken = texts(table.select("id", "messages"))["text"]
     same = texts(train).unique("text", keep="first", maintain_order=True).select("text", _same="id")
-    held = [(split, set(texts(frame)["text"])) for split, frame in prompts.items() if split != SPLIT]
-    reasons = [next((f"its prompt stands in {split}" for split, known in held if text in known), None) for text in spoken]
+    held = {split: HeldOut.of(frame) for split, frame in prompts.items() if split != SPLIT}
+    talks = table["messages"].to_list()
+    reasons = [_held_out(text, talk, held) for text, talk in zip(spoken, talks, strict=True)]
     table = table.with_columns(text=spoken, _held=pl.Series(reasons, dtype=pl.String)).join(
         same, on="text", how="left", maintain_order="left"
     )
@@ -208,6 +209,24 @@ def _matched(table: pl.DataFrame, prompts: Mapping[str, pl.DataFrame]) -> pl.Dat
     prompt = pl.coalesce("prompt", "_same", own)
     ours = prompt.is_in(train["id"].implode())
     return table.with_columns(prompt=prompt, ours=ours, drop=pl.coalesce("drop", "_held")).drop("text", "_same", "_held")
+
+
+def _held_out(text: str, talk: Sequence[Mapping[str, str]] | None, held: Mapping[str, HeldOut]) -> str | None:
+    """Return why a conversation may not be used: what it asks, at its end or in an earlier turn, is held out."""
+    for split, known in held.items():
+        if text in known.texts:
+            return f"its prompt stands in {split}"
+    return next((f"a turn of it stands in {split}" for split, known in held.items() if known.among(talk)), None)
+
+
+def passages_shared(table: pl.DataFrame, other: pl.DataFrame) -> int:
+    """Return how many of the answers share 13 words in a row with a prompt of `other`, in their conversation or in themselves."""
+    said = [
+        [*(talk or []), {"role": "assistant", "content": text}]
+        for talk, text in table.select("messages", "completion").iter_rows()
+    ]
+    spoken = table.select("id").with_columns(messages=pl.Series(said, dtype=MESSAGES))
+    return len(shared_passages(spoken, other))
 
 
 def _by_id(table: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:

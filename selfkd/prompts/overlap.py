@@ -1,8 +1,9 @@
-"""Prompts that two splits share, word for word or in a passage of thirteen words."""
+"""Prompts that two splits share, word for word, as turns of a longer conversation, or in a passage of thirteen words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -24,10 +25,36 @@ def texts(frame: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({"id": frame["id"], "text": pl.Series(folded, dtype=pl.String)})
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """The prompts of a split, as other conversations are held against them: their normalised texts, and how many messages they have."""
+
+    texts: frozenset[str]
+    sizes: frozenset[int]
+
+    @classmethod
+    def of(cls, prompts: pl.DataFrame) -> HeldOut:
+        sizes = {sum(one["role"] != "system" for one in talk or []) for talk in prompts["messages"].to_list()}
+        return cls(frozenset(texts(prompts)["text"]), frozenset(sizes))
+
+    def among(self, messages: Sequence[Mapping[str, str]] | None) -> bool:
+        """Whether one of these prompts is asked somewhere in a conversation: as its beginning, or as turns in the midst of it.
+
+        System messages are not looked at, here as there. What is asked ends with a message of the user.
+        """
+        turns = [one for one in messages or [] if one["role"] != "system"]
+        said = [" ".join(one["content"].casefold().split()) for one in turns]
+        ends = [at + 1 for at, one in enumerate(turns) if one["role"] == "user"]
+        runs = ((end - size, end) for end in ends for size in {end, *self.sizes} if 0 < size <= end)
+        return any(" ".join(filter(None, said[first:end])) in self.texts for first, end in runs)
+
+
 def overlap(train: pl.DataFrame, other: pl.DataFrame) -> list[str]:
-    """Return the ids of the train prompts whose normalised text is that of a prompt in `other` (dev or test)."""
-    held_out = texts(other)["text"].unique()
-    return texts(train).filter(pl.col("text").is_in(held_out.implode()))["id"].to_list()
+    """Return the ids of the train prompts that are a prompt of `other` (dev or test), or ask one among their turns."""
+    whole = texts(train)["text"].to_list()
+    held_out = HeldOut.of(other)
+    rows = zip(train["id"], whole, train["messages"].to_list(), strict=True)
+    return [name for name, text, talk in rows if text in held_out.texts or (len(talk or []) > 1 and held_out.among(talk))]
 
 
 def leaks(frames: Mapping[str, pl.DataFrame], transductive: bool = False) -> Iterator[tuple[str, str, list[str]]]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_serializer, field_validator
 
 from selfkd.core.drawing import Pick
-from selfkd.core.files import NAME
+from selfkd.core.files import NAME, beside
 from selfkd.core.model_ref import ModelRef
 from selfkd.prompts.read import source_words
 from selfkd.recipe.lines import LISTS, Line
@@ -274,8 +274,7 @@ class Recipe(_Words):
     def model_source(self) -> dict[str, Any]:
         """Where the first weights come from: {path, revision}; a path that exists is absolute, a hub id stays as it is."""
         path, revision = (self.model, None) if isinstance(self.model, str) else (self.model.path, self.model.revision)
-        local = Path(path).expanduser()
-        found = next((folder / local for folder in self.folders if (folder / local).exists()), None)
+        found = next(beside(path, self.folders), None)
         return {"path": str(found.absolute()) if found else path, "revision": revision}
 
     def references(self) -> tuple[list[str], list[str]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from selfkd.backend.model_files import is_hub_id
 from selfkd.backend.model_sizes import Sizes, sizes_of
 from selfkd.backend.reading import Reading, config_in, problem_of
+from selfkd.backend.reading_files import files_problem
+from selfkd.core.files import beside
 from selfkd.core.number_format import BYTES
 from selfkd.recipe.schema import Recipe
 
@@ -26,10 +28,7 @@ def source_of(reference: str) -> tuple[str, str | None]:
 
 def local_folder(reference: str, recipe: Recipe) -> Path | None:
     """Return the folder that a reference names, seen from the recipe; None where there is none."""
-    path = Path(reference).expanduser()
-    if path.is_absolute():
-        return path if path.is_dir() else None
-    return next((folder / path for folder in recipe.folders if (folder / path).is_dir()), None)
+    return next((place for place in beside(reference, recipe.folders) if place.is_dir()), None)
 
 
 def problem(reference: str, reading: Reading, recipe: Recipe) -> tuple[str, str]:
@@ -39,11 +38,10 @@ def problem(reference: str, reading: Reading, recipe: Recipe) -> tuple[str, str]
         name, _ = source_of(reference)
         return ("", "") if is_hub_id(name) else ("", f"there is no folder '{reference}'. {FORMS}")
     config = config_in(folder)
-    return (
-        problem_of(reading, config)
-        if config
-        else ("", f"the folder {folder} has no config.json, so it holds no model. {FORMS}")
-    )
+    if not config:
+        return "", f"the folder {folder} has no config.json, so it holds no model. {FORMS}"
+    found = problem_of(reading, config)
+    return found if any(found) else files_problem(reading, folder)
 
 
 def bytes_of(reference: str, recipe: Recipe) -> int | None:

@@ -1,13 +1,15 @@
-"""Whether the changes against the base that a seal holds for `keep_if` are what the answers of both rounds come to: worked out again."""
+"""Whether what was measured is what the answers come to: the means of each measure step, and the changes against the base that `keep_if` asked for."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from selfkd.chain import measured
+from selfkd.chain import measured, ways
 from selfkd.chain.paths import Paths
 from selfkd.chain.records import Commit
+from selfkd.core.stats import mean
 from selfkd.steps.measure import CHANGES
 
 KINDS = tuple(f"_{name}" for name in CHANGES)
@@ -29,3 +31,22 @@ def problems(
                 yield f"{name} is a change of what no step of it measured"
             elif found[name] != value:
                 yield f"{name} is {value}, and the answers come to {found[name]}"
+
+
+def of_answers(paths: Paths, commit: Commit) -> Iterator[str]:
+    """Yield each mean of a measure step that is not that of the scores which lie beside it."""
+    if not commit.outside:
+        return
+    place = measured.place_of(commit)
+    for score in ways.scores_of(commit.identity):
+        means = measured.prompt_means(paths, commit, score)
+        for name, found in ((score, mean(means)), (f"{score}_scored", len(means))):
+            told = commit.metrics.get(f"{place}/{name}", found)
+            if not _same(told, found):
+                yield f"{place}/{name} is {told}, and the scores come to {found}"
+
+
+def _same(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-12)  # a last digit is one of the machine's

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 import selfkd
-from selfkd.chain import amend
+from selfkd.chain import standing
 from selfkd.chain.records import Info
 from selfkd.chain.run import Run
 from selfkd.core import yamlfile
@@ -29,7 +29,7 @@ UNTOLD = "not told by the recipe"
 
 def text(run: Run, reference: str, model: Model, dtype: str, beneath: str) -> str:
     """Return the card of one model of a run as Markdown with the hub's fields on top. `beneath`: the folder of an adapter's base, or ''."""
-    state, recipe = status.read(run.folder), dict(amend.in_force(run.paths, run.info).recipe)
+    state, recipe = status.read(run.folder), dict(standing.in_force(run.paths, run.info).recipe)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False)
     environment.filters["table"] = markdown_of
     template = environment.from_string(TEMPLATE.read_text("utf-8"))

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from selfkd.chain import amend
+from selfkd.chain import standing
 from selfkd.chain.paths import Paths
 from selfkd.core import digest
 from selfkd.core.files import as_typed
@@ -152,7 +152,7 @@ def told_of(folder: Path) -> Told:
     """Return what a tracker is told of the run in `folder`: its id is of its creation, so a kill changes nothing, and a copy is the same run."""
     paths = Paths(folder)
     info = status.info_of(paths)
-    recipe = dict(amend.in_force(paths, info).recipe)
+    recipe = dict(standing.in_force(paths, info).recipe)
     logs = max((paths.attempt(number) for number in paths.attempts()), default=folder / "logs")
     return Told(info.name, digest.of("tracked", info.root, info.name, info.created)[:16], logs, recipe)
 

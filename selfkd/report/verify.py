@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from selfkd.chain import records, rounded, ways
-from selfkd.chain.numerics import computed
 from selfkd.chain.paths import Paths, RoundPaths
 from selfkd.chain.records import (
     Amendment,
     Commit,
     Computer,
     Cut,
-    DataEntry,
     Info,
     ModelEntry,
     Numerics,
@@ -34,10 +32,9 @@ from selfkd.chain.records import (
 )
 from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
-from selfkd.errors import ChainError, SelfkdError
-from selfkd.recipe.load import frozen
-from selfkd.recipe.schema import Recipe
-from selfkd.report import averages, brought, changes, checked
+from selfkd.errors import ChainError
+from selfkd.report import averages, brought, changes, checked, lost
+from selfkd.report.verdicts import Verdicts
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
@@ -77,20 +74,24 @@ class _Walk:
         self.paths, self.quick, self.found = paths, quick, Findings()
         self.parent: str | None = None
         self.models: dict[str, ModelEntry] = {}
-        self.data: Mapping[str, DataEntry] = {}
+        self.info: Info | None = None
+        self.round: list[Commit] = []  # what was made of the round at hand so far
         self.states: set[str] = set()  # where those of optimisers were committed
         self.made: dict[str, Commit] = {}
+        self.verdicts: Verdicts | None = None  # None where damage hides what they rest on
         self.blind = False  # a damaged commit hides which models there were
 
     def run(self) -> None:
         info = self.record(self.paths.info, Info)
         if info is None:
             return
-        self.parent, self.data = info.root, info.data
+        self.parent, self.info = info.root, info
         self.frozen(info)
         amendments = {path: self.record(path, Amendment) for path in self.paths.amendments()}
         for path, amendment in amendments.items():
             self.files(amendment.files if amendment else {}, self.paths.relative(path))
+        if None not in amendments.values():
+            self.verdicts = Verdicts(info, [one for one in amendments.values() if one], self.paths.folder)
         if self.paths.numerics.exists():
             self.record(self.paths.numerics, Numerics)
         facts = {path: self.record(path, Computer) for path in self.paths.facts()}
@@ -105,9 +106,9 @@ class _Walk:
         self.rounds()
         for name in () if self.blind else sorted(copied.keys() - self.models.keys()):
             self.problem(f"{copied[name].path} is a copy of {name}, which no step committed")
-        self.lost_numerics(info)
-        self.lost_facts(facts)
-        self.lost_amendments(info, amendments)
+        self.found.problems += lost.numerics(self.paths, info, self.made)
+        self.found.problems += lost.facts(facts, self.made)
+        self.found.problems += lost.amendments(self.paths, info, amendments, self.made)
         for tombstone, paths in gone.items():
             for name in () if self.blind else sorted(set(paths) - self.models.keys() - self.states):
                 where = self.paths.relative(tombstone)
@@ -204,6 +205,7 @@ class _Walk:
     def steps(self, names: RoundPaths) -> list[Commit | None]:
         """Return the step commits of a round, each checked; None where one is damaged."""
         found: list[Commit | None] = []
+        self.round = []
         for number, path in enumerate(names.commits(), 1):
             commit = self.record(path, Commit)
             found.append(commit)
@@ -229,6 +231,7 @@ class _Walk:
             self.problem(f"{name}: its digest does not follow from what it added")
         self.contents(name, commit)
         self.made[name] = commit
+        self.round.append(commit)
         self.parent = commit.digest
 
     def contents(self, name: str, commit: Commit) -> None:
@@ -248,13 +251,18 @@ class _Walk:
         self.found.problems += [f"{name}: {problem}" for problem in checked.problems(commit)]
         if not (damaged or self.quick):
             away = {*self.found.pruned, *self.found.rounded}
-            found = [*brought.problems(self.paths.folder, commit, self.data)]
+            found = [*self.brought(commit), *changes.of_answers(self.paths, commit)]
             found += [] if self.blind else averages.problems(self.paths.folder, commit, self.models, away)
             self.found.problems += [f"{name}: {problem}" for problem in found]
         self.left_states(name, commit)
         for role, state in commit.states.items():
             self.states.add(state.path)
             self.state(f"{name}: the optimiser's state of '{role}'", role, state, commit)
+
+    def brought(self, commit: Commit) -> list[str]:
+        """Work out again what a step brought; of a round with damage in it only what rests on nothing else."""
+        before = None if self.found.problems else self.round
+        return list(brought.problems(self.paths, self.info, commit, before)) if self.info else []
 
     def left_states(self, name: str, commit: Commit) -> None:
         """A state lies beside each model that was trained with `optimiser: continue`, and beside no other one."""
@@ -280,6 +288,7 @@ class _Walk:
         last_step, self.parent = self.parent, None
         seal = self.record(names.seal, Seal)
         if seal is None:
+            self.verdicts = None
             return
         self.found.rounds += 1
         self.found.head = self.parent = seal.digest
@@ -297,6 +306,8 @@ class _Walk:
             metrics = {key: value for commit in commits if commit for key, value in commit.metrics.items()}
             again = not (self.quick or self.found.problems)  # of damaged answers nothing can be worked out
             for wrong in changes.problems(self.paths, [one for one in commits if one], seal.metrics, metrics, again):
+                self.problem(f"{where}: {wrong}")
+            for wrong in self.verdicts.problems(seal, [one for one in commits if one]) if self.verdicts else ():
                 self.problem(f"{where}: {wrong}")
             measures = {name: how for one in commits if one and one.outside for name, how in ways.measures_of(one).items()}
             if seal.measures and seal.measures != measures:
@@ -317,50 +328,6 @@ class _Walk:
                 self.problem(f"{name} is not the commit that {self.paths.relative(names.seal)} names")
         for path in sorted(named.keys() - set(present)):
             self.problem(f"{self.paths.relative(path)} is missing")
-
-    # ---- records that no other one names: what was made says that they were there ----
-
-    def lost_numerics(self, info: Info) -> None:
-        if info.numerics_fixed or self.paths.numerics.exists():
-            return
-        for name in [name for name, commit in self.made.items() if computed(commit)][:1]:
-            self.problem(f"numerics.json is missing, but {name} was made with it")
-
-    def lost_facts(self, facts: Mapping[Path, Computer | None]) -> None:
-        """Name each record of what computed that a step names and that is gone; a damaged one is named already."""
-        known = {(computer.kind, computer.digest) for computer in facts.values() if computer}
-        damaged = {path.stem.rpartition("-")[0] for path, computer in facts.items() if computer is None}
-        for name, commit in self.made.items():
-            for kind, makers in commit.notes.get("makers", {}).items():
-                for maker in makers if kind not in damaged else ():
-                    if (kind, maker) not in known:
-                        known.add((kind, maker))
-                        self.problem(f"facts/{kind}-….json is missing: what made {name} as '{kind}' ({maker[:12]})")
-
-    def lost_amendments(self, info: Info, amendments: Mapping[Path, Amendment | None]) -> None:
-        """Name amendments that are gone: by a gap in their numbers, else by rounds, code or words that no recipe here has."""
-        numbers = [int(path.stem) for path in amendments]
-        for number in sorted(set(range(1, max(numbers, default=0))) - set(numbers)):
-            gone = self.paths.relative(self.paths.amendment(number))
-            self.problem(f"{gone} is missing, but {self.paths.relative(max(amendments))} is there")
-        known = [one for one in amendments.values() if one]
-        if len(known) < len(amendments) or len(numbers) < max(numbers, default=0):
-            return
-        self.lost_rounds(known)
-        recipes = _Recipes(info, known, self.paths.folder)
-        for name, commit in self.made.items():
-            if why := recipes.problem(commit):
-                self.problem(f"an amendment is missing: {name} {why}")
-                return
-
-    def lost_rounds(self, amendments: Sequence[Amendment]) -> None:
-        """An amendment says how many rounds were sealed when it was written; they cannot have become fewer."""
-        sealed = sum(names.seal.is_file() for names in self.paths.rounds())
-        for number, amendment in enumerate(amendments, 1):
-            if amendment.sealed > sealed:
-                where = self.paths.relative(self.paths.amendment(number))
-                self.problem(f"{where} was written when {amendment.sealed} rounds were sealed, and {sealed} are here")
-                return
 
     # ---- contents ----
 
@@ -401,42 +368,3 @@ class _Walk:
         if not self.blind and named != (known and known.digest):
             told = f"{named[:12]} is its base" if named else "it is no adapter"
             self.problem(f"{where} at {model.path} says that {told}, and its record names {model.base or 'none'}")
-
-
-class _Recipes:
-    """The recipes and the code that a run was ever told to go by: those of run.json and of each amendment."""
-
-    def __init__(self, info: Info, amendments: Sequence[Amendment], folder: Path) -> None:
-        told: list[Info | Amendment] = [info, *amendments]
-        self.code = {(name, entry.digest) for one in told for name, entry in one.code.items()}
-        self.code |= {(name, entry.digest) for name, entry in info.data.items()}
-        self.rounds = max(int(one.recipe["rounds"]) for one in told)
-        self.recipes = [_readable(one.recipe, folder) for one in told]
-
-    def problem(self, commit: Commit) -> str:
-        """Return in what a step fits none of them, or ''."""
-        if commit.round > self.rounds:
-            return f"is of round {commit.round}, and no recipe here has more than {self.rounds}"
-        for name, made_with in commit.code.items():
-            if (name, made_with) not in self.code:
-                return f"was made with a version of {name} that no recipe here has"
-        if commit.verb == "load" or None in self.recipes:
-            return ""
-        if any(_has(recipe, commit) for recipe in self.recipes if recipe):
-            return ""
-        return "was made with words that no recipe here has"
-
-
-def _readable(words: Mapping[str, Any], folder: Path) -> Recipe | None:
-    """Return a recipe; None where this version does not read it: then no step is judged by its words."""
-    try:
-        return frozen(dict(words), folder)
-    except SelfkdError:
-        return None
-
-
-def _has(recipe: Recipe, commit: Commit) -> bool:
-    """Whether a recipe has this step in this round. A field that one of the two does not know is passed over."""
-    steps = [*recipe.steps_of(commit.round), *recipe.closing_steps(commit.round)]
-    told = [digest.as_json(step.identity()) for step in steps if step.name == commit.step and step.verb == commit.verb]
-    return any(all(one[name] == value for name, value in commit.identity.items() if name in one) for one in told)

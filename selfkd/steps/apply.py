@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import polars as pl
@@ -27,7 +27,7 @@ class ApplyStep(Step):
 
     It is frozen and hashed like a reward, runs in a worker process, and is called twice, the second time with all rows in another order:
     what is not the same then is refused. It returns a frame `sample, value` (and `name`, `why`), or a mapping of frames:
-    `scores`; `drops` with `id` of a sample or prompt and `reason`; `samples` with `prompt` and `text`, and `parents` where it has some.
+    `scores`, of which samples that have one keep it; `drops` with `id` of a sample or prompt and `reason`; `samples` with `prompt` and `text`, and `parents` where it has some.
     """
 
     verb: ClassVar[str] = "apply"
@@ -89,7 +89,7 @@ class ApplyStep(Step):
         if "samples" in made:
             found["samples"] = [self._samples(made["samples"], pool, context)]
         if "scores" in made:
-            found["scores"] = [self._scores(made["scores"])]
+            found["scores"] = [self._scores(made["scores"], pool)]
         if "drops" in made and made["drops"].height:
             found["drops"] = [self._drops(made["drops"], tables)]
         return Addition(found)
@@ -123,6 +123,8 @@ class ApplyStep(Step):
             yield "returns samples, and the step has no name for their stream: write `as`"
         if "scores" in made:
             yield from self._wrong_scores(made["scores"])
+        if "samples" in made and "parents" in made["samples"].columns:
+            yield from _wrong_parents(made["samples"]["parents"], samples)
         for table, column in (("drops", "reason"), ("samples", "text")):
             if (
                 table in made
@@ -144,14 +146,16 @@ class ApplyStep(Step):
         if scores.select(keys).is_duplicated().any():
             yield "returns two scores of one sample under one name"
 
-    def _scores(self, scores: pl.DataFrame) -> pl.DataFrame:
+    def _scores(self, scores: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """Return the score rows of samples that do not have the score yet: what was replayed keeps its own."""
         name = pl.col("name") if "name" in scores.columns else pl.lit(self.scores_[0])
         value = pl.col("value").cast(pl.Float64)
         finite = pl.when(value.is_finite()).then(value).otherwise(None)
         said = pl.col("why").cast(pl.String) if "why" in scores.columns else pl.lit(None, pl.String)
         why = pl.when(finite.is_null()).then(said.fill_null("the function gave none")).otherwise(None)
         rows = scores.select("sample", name=name, value=finite, why=why, draw=pl.lit(0), weight=pl.lit(1.0))
-        return shape("scores", rows.sort("sample", "name"))
+        new = rows.join(pool.scores.select("sample", "name"), on=["sample", "name"], how="anti")
+        return shape("scores", new.sort("sample", "name"))
 
     def _drops(self, drops: pl.DataFrame, given: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         streams = given["samples"].select("id", "stream")
@@ -183,3 +187,15 @@ class ApplyStep(Step):
         frame = shape("samples", rows).drop("teacher_messages")
         prompts = views.with_heavy(pool.prompts, pool, ["messages"], "prompts").select(prompt="id", teacher_messages="messages")
         return shape("samples", frame.join(prompts, on="prompt", how="left", maintain_order="left"))
+
+
+def _wrong_parents(parents: pl.Series, given: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with the parents of new samples: only what the function was given can be what it made them from."""
+    if parents.dtype not in (pl.List(pl.String), pl.List(pl.Null), pl.Null):
+        yield f"returns samples whose column 'parents' is no list of ids: {parents.dtype}"
+        return
+    named = {name for names in parents.drop_nulls() for name in names}
+    if None in named:
+        yield "returns samples with a parent that is no id"
+    if unknown := sorted(named - {None, *given}):
+        yield f"returns samples with the parent '{unknown[0]}', which it was not given"

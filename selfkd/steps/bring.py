@@ -102,10 +102,7 @@ class BringStep(Step):
         return Cost(self.name, f"{figure(rows)} answers brought")
 
     def run(self, pool: Pool, context: Context) -> Addition:
-        rows = self._of_round(context.data(self.data()), context)
-        rows = rows.with_columns(
-            sample=pl.Series([digest.of("brought", context.index, self.name, one)[:16] for one in rows["id"]], dtype=pl.String)
-        )
+        rows = self.of_round(context.data(self.data()), context.index)
         new = self._new_prompts(rows, pool)
         there = {*views.live_prompts(pool)["id"], *(new["id"] if self.others == "add" else ())}
         drops = [
@@ -118,13 +115,15 @@ class BringStep(Step):
         tables |= {"scores": [self._scores(rows)]} if self.scores_ else {}
         return Addition({**tables, **({"drops": [shape("drops", drops)]} if drops else {})})
 
-    def _of_round(self, rows: pl.DataFrame, context: Context) -> pl.DataFrame:
-        """Return the answers of this round, in the order of their ids."""
-        if self.n is None or not rows.height:
-            return rows.sort("id")
-        keys = pl.Series([digest.uniform("bring", self.name, one) for one in rows["id"]], dtype=pl.Float64)
-        ordered = rows.with_columns(_key=keys).sort("_key", "id").drop("_key")
-        return drawing.next_of(ordered, self.n, max(context.index, 1)).sort("id")
+    def of_round(self, rows: pl.DataFrame, index: int) -> pl.DataFrame:
+        """Return the answers of a round, in the order of their ids, with those of the samples that they become."""
+        if self.n is not None and rows.height:
+            keys = pl.Series([digest.uniform("bring", self.name, one) for one in rows["id"]], dtype=pl.Float64)
+            ordered = rows.with_columns(_key=keys).sort("_key", "id").drop("_key")
+            rows = drawing.next_of(ordered, self.n, max(index, 1))
+        rows = rows.sort("id")
+        names = [digest.of("brought", index, self.name, one)[:16] for one in rows["id"]]
+        return rows.with_columns(sample=pl.Series(names, dtype=pl.String))
 
     def _new_prompts(self, rows: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """Return the prompts of usable answers that this round does not have; those of the train split as they stand there."""

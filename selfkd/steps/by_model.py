@@ -130,11 +130,12 @@ def _words(step: Scoring, unscored: pl.DataFrame, pool: Pool, context: Context) 
     )
 
 
-def _reading(step: Scoring, context: Context) -> Reading:
+def reading_of(step: Scoring, context: int = 0) -> Reading:
+    """Return how a model is to read for a step; `context` is what one of the chain's own takes."""
     kind = BY_SCORER[step.source][0] if step.source in BY_SCORER else step.source
     separator = step.step or "\n"
     words = {"separator": separator, "mark": step.mark or separator, "good": step.good or "", "bad": step.bad or ""}
-    return Reading(kind, step.label, **words, context=0 if step.source in BY_SCORER else context.max_length)  # type: ignore[arg-type]
+    return Reading(kind, step.label, **words, context=0 if step.source in BY_SCORER else context)  # type: ignore[arg-type]
 
 
 def _reader(step: Scoring, reading: Reading, context: Context) -> Model:
@@ -144,7 +145,7 @@ def _reader(step: Scoring, reading: Reading, context: Context) -> Model:
 
 
 def _by_reading(step: Scoring, pool: Pool, context: Context) -> pl.DataFrame:
-    unscored, reading = step.unscored(pool, step.scores()[0]), _reading(step, context)
+    unscored, reading = step.unscored(pool, step.scores()[0]), reading_of(step, context.max_length)
     model, words = _reader(step, reading, context), _words(step, unscored, pool, context)
     texts = conversations(*answers(unscored, pool), words)
     found = context.read(model, reading, pl.DataFrame(texts.rows, schema=TEXTS)) if texts.rows else iter(())
@@ -154,7 +155,7 @@ def _by_reading(step: Scoring, pool: Pool, context: Context) -> pl.DataFrame:
 
 def _by_pairs(step: Scoring, pool: Pool, context: Context) -> pl.DataFrame:
     """Return two rows per comparison, one for each of its answers: its chance to be the better one, by what both orders say."""
-    name, reading = step.scores()[0], _reading(step, context)
+    name, reading = step.scores()[0], reading_of(step, context.max_length)
     live = views.live(pool, step.of)
     model, words = _reader(step, reading, context), _words(step, live, pool, context)
     there = pool.scores.filter((pl.col("name") == name) & pl.col("versus").is_not_null())

@@ -160,24 +160,89 @@ def test_verify_reads_the_answers_and_not_their_hashes_alone():
     assert any(path.name in problem for problem in verify("run").problems)
 
 
-def test_verify_finds_a_sample_that_nobody_brought():
-    """The commit and every hash are made anew around another text, as a careful forger would."""
-    run = go(recipe(), Path("run"))
-    made = run.made(1)["bring"]
-    assert list(brought.problems(run.folder, made, run.info.data)) == []
-    [file] = made.tables["samples"].files
-    path = run.folder / file
-    pl.read_parquet(path).with_columns(text=pl.lit("other")).write_parquet(path)
-    assert any("is no answer that was frozen" in one for one in brought.problems(run.folder, made, run.info.data))
+def forged(run: Run, name: str, change) -> list[str]:
+    """What verify says of a table that was changed with every hash made anew around it, as a careful forger would."""
+    made, before = run.made(1)["bring"], [run.made(1)["sample"]]
+    [file] = made.tables[name].files
+    whole = pl.read_parquet(run.folder / file)
+    change(whole).write_parquet(run.folder / file)
+    found = list(brought.problems(run.paths, run.info, made, before))
+    alone = list(brought.problems(run.paths, run.info, made, None))
+    whole.write_parquet(run.folder / file)
+    assert list(brought.problems(run.paths, run.info, made, before)) == []
+    assert list(brought.problems(run.paths, run.info, made, None)) == []
+    assert bool(found) >= bool(alone)
+    return found
 
 
-def test_verify_finds_a_score_that_was_changed():
-    run = go(recipe(), Path("run"))
-    made = run.made(1)["bring"]
-    [file] = made.tables["scores"].files
-    path = run.folder / file
-    pl.read_parquet(path).with_columns(value=pl.lit(1.0)).write_parquet(path)
-    assert any("the score 'quality'" in one for one in brought.problems(run.folder, made, run.info.data))
+@pytest.fixture(scope="module")
+def brought_run(tmp_path_factory):
+    import os
+
+    before, folder = Path.cwd(), tmp_path_factory.mktemp("bring")
+    os.chdir(folder)
+    for name, first in (("train", 1), ("dev", 100)):
+        write(f"{name}.jsonl", [{"prompt": f"What is {k} + {k}?", "answer": str(2 * k)} for k in range(first, first + 6)])
+    write("chat.jsonl", CHAT)
+    run = go(recipe(RECIPE.replace("rounds: 2", "rounds: 1")), folder / "run")
+    os.chdir(before)
+    return run
+
+
+def at(name: str, value) -> pl.Expr:
+    return pl.when(pl.int_range(pl.len()) == 0).then(pl.lit(value)).otherwise(pl.col(name)).alias(name)
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "said"),
+    [
+        ("samples", lambda frame: frame.with_columns(at("text", "other")), "is none that the frozen answers come to"),
+        ("samples", lambda frame: frame[1:], "is missing"),
+        ("samples", lambda frame: pl.concat([frame, frame[:1].with_columns(id=pl.lit("x"))]), "samples x is none that"),
+        ("samples", lambda frame: frame.with_columns(at("tiebreak", 0.5)), "is none that the frozen answers come to"),
+        ("scores", lambda frame: frame.with_columns(value=pl.lit(0.7)), "is none that the frozen answers come to"),
+        ("scores", lambda frame: frame[:-1], "is missing"),
+        ("drops", lambda frame: frame[:0], "is missing"),
+        ("drops", lambda frame: frame.with_columns(reason=pl.lit("not a prompt of this round")), "is none that"),
+        ("prompts", lambda frame: frame[:0], "is missing"),
+        ("prompts", lambda frame: frame.with_columns(answer=pl.lit("7")), "is none that the frozen answers come to"),
+    ],
+)
+def test_verify_names_what_was_brought_otherwise_or_left_out(brought_run, table, change, said):
+    [problem] = forged(brought_run, table, change)
+    assert said in problem and problem.startswith(table)
+
+
+def test_verify_names_an_answer_that_is_dropped_though_its_prompt_is_asked(brought_run):
+    sample = table(brought_run, "bring", "samples").filter(pl.col("text") == "It is 2.")["id"][0]
+    row = {"id": sample, "stream": "chat", "step": "bring", "reason": "not a prompt of this round"}
+    [problem] = forged(brought_run, "drops", lambda frame: pl.concat([frame, pl.DataFrame([row], schema=frame.schema)]))
+    assert f"drops {sample}" in problem and "is none that" in problem
+
+
+def test_a_held_out_answer_that_was_not_dropped_is_named_even_where_the_round_is_damaged(brought_run):
+    made = brought_run.made(1)["bring"]
+    [file] = made.tables["drops"].files
+    whole = pl.read_parquet(brought_run.folder / file)
+    whole[:0].write_parquet(brought_run.folder / file)
+    [problem] = brought.problems(brought_run.paths, brought_run.info, made, None)
+    whole.write_parquet(brought_run.folder / file)
+    assert problem == f"sample {whole['id'][0]} is dropped as None, and what was frozen says 'its prompt stands in dev'"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RECIPE.replace("dev: dev.jsonl}", "dev: dev.jsonl, take: 2}").replace("as: chat}", "as: chat, others: drop}"),
+        RECIPE.replace("as: chat}", "as: chat, n: 3}"),
+        RECIPE.replace("  - sample", "  - replay\n  - sample").replace(
+            "steps:", "before:\n  - bring: {from: chat.jsonl, licence: x, name: first}\nsteps:"
+        ),
+    ],
+)
+def test_verify_works_out_again_what_rounds_of_other_recipes_brought(text):
+    go(recipe(text.replace("{mix: {own: 0.8, chat: 0.2}}", "{of: own, loss: sft}")), Path("run"))
+    assert verify("run").problems == []
 
 
 # ---- lint, plan, dry run, amendments ----
@@ -209,6 +274,14 @@ def test_words_that_cannot_be_are_refused_with_their_line(old, new, said):
     with pytest.raises(RecipeError) as caught:
         recipe(text)
     assert said in str(caught.value) and "r.yaml:7" in str(caught.value)
+
+
+def test_lint_says_how_many_answers_share_a_passage_with_what_is_held_out():
+    words = " ".join(f"word{k}" for k in range(13))
+    write("dev.jsonl", [{"prompt": f"Tell me: {words}?", "answer": "x"}])
+    write("chat.jsonl", [*CHAT, {"prompt": "Go on.", "completion": f"I tell you: {words}? Yes.", "quality": 1}])
+    recipe()
+    assert "bring: 1 answer shares 13 words in a row with 'dev'" in lint_and_walk(read("r.yaml")).notes
 
 
 def test_lint_names_a_row_that_is_no_answer_and_a_licence_that_is_missing():

@@ -16,7 +16,7 @@ import pytest
 from chains import RECIPE, end, go, recipe_in
 from real_chain import begins, finish, kill_group, make_home, pid_in, start, until
 
-from selfkd.backend.base import TrainSpec
+from selfkd.backend.base import LoraSpec, TrainSpec
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.backend.trainer.sealed import STOP
@@ -74,6 +74,7 @@ def test_whatever_decides_the_numbers_of_an_update_names_it_and_ranks_do_not():
     start, other = Model("policy", "a", "1"), Model("policy", "b", "2")
     rows = shape("rows", [{"id": "x", "chosen": "y", "weight": 1.0}])
     spec, numerics = TrainSpec("dpo", 3, precision="auto", trl={"learning_rate": 1e-3}), {"precision": "bf16", "trainers": 4}
+    lora = LoraSpec(r=4, alpha=8.0)
     name = updates.key(start, other, rows, spec, numerics)
     alike = [
         updates.key(start, other, rows, spec, {**numerics, "trainers": 1, "shard": True, "threads": 3}),
@@ -88,6 +89,9 @@ def test_whatever_decides_the_numbers_of_an_update_names_it_and_ranks_do_not():
         updates.key(start, other, rows, replace(spec, trl={"learning_rate": 1e-4}), numerics),
         updates.key(start, other, rows, spec, {**numerics, "precision": "fp32"}),
         updates.key(start, other, rows, spec, {**numerics, "trainer": {"gradient_checkpointing": True}}),
+        updates.key(start, other, rows, spec, {**numerics, "trainer": {"offload_optimiser": True}}),
+        updates.key(start, other, rows, replace(spec, lora=lora), numerics),
+        updates.key(start, other, rows, replace(spec, lora=replace(lora, quantise="nf4")), numerics),
     ]
     assert set(alike) == {name} and len({name, *different}) == 1 + len(different)
 

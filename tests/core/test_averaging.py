@@ -94,3 +94,42 @@ def test_the_average_of_a_model_with_itself_is_itself(tmp_path_factory, values, 
     averaging.average([(one, share), (one, 1 - share)], folder / "out")
     made = load_file(next((folder / "out").iterdir()))["w"]
     assert np.allclose(made, f32(*values), rtol=1e-7, atol=0)
+
+
+# ---- verified again, against models of other tensors ----
+
+HALVES = {"w": f32(0.5, 1.0), "v": f32(0.0)}
+
+
+@pytest.mark.parametrize(
+    ("made", "wrong"),
+    [
+        (HALVES, ""),
+        ({**HALVES, "w": f32(0.5)}, "w"),  # its first block is all that it has, and that is right
+        ({**HALVES, "w": f32(0.5, 1.0, 9.0)}, "w"),
+        ({**HALVES, "w": f32(0.5, 1.0).reshape(2, 1)}, "w"),  # the same bytes
+        ({**HALVES, "w": f32(0.5, 1.0).view(np.int32)}, "w"),
+        ({"w": HALVES["w"]}, "v"),
+        ({**HALVES, "x": f32(0.0)}, "x"),
+        ({**HALVES, "v": f32()}, "v"),
+    ],
+)
+def test_a_tensor_of_another_shape_or_kind_or_one_too_many_is_no_average(tmp_path, made, wrong):
+    parts = [model(tmp_path / name, [{"w": f32(value, 1.0), "v": f32(0.0)}]) for name, value in (("a", 0.0), ("b", 1.0))]
+    assert averaging.differs([(part, 1) for part in parts], model(tmp_path / "made", [made])) == wrong
+
+
+@pytest.mark.parametrize("other", [{"w": f32(1.0, 2.0)}, {"v": f32(1.0)}, {"w": np.array([1.0], np.float16)}])
+def test_what_models_that_are_not_alike_are_said_to_average_to_is_refused(tmp_path, other):
+    one = model(tmp_path / "a", [{"w": f32(1.0)}])
+    with pytest.raises(WeightsError, match=r"checkpoints of different models have no average: [vw] is"):
+        averaging.differs([(one, 1), (model(tmp_path / "b", [other]), 1)], one)
+
+
+def test_a_file_that_ends_inside_a_tensor_is_named(tmp_path):
+    one = model(tmp_path / "a", [{"w": f32(1.0, 2.0)}])
+    cut = model(tmp_path / "b", [{"w": f32(1.0, 2.0)}])
+    [file] = cut.iterdir()
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(WeightsError, match="the file ends inside a tensor"):
+        averaging.differs([(one, 1), (one, 1)], cut)

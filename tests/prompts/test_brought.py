@@ -151,3 +151,49 @@ def test_every_answer_comes_back_as_it_was_written(rows):
 
 def test_a_whole_number_that_no_float_holds_is_no_score():
     assert brought._one_of(10**400, None, "row 1", "quality") is None
+
+
+# ---- turns that are held out ----
+
+
+def talk(*said: str) -> list[dict[str, str]]:
+    """A conversation of a user and an assistant, by turns; the last message is the answer."""
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(said)]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (("held  OUT?", "yes"), "its prompt stands in dev"),
+        (("Held out?", "yes", "Why?", "so"), "a turn of it stands in dev"),
+        (("Hi", "Hello", "Held out?", "yes", "Why?", "so"), "a turn of it stands in dev"),
+        (("Hi", "Hello", "Held out?", "yes"), "a turn of it stands in dev"),
+        (("Hi", "Held out?", "Why?", "so"), None),  # the assistant says it
+        (("Is this held out?", "no"), None),
+        (("First.", "One.", "Second?", "2", "Third?", "3"), "a turn of it stands in test"),
+        (("First.", "Other.", "Second?", "2"), None),
+        (("First.", "1"), None),  # only the beginning of what is held out
+        (("Hi", "Hello", "First.", "One.", "Second?", "2"), "a turn of it stands in test"),
+    ],
+)
+def test_a_conversation_in_which_a_held_out_prompt_is_asked_may_not_be_used(said, reason, splits):
+    splits["test"] = read_prompts([{"messages": talk("First.", "One.", "Second?")}], [], "test")
+    [one] = read([{"messages": talk(*said)}], splits)
+    assert one["drop"] == reason
+
+
+def test_a_system_message_hides_no_turn(splits):
+    rows = [{"messages": [{"role": "system", "content": "Be brief."}, *talk("Held out?", "yes", "Why?", "so")]}]
+    assert read(rows, splits)[0]["drop"] == "a turn of it stands in dev"
+
+
+def test_passages_are_sought_in_conversations_and_answers(splits):
+    words = " ".join(f"word{k}" for k in range(13))
+    splits["dev"] = read_prompts([{"prompt": f"Tell me: {words}?"}, {"prompt": "Short."}], [], "dev")
+    rows = [
+        {"prompt": "Say", "completion": f"As {words.replace('word12', 'word12?')} goes."},
+        {"prompt": f"Now {words}? Well.", "completion": "x"},
+        {"prompt": "Now " + " ".join(words.split()[:-1]), "completion": "x"},
+    ]
+    found = read_answers(rows, [Path()], (), splits)
+    assert brought.passages_shared(found, splits["dev"]) == 2

@@ -23,3 +23,11 @@ def test_thirteen_words_in_a_row_are_a_shared_passage(tmp_path: Path) -> None:
     assert shared_passages(train, test) == [train["id"][0]]
     wording = read([f"{passage} {n}" for n in range(11)], tmp_path)
     assert shared_passages(train, wording) == []
+
+
+def test_a_train_conversation_in_which_a_held_out_prompt_is_asked_is_listed(tmp_path: Path) -> None:
+    turns = [("user", "Held out?"), ("assistant", "Yes."), ("user", "Why?")]
+    talk = [{"role": role, "content": text} for role, text in turns]
+    said = [{"messages": talk}, {"messages": [{**talk[2]}, {**talk[1], "content": "Held out?"}, {**talk[2], "content": "So?"}]}]
+    train = read({"rows": said}, tmp_path)
+    assert overlap(train, read(["held  out?"], tmp_path, "test")) == [train["id"][0]]

@@ -46,6 +46,16 @@ def drawn(samples):
 def strange(samples):
     return pl.DataFrame({"sample": ["nobody"], "value": [1.0]})
 
+def of_parents(samples, prompts, parents):
+    return {"samples": pl.DataFrame({"prompt": prompts["id"][:1], "text": ["x"], "parents": [parents]})}
+
+def of_a_text(samples):
+    return {"samples": samples.sort("id").select("prompt", text=pl.lit("x"), parents="id").unique("prompt", keep="first", maintain_order=True)}
+
+def of_nobody(samples):
+    none = pl.lit(None, pl.List(pl.String))
+    return {"samples": samples.sort("id").unique("prompt", keep="first", maintain_order=True).select("prompt", text=pl.lit("x"), parents=none)}
+
 def number(samples):
     return 7
 
@@ -89,6 +99,18 @@ def test_it_may_return_several_scores_by_name():
     assert scores.group_by("name").len().sort("name").rows() == [("long", 12), ("short", 12)] and scores["value"].sum() == 0
 
 
+def test_samples_that_are_replayed_keep_the_score_that_their_own_round_gave():
+    Path("r.yaml").write_text(
+        HEAD.replace("rounds: 1", "rounds: 2").replace("steps:\n", "steps:\n  - replay\n")
+        + "  - apply: {function: mine.py:rank, scores: [rank]}\n  - train: sft\n"
+    )
+    run = go(load("r.yaml"), Path("run"))
+    files = [run.made(index)["apply"].tables["scores"].files for index in (1, 2)]
+    first, second = (pl.concat([pl.read_parquet(run.folder / file) for file in found])["sample"] for found in files)
+    assert len(first) == len(second) == 12 and not set(first) & set(second)
+    assert run.samples(round=2)["rank"].null_count() == 0
+
+
 def test_its_marks_are_drops_with_their_reason():
     run = made("  - apply: mine.py:marks\n")
     drops = table(run, "apply", "drops")
@@ -103,11 +125,36 @@ def test_its_samples_have_their_parents_and_their_prompts_words():
     assert all(" | " in row["text"] and row["teacher_messages"][0]["content"].startswith("What") for row in samples.to_dicts())
 
 
+def test_a_sample_may_have_no_parents_and_says_so_by_an_empty_list():
+    samples = table(made("  - apply: {function: mine.py:of_nobody, as: x}\n"), "apply", "samples")
+    assert samples["parents"].to_list() == [[]] * 4
+
+
+def test_a_sample_of_an_earlier_round_or_of_another_stream_is_no_parent_of_what_it_was_not_given_for():
+    steps = "  - apply: {{function: mine.py:of_parents, as: x, params: {{parents: [{}]}}{}}}\n"
+    [old, *_] = table(made(SCORED), "sample", "samples")["id"].sort()
+    run = made(steps.format(old, ""), "whole")
+    assert table(run, "apply", "samples")["parents"].to_list() == [[old]]
+    again = "  - sample: {n: 1, max_tokens: 64, as: more}\n" + steps.format(old, ", of: more")
+    with pytest.raises(RewardError, match=rf"round-001/apply .*with the parent '{old}', which it was not given"):
+        made(again, "other")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("{function: mine.py:by_place, scores: [x]}", "where the rows of its tables are in another order"),
         ("{function: mine.py:strange, scores: [x]}", "returns scores of 'nobody', which it was not given"),
+        (
+            "{function: mine.py:of_parents, as: x, params: {parents: [nobody]}}",
+            "returns samples with the parent 'nobody', which it was not given",
+        ),
+        ("{function: mine.py:of_parents, as: x, params: {parents: [null]}}", "returns samples with a parent that is no id"),
+        (
+            "{function: mine.py:of_parents, as: x, params: {parents: [1]}}",
+            "returns samples whose column 'parents' is no list of ids",
+        ),
+        ("{function: mine.py:of_a_text, as: x}", "returns samples whose column 'parents' is no list of ids"),
         ("{function: mine.py:number, scores: [x]}", "returns int: give a frame of scores"),
         ("{function: mine.py:raising, scores: [x]}", "no such luck"),
         ("{function: mine.py:rank}", "returns scores, and the step names none"),
