@@ -47,7 +47,9 @@ def _asked(steps: list[Step]) -> Iterator[str]:
     """Yield who makes the samples, the gold answers included, and whether they are asked about the samples of others."""
     for step in steps:
         if step.verb in ("sample", "gold", "bring"):
-            yield " ".join([step.verb, *map(str, step.models().values()), *(["about samples"] if getattr(step, "of", None) else [])])
+            yield " ".join(
+                [step.verb, *map(str, step.models().values()), *(["about samples"] if getattr(step, "of", None) else [])]
+            )
 
 
 def _judged(step: Step, find: Callable[[str], Function]) -> Iterator[str]:

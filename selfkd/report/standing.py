@@ -1,6 +1,7 @@
 """How far each shipped recipe was tried: compared with others in a sweep whose results are kept, or walked with a scripted model.
 
-`python -m selfkd.report.standing RESULTS SWEEP... > recipes/standing.json` writes what `selfkd recipes` shows; a test holds the file against this.
+`python -m selfkd.report.standing FOLDER > recipes/standing.json` writes what `selfkd recipes` shows, of a folder of sweeps and their results; a test
+holds the file against this.
 A recipe was compared where an arm of its name is the same method by its steps, and results of that very arm have figures.
 """
 
@@ -17,7 +18,7 @@ from selfkd.chain.results import Result, lines_of, meaning
 from selfkd.core.files import builtin_folder
 from selfkd.recipe.load import load, read
 from selfkd.recipe.method import method
-from selfkd.recipe.sweep import Sweep, Trial, read_sweep
+from selfkd.recipe.sweep import Sweep, Trial, is_sweep, read_sweep
 
 WALKED = "walked with a scripted model"  # in the first line of such a test
 
@@ -34,7 +35,13 @@ def standing(results: Sequence[Result], sweeps: Sequence[Sweep], shipped: Path, 
 def _compared(path: Path, results: Sequence[Result], sweeps: Sequence[Sweep]) -> Mapping[str, Any]:
     found = [result for sweep in sweeps for result in _of_method(path, results, sweep)]
     arms = {one.arm for one in found}
-    beside = sorted({str(one.control) for one in results if one.control and not one.failed and one.arm == f"{_method_of(one, arms)}-{one.control}"})
+    beside = sorted(
+        {
+            str(one.control)
+            for one in results
+            if one.control and not one.failed and one.arm == f"{_method_of(one, arms)}-{one.control}"
+        }
+    )
     made = sorted({one.when[:10] for one in found})
     return {"metric": found[0].metric, "trials": len(found), "controls": beside, "made": made[-1]} if found else {}
 
@@ -55,12 +62,18 @@ def _same_method(path: Path, trial: Trial) -> bool:
     return method(read(str(path))) == method(load(trial.recipe, list(trial.words)))
 
 
-def main(words: Sequence[str]) -> None:
-    kept, *files = map(Path, words)
-    shipped = builtin_folder() / "recipes"
-    found = standing(lines_of(kept)[0], [read_sweep(file) for file in files], shipped, Path("tests"))
-    print(json.dumps(found, indent=1))
+def kept(folder: Path) -> tuple[list[Result], list[Sweep]]:
+    """Return the results that lie in a folder, and its sweeps that have some."""
+    results = {path: [one for one in lines_of(path)[0] if not one.is_test] for path in sorted(folder.rglob("*.jsonl"))}
+    files = [path for path in sorted(folder.rglob("*.yaml")) if is_sweep(path)]
+    sweeps = [read_sweep(path) for path in files if any(results.get(path.parent / name) for name in _results_of(path))]
+    return [one for found in results.values() for one in found], sweeps
+
+
+def _results_of(path: Path) -> list[str]:
+    return re.findall(r"^results: (\S+)$", path.read_text("utf-8"), re.MULTILINE)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    home = builtin_folder()
+    print(json.dumps(standing(*kept(Path(sys.argv[1])), home / "recipes", home / "tests"), indent=1))

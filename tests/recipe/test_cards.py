@@ -14,8 +14,8 @@ from selfkd.core.files import builtin_folder
 from selfkd.recipe.cards import card
 from selfkd.recipe.load import read
 from selfkd.recipe.method import method
-from selfkd.recipe.sweep import is_sweep, read_sweep
-from selfkd.report.standing import standing
+from selfkd.recipe.sweep import read_sweep
+from selfkd.report.standing import kept, standing
 
 SHIPPED = builtin_folder() / "recipes"
 SAID = {
@@ -50,11 +50,11 @@ def test_a_recipe_that_cannot_be_read_is_listed_with_the_reason(tmp_path: Path, 
 def test_what_is_said_of_how_far_recipes_were_tried_follows_from_results_and_tests() -> None:
     """Where it fails: make reproduced, or the last line of it, writes recipes/standing.json anew."""
     home = builtin_folder()
-    sweeps = [read_sweep(file) for file in (home / "benchmarks/reproduce").glob("*.yaml") if is_sweep(file)]
-    kept = lines_of(home / "benchmarks/reproduce/results.jsonl")[0]
-    found = standing(kept, sweeps, SHIPPED, home / "tests")
+    found = standing(*kept(home / "benchmarks/reproduce"), SHIPPED, home / "tests")
     assert json.loads((SHIPPED / "standing.json").read_text()) == found
-    assert "rest-em" in found["compared"] and "context-distillation" not in found["compared"]  # its arm learns by SFT: another method
+    assert (
+        "rest-em" in found["compared"] and "context-distillation" not in found["compared"]
+    )  # its arm learns by SFT: another method
     assert set(found["walked"]) == {path.stem for path in SHIPPED.glob("*.yaml")}
 
 
