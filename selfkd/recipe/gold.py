@@ -64,7 +64,7 @@ def _told_streams(line: Line, shown: bool, told: set[str], problems: Problems) -
     """Note the stream of a step that shows the gold answer; a student that sees what its sampler was asked sees it too."""
     step = line.at(1)
     if line.verb in ("sample", "judge") and shown:
-        told.add(step.as_)  # type: ignore[attr-defined] - both have it
+        told.add(str(getattr(step, "as_")))  # noqa: B009 - both verbs have it
     if line.verb != "build" or getattr(step, "sees", "") != "asked" or _declared(line):
         return
     if seen := sorted(told & _streams(line, told)):
