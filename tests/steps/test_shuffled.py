@@ -74,12 +74,12 @@ def test_where_most_answers_are_the_same_each_prompt_is_told_another_one_all_the
     from chains import RECIPE, go, recipe_in
 
     text = RECIPE.replace("max_tokens: 64}", "max_tokens: 64, told: other, template: 'It is {{ prompt.answer }}.'}", 1)
-    recipe = recipe_in(tmp_path, text)
+    recipe = recipe_in(tmp_path, text[: text.index("  - score")] + "  - train: sft\n")
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     (tmp_path / "train.jsonl").write_text(
-        "\n".join(json.dumps({**row, "answer": "B" if at == 3 else "A"}) for at, row in enumerate(rows))
+        "\n".join(json.dumps({**row, "answer": "2" if at == 3 else "1"}) for at, row in enumerate(rows))
     )
     run = go(recipe, tmp_path / "run")
     asked = run.split("train").scan("prompts").select("id", "answer").collect()
     own, told = dict(asked.iter_rows()), run.samples(1).select("prompt", "teacher_messages").unique("prompt").iter_rows()
-    assert {(own[name], messages[-1]["content"]) for name, messages in told} == {("A", "It is B."), ("B", "It is A.")}
+    assert {(own[name], messages[-1]["content"]) for name, messages in told} == {("1", "It is 2."), ("2", "It is 1.")}
