@@ -4,10 +4,14 @@
 # make gpu-check   what only a card can show, in under ten minutes; on a fresh clone: make gpu-check LOCK=locks/gpu.txt (docs/cards.md)
 # make bench  the tables of docs/benchmarks.md   make bench-sandbox   those of docs/sandbox.md
 # make reproduce   small reproductions of methods beside their controls, within benchmarks/reproduce/budget.yaml; goes on where it stopped
-#   make reproduced   docs/reproduce.md from the results that are there
+#   make reproduce SWEEPS=grid/correct   one file of the full grid, which wants a card
+#   make reproduced   docs/reproduce.md, and what `selfkd recipes` says of it, from the results that are there
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= locks/cpu.txt
 BIN := .venv/bin
+REPRODUCE := benchmarks/reproduce
+SWEEPS ?= sums quartz
+GRID := sums correct number match translation code
 
 .PHONY: demo test check coverage bench bench-sandbox gpu-check nightly reproduce reproduced docs clean
 
@@ -39,12 +43,19 @@ gpu-check: .venv/.engine
 	@$(BIN)/python benchmarks/gpu_check.py
 
 reproduce: .venv/.engine
-	$(BIN)/selfkd sweep benchmarks/reproduce/sums.yaml
-	$(MAKE) reproduced
+	for sweep in $(SWEEPS); do $(BIN)/selfkd sweep $(REPRODUCE)/$$sweep.yaml && $(MAKE) reproduced || exit 1; done
 
+# The results of sums lie in results.jsonl, those of another sweep beside its file.
 reproduced:
-	$(BIN)/selfkd compare runs/reproduce --jsonl > benchmarks/reproduce/.results && mv benchmarks/reproduce/.results benchmarks/reproduce/results.jsonl
-	{ cat benchmarks/reproduce/head.md; echo; $(BIN)/selfkd compare benchmarks/reproduce/results.jsonl --markdown; } > docs/reproduce.md
+	for sweep in $(SWEEPS); do \
+	  $(BIN)/selfkd compare $(REPRODUCE)/$$sweep.yaml --jsonl > $(REPRODUCE)/.results || exit 1; \
+	  mv $(REPRODUCE)/.results $(REPRODUCE)/$$(test $$sweep = sums && echo results || echo $$sweep).jsonl; done
+	{ cat $(REPRODUCE)/head.md; echo; $(BIN)/selfkd compare $(REPRODUCE)/sums.yaml --markdown; \
+	  echo; cat $(REPRODUCE)/quartz.md; echo; $(BIN)/selfkd compare $(REPRODUCE)/quartz.yaml --markdown; \
+	  echo; cat $(REPRODUCE)/grid.md; \
+	  for sweep in $(GRID); do printf '\n### grid/%s\n\n' $$sweep; $(BIN)/selfkd compare $(REPRODUCE)/grid/$$sweep.yaml --markdown || exit 1; done; \
+	} > $(REPRODUCE)/.page && mv $(REPRODUCE)/.page docs/reproduce.md
+	$(BIN)/python -m selfkd.report.standing $(REPRODUCE) > $(REPRODUCE)/.standing && mv $(REPRODUCE)/.standing recipes/standing.json
 
 docs: .venv/.dev
 	$(BIN)/python -m selfkd.recipe.reference > docs/recipes.md

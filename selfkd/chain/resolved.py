@@ -13,7 +13,7 @@ from selfkd.chain.records import CodeEntry, DataEntry, SplitEntry
 from selfkd.core import yamlfile
 from selfkd.core.files import reference_parts
 from selfkd.prompts import brought
-from selfkd.recipe.lines import LISTS
+from selfkd.recipe.lines import LISTS, Line
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.bring import BringStep
 
@@ -28,8 +28,16 @@ def text(
     held = {split: found.pop(split) for split in recipe.prompts.held}
     words["prompts"] = {**words["prompts"], **found, "held": held}
     for part in LISTS:
-        words[part] = [{verb: _of_step(verb, fields, code, data) for verb, fields in step.items()} for step in words[part]]
+        words[part] = [
+            {verb: _of_step(verb, {**fields, **_declared(line)}, code, data) for verb, fields in step.items()}
+            for line, step in zip(getattr(recipe, part), words[part], strict=True)
+        ]
     return yamlfile.dump(words)
+
+
+def _declared(line: Line) -> dict[str, Any]:
+    """Return who a step says is told the gold answer: to have written the default is a declaration, without which it would not start."""
+    return {name: line.words[name] for name in ("told",) if name in line.words}
 
 
 def _of_step(

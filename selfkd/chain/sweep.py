@@ -59,7 +59,7 @@ def walk(sweep: Sweep, folder: Path, machine: Machine, drive: Drive, say: Say) -
         left = []
         for trial in sweep.trials:
             if place.result(trial.name).exists():
-                _refuse_another(trial, records.read(place.result(trial.name), Result))
+                refuse_another(trial, records.read(place.result(trial.name), Result))
             elif why := clock.over() or _tokens_over(sweep, place):
                 left.append(trial)
                 say(f"{trial.name}  not run: {why}")
@@ -101,11 +101,11 @@ def _bring(sweep: Sweep, place: Place) -> None:
     wanted = {trial.name: trial for trial in sweep.trials}
     for result in lines_of(kept)[0] if kept and kept.is_file() else []:
         if result.name in wanted and not result.is_test:
-            _refuse_another(wanted[result.name], result)
+            refuse_another(wanted[result.name], result)
             records.write(place.result(result.name), result, place.tmp)
 
 
-def _refuse_another(trial: Trial, result: Result) -> None:
+def refuse_another(trial: Trial, result: Result) -> None:
     """Raise ChainError where a result is that of another recipe: one name must not mean two things."""
     if not result.recipe:
         return

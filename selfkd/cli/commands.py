@@ -348,7 +348,7 @@ def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | N
 
 
 def recipes() -> int:
-    """List the shipped recipes and those under recipes/: what each is, needs and trains, and how close it is to its paper."""
+    """List the shipped recipes and those under recipes/: what each is, needs and trains, how close it is to its paper, and whether it was compared in a sweep."""
     from selfkd.recipe.cards import card
     from selfkd.recipe.library import recipes
 

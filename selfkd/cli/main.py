@@ -237,7 +237,7 @@ COMMANDS = {
             type=Path,
             nargs="+",
             metavar="RUN",
-            help="two runs or more: folders, or names under runs/; the first is what others are compared with. Or one sweep: its folder, or a file of its results (JSONL)",
+            help="two runs or more: folders, or names under runs/; the first is what others are compared with. Or one sweep: its folder, its sweep file, which shows arms that have not run too, or a file of its results (JSONL)",
         ),
         Argument(
             "--metric",

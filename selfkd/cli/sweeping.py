@@ -88,9 +88,9 @@ def _compare_sweep(place: Path, form: str) -> int:
     from selfkd.report.tables import console
 
     if form == "jsonl":
-        print(sweeps.lines(place))
+        print(sweeps.lines(place, commands.RUNS))
     elif form == "text":
-        sweep_table.print_report(sweeps.report(place), console())
+        sweep_table.print_report(sweeps.report(place, commands.RUNS), console())
     else:
-        print(sweep_table.written(sweeps.report(place), form))
+        print(sweep_table.written(sweeps.report(place, commands.RUNS), form))
     return 0

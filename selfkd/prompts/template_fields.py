@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -10,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from selfkd.core import digest, of_prompts
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
-from selfkd.prompts.templates import Template, prompt_of
+from selfkd.prompts.templates import Template, prompt_of, text_of
 
 PROMPT_FIELDS = ("text", "answer", "messages", "meta")  # of every prompt; its meta columns stand beside them
 SAMPLES = ("of", "other")  # the names under which a template is given samples
@@ -82,6 +83,49 @@ def tells_gold(template: Template) -> bool:
     shown = ("text", "messages")
     named = [use for node in _environment.parse(template.source).find_all(FIELD) if (use := _use(node))]
     return any(use.owner == "meta" or (use.owner == "prompt" and use.name not in shown) for use in named)
+
+
+def shows_answer(template: Template, prompts: Collection[Mapping[str, Any]]) -> bool:
+    """Whether a template shows a prompt's gold answer: it names it, or what it makes of these prompts changes with it."""
+    tree = _environment.parse(template.source)
+    named = {(use.owner, use.name) for node in tree.find_all(FIELD) if (use := _use(node))}
+    if ("prompt", "answer") in named and not any(
+        one.name == "prompt" and one.ctx == "store" for one in tree.find_all(nodes.Name)
+    ):
+        return True
+    return any(len({_rendered(template, {**prompt, "answer": _sign(name)}) for name in SAMPLES}) > 1 for prompt in prompts)
+
+
+def shows_own_answer(template: Template, column: str) -> bool:
+    """Whether the template of a prompt source, which sees the columns of a row by their names, shows the one of the gold answer."""
+    return column in meta.find_undeclared_variables(_environment.parse(template.source)) or shows_answer(template, ())
+
+
+def _rendered(template: Template, prompt: Mapping[str, Any]) -> str:
+    """Return what a template makes of a prompt and of answers that are not there; '' where it cannot."""
+    with suppress(UsageError):
+        return template.render(
+            prompt=prompt_of(prompt), **{name: StandIn(text=STOOD_IN) for name in SAMPLES}, criterion=STOOD_IN
+        )
+    return ""
+
+
+def columns_with_answer(template: Template, prompts: Collection[Mapping[str, Any]]) -> list[str]:
+    """Return the columns that a template names and that hold the gold answer of every one of these prompts, two at least.
+
+    A prompt that states its answer itself, as one of several choices, says nothing of a column.
+    """
+    named = {use.name for node in _environment.parse(template.source).find_all(FIELD) if (use := _use(node))}
+    telling = [one for one in prompts if one["answer"] and not _states(text_of(one["messages"]), one["answer"])]
+    held = [
+        {name for name, value in json.loads(one["meta"] or "{}").items() if _states(str(value), one["answer"])}
+        for one in telling
+    ]
+    return sorted(named.intersection(*held)) if len(held) > 1 else []
+
+
+def _states(text: str, answer: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(answer.strip())}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _inside(node: nodes.Node) -> list[Use]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from selfkd.core.files import builtin_folder
 from selfkd.errors import SelfkdError
 from selfkd.prompts.read import on_hub
-from selfkd.recipe.load import load
+from selfkd.recipe.load import read
 from selfkd.recipe.schema import Recipe
 from selfkd.steps.replay import ReplayStep
 from selfkd.steps.step import Step
@@ -28,19 +30,20 @@ class Card:
     reference: str = ""
     data: str = ""
     fidelity: str = ""
+    tried: str = ""
 
     def sentence(self) -> str:
         """Return all but name and title in one line."""
         if not self.loss:
             return ""
         trained = f"{self.loss} from {self.start}" + (f" against {self.reference}" if self.reference != "none" else "")
-        return "; ".join(filter(None, (f"needs {self.needs}", f"{trained} on rows of {self.data}", self.fidelity)))
+        return "; ".join(filter(None, (f"needs {self.needs}", f"{trained} on rows of {self.data}", self.fidelity, self.tried)))
 
 
 def card(name: str, path: Path) -> Card:
     """Return the card of the recipe file at `path`, which is run by `name`."""
     try:
-        recipe = load(str(path))
+        recipe = read(str(path))
     except SelfkdError as error:
         return Card(name, f"cannot be read: {error.what.splitlines()[0]}")
     steps = [line.at(1) for line in (*recipe.before, *recipe.steps, *recipe.after)]
@@ -54,7 +57,21 @@ def card(name: str, path: Path) -> Card:
         _each(step.reference or ("start" if step.kind.reference else "none") for step in trained),
         _window(steps),
         fidelity(path),
+        tried(path),
     )
+
+
+def tried(path: Path) -> str:
+    """Return how far a shipped recipe was tried, as standing.json beside it says: compared with others in a sweep, or only walked.
+
+    Of a recipe that is not shipped nobody knows, whatever its name.
+    """
+    if path.resolve().parent != (builtin_folder() / "recipes").resolve():
+        return ""
+    known = json.loads((path.parent / "standing.json").read_text("utf-8"))
+    if path.stem in known["compared"]:
+        return "compared"
+    return "only walked" if path.stem in known["walked"] else "not tried"
 
 
 def title(path: Path) -> str:

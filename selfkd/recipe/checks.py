@@ -20,6 +20,7 @@ from selfkd.prompts.read import source_problems
 from selfkd.prompts.template_fields import Columns
 from selfkd.recipe.anchors import look_at_anchors
 from selfkd.recipe.chat import owned_words
+from selfkd.recipe.gold import look_at_gold
 from selfkd.recipe.lines import LISTS
 from selfkd.recipe.schema import Recipe, Take
 from selfkd.recipe.walk import Prompts, Shown, in_one_line, number, outlook, walk
@@ -65,6 +66,8 @@ def meaning(recipe: Recipe, problems: Problems, prompts: Prompts | None = None) 
     _copies(recipe, problems)
     _no_gold(recipe, problems)
     owned_words(recipe, problems)
+    if prompts is not None:
+        look_at_gold(recipe, prompts, problems)
     look_at_anchors(recipe, problems, None if prompts is None else lambda reference: find_function(reference, recipe.folders))
     return shown
 

@@ -43,6 +43,8 @@ def written(found: SweepReport, form: str) -> str:
 
 
 def _legend(found: SweepReport) -> list[str]:
+    if not any(row.seeds for row in found.rows):
+        return []
     equal = f"at equal tokens: the last accepted round within {found.budget:,} tokens made and learned, what the cheapest method took"
     return [f"[ ]: 95 % {OVER_SEEDS}", f"{equal}; test: of the combination that dev chose; made, learned, time: of one trial"]
 
@@ -53,6 +55,8 @@ def _cells(found: SweepReport, left_out: Sequence[str] = ()) -> list[list[str]]:
     rows = [_row(row, found, percent) for row in found.rows]
     tested = any(row.test is not None for row in found.rows)
     kept = [title for title in rows[0] if title not in left_out and (title != "test" or tested)]
+    if not any(row.seeds for row in found.rows):
+        kept = [title for title in kept if any(row[title] for row in rows)]
     return [kept, *([row[title] for title in kept] for row in rows)]
 
 

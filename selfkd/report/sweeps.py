@@ -13,11 +13,14 @@ from typing import Any
 
 from selfkd.chain import records
 from selfkd.chain.results import Place, Plan, Result, chosen, lines_of
+from selfkd.chain.sweep import refuse_another
 from selfkd.core import digest
 from selfkd.core.facts import differences
 from selfkd.core.stats import Change, Interval, change, interval
 from selfkd.core.wording import counted
 from selfkd.errors import UsageError
+from selfkd.recipe.sweep import Sweep, read_sweep
+from selfkd.recipe.sweep import is_sweep as is_sweep_file
 from selfkd.report.compare import SAME
 
 NOT_RUN = "not run"
@@ -94,21 +97,23 @@ class _Arm:
 
 
 def is_sweep(place: Path) -> bool:
-    """Whether a path holds the results of a sweep: its folder, or a file of lines."""
-    return (place.suffix == ".jsonl" and place.is_file()) or bool(place.is_dir() and Place(place).plans())
+    """Whether a path holds the results of a sweep: its folder, or a file of lines; or says what a sweep is."""
+    if place.is_dir():
+        return bool(Place(place).plans())
+    return place.is_file() and (place.suffix == ".jsonl" or is_sweep_file(place))
 
 
-def lines(place: Path) -> str:
+def lines(place: Path, runs: Path = Path("runs")) -> str:
     """Return the plan of a sweep and its results, one a line, tests after trials: a file that may be kept where no run is."""
-    results, tests, plan = _read(place)
+    results, tests, plan = _read(place, runs)
     kept = [*([plan] if plan else []), *results, *tests]
     return "\n".join(json.dumps(digest.with_self_digest(one.to_json()), sort_keys=True, ensure_ascii=False) for one in kept)
 
 
-def report(place: Path) -> SweepReport:
-    """Return what a sweep found; UsageError where no trial has ended."""
-    results, tests, plan = _read(place)
-    if not results:
+def report(place: Path, runs: Path = Path("runs")) -> SweepReport:
+    """Return what a sweep found; UsageError where no trial has ended. Of a sweep file, whose runs lie in `runs`, each arm is a row all the same."""
+    results, tests, plan = _read(place, runs)
+    if not results and not (plan and place.is_file() and place.suffix != ".jsonl"):
         raise UsageError("no trial of this sweep has a result yet", str(place), "Let one end first.")
     mode = plan.mode if plan else "max"
     asked = [dict(one) for one in plan.trials] if plan else [_asked(one) for one in results]
@@ -126,14 +131,29 @@ def _asked(result: Result) -> dict[str, Any]:
     return {"arm": result.arm, "control": result.control, "number": result.number, "seed": result.seed}
 
 
-def _read(place: Path) -> tuple[list[Result], list[Result], Plan | None]:
+def _read(place: Path, runs: Path = Path("runs")) -> tuple[list[Result], list[Result], Plan | None]:
     """Return (results, tests, the newest plan); ChainError where a line was changed after it was written."""
+    if place.suffix != ".jsonl" and place.is_file():
+        return _of_file(read_sweep(place), runs)
     if place.is_dir():
         there = Place(place)
         plans = there.plans()
         return there.results(), there.tests(), records.read(plans[-1], Plan) if plans else None
     found, plan = lines_of(place)
     return [one for one in found if not one.is_test], [one for one in found if one.is_test], plan
+
+
+def _of_file(sweep: Sweep, runs: Path) -> tuple[list[Result], list[Result], Plan]:
+    """Return the results of a sweep file's trials: those that it keeps, and those of its runs; ChainError where an arm is another one now."""
+    kept = sweep.folder / sweep.results if sweep.results else None
+    found = lines_of(kept)[0] if kept and kept.is_file() else []
+    there = Place(runs / sweep.name)
+    wanted = {trial.name: trial for trial in sweep.trials}
+    named = {(one.name, one.is_test): one for one in (*found, *there.results(), *there.tests()) if one.name in wanted}
+    for one in named.values():
+        refuse_another(wanted[one.name], one)
+    both = [[one for (_, test), one in sorted(named.items()) if test is wants] for wants in (False, True)]
+    return both[0], both[1], Plan(format=records.FORMAT, **digest.as_json(sweep.words()))
 
 
 def _arm(name: str, asked: Sequence[Mapping[str, Any]], results: Sequence[Result], tests: Sequence[Result], mode: str) -> _Arm:
@@ -258,7 +278,9 @@ def _notes(arms: Sequence[_Arm], rows: Sequence[Row], first: _Arm) -> Iterable[s
         if arm.best and arm is not first and not _alike(first, arm):
             yield f"{arm.name}: not compared with {first.name}: other prompts, or measured in another way"
     missing = {arm.name: arm.wanted - len(arm.results) for arm in arms if len(arm.results) < arm.wanted}
-    if missing:
+    if missing and not any(arm.results for arm in arms):
+        yield f"none of {counted(sum(missing.values()), 'trial')} has run"
+    elif missing:
         said = ", ".join(f"{count} of {name}" for name, count in missing.items())
         yield f"{counted(sum(missing.values()), 'trial')} not run: {said}"
     if any(row.seeds == 1 for row in rows):

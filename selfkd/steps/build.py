@@ -98,7 +98,7 @@ class BuildStep(Step):
     )
     told: Literal["own", "other"] = Field(
         "own",
-        description="Whose gold answer and further columns `teacher` is given. other: those of another prompt of the round with another answer (a control) (kd).",
+        description="Whose gold answer and further columns `teacher` is given. Write told: own where it shows the gold answer, or where the student does (view, completion, sees: asked). other: those of another prompt of the round with another answer (a control) (kd).",
     )
     cut: Literal["drop", "keep"] = Field(
         "drop",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import polars as pl
 from pydantic import BeforeValidator, Field
@@ -53,9 +53,14 @@ class JudgeStep(Step):
     short: ClassVar[str | None] = "template"
     per_round: ClassVar[frozenset[str]] = frozenset({"where", "model"})
     stage: ClassVar[Stage] = "generate"
+    later: ClassVar[frozenset[str]] = frozenset({"told"})
 
     template: str = Field(
         description="What the judge sees in place of the last user message: a .j2 file or inline Jinja. It must show `of.text`, and `criterion` or `other.text` where there are such."
+    )
+    told: Literal["own"] = Field(
+        "own",
+        description="Write told: own where the template shows the prompt's gold answer: a judge that knows it is another judge.",
     )
     model: str = Field("policy", description="Who judges: role@when, such as policy, policy@base, policy@start.")
     of: str | None = Field(None, description="Judge answers of this stream; default: all live answers.")

@@ -52,7 +52,7 @@ class MeasureStep(Step):
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
-    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote", "key"})
+    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote", "key", "told"})
 
     reward: str | Texts = Field(description="file.py:function, or several; the first is the one that tables show.")
     as_: str | Texts | None = Field(
@@ -81,6 +81,10 @@ class MeasureStep(Step):
     stop: TextList = Field((), description="Strings that end an answer; they are not part of it.")
     template: str | None = Field(None, description="What the model sees in place of the last user message.")
     system: str | None = Field(None, description="A system message for the model that answers.")
+    told: Literal["own"] = Field(
+        "own",
+        description="Write told: own where the template shows the prompt's gold answer: what is measured then is a teacher.",
+    )
     limit: int | None = Field(None, ge=1, description="Only the first so many prompts of the split.")
     vllm: dict[str, Any] = Field({}, description="Other fields of vLLM's SamplingParams, passed through.")
     params: dict[str, Any] = Field({}, description="Fixed arguments of the reward functions.")

@@ -44,7 +44,7 @@ class SampleStep(Step):
     system: str | None = Field(None, description="A system message that only the teacher sees.")
     told: Literal["own", "other"] = Field(
         "own",
-        description="Whose gold answer and further columns the template is given. other: those of another prompt of the round with another answer (a control: what a teacher gives that is told something wrong).",
+        description="Whose gold answer and further columns the template is given. Write told: own where it shows the gold answer. other: those of another prompt of the round with another answer (a control: what a teacher gives that is told something wrong).",
     )
     where: str | None = Field(
         None, description="Ask only about prompts (or, with `of`, samples) for which this expression holds."

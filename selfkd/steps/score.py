@@ -57,7 +57,7 @@ class ScoreStep(Step):
     per_round: ClassVar[frozenset[str]] = frozenset({"logprob", "value"})
     stage: ClassVar[Stage] = "score"
     later: ClassVar[frozenset[str]] = frozenset(
-        {"elo", "value", "shuffled", "entropy", "certainty", *BY_SCORER, *OWNERS} - {"params", "timeout"}
+        {"elo", "value", "shuffled", "entropy", "certainty", "told", *BY_SCORER, *OWNERS} - {"params", "timeout"}
     )
 
     reward: str | Names | None = Field(None, description="file.py:function, or several of them.")
@@ -98,6 +98,10 @@ class ScoreStep(Step):
         description="Score by an expression over the samples, such as a difference of two scores or a rank within the prompt: it becomes a column like any score, also of pairs. It needs `as`.",
     )
     template: str | None = Field(None, description="What the model sees in place of the last user message.")
+    told: Literal["own"] = Field(
+        "own",
+        description="Write told: own where `template` or `given` shows the prompt's gold answer to the model that scores.",
+    )
     target: str | None = Field(
         None,
         description="Template of the text whose log-probability counts, in place of the answer (logprob); it may show the gold answer. Its end is not counted.",

@@ -17,17 +17,24 @@ GOLD = ("answer", "meta")  # columns of a prompt that its student does not see
 def of_another(pool: Pool, seed: int, where: str) -> pl.DataFrame:
     """Return (id, answer, meta) of the round's prompts, each with those of another one whose answer differs.
 
-    GuardError where no other answer is to be had for some of them.
+    GuardError where no other answer is to be had.
     """
     known = views.with_heavy(views.live_prompts(pool), pool, list(GOLD), "prompts").select("id", *GOLD)
     known = known.filter(pl.col("answer").is_not_null())
     golds = {name: (answer, meta) for name, answer, meta in known.iter_rows()}
     whose = deranged({name: str(answer) for name, (answer, _) in golds.items()}, seed)
+    whose |= _of_others([name for name, other in whose.items() if golds[name][0] == golds[other][0]], golds, seed)
     if alike := [name for name, other in whose.items() if golds[name][0] == golds[other][0]]:
-        what = f"{len(alike)} of {len(golds)} prompts cannot be told another answer: more than half of the answers are the same"
+        what = f"{len(alike)} of {len(golds)} prompts cannot be told another answer: all answers are the same"
         raise GuardError(what, where, "Give the round more prompts (prompts.take), or of more kinds.")
     rows = [{"id": name, "answer": golds[other][0], "meta": golds[other][1]} for name, other in whose.items()]
     return pl.DataFrame(rows, schema={"id": pl.String, "answer": known.schema["answer"], "meta": known.schema["meta"]})
+
+
+def _of_others(alone: Sequence[str], golds: Mapping[str, tuple[str | None, str | None]], seed: int) -> dict[str, str]:
+    """Return a prompt with another answer, drawn, for those that have none left where more than half of the answers are the same."""
+    others = {name: [other for other in sorted(golds) if golds[other][0] != golds[name][0]] for name in alone}
+    return {name: some[int(digest.uniform(seed, "again", name) * len(some))] for name, some in others.items() if some}
 
 
 def deranged(answers: Mapping[str, str], seed: int) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,23 @@ def test_a_recipe_alone_has_the_result_of_its_run(tmp_path: Path) -> None:
 
     run = go(load(str(tmp_path / "sums.yaml")), tmp_path / "run")
     assert result_of(run.folder, "dev/last_number")["digest"] == run.sealed()[-1].digest
+
+
+def test_a_sweep_file_is_compared_before_it_ran_and_while_it_runs_with_a_row_for_each_arm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sweep_in(tmp_path / "files")
+    file = tmp_path / "files" / "all.yaml"
+    found = report(file, tmp_path)
+    assert [row.arm for row in found.rows] == asked.arms and {row.why for row in found.rows} == {"not run"}
+    assert found.notes == [f"none of {len(asked.trials)} trials has run"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", str(file), "--markdown"]) == 0
+    assert [line.count("not run") for line in capsys.readouterr().out.splitlines()[2:5]] == [1] * 3
+    first = next(one for one in asked.trials if one.arm == "sums")
+    sweeps.walk(replace(asked, trials=(first,)), tmp_path / "runs" / asked.name, FAKE, drive, lambda text: None)
+    rows = report(file, tmp_path / "runs").rows
+    assert [row.done for row in rows] == [1, 0, 0] and [row.wanted for row in rows] == [4] * 3
+    (tmp_path / "files" / "sums.yaml").write_text((RECIPE + BEST).replace("max_tokens: 64", "max_tokens: 63"))
+    with pytest.raises(ChainError, match="the arm 'sums' has another recipe now"):
+        report(file, tmp_path / "runs")

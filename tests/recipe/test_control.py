@@ -18,7 +18,9 @@ from selfkd.recipe.schema import Recipe
 from selfkd.report import status
 from selfkd.report.verify import verify
 
-HINTED = RECIPE.replace("max_tokens: 64}", "max_tokens: 64, template: 'It is {{ prompt.answer }}. {{ prompt.text }}'}", 1)
+HINTED = RECIPE.replace(
+    "max_tokens: 64}", "max_tokens: 64, told: own, template: 'It is {{ prompt.answer }}. {{ prompt.text }}'}", 1
+)
 
 
 def written(recipe: Recipe, name: str) -> dict:
@@ -161,7 +163,7 @@ def test_every_control_of_a_shipped_recipe_is_sound(tmp_path: Path, control: str
 
 def test_wrong_context_tells_a_teacher_whose_distribution_is_learned_another_answer(tmp_path: Path) -> None:
     text = RECIPE[: RECIPE.index("  - score")] + (
-        "  - build: {kind: kd, teacher: 'It is {{ prompt.answer }}. {{ prompt.text }}'}\n"
+        "  - build: {kind: kd, told: own, teacher: 'It is {{ prompt.answer }}. {{ prompt.text }}'}\n"
         "  - train: {loss: kd, teacher: base}\n  - measure: reward/number.py:last_number\n"
     )
     run = go(controlled(recipe_in(tmp_path, text), "wrong-context"), tmp_path / "run")

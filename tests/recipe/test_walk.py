@@ -315,7 +315,7 @@ def test_a_field_that_some_prompts_lack_is_told_with_their_number():
     ],
 )
 def test_a_template_that_can_do_without_a_field_is_accepted(template):
-    assert looked(f"  - sample: {{template: {json.dumps(template)}}}\n" + END).problems == []
+    assert looked(f"  - sample: {{told: own, template: {json.dumps(template)}}}\n" + END).problems == []
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_a_template_that_can_do_without_a_field_is_accepted(template):
     ],
 )
 def test_a_template_that_fails_for_every_prompt_is_told_with_its_step(template, said):
-    [problem] = looked(f"  - sample: {{template: {json.dumps(template)}}}\n" + END).problems
+    [problem] = looked(f"  - sample: {{told: own, template: {json.dumps(template)}}}\n" + END).problems
     assert problem.startswith(f"r.yaml:{LINE}  steps[0].sample: ") and said in problem
 
 

@@ -36,6 +36,7 @@ def walked(tmp_path_factory) -> Golden:
     dev = [{"prompt": "Write f.", "tests": ["assert f(1) == 1"]}]
     rows = [{"prompt": name} for name in SAYS]
     words = ["sample.max_tokens=8000", "context=16000"]  # so that the length alone is what drops the last one
+    words += ["measure.timeout=300", "measure.params={seconds: 60}"]  # limits are of wall time, and the machine may be busy
     return golden("ssd", says, tmp_path_factory.mktemp("ssd"), rows, dev, overrides=words, test=None)
 
 

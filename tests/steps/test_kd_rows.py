@@ -63,7 +63,9 @@ def test_without_words_of_its_own_the_teacher_sees_what_the_sampler_saw(tmp_path
 
 def test_a_template_tells_the_teacher_of_the_completion_its_score_and_the_answer(tmp_path):
     words = "{{ prompt.text }} {{ of.text | length }} letters, {{ 'right' if of.last_number == 1 else 'wrong' }}, it is {{ prompt.answer }}"
-    run, rows = built(tmp_path, f'{{kind: kd, teacher: "{words}", teacher_system: Judge., where: "last_number IS NOT NULL"}}')
+    run, rows = built(
+        tmp_path, f'{{kind: kd, told: own, teacher: "{words}", teacher_system: Judge., where: "last_number IS NOT NULL"}}'
+    )
     scores = dict(table(run, "score", "scores").select("sample", "value").iter_rows())
     asked = run.split("train").scan("prompts").select("messages", "answer").collect()
     prompts = {messages[0]["content"]: answer for messages, answer in asked.iter_rows()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import polars as pl
@@ -67,3 +68,18 @@ def test_answers_that_are_mostly_the_same_are_refused(tmp_path: pytest.TempPathF
     (tmp_path / "train.jsonl").write_text("\n".join(line.rsplit('"answer"', 1)[0] + '"answer": "1"}' for line in lines))
     with pytest.raises(GuardError, match="12 of 12 prompts cannot be told another answer"):
         go(recipe, tmp_path / "run")
+
+
+def test_where_most_answers_are_the_same_each_prompt_is_told_another_one_all_the_same(tmp_path):
+    from chains import RECIPE, go, recipe_in
+
+    text = RECIPE.replace("max_tokens: 64}", "max_tokens: 64, told: other, template: 'It is {{ prompt.answer }}.'}", 1)
+    recipe = recipe_in(tmp_path, text[: text.index("  - score")] + "  - train: sft\n")
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    (tmp_path / "train.jsonl").write_text(
+        "\n".join(json.dumps({**row, "answer": "2" if at == 3 else "1"}) for at, row in enumerate(rows))
+    )
+    run = go(recipe, tmp_path / "run")
+    asked = run.split("train").scan("prompts").select("id", "answer").collect()
+    own, told = dict(asked.iter_rows()), run.samples(1).select("prompt", "teacher_messages").unique("prompt").iter_rows()
+    assert {(own[name], messages[-1]["content"]) for name, messages in told} == {("1", "It is 2."), ("2", "It is 1.")}

@@ -46,7 +46,7 @@ def test_each_prompt_is_answered_n_times_with_seeds_of_its_own(tmp_path):
 
 
 def test_a_template_is_what_the_teacher_sees_and_never_what_the_student_is_trained_on(tmp_path):
-    steps = "  - sample: {template: 'The answer is {{ prompt.answer }}. {{ prompt.text }}', system: Be brief., max_tokens: 64}\n  - train: sft\n"
+    steps = "  - sample: {template: 'The answer is {{ prompt.answer }}. {{ prompt.text }}', told: own, system: Be brief., max_tokens: 64}\n  - train: sft\n"
     run = run_of(tmp_path, steps, "rounds=1")
     asked, rows = table(run, "sample", "samples"), table(run, "train", "rows")
     assert all(
