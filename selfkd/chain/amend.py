@@ -6,7 +6,7 @@ the run is exactly as it was. So every changed word works from the next step on 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from selfkd.chain import records
@@ -37,7 +37,7 @@ def accept(recipe: Recipe, paths: Paths, info: Info, environment: Iterable[str],
         raise _refusal(paths, change, objection(here, recipe, change))
     if change:
         with Lease(paths.leases, paths.tmp):
-            _record(recipe, Standing(paths, info), environment)  # read anew: another driver may have been here
+            record(recipe, Standing(paths, info), environment)  # read anew: another driver may have been here
     return recipe
 
 
@@ -60,25 +60,30 @@ def _in_bf16(line: Line) -> Line:
     return replace(line, words={**line.words, "precision": "bf16"})
 
 
-def _record(recipe: Recipe, here: Standing, environment: Iterable[str]) -> None:
-    change = here.change(recipe)
-    if refused := objection(here, recipe, change):
+def record(recipe: Recipe, here: Standing, environment: Iterable[str], kept: Collection[str] = ()) -> Change:
+    """Commit what differs from the recipe and code in force, and return it; ChainError where it may not, or takes no effect.
+
+    Code that is `kept` stays as it is in force, whatever lies beside the recipe.
+    """
+    change = here.change(recipe, kept)
+    if refused := objection(here, recipe, change, kept):
         raise refused
     if change:
-        record = Amendment(
+        amendment = Amendment(
             changed=[*change.words, *change.edited, *change.rounds],
             recipe=recipe.resolved(),
-            code=_proved_code(recipe, here, environment) if change.edited else here.effective.code,
+            code=_proved_code(recipe, here, environment, kept) if change.edited else here.effective.code,
             files=here.code_files(),
             when=now(),
             sealed=len(here.sealed),
         )
-        records.write(here.paths.amendment(len(here.amendments) + 1), record, here.paths.tmp)
+        records.write(here.paths.amendment(len(here.amendments) + 1), amendment, here.paths.tmp)
+    return change
 
 
-def _proved_code(recipe: Recipe, here: Standing, environment: Iterable[str]) -> dict[str, CodeEntry]:
-    code = freeze_code(recipe, here.paths, here.effective.code, here.info.machine.get("backend") == "fake")
-    prove_code(recipe, code, here.paths, environment)
+def _proved_code(recipe: Recipe, here: Standing, environment: Iterable[str], kept: Collection[str]) -> dict[str, CodeEntry]:
+    code = freeze_code(recipe, here.paths, here.effective.code, here.info.machine.get("backend") == "fake", kept)
+    prove_code(recipe, code, here.paths, environment, kept)
     return code
 
 

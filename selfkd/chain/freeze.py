@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,16 @@ def _without_leaks(frames: dict[str, pl.DataFrame], recipe: Recipe) -> tuple[dic
 # ---- code ----
 
 
-def freeze_code(recipe: Recipe, paths: Paths, known: Mapping[str, CodeEntry], stand_in: bool) -> dict[str, CodeEntry]:
+def freeze_code(
+    recipe: Recipe, paths: Paths, known: Mapping[str, CodeEntry], stand_in: bool, kept: Collection[str] = ()
+) -> dict[str, CodeEntry]:
     """Copy each reward, with the local files it needs, each template file, and each model that scores into code/; {reference: entry}.
 
-    A model that is `known` lies there already: a run keeps those that it has. With `stand_in` only their names are kept.
+    A model that is `known` lies there already: a run keeps those that it has. With `stand_in` only their names are kept. Code that is
+    `kept` stays as it is known, whatever lies beside the recipe.
     """
-    code = {reference: _freeze(function, paths) for reference, function in _named_code(recipe)}
+    code = {reference: _freeze(function, paths) for reference, function in _named_code(recipe, kept)}
+    code |= {reference: known[reference] for reference in kept}
     scorers = {one: known[one] if one in known else freeze_scorer(one, recipe, paths, stand_in) for one in recipe.scorers()}
     return code | scorers
 
@@ -185,13 +189,15 @@ def _freeze(named: Any, paths: Paths) -> CodeEntry:
     return CodeEntry(path=paths.relative(home / main), digest=named.digest)
 
 
-def prove_code(recipe: Recipe, code: Mapping[str, CodeEntry], paths: Paths, environment: Iterable[str]) -> None:
-    """Have each reward loaded from its frozen copy alone; UsageError where it needs what was not copied.
+def prove_code(
+    recipe: Recipe, code: Mapping[str, CodeEntry], paths: Paths, environment: Iterable[str], kept: Collection[str] = ()
+) -> None:
+    """Have each reward loaded from its frozen copy alone, but for those that are `kept`; UsageError where it needs what was not copied.
 
     The workers that load it wait for the first samples, so this costs a run nothing that it would not pay later.
     """
     for step in (line.at(1) for part in LISTS for line in getattr(recipe, part)):
-        for reference in step.functions():
+        for reference in (one for one in step.functions() if one not in kept):
             function = replace(
                 find_function(reference, recipe.folders), params=getattr(step, "params", {}), environment=tuple(environment)
             )
@@ -203,20 +209,21 @@ def prove_code(recipe: Recipe, code: Mapping[str, CodeEntry], paths: Paths, envi
                 raise
 
 
-def code_digests(recipe: Recipe, known: Mapping[str, CodeEntry]) -> dict[str, str]:
+def code_digests(recipe: Recipe, known: Mapping[str, CodeEntry], kept: Collection[str] = ()) -> dict[str, str]:
     """Return {reference: digest} of the code and templates as they are beside the recipe now, and of the models that score.
 
-    Of those, as they are `known`: nobody is asked for them again. One that is not known yet has no digest.
+    Of those, as they are `known`: nobody is asked for them again. One that is not known yet has no digest. So is code that is `kept`.
     """
-    code = {reference: named.digest for reference, named in _named_code(recipe)}
+    code = {reference: named.digest for reference, named in _named_code(recipe, kept)}
+    code |= {reference: known[reference].digest for reference in kept}
     return code | {one: known[one].digest if one in known else "" for one in recipe.scorers()}
 
 
-def _named_code(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Yield (reference, function or template); text in the recipe itself is in a step's identity, and needs no file."""
+def _named_code(recipe: Recipe, kept: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield (reference, function or template) of what is not `kept`; text in the recipe itself is in a step's identity, and needs no file."""
     functions, texts = recipe.references()
-    for reference in functions:
+    for reference in (one for one in functions if one not in kept):
         yield reference, find_function(reference, recipe.folders)
-    for reference in texts:
+    for reference in (one for one in texts if one not in kept):
         if not templates.is_inline(reference):
             yield reference, templates.load(reference, recipe.folders)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from selfkd.chain import commit, data, numerics, records, replayed, rounded, steering
@@ -35,9 +35,15 @@ FIXED = (
 )  # all that the first step rests on
 
 
-def objection(here: Standing, recipe: Recipe, change: Change) -> ChainError | None:
-    """Return why a change is refused whatever is typed, with the ways out; None where it takes effect."""
-    return _Objections(here).objection(recipe, change)
+def objection(here: Standing, recipe: Recipe, change: Change, kept: Collection[str] = ()) -> ChainError | None:
+    """Return why a change is refused whatever is typed, with the ways out; None where it takes effect. `kept` code stays as it is in force."""
+    return _Objections(here, kept).objection(recipe, change)
+
+
+def made_alike(here: Standing, recipe: Recipe, kept: Collection[str] = ()) -> list[Commit]:
+    """Return the first steps of the open round that the recipe would make just as they are made."""
+    found = _Objections(here, kept)
+    return found.made_alike(recipe, found.code_of(recipe))[0]
 
 
 def ways_out(paths: Paths) -> str:
@@ -48,17 +54,14 @@ def ways_out(paths: Paths) -> str:
 class _Objections:
     """Each reason is a method: it returns the error, or None."""
 
-    def __init__(self, here: Standing) -> None:
-        self.here = here
+    def __init__(self, here: Standing, kept: Collection[str]) -> None:
+        self.here, self.kept = here, kept
 
     def objection(self, recipe: Recipe, change: Change) -> ChainError | None:
         """Return why this change is refused whatever is typed, with the ways out; None where it takes effect."""
         if not (change.words or change.edited):
             return None
-        code = {
-            name: CodeEntry(path="", digest=found) for name, found in code_digests(recipe, self.here.effective.code).items()
-        }
-        code |= dict(self.here.info.data)
+        code = self.code_of(recipe)
         return (
             self._fixed(change)
             or self._unread(recipe)
@@ -68,6 +71,11 @@ class _Objections:
             or self._finished(recipe, change)
             or self._too_late(recipe, code)
         )
+
+    def code_of(self, recipe: Recipe) -> dict[str, CodeEntry]:
+        """Return the code and data that the recipe names, by their digests alone."""
+        found = code_digests(recipe, self.here.effective.code, self.kept)
+        return {**{name: CodeEntry(path="", digest=one) for name, one in found.items()}, **self.here.info.data}
 
     def _fixed(self, change: Change) -> ChainError | None:
         fixed = [said for name, said in change.words.items() if name.split(".")[0] in FIXED]
@@ -84,16 +92,23 @@ class _Objections:
         return None
 
     def _made(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> ChainError | None:
-        """Compare what is made of the open round with what the recipe would now make there."""
+        return self.made_alike(recipe, code)[1]
+
+    def made_alike(self, recipe: Recipe, code: Mapping[str, CodeEntry]) -> tuple[list[Commit], ChainError | None]:
+        """Compare what is made of the open round with what the recipe would now make there.
+
+        Return the first steps that are alike, and why the next one is none; None where all that is made is alike.
+        """
         index = len(self.here.sealed)
         parent = self.here.sealed[-1].digest if self.here.sealed else self.here.info.root
         steps, was = _steps_of(recipe, index), {step.name: step for step in _steps_of(self.here.old, index)}
+        alike: list[Commit] = []
         for number, step in enumerate(steps, 1):
             place = Place(self.here.paths, index, number, step, parent, commit.code_of(step, code))
             for other in commit.others(place):
-                return self._no(f"is where the recipe now has '{step.name}'", self.here.paths.shown(other))
+                return alike, self._no(f"is where the recipe now has '{step.name}'", self.here.paths.shown(other))
             if not place.commit.exists():
-                break
+                return alike, None
             made = records.read(place.commit, Commit)
             problem = (
                 self._in_another_format(was.get(step.name), step)
@@ -101,12 +116,12 @@ class _Objections:
                 or self._of_another_best(recipe, list(step.models().values()))
             )
             if problem:
-                return self._no(problem, self.here.paths.shown(place.commit))
+                return alike, self._no(problem, self.here.paths.shown(place.commit))
             parent = made.digest
-        else:
-            for more in self.here.paths.round(index).at_number(len(steps) + 1):
-                return self._no("is made already, and the recipe has no such step", self.here.paths.shown(more))
-        return None
+            alike.append(made)
+        for more in self.here.paths.round(index).at_number(len(steps) + 1):
+            return alike, self._no("is made already, and the recipe has no such step", self.here.paths.shown(more))
+        return alike, None
 
     def _in_another_format(self, was: Step | None, step: Step) -> str:
         """Return in what format a made step was trained where its recipe now says another; its key does not tell what `auto` came to."""

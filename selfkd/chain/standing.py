@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,10 +78,11 @@ class Standing:
         spent = sum(commit.generated_in(self.paths, seal) for seal in self.sealed)
         return bool(steering.ended_early(recipe.stop, self.sealed, self.amendments, spent))
 
-    def change(self, recipe: Recipe) -> Change:
+    def change(self, recipe: Recipe, kept: Collection[str] = ()) -> Change:
+        """Return what differs; code that is `kept` counts as it is in force, whatever lies beside the recipe."""
         words = _changed_words(digest.as_json(self.old.resolved()), digest.as_json(recipe.resolved()))
         code = {reference: entry.digest for reference, entry in self.effective.code.items()}
-        current = code_digests(recipe, self.effective.code)
+        current = code_digests(recipe, self.effective.code, kept)
         edited = sorted(name for name in code.keys() | current.keys() if code.get(name) != current.get(name))
         return Change(words, edited, ["rounds"] if recipe.rounds != self.rounds else [])
 

@@ -88,10 +88,24 @@ def _has_gold(tree: Node) -> bool:
 
 def frozen(resolved: dict[str, Any], folder: Path) -> Recipe:
     """A recipe read back from the words that `Recipe.resolved` gave, as a run keeps them; what they mean was judged back then."""
+    return _of_words(resolved, folder, (), [folder], Problems())
+
+
+def changed(resolved: dict[str, Any], folder: Path, overrides: Sequence[str]) -> Recipe:
+    """A recipe that a run keeps, changed by overrides as one of a file is; what they name is looked for here. RecipeError names every problem."""
     problems = Problems()
+    recipe = _of_words(resolved, folder, overrides, [folder, Path.cwd()], problems)
+    checks.meaning(recipe, problems)
+    problems.stop()
+    return recipe
+
+
+def _of_words(
+    resolved: dict[str, Any], folder: Path, overrides: Sequence[str], folders: list[Path], problems: Problems
+) -> Recipe:
     text = yamlfile.dump(resolved)
     tree = yamlfile.parse(text, f"{folder.name}/recipe.resolved.yaml", problems)
-    return _build(tree, (), folder / "recipe.resolved.yaml", text, [folder], problems)
+    return _build(tree, overrides, folder / "recipe.resolved.yaml", text, folders, problems)
 
 
 def locate(name: str) -> Path:
