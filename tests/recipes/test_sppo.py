@@ -116,10 +116,9 @@ PROMISED = re.compile(r"^# +(- score: \{pairwise: MODEL.*\})$", re.MULTILINE)
 
 
 def reads(text: str, second: str) -> float:
-    """The chance that the first of two answers is better, each behind its question and a blank line."""
-    (question, one), (asked, other) = (read.split("\n\n") for read in (text, second))
-    assert question == asked
-    apart = 0 if PROMPTS[question] == "two" else ord(other[0]) - ord(one[0])
+    """The chance that the answer behind question and blank line is better than the other one."""
+    question, one = text.split("\n\n")
+    apart = 0 if PROMPTS[question] == "two" else ord(second[0]) - ord(one[0])
     return 0.5 + apart / 10 + 0.02
 
 
