@@ -78,7 +78,7 @@ class Scripted(Fake):
             yield from super().logprobs(model, rows, *listener)
             return
         for row in rows.iter_rows(named=True):
-            yield row["id"], self.likes(self.met[model.digest], row["text"]), len(row["text"])
+            yield row["id"], self.likes(self.met.setdefault(model.digest, len(self.met)), row["text"]), len(row["text"])
 
     def read(self, model, reading, rows, *listener):
         if self.reads is None:
