@@ -17,6 +17,7 @@ import polars as pl
 from selfkd.backend.base import Sampling, TrainSpec
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
+from selfkd.backend.reading import Read
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.recipe.load import load
@@ -29,6 +30,7 @@ Says = Callable[
 Likes = Callable[
     [int, str], float
 ]  # which weights, in the order in which they were first asked; an answer: its log-probability
+Reads = Callable[[str, str], float]  # a text and a second one: what a model of others that only scores reads of them
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Update:
 class Scripted(Fake):
     """A model that writes what a function says, and that notes what it is asked and how it is trained."""
 
-    def __init__(self, says: Says, likes: Likes | None = None) -> None:
+    def __init__(self, says: Says, likes: Likes | None = None, reads: Reads | None = None) -> None:
         super().__init__({}, self.said)
-        self.says, self.likes = says, likes
+        self.says, self.likes, self.reads = says, likes, reads
         self.met: dict[str, int] = {}  # which weights were asked, numbered
         self.shown: Counter[str] = Counter()
         self.asked: list[Asked] = []
@@ -76,7 +78,14 @@ class Scripted(Fake):
             yield from super().logprobs(model, rows, *listener)
             return
         for row in rows.iter_rows(named=True):
-            yield row["id"], self.likes(self.met[model.digest], row["text"]), len(row["text"])
+            yield row["id"], self.likes(self.met.setdefault(model.digest, len(self.met)), row["text"]), len(row["text"])
+
+    def read(self, model, reading, rows, *listener):
+        if self.reads is None:
+            yield from super().read(model, reading, rows, *listener)
+            return
+        for row in rows.iter_rows(named=True):
+            yield Read(row["id"], (self.reads(row["text"], row["second"]),))
 
     def train(self, start, reference, rows, spec, out, *listener):
         frame = pl.concat([pl.read_parquet(path) for path in rows], how="diagonal_relaxed").sort("id")
@@ -131,13 +140,14 @@ def golden(
     dev: Sequence[Mapping[str, Any]] = ({"prompt": "3 + 4", "answer": "7"},),
     overrides: Sequence[str] = (),
     likes: Likes | None = None,
+    reads: Reads | None = None,
     **prompts: Any,
 ) -> Golden:
     """Walk the shipped recipe `name` on these prompts; `prompts` changes other words of its `prompts:`, such as `take`."""
     recipe = load(name, list(overrides))
     words = {"train": list(train), "dev": list(dev), **prompts}
     recipe = recipe.model_copy(update={"prompts": recipe.prompts.model_copy(update=words)})
-    backend = Scripted(says, likes)
+    backend = Scripted(says, likes, reads)
     run = Run.open(recipe, folder / "run", Machine(backend="fake"))
     walk(run, backend, run.begin())
     return Golden(run, backend)
@@ -146,3 +156,8 @@ def golden(
 def between(text: str, opening: str, closing: str) -> str:
     """What a template has put between two of its lines."""
     return text.split(f"{opening}\n", 1)[1].split(f"\n{closing}", 1)[0]
+
+
+def optimisers(walked: Golden) -> list[tuple[bool, bool]]:
+    """Of each update whether it leaves the state of its optimiser, and whether it goes on with that of an earlier one."""
+    return [(update.spec.keeps_state, update.spec.state is not None) for update in walked.backend.updates]

@@ -50,6 +50,7 @@ class Chunk:
     whole if it was interrupted. `key` names it by content. Its answers wait in `tmp` until it is proved which weights gave
     them; then they lie in `folder` as one immutable file named `prefix` + the hash of its bytes.
     `drop_long`: a request that the context does not hold with its answer is answered by `NOT_ASKED`, and does not end the run.
+    A column `begun` says how the answers begin, where they do: the engine goes on from there.
     """
 
     key: str
@@ -58,6 +59,11 @@ class Chunk:
     folder: Path
     tmp: Path
     drop_long: bool = False
+
+    @property
+    def begun(self) -> list[str]:
+        """Return how the answer to each request begins."""
+        return self.requests["begun"].to_list() if "begun" in self.requests.columns else [""] * self.requests.height
 
     @property
     def prefix(self) -> str:
@@ -151,19 +157,24 @@ def write_chunk(chunk: Chunk, model: Model, completions: Sequence[Completion], w
     """Write the samples of a chunk as one file in its `tmp`; called by whoever generated them, in its own process.
 
     The file says inside which weights and which facts made it. Whoever asked compares them, and only then gives it its name.
+    An answer that was begun is whole there, its beginning included: nobody drew that, so it has no ids and no log-probability.
     """
-    texts = [completion.text for completion in completions]
+    begun = [begin if one.finish_reason != TOO_LONG else "" for begin, one in zip(chunk.begun, completions, strict=True)]
+    texts = [begin + completion.text for begin, completion in zip(begun, completions, strict=True)]
+    ids = [None if begin else list(completion.token_ids) for begin, completion in zip(begun, completions, strict=True)]
     counts = [len(completion.token_ids) for completion in completions]
+    logprobs = [None if begin else completion.logprob for begin, completion in zip(begun, completions, strict=True)]
+    of_tokens = [None if begin else one.logprobs and list(one.logprobs) for begin, one in zip(begun, completions, strict=True)]
     frame = chunk.requests.with_columns(
         pl.lit(chunk.stream).alias("stream"),
         pl.lit(str(model)).alias("model"),
         pl.Series("finish_reason", [completion.finish_reason for completion in completions], pl.String),
-        pl.Series("logprob", [completion.logprob for completion in completions], pl.Float64),
+        pl.Series("logprob", logprobs, pl.Float64),
         pl.Series("text", texts, pl.String),
         pl.Series("chars", [len(text) for text in texts], pl.Int32),
         pl.Series("tokens", counts, pl.Int32),
-        pl.Series("token_ids", [list(completion.token_ids) for completion in completions], pl.List(pl.Int32)),
-        pl.Series("token_logprobs", [one.logprobs and list(one.logprobs) for one in completions], LOGPROBS),
+        pl.Series("token_ids", ids, pl.List(pl.Int32)),
+        pl.Series("token_logprobs", of_tokens, LOGPROBS),
     )
     about = Maker(weights, digest.of(facts))._asdict()
     return storage.write_parquet(shape("samples", frame), chunk.tmp / "answers", chunk.tmp, about=about)

@@ -91,7 +91,8 @@ class Fake:
             self.hook("generate")
             self._up["engine-0"] = self._facts
             began = time.monotonic()
-            completions = [self._complete(row, weights["skill"], sampling) for row in chunk.requests.iter_rows(named=True)]
+            asked = [_asked(row) for row in chunk.requests.iter_rows(named=True)]
+            completions = [self._complete(row, weights["skill"], sampling) for row in asked]
             path = write_chunk(chunk, model, completions, held, self._facts)
             tokens = sum(len(completion.token_ids) for completion in completions)
             yield Reply(chunk.key, path, held, tokens, time.monotonic() - began)
@@ -177,6 +178,12 @@ class Fake:
 
     def close(self) -> None:
         pass
+
+
+def _asked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a request whose answer is begun as one whose last message is that beginning."""
+    begun = [{"role": "assistant", "content": row["begun"]}] if row.get("begun") else []
+    return {**row, "teacher_messages": [*row["teacher_messages"], *begun]}
 
 
 def _logprob(model: Model, row: Mapping[str, Any]) -> Logprob:

@@ -419,11 +419,16 @@ def _written_end(tok: Any, behind: str) -> tuple[int, ...]:
 
 
 def encode_requests(
-    tok: Any, asked: Sequence[Messages], room: int, context: int, drop_long: bool = False
+    tok: Any, asked: Sequence[Messages], room: int, context: int, drop_long: bool = False, begun: Sequence[str] = ()
 ) -> list[list[int] | None]:
-    """Return the ids of prompts whose answers may have `room` tokens; one that `context` does not hold is a UsageError, None with `drop_long`."""
+    """Return the ids of prompts whose answers may have `room` tokens; one that `context` does not hold is a UsageError, None with `drop_long`.
+
+    `begun` says how each answer begins, which stands behind its prompt in the ids that a training row would have.
+    """
     places = [named(messages) for messages in asked]
     prompts = encode_prompts(tok, asked, places)
+    for at, begin in enumerate(begun):
+        prompts[at] += encode_completion(tok, begin, None, False, places[at], asked[at]) if begin else []
     for place, ids in zip(places, prompts, strict=True) if not drop_long else ():
         _must_fit(place, len(ids), room, context)
     return [ids if len(ids) + room <= context else None for ids in prompts]

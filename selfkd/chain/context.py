@@ -103,6 +103,13 @@ class StepContext:
             raise ChainError(what, self.where, f"{fix}   Or restore this folder from a copy.")
         return found
 
+    def there(self, reference: ModelRef) -> bool:
+        try:
+            self.models.find(reference, self.pool.models, self.where)
+        except ChainError:
+            return False
+        return True
+
     # ---- machines ----
 
     def load(

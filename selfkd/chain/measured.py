@@ -127,7 +127,7 @@ def _base(paths: Paths, commit: Commit, score: str) -> Commit | None:
 def prompt_means(paths: Paths, commit: Commit, score: str) -> Scores:
     """Return {prompt id: mean of `score` over its answers} of a measure step, without prompts that have too few scored answers.
 
-    Of a pass@k or maj@k it is that of each prompt, and of a vote the mean of the answers that win it.
+    Of a pass@k or maj@k it is that of each prompt, and of a vote or a pick the mean of the answers that win it.
     """
     how = ways.scores_of(commit.identity).get(score, Figure(score))
     files = {name: [paths.folder / path for path in table.files] for name, table in commit.tables.items()}

@@ -27,7 +27,7 @@ def measures_of(commit: Commit) -> dict[str, str]:
 
 def how_measured(identity: Mapping[str, Any], code: Mapping[str, str], metric: str) -> str:
     """Return the digest of how a step of this identity, with this code, measures a metric."""
-    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at", "vote", "key")
+    apart = ("name", "reward", "as", "max_failed", "timeout", "pass_at", "vote", "key", "logprobs", "pick")
     asked = {name: value for name, value in identity.items() if name not in apart}
     rewards = rewards_of(identity)
     voting = [function for name in ("vote", "key") if (function := identity.get(name))]
@@ -38,7 +38,9 @@ def how_measured(identity: Mapping[str, Any], code: Mapping[str, str], metric: s
     reward = [reference_parts(rewards[score])[1], code.get(rewards[score])] if score else None
     votes = name == PARSED or scores_of(identity).get(name, Figure("")).way in ("vote", "key")
     voted = [[reference_parts(function)[1], code.get(function)] for function in voting] if votes else []
-    return digest.of("measure", asked, texts, reward, *voted)
+    picks = scores_of(identity).get(name, Figure("")).way == "pick"
+    picked = [[identity["pick"], identity.get("logprobs")]] if picks else []
+    return digest.of("measure", asked, texts, reward, *voted, *picked)
 
 
 def rewards_of(identity: Mapping[str, Any]) -> dict[str, str]:

@@ -161,7 +161,8 @@ class _Round:
         for name, reference in step.models().items():
             problem = reference.problem(roles(self.recipe), self.recipe.rounds, best_is_named=self.recipe.best is not None)
             try:
-                known.find(reference, self.now, "") if not problem else None
+                yet = self.index == 0 and name in step.may_lack()
+                known.find(reference, self.now, "") if not problem and not yet else None
             except ChainError as error:
                 problem = f"'{reference}' cannot be there in round {max(self.index, index)}: {error.what}"
             if problem:
@@ -285,6 +286,9 @@ class LintContext:
 
     def model(self, reference: ModelRef) -> Model:
         return _stand_in(reference.role)
+
+    def there(self, reference: ModelRef) -> bool:
+        return True
 
     def load(
         self,

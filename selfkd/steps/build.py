@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice, product
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import polars as pl
@@ -13,7 +12,7 @@ from selfkd.backend.trainer.loss_kinds import ARGUMENTS, WEIGHT
 from selfkd.core import digest, views
 from selfkd.core.pool import NUMBERS, RANKED, Addition, Part, Pool, empty, shape
 from selfkd.core.wording import did_you_mean
-from selfkd.steps import completions
+from selfkd.steps import completions, pairing
 from selfkd.steps.context import Context, Render
 from selfkd.steps.forecast import Cost, Forecast, figure, times
 from selfkd.steps.outlook import Outlook
@@ -41,7 +40,7 @@ class BuildStep(Step):
     short: ClassVar[str | None] = "kind"
     per_round: ClassVar[frozenset[str]] = frozenset({"where", "chosen", "rejected", "by", "label", "weight"})
     later: ClassVar[frozenset[str]] = frozenset(
-        {"cut", "label", "columns", "answers", "teacher", "teacher_system", "told", "sees", "completion"}
+        {"cut", "label", "columns", "answers", "teacher", "teacher_system", "told", "sees", "completion", "step"}
     )
 
     kind: Literal["sft", "pair", "label", "rank", "kd"] = Field(
@@ -64,8 +63,13 @@ class BuildStep(Step):
     answers: int = Field(
         4, ge=2, description="Most answers of a row, the best ones; a prompt with a single one makes none (rank)."
     )
-    match: Literal["cycle", "product"] = Field(
-        "cycle", description="cycle: walk both lists side by side, starting over at the end; product: all with all."
+    match: pairing.Match = Field(
+        "cycle",
+        description="cycle: walk both lists side by side, starting over at the end; spread: on through all with all, each answer as often as any other; product: the first with all, then the next; parent: each rejected answer with the first chosen one that was made from it (pair).",
+    )
+    step: str | None = Field(
+        None,
+        description="Learn only the first step in which the two answers of a pair differ, behind those that they share, which count in neither; what ends a step, such as a line break. What follows it is left out, and no end is learned (pair).",
     )
     per_prompt: int = Field(1, ge=1, description="Most pairs per prompt.")
     label: str | None = Field(
@@ -122,6 +126,8 @@ class BuildStep(Step):
         for name in ("teacher", "teacher_system"):
             if self.kind != "kd" and getattr(self, name) is not None:
                 raise ValueError(f"'{name}' is for kind: kd")
+        if self.kind != "pair" and self.step is not None:
+            raise ValueError("'step' is for kind: pair")
         if self.told == "other" and not self.teacher:
             raise ValueError("'told' needs 'teacher', the template that tells it")
         if self.sees == "asked" and self.view is not None:
@@ -286,10 +292,11 @@ class BuildStep(Step):
         )
         whole, cut = self._whole(view.filter(self._side("chosen", view, context)))
         chosen, rejected = _by_prompt(whole), _by_prompt(view.filter(self._side("rejected", view, context)))
+        parents = dict(whole.select("id", "parents").iter_rows()) if self.match == "parent" else {}
         pairs = [
             (prompt, *pair)
             for prompt in sorted(chosen.keys() & rejected.keys())
-            for pair in matched(chosen[prompt], rejected[prompt], self.match, self.per_prompt)
+            for pair in pairing.matched(chosen[prompt], rejected[prompt], self.match, self.per_prompt, parents)
         ]
         frame = pl.DataFrame(pairs, {"prompt": pl.String, "chosen": pl.String, "rejected": pl.String}, orient="row")
         kept = self._kept(views.pair_view(frame, view, pool, *self._numbers()), context)
@@ -323,6 +330,7 @@ class BuildStep(Step):
             part = self._with_texts(pairs[start : start + SLICE], pool)
             part = told.added(part, pool) if told else part
             part = completions.reworded(part, pool, anew) if anew else part
+            part = completions.to_differing_step(part, self.step) if self.step else part
             for number, render in enumerate(renders):
                 rows = self._finish(_seen(part, pool, render), number)
                 yield _asked(rows, pool) if self.sees == "asked" else rows
@@ -394,23 +402,6 @@ def _seen(part: pl.DataFrame, pool: Pool, render: Any) -> pl.DataFrame:
         rows = [render(row, list(row["messages"]), of=None) for row in prompts.iter_rows(named=True)]
         prompts = prompts.with_columns(pl.Series("messages", rows, dtype=prompts.schema["messages"]))
     return part.join(prompts.select(prompt="id", messages="messages"), on="prompt", how="left", maintain_order="left")
-
-
-def matched(chosen: Sequence[str], rejected: Sequence[str], match: str, most: int) -> list[tuple[str, str]]:
-    """Return at most `most` pairs of one prompt, none twice and none of a sample with itself.
-
-    cycle walks both lists side by side, and the shorter one starts over; product takes all with all.
-
-    >>> matched(["a", "b"], ["x", "y", "z"], "cycle", 4)
-    [('a', 'x'), ('b', 'y'), ('a', 'z'), ('b', 'x')]
-    >>> matched(["a", "b"], ["x", "y", "z"], "product", 4)
-    [('a', 'x'), ('a', 'y'), ('a', 'z'), ('b', 'x')]
-    """
-    if match == "product":
-        differing = (pair for pair in product(chosen, rejected) if pair[0] != pair[1])
-        return list(islice(differing, most))
-    turns = ((chosen[turn % len(chosen)], rejected[turn % len(rejected)]) for turn in range(most))
-    return list(dict.fromkeys(pair for pair in turns if pair[0] != pair[1]))
 
 
 def _by_prompt(samples: pl.DataFrame) -> dict[str, list[str]]:

@@ -53,6 +53,9 @@ class Context(Protocol):
     def model(self, reference: ModelRef) -> Model:
         """Return the model that a reference names at this point; ChainError where there is none."""
 
+    def there(self, reference: ModelRef) -> bool:
+        """Return whether a model of that name was made up to this point."""
+
     def load(
         self,
         source: Mapping[str, Any],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -17,26 +18,28 @@ from selfkd.core.stats import mean, pass_at
 from selfkd.core.votes import plurality
 from selfkd.core.wording import did_you_mean
 from selfkd.steps.context import Context
-from selfkd.steps.forecast import Cost, Forecast, answers, least, times
+from selfkd.steps.forecast import Cost, Forecast, answers, figure, least, times
+from selfkd.steps.model_texts import score_rows
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.question import Question
 from selfkd.steps.sample import SampleStep
-from selfkd.steps.score import ONE_MAY, ScoreStep, function_names, name_problems
+from selfkd.steps.score import ONE_MAY, ScoreStep, function_names, name_problem, name_problems
 from selfkd.steps.step import Problem, Stage, Step, TextList, Texts, several
 
 CHANGES = ("change", "change_low", "change_high")  # of a measurement against the base, and the bounds of its interval
 COUNTS = ("prompts", "samples", "tokens", "chars", "cut")  # what is counted beside the scores
 
-SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at", "vote", "key")
+SCORING = ("reward", "as", "params", "max_failed", "timeout", "pass_at", "vote", "key", "logprobs", "pick")
 VOTE = "vote"  # the score by which the answers to a prompt are voted on
 KEY = "key"  # the score that is equal where answers agree
+PICK = "pick"  # the score by which one answer to each prompt is picked
 PARSED = "parsed"  # the metric that says how many answers have a key
-Way = Literal["mean", "pass", "vote", "key"]
-MARKS = {"vote": VOTE, "key": KEY}  # what a figure is made of beside the scores
+Way = Literal["mean", "pass", "vote", "key", "pick"]
+MARKS = {"vote": VOTE, "key": KEY, "pick": PICK}  # what a figure is made of beside the scores
 
 
 class Figure(NamedTuple):
-    """How a figure is made of a reward's scores: their mean, pass@k, what wins a vote, or what most of k answers say."""
+    """How a figure is made of a reward's scores: their mean, pass@k, what wins a vote or is picked, or what most of k answers say."""
 
     reward: str
     way: Way = "mean"
@@ -52,7 +55,9 @@ class MeasureStep(Step):
     stage: ClassVar[Stage] = "measure"
     outside: ClassVar[bool] = True
 
-    later: ClassVar[frozenset[str]] = frozenset({"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote", "key", "told"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"as_", "top_k", "stop", "system", "vllm", "pass_at", "vote", "key", "told", "logprobs", "pick"}
+    )
 
     reward: str | Texts = Field(description="file.py:function, or several; the first is the one that tables show.")
     as_: str | Texts | None = Field(
@@ -73,6 +78,14 @@ class MeasureStep(Step):
     key: str | None = Field(
         None,
         description="Also measure parsed, the share of answers that can be read, and of several answers <score>_maj_<k>, what most of k of them say gets (maj@k, unbiased), for k of n and of pass_at: file.py:function, such as reward/agree.py:answer, gives answers that agree one number, and None where there is none.",
+    )
+    logprobs: dict[str, str] = Field(
+        {},
+        description="Log-probabilities of the answers, behind their prompts as they stand, under other models: {name: role@when}. They are columns that `pick` may name.",
+    )
+    pick: str | None = Field(
+        None,
+        description="Also measure <score>_best_<n>, what picking one of the n answers gets (best-of-n): an expression over the answers gives the picked one its highest value, and its score counts. Null while a model of `logprobs` is not made yet.",
     )
     temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy; vLLM takes at most 2.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus, where temperature is above 0.")
@@ -102,7 +115,11 @@ class MeasureStep(Step):
         return [self.template] if self.template else []
 
     def models(self) -> dict[str, ModelRef]:
-        return {"model": ModelRef.parse(self.model)}
+        others = {f"logprobs.{name}": ModelRef.parse(text) for name, text in self.logprobs.items()}
+        return {"model": ModelRef.parse(self.model), **others}
+
+    def may_lack(self) -> frozenset[str]:
+        return frozenset(self.models()) - {"model"}
 
     def question(self) -> Question | None:
         return Question(self.split, self.template, self.system, self.max_tokens)
@@ -124,7 +141,7 @@ class MeasureStep(Step):
         return [f"{self.split}/{name}" for name in names]
 
     def _figures(self) -> dict[str, Figure]:
-        voting = {"n": self.n, "pass_at": self.pass_at, "vote": self.vote, "key": self.key}
+        voting = {"n": self.n, "pass_at": self.pass_at, "vote": self.vote, "key": self.key, "pick": self.pick}
         return figures(self.scores(), voting)
 
     def _asking(self) -> SampleStep:
@@ -147,12 +164,19 @@ class MeasureStep(Step):
             yield "key", "'key' counts the answers that agree, which is a vote: leave out 'vote'"
         if self.key and self.n > 1 and not self.temperature:
             yield "key", "at temperature 0 the answers to a prompt are all the same: write a temperature"
+        if self.pick and (self.n < 2 or not self.temperature):
+            yield "pick", "there is one to pick only of several answers that may differ: write n, and a temperature"
+        if self.logprobs and not self.pick:
+            yield "logprobs", "nothing reads them without `pick`: write pick, such as pick: " + next(iter(self.logprobs))
+        yield from ((f"logprobs.{name}", problem) for name in self.logprobs if (problem := name_problem(name)))
 
     def needs(self, seen: Outlook) -> Iterator[Problem]:
         yield from name_problems(self.scores(), len(several(self.reward)), self.as_)
         for name in self._voting():
             if name in self.scores():
                 yield "as", f"'{name}' is what the {name} is called: name this score otherwise (as)"
+        for name in sorted({*self.logprobs, *([PICK] if self.pick else [])} & {*self.scores(), *self._voting()}):
+            yield "as", f"'{name}' is a column that `pick` has: name this score otherwise (as)"
         for name in self.scores():
             taken = self.metrics().count(f"{self.split}/{name}") > self.scores().count(name)
             if taken and name not in SCHEMAS["samples"]:
@@ -173,7 +197,13 @@ class MeasureStep(Step):
 
     def cost(self, forecast: Forecast) -> Cost:
         asked = times(least(forecast.sizes.get(self.split), self.limit), self.n)
-        return answers(self.name, asked, self.max_tokens)
+        made = answers(self.name, asked, self.max_tokens)
+        if not self.logprobs:
+            return made
+        longest = min(forecast.context, (forecast.prompt_tokens or forecast.context) + self.max_tokens)
+        read = times(asked, longest * len(self.logprobs))
+        others = ", ".join(dict.fromkeys(self.logprobs.values()))
+        return replace(made, what=f"{made.what}; {figure(read)} tokens read by {others}", read=read)
 
     def run(self, pool: Pool, context: Context) -> Addition:
         held = context.split(self.split)
@@ -185,7 +215,25 @@ class MeasureStep(Step):
         held = held + Pool({"samples": light("samples", asked.whole("samples"))}, {"samples": files})
         scored = self._scoring().run(held, context)
         held = held + Pool({"scores": scored.whole("scores")}, scores_named=tuple(self.scores()))
-        return Addition({**asked.tables, **scored.tables}, metrics=self._summary(held), notes=scored.notes)
+        picked = self._picked(held, context) if self.pick else []
+        held = held + Pool({"scores": pl.concat(picked)}) if picked else held
+        scores = {"scores": [*scored.tables["scores"], *picked]} if picked else {}
+        return Addition({**asked.tables, **scored.tables, **scores}, metrics=self._summary(held), notes=scored.notes)
+
+    def _picked(self, held: Pool, context: Context) -> list[pl.DataFrame]:
+        """Return the scores by which one answer to each prompt is picked; none while a model that they need is not there."""
+        if not all(context.there(self.models()[name]) for name in self.may_lack()):
+            return []
+        found = []
+        for name, model in self.logprobs.items():
+            reading = ScoreStep(name=self.name, logprob=model, as_=name, max_failed=self.max_failed)
+            scores = reading.run(held, context).whole("scores")
+            held = held + Pool({"scores": scores}, scores_named=(name,))
+            found.append(scores)
+        view = views.sample_view(held, None, str(self.pick))
+        values = view.select("id", value=context.expression(PICK, str(self.pick), view, "number").cast(pl.Float64))
+        outcomes = [(value if value is not None and math.isfinite(value) else None, "") for value in values["value"]]
+        return [*found, score_rows(values["id"].to_list(), PICK, outcomes)]
 
     def _voting(self) -> list[str]:
         """Return what the scores are called that only vote."""
@@ -220,12 +268,12 @@ class MeasureStep(Step):
 
 
 def by_prompt(view: pl.DataFrame, how: Figure) -> dict[str, float]:
-    """Return {prompt: a figure of its scored answers}; a prompt that has too few is left out, and an answer without a mark has no part in a vote.
+    """Return {prompt: a figure of its scored answers}; a prompt that has too few is left out, and an answer without a mark has no part in a vote or a pick.
 
     Added up in one order: a last digit must not depend on the number of threads.
     """
     mark = MARKS.get(how.way)
-    needed = [how.reward, *([VOTE] if mark == VOTE else [])]
+    needed = [how.reward, *([mark] if mark in (VOTE, PICK) else [])]
     if not set(needed) <= set(view.columns):
         return {}
     known = view.filter(pl.all_horizontal(pl.col(name).is_finite() for name in needed)).sort("prompt", "id")
@@ -237,8 +285,8 @@ def by_prompt(view: pl.DataFrame, how: Figure) -> dict[str, float]:
 def _figure(how: Figure, values: list[float], marks: Sequence[Any] = ()) -> float:
     if how.way == "pass":
         return pass_at(values, how.k)
-    if how.way == "vote":
-        return of_vote(values, marks)
+    if how.way in ("vote", "pick"):
+        return of_highest(values, marks)
     if how.way == "key":
         return plurality(values, marks or [None] * len(values), how.k)
     return math.fsum(values) / len(values)
@@ -257,17 +305,19 @@ def figures(scores: Sequence[str], words: Mapping[str, Any]) -> dict[str, Figure
     found = {name: Figure(name) for name in scores}
     found |= {pass_name(name, k): Figure(name, "pass", k) for name in scores if k}
     found |= {maj_name(name, n): Figure(name, "vote") for name in scores if words.get("vote")}
+    found |= {best_name(name, n): Figure(name, "pick") for name in scores if words.get("pick")}
     sizes = sorted({k or n, n}) if words.get("key") and n > 1 else []
     return found | {maj_name(name, size): Figure(name, "key", size) for name in scores for size in sizes}
 
 
-def of_vote(values: Sequence[float], votes: Sequence[float]) -> float:
-    """Return the mean value of those with the most votes: answers that tie share the prompt.
+def of_highest(values: Sequence[float], marks: Sequence[float]) -> float:
+    """Return the mean value of those with the highest mark, such as the most votes: answers that tie share the prompt.
 
-    >>> of_vote([1, 1, 0], [2, 2, 1]), of_vote([1, 0], [1, 1])
+    >>> of_highest([1, 1, 0], [2, 2, 1]), of_highest([1, 0], [1, 1])
     (1.0, 0.5)
     """
-    won = [value for value, vote in zip(values, votes, strict=True) if vote == max(votes)]
+    highest = max(marks)
+    won = [value for value, mark in zip(values, marks, strict=True) if mark == highest]
     return math.fsum(won) / len(won)
 
 
@@ -279,3 +329,8 @@ def pass_name(score: str, k: int) -> str:
 def maj_name(score: str, n: int) -> str:
     """Return what a score is called that a vote among so many answers gets."""
     return f"{score}_maj_{n}"
+
+
+def best_name(score: str, n: int) -> str:
+    """Return what a score is called that picking one of n answers gets."""
+    return f"{score}_best_{n}"

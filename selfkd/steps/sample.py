@@ -14,11 +14,11 @@ from selfkd.backend.engine.sampling_options import check_length, check_vllm
 from selfkd.core import digest, views
 from selfkd.core.model_ref import ModelRef
 from selfkd.core.pool import Addition, Pool, shape
-from selfkd.steps.context import Context
+from selfkd.steps.context import Context, Render
 from selfkd.steps.forecast import Cost, Forecast, answers, times
 from selfkd.steps.outlook import Outlook
 from selfkd.steps.question import LONGER, Question
-from selfkd.steps.step import Problem, Stage, Step, TextList
+from selfkd.steps.step import Problem, Stage, Step, TextList, several
 from selfkd.steps.told import GOLD, of_another
 
 
@@ -29,7 +29,7 @@ class SampleStep(Step):
     short: ClassVar[str | None] = "n"
     per_round: ClassVar[frozenset[str]] = frozenset({"where", "model"})
     stage: ClassVar[Stage] = "generate"
-    later: ClassVar[frozenset[str]] = frozenset({"told"})
+    later: ClassVar[frozenset[str]] = frozenset({"told", "begin"})
 
     model: str = Field("policy", description="Who answers: role@when, such as policy, policy@base, policy@start.")
     n: int = Field(1, ge=1, description="Answers per prompt.")
@@ -42,6 +42,10 @@ class SampleStep(Step):
         None, description="What the teacher sees in place of the last user message: a .j2 file or inline Jinja."
     )
     system: str | None = Field(None, description="A system message that only the teacher sees.")
+    begin: str | None = Field(
+        None,
+        description="How the answer begins: a template, and the model goes on from what it makes, such as the right steps of another answer (`of`). The beginning is a part of the answer; as nobody drew it, the answer has no log-probability.",
+    )
     told: Literal["own", "other"] = Field(
         "own",
         description="Whose gold answer and further columns the template is given. Write told: own where it shows the gold answer. other: those of another prompt of the round with another answer (a control: what a teacher gives that is told something wrong).",
@@ -56,7 +60,7 @@ class SampleStep(Step):
     vllm: dict[str, Any] = Field({}, description="Other fields of vLLM's SamplingParams, passed through.")
 
     def templates(self) -> list[str]:
-        return [self.template] if self.template else []
+        return [*several(self.template), *several(self.begin)]
 
     def models(self) -> dict[str, ModelRef]:
         return {"model": ModelRef.parse(self.model)}
@@ -105,7 +109,7 @@ class SampleStep(Step):
     def run(self, pool: Pool, context: Context) -> Addition:
         sampling = Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens, self.stop, self.vllm)
         model, requests = context.model(ModelRef.parse(self.model)), self.requests(pool, context)
-        unmeasured = bool(self.of) or self.told == "other"  # how long such a request is, nobody knew before
+        unmeasured = bool(self.of or self.begin) or self.told == "other"  # how long such a request is, nobody knew before
         files = context.generate(model, requests, sampling, self.as_, about_samples=unmeasured)
         drops = self._not_asked(files) if unmeasured and files else []
         return Addition({"samples": list(files), **({"drops": [shape("drops", drops)]} if drops else {})})
@@ -131,9 +135,11 @@ class SampleStep(Step):
                         "seed": context.seed("sample", about["prompt"], parents, number, 0),
                         "tiebreak": digest.uniform(context.seed("tie"), *key),
                         "teacher_messages": about["teacher_messages"],
+                        **({"begun": about["begun"]} if self.begin else {}),
                     }
                 )
-        return pl.DataFrame(rows, schema=REQUESTS).sort("prompt", "parents", "number")
+        begun = {"begun": pl.String} if self.begin else {}
+        return pl.DataFrame(rows, schema={**REQUESTS, **begun}).sort("prompt", "parents", "number")
 
     def _about(self, pool: Pool, context: Context) -> list[dict[str, Any]]:
         """What is asked about, and with which messages: one entry per prompt or per parent sample."""
@@ -141,18 +147,22 @@ class SampleStep(Step):
         if self.where:
             chosen = chosen.filter(context.expression("where", self.where, chosen, "condition"))
         if self.of:
-            chosen = views.with_shown(chosen, pool, context.sample_fields(self.template) if self.template else ())
+            named = {name for one in self.templates() for name in context.sample_fields(one)}
+            chosen = views.with_shown(chosen, pool, named)
         parents = chosen.iter_rows(named=True) if self.of else [None] * chosen.height
         prompts = self._with_messages(chosen.select(id="prompt") if self.of else chosen, pool)
         prompts = self._telling(prompts, pool, context) if self.told == "other" else prompts
-        render = (
-            context.template("template", self.template, (*chosen.columns, *views.SHOWN) if self.of else None)
-            if self.template
-            else None
+        shown = (*chosen.columns, *views.SHOWN) if self.of else None
+        render, begin = (
+            context.template(field, reference, shown) if reference else None
+            for field, reference in (("template", self.template), ("begin", self.begin))
         )
         rows = zip(prompts.iter_rows(named=True), parents, strict=True)
         say = self._wording().messages
-        return [{"prompt": row["id"], "of": of, "teacher_messages": say(row, render, of)} for row, of in rows]
+        return [
+            {"prompt": row["id"], "of": of, "teacher_messages": say(row, render, of), "begun": _text(begin, row, of)}
+            for row, of in rows
+        ]
 
     def _telling(self, prompts: pl.DataFrame, pool: Pool, context: Context) -> pl.DataFrame:
         """Return the prompts with the gold of others; one without an answer has nothing to exchange, and keeps what it has."""
@@ -166,3 +176,8 @@ class SampleStep(Step):
         heavy = views.with_heavy(views.live_prompts(pool), pool, ["messages", "meta"], "prompts")
         more = [name for name in heavy.columns if name == "id" or name not in asked.columns]
         return asked.join(heavy.select(more), on="id", how="left", maintain_order="left")
+
+
+def _text(render: Render | None, prompt: dict[str, Any], of: dict[str, Any] | None) -> str:
+    """Return what a template makes of a prompt and a sample of it, '' without one."""
+    return str(render(prompt, [{"role": "user", "content": ""}], of=of)[-1]["content"]) if render else ""

@@ -92,6 +92,10 @@ class Step(BaseModel):
         """Return {field: the model it names}."""
         return {}
 
+    def may_lack(self) -> frozenset[str]:
+        """Return those fields of `models` whose model may not be made yet: it runs without, and has less to say."""
+        return frozenset()
+
     def question(self) -> Question | None:
         """Return how it asks a model about prompts, or about samples of them; None where it asks nobody."""
         return None

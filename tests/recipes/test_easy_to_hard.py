@@ -17,7 +17,7 @@ kept in this round and those before.
 from __future__ import annotations
 
 import pytest
-from golden import Golden, golden
+from golden import Golden, golden, optimisers
 
 SUMS = {
     **{"1000+1000=": "20000", "2000+1000=": "30001", "9000+1000=": "0001"},
@@ -59,6 +59,10 @@ def test_it_goes_on_from_the_model_of_the_last_round(walked):
     warm, *updates = walked.backend.updates
     assert [(one.start, one.reference) for one in updates] == [(first, None), (second, None)] and warm.start != first
     assert len({first, second, third}) == 3 and {one.spec.loss for one in walked.backend.updates} == {"sft"}
+
+
+def test_the_optimiser_that_learned_the_easy_sums_goes_on_through_all_rounds(walked):
+    assert optimisers(walked) == [(True, False), (True, True), (True, True)]
 
 
 def shown(update) -> list[list[str]]:

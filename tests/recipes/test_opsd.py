@@ -12,7 +12,7 @@ read the student's own answer, and the student minimises forward KL with each en
 from __future__ import annotations
 
 import pytest
-from golden import Golden, golden
+from golden import Golden, golden, optimisers
 
 PROBLEMS = {f"How much is {number} * 2?": (f"{number} * 2 = {2 * number}", str(2 * number)) for number in range(3)}
 
@@ -60,3 +60,7 @@ def test_the_first_model_teaches_every_round_by_forward_kl_with_limited_entries(
     for one in updates:
         how = one.spec.divergence
         assert (one.spec.loss, how.kind, how.clip_entry, how.clip, how.top_k) == ("kd", "forward", 0.05, 0.0, 0)
+
+
+def test_all_rounds_are_one_run_whose_optimiser_goes_on(walked):
+    assert optimisers(walked) == [(True, False), (True, True)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import doctest
 
 import pytest
-from golden import Golden, golden
+from golden import Golden, golden, optimisers
 
 from selfkd.core.files import builtin_folder
 from selfkd.core.user_module import load_module
@@ -58,6 +58,10 @@ def test_reverse_kl_draws_each_round_back_to_the_model_before_the_tuning(walked)
     weights, [tune, *updates] = walked.weights(), walked.backend.updates
     assert [(one.start, one.reference) for one in updates] == [(weights[0], tune.start), (weights[1], tune.start)]
     assert {(one.spec.loss, one.spec.divergence.kind) for one in updates} == {("kd", "reverse")}
+
+
+def test_the_second_phase_is_one_run_whose_optimiser_begins_empty_and_goes_on(walked):
+    assert optimisers(walked) == [(False, False), (True, False), (True, True)]
 
 
 def test_its_prompts_are_a_domain_with_answers_and_requests_without(walked):

@@ -15,7 +15,7 @@ Derived by hand from SD-Zero (arXiv 2604.12002), whose two phases are:
 from __future__ import annotations
 
 import pytest
-from golden import Golden, golden
+from golden import Golden, golden, optimisers
 
 ANSWERS = {"What is one?": "1", "What is two?": "2"}
 
@@ -66,3 +66,7 @@ def test_the_reviser_is_student_and_first_teacher_and_the_teacher_follows_round_
     assert [(one.start, one.reference) for one in updates] == [(weights[0], weights[0]), (weights[1], weights[1])]
     assert walked.asked("sample") == {(weights[0], 1.0, 1.0), (weights[1], 1.0, 1.0)}
     assert {(one.spec.loss, one.spec.divergence.kind) for one in updates} == {("kd", "forward")}
+
+
+def test_distillation_is_one_run_whose_optimiser_begins_empty_behind_the_reviser_s_and_goes_on(walked):
+    assert optimisers(walked) == [(False, False), (True, False), (True, True)]

@@ -12,12 +12,23 @@ stays what it is: PairRM there, the untouched model here, asked in both orders.
            four    A > … > E, and A has three times E's letters   0.9 … 0.1                none: the guard on length, which is ours
     3      five    E > D > C > B > A                              0.1 0.3 0.5 0.7 0.9      E 0.9 over A 0.1
            six     as one, but no order of A and E can be read    from the other three     A 0.9 over E 0.1
+
+The head says how a model takes the judge's place that gives the probability of a win, as PairRM does. In a round of its own: the model says
+of x shown before y 0.5 + (x - y) / 10, with A = 4, … E = 0, and 0.02 more for whoever is shown first, which both orders take out again.
+
+    prompt  chances of A against B, C, D, E, A     P of A, …, E                 pair and its P
+    one     0.6 0.7 0.8 0.9 0.5                    0.7 0.6 0.5 0.4 0.3          A 0.7 over E 0.3
+    two     0.5 each: all answers are equal        0.5 each                     none: a tie
 """
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from golden import Golden, between, golden
+
+from selfkd.core.files import builtin_folder
 
 WORDS = ("one", "two", "three", "four", "five", "six")
 PROMPTS = {f"What is {word}?": word for word in WORDS}
@@ -97,3 +108,42 @@ def test_each_round_goes_on_from_the_last_one_which_is_its_reference(walked):
         words = ("optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs")
         assert [spec.trl[word] for word in words] == ["rmsprop", 5e-7, "linear", 0.1, 1]
         assert spec.trl["per_device_train_batch_size"] * spec.trl["gradient_accumulation_steps"] == 64
+
+
+# ---- with a model that gives probabilities in the judge's place ----
+
+PROMISED = re.compile(r"^# +(- score: \{pairwise: MODEL.*\})$", re.MULTILINE)
+
+
+def reads(text: str, second: str) -> float:
+    """The chance that the answer behind question and blank line is better than the other one."""
+    question, one = text.split("\n\n")
+    apart = 0 if PROMPTS[question] == "two" else ord(second[0]) - ord(one[0])
+    return 0.5 + apart / 10 + 0.02
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> Golden:
+    """The recipe with the line that its head promises in the place of its judge."""
+    folder = tmp_path_factory.mktemp("sppo-pairwise")
+    text = (builtin_folder() / "recipes" / "sppo.yaml").read_text()
+    [promised] = PROMISED.findall(text)
+    judge = next(line for line in text.splitlines() if line.startswith("  - judge:"))
+    text = text.replace(judge, f"  {promised.replace('MODEL', 'org/pairs')}")
+    (folder / "sppo.yaml").write_text(re.sub(r"^  judge\..*\n", "", text, flags=re.MULTILINE))
+    train = [{"prompt": prompt} for prompt in list(PROMPTS)[:2]]
+    return golden(str(folder / "sppo.yaml"), says, folder, train, overrides=["rounds=1"], reads=reads, take=2)
+
+
+def test_a_model_s_probabilities_stand_for_verdicts_and_both_orders_take_out_who_is_shown_first(compared):
+    rows = compared.table(1, "build", "rows").select("chosen", "rejected", "columns")
+    [(chosen, rejected, columns)] = rows.iter_rows()
+    assert (chosen, rejected) == (answer("one", "A"), answer("one", "E"))
+    assert {one["name"]: one["value"] for one in columns} == pytest.approx({"chosen_win": 0.7, "rejected_win": 0.3})
+    found = dict(compared.answers(1).select("text", "wins").iter_rows())
+    expected = {answer("one", letter): (5 * p - 0.5) / 4 for letter, p in zip("ABCDE", (0.7, 0.6, 0.5, 0.4, 0.3), strict=True)}
+    assert {text: found[text] for text in expected} == pytest.approx(expected)
+
+
+def test_no_model_of_the_chain_judges_then(compared):
+    assert compared.asked("judgments") == set() and compared.pairings() == [(compared.weights()[0],) * 2]

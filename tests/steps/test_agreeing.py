@@ -14,7 +14,7 @@ from selfkd.core.files import builtin_folder
 from selfkd.core.votes import plurality
 from selfkd.errors import RecipeError
 from selfkd.rewards.load import load
-from selfkd.steps.measure import of_vote
+from selfkd.steps.measure import of_highest
 
 HEAD = RECIPE[: RECIPE.index("steps:")] + "steps:\n  - sample: {n: 2, temperature: 0.8, max_tokens: 64}\n  - train: sft\n"
 # An answer ends in a digit, which is what it says; one that ends in 7 cannot be read. Right is what ends in 2 or 4.
@@ -104,4 +104,4 @@ def test_the_shipped_key_wins_what_the_shipped_vote_wins(tmp_path):
     share, answer = load(rewards / "vote.py", "share").call, load(rewards / "agree.py", "answer").call
     for texts in (["Answer: 4", "it is 4", "Answer: 5"], ["1", "2", "none"], ["no", "none"], ["Answer: 7"] * 3):
         scores = [float("4" in text or text == "2" or text == "no") for text in texts]
-        assert plurality(scores, answer(texts), len(texts)) == pytest.approx(of_vote(scores, share(texts)))
+        assert plurality(scores, answer(texts), len(texts)) == pytest.approx(of_highest(scores, share(texts)))

@@ -162,7 +162,7 @@ class Engine:
     def _asked(self, chunk: Chunk, sampling: Sampling) -> list[Answer | None]:
         """Return an answer to begin for each request; None for one that the context does not hold."""
         asked, seeds = chunk.requests["teacher_messages"].to_list(), chunk.requests["seed"].to_list()
-        prompts = encode_requests(self._tok, asked, sampling.max_tokens, self.context, chunk.drop_long)
+        prompts = encode_requests(self._tok, asked, sampling.max_tokens, self.context, chunk.drop_long, chunk.begun)
         draw = self._torch.Generator
         return [Answer(ids, draw().manual_seed(seed)) if ids else None for ids, seed in zip(prompts, seeds, strict=True)]
 

@@ -156,7 +156,7 @@ class Engine:
 
     def _encoded(self, chunk: Chunk, sampling: Sampling) -> Encoded:
         asked = chunk.requests["teacher_messages"].to_list()
-        prompts = encode_requests(self._tok, asked, sampling.max_tokens, self.context, chunk.drop_long)
+        prompts = encode_requests(self._tok, asked, sampling.max_tokens, self.context, chunk.drop_long, chunk.begun)
         params = request_params(sampling, sorted(end_ids(self._tok)), chunk.requests["seed"].to_list())
         return [ids for ids in prompts if ids], [param if ids else None for ids, param in zip(prompts, params, strict=True)]
 
