@@ -225,7 +225,7 @@ def best_decoding(method: _Method) -> dict[str, Any]:
     prompt in all its rounds, and with what its teacher is told, where that holds no gold.
     """
     recipe = method.recipe
-    measuring = _measuring(recipe)
+    measuring = tuple(map(_unpicked, _measuring(recipe)))
     if not measuring:
         raise method.no("best-decoding", "no step measures")
     asking = method.lines("sample")
@@ -234,7 +234,13 @@ def best_decoding(method: _Method) -> dict[str, Any]:
     words = [{name: line.words.get(name) for name in ("template", "system")} for line in told if not _tells_gold(line, recipe)]
     steps = [*measuring, *(one for line in measuring for one in _decodings(line, n, words[:1]))]
     none: dict[str, Any] = {"before": (), "after": (), "stop": None, "keep_if": None}
+    none |= {"best": None} if measuring != _measuring(recipe) else {}  # it may name what was picked, and here is but the base
     return {"rounds": 0, "steps": tuple(steps), **none}
+
+
+def _unpicked(line: Line) -> Line:
+    """Return a measurement that no model picks in: one that would is trained, and here none is."""
+    return replace(line, words={name: value for name, value in line.words.items() if name not in ("logprobs", "pick")})
 
 
 def _decodings(line: Line, n: int, told: Sequence[Mapping[str, Any]]) -> Iterator[Line]:

@@ -131,6 +131,14 @@ def test_best_decoding_measures_the_base_alone_under_each_decoding(tmp_path: Pat
     assert answers.group_by("prompt").len()["len"].unique().to_list() == [6]  # 2 rounds of 3
 
 
+def test_no_model_that_was_never_trained_picks_among_the_answers(tmp_path: Path) -> None:
+    picked = "measure: {reward: reward/number.py:last_number, n: 3, temperature: 0.7, logprobs: {judged: policy@start}, pick: judged}"
+    text = RECIPE.replace("measure: reward/number.py:last_number", picked) + "best: {metric: dev/last_number_best_3}\n"
+    recipe = controlled(recipe_in(tmp_path, text), "best-decoding")
+    run = go(recipe, tmp_path / "run")
+    assert not [name for name in run.sealed()[0].metrics if "best" in name]
+
+
 def test_a_teacher_that_is_told_gold_is_no_decoding(tmp_path: Path) -> None:
     recipe = controlled(recipe_in(tmp_path, HINTED), "best-decoding")
     assert not [line.name for line in recipe.steps if "told" in line.name]
