@@ -34,6 +34,7 @@ from selfkd.core import digest, storage
 from selfkd.core.pool import KEYS, as_stored
 from selfkd.errors import ChainError
 from selfkd.report import averages, brought, changes, checked, lost
+from selfkd.report.recomputed import recompute
 from selfkd.report.verdicts import Verdicts
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -45,6 +46,7 @@ class Findings:
 
     `pruned` names checkpoints that retention took away on purpose, `rounded` those of which it left a copy in bf16: no damage. `moved`
     says which rounds were made with something else than the run began with, so that their numbers may differ from what they would be.
+    `again` counts the steps that were made again from the stored tables, where that was asked for.
     """
 
     problems: list[str] = field(default_factory=list)
@@ -54,16 +56,21 @@ class Findings:
     files: int = 0
     steps: int = 0
     rounds: int = 0
+    again: int = 0
     head: str = ""
 
 
-def verify(folder: str | Path, quick: bool = False) -> Findings:
+def verify(folder: str | Path, quick: bool = False, data: bool = False) -> Findings:
     """Walk the chain from run.json to the newest step; ChainError where another version of selfkd wrote it.
 
-    `quick` trusts contents and checks records, links and sizes only.
+    `quick` trusts contents and checks records, links and sizes only. With `data`, every selection and training row is made again from
+    the stored tables, where all is as it was committed.
     """
     walk = _Walk(Paths(Path(folder)), quick)
     walk.run()
+    if data and not walk.found.problems:
+        made = recompute(Path(folder))
+        walk.found.problems, walk.found.again = made.problems, made.steps
     return walk.found
 
 

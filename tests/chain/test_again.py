@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -10,10 +11,13 @@ from chains import RECIPE, go, recipe_in
 
 from selfkd.chain.again import Walk
 from selfkd.chain.run import Run
-from selfkd.core.pool import shape
+from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import UsageError
 from selfkd.report.rescore import rescore
+from selfkd.report.verify import verify
 from selfkd.rewards.find import find_function
+from selfkd.steps.build import BuildStep
+from selfkd.steps.context import Context
 
 BUILT = RECIPE.replace(
     "  - train: {loss: sft}\n",
@@ -106,3 +110,30 @@ def test_a_score_of_another_name_is_asked_for(tmp_path: Path) -> None:
     folder = written(tmp_path, "def mine(completion):\n    return 1.0\n")
     with pytest.raises(UsageError, match="no sample of round 1 has a score 'mine'"):
         rescore(Run.at(run.folder), find_function("mine.py:mine", [folder]), "mine", 1)
+
+
+# ---- verify --data ----
+
+
+def test_verify_makes_every_selection_and_row_again_where_it_is_asked_to(tmp_path: Path) -> None:
+    run = go(recipe_in(tmp_path, BUILT), tmp_path / "run")
+    assert verify(run.folder).again == 0
+    found = verify(run.folder, data=True)
+    assert found.problems == [] and found.again == 2  # the pairs of two rounds
+
+
+def test_a_whole_run_whose_pairs_were_chosen_by_hand_is_found_out(tmp_path: Path, monkeypatch) -> None:
+    """Forged before it was committed: every digest holds, and only the code says that these pairs are not its own."""
+    real = BuildStep.run
+
+    def turned(self: BuildStep, pool: Pool, context: Context) -> Addition:
+        made = real(self, pool, context)
+        rows = made.whole("rows").with_columns(chosen=pl.col("rejected"), rejected=pl.col("chosen"))
+        return replace(made, tables={**made.tables, "rows": [rows]})
+
+    monkeypatch.setattr(BuildStep, "run", turned)
+    run = go(recipe_in(tmp_path, BUILT), tmp_path / "run")
+    monkeypatch.undo()
+    assert verify(run.folder).problems == []
+    problems = verify(run.folder, data=True).problems
+    assert len(problems) == 2 and all("build: rows: " in one for one in problems)
