@@ -237,7 +237,7 @@ def show(
     return 0
 
 
-def verify(run: Path, quick: bool) -> int:
+def verify(run: Path, quick: bool, data: bool) -> int:
     """Check the chain and re-hash every file that counts."""
     from selfkd.report.tables import span
     from selfkd.report.verify import verify as check_run
@@ -247,7 +247,7 @@ def verify(run: Path, quick: bool) -> int:
         fix = f"List the runs: {command_line('status')}"
         raise UsageError("no run here (run.json is missing)", str(run), fix)
     began = time.monotonic()
-    found = check_run(run, quick)
+    found = check_run(run, quick, data)
     for path in found.pruned:
         print(f"pruned   {path}")
     for path in found.rounded:
@@ -258,7 +258,8 @@ def verify(run: Path, quick: bool) -> int:
         print(f"damaged  {problem}")
     what = "sizes" if quick else "hashes"
     sizes = f"{counted(found.rounds, 'round')}, {counted(found.steps, 'step')}, {what} of {counted(found.files, 'file')}"
-    checked = f"{sizes} in {span(time.monotonic() - began)}"
+    made = f", {counted(found.again, 'step')} made again" if data else ""
+    checked = f"{sizes}{made} in {span(time.monotonic() - began)}"
     if found.problems:
         print(f"{run} is NOT as it was committed: {counted(len(found.problems), 'problem')}. Checked {checked}.")
         return 1

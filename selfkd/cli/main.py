@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import commands, exporting, starting, sweeping
+from selfkd.cli import commands, exporting, forking, rescoring, starting, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -102,6 +102,10 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return number
+
+
+def _from_zero(text: str) -> int:
+    return 0 if text == "0" else _at_least_one(text)
 
 
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=")  # how an override begins
@@ -274,6 +278,7 @@ COMMANDS = {
         commands.verify,
         RUN,
         _flag("--quick", "check records, links and sizes only; read no data"),
+        _flag("--data", "also make every selection and training row again from the stored tables"),
     ),
     "export": Command(
         "write a model or the rows of a run for others",
@@ -289,6 +294,26 @@ COMMANDS = {
         Argument("--samples", type=Path, metavar="FILE", help="write the samples with their scores: .parquet or .jsonl"),
         Argument("--rows", type=Path, metavar="FILE", help="write the training rows as TRL reads them: .parquet or .jsonl"),
         Argument("--where", metavar="EXPR", help="only rows of the table for which a SQL expression holds"),
+    ),
+    "fork": Command(
+        "begin a run as another was after a round",
+        forking.fork,
+        RUN,
+        OVERRIDES,
+        Argument(
+            "--after", type=_from_zero, required=True, metavar="K", help="the round after which it is another run; 0: the base"
+        ),
+        Argument("--name", help="name of the new run and of its folder; default: the old name and -fork"),
+        RUNS,
+    ),
+    "score": Command(
+        "score stored samples by another function",
+        rescoring.score,
+        RUN,
+        Argument("--with", dest="function", required=True, metavar="FILE.py:FN", help="a reward function"),
+        Argument("--as", dest="name", metavar="NAME", help="the score that it stands for; default: the function's name"),
+        Argument("--round", dest="index", type=int, metavar="K", help="which round; default: the newest sealed one"),
+        Argument("-n", type=_at_least_one, default=3, metavar="N", help="samples of another verdict to show; default: 3"),
     ),
     "track": Command(
         "tell the rounds of a run to a tracker",

@@ -47,7 +47,7 @@ def init(data: Path, folder: Path | None, prompt: str | None, answer: str | None
 
 
 def _next(recipe: str, name: str) -> list[tuple[str, ...]]:
-    return [("lint", recipe), ("run", recipe, "--plan"), ("run", recipe), ("show", name, "--where", "NOT kept")]
+    return [("lint", recipe), ("run", recipe, "--plan"), ("run", recipe), ("show", f"runs/{name}", "--where", "NOT kept")]
 
 
 def _name(folder: Path) -> str:

@@ -43,15 +43,15 @@ def print_comparison(found: Comparison, to: Console) -> None:
 
 
 def _table(found: Comparison, wide: bool = True) -> Table:
-    return table_of(_cells(found, wide), [arm.verdict == SAME for arm in found.arms])
+    return table_of(_cells(found, wide), [arm.verdict == SAME for arm in found.arms], wraps=not wide)
 
 
-def table_of(cells: Sequence[Sequence[str]], dim: Sequence[bool]) -> Table:
-    """Return a table of titles and rows, of which those are dim that show no difference."""
+def table_of(cells: Sequence[Sequence[str]], dim: Sequence[bool], wraps: bool = False) -> Table:
+    """Return a table of titles and rows, of which those are dim that show no difference. One that `wraps` cuts no cell off."""
     table = empty_table()
     titles, *rows = cells
     for index, title in enumerate(titles):
-        table.add_column(title, justify="left" if index == 0 else "right", no_wrap=True)
+        table.add_column(title, justify="left" if index == 0 else "right", no_wrap=not wraps, overflow="fold")
     for row, faint in zip(rows, dim, strict=True):
         table.add_row(*row, style="dim" if faint else "")
     return table

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from selfkd.errors import UsageError
+from selfkd.errors import BackendError, UsageError
 
 PROJECT = "selfkd"
 STEP = "round"  # the metric that says which round a row is of
@@ -69,6 +69,9 @@ class Trackio:
         run = self.trackio.init(self.project, name=self.name, config=dict(self.told.config), resume="allow", **off)
         run.log(dict(values), step=index)
         run.finish()
+        held = self.newest()
+        if held is not None and held < index:  # it warns of what it could not write, and goes on
+            raise BackendError(f"trackio did not keep round {index}", "--log trackio", "Its own words stand above, in this log.")
 
     def close(self) -> None: ...
 
