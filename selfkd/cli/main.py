@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import commands, exporting, forking, rescoring, starting, sweeping
+from selfkd.cli import collecting, commands, exporting, forking, rescoring, starting, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -305,6 +305,12 @@ COMMANDS = {
         ),
         Argument("--name", help="name of the new run and of its folder; default: the old name and -fork"),
         RUNS,
+    ),
+    "gc": Command(
+        "take away what no record names",
+        collecting.collect,
+        RUN,
+        _flag("--delete", "take it away; without it, it is listed"),
     ),
     "score": Command(
         "score stored samples by another function",

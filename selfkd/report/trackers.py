@@ -71,7 +71,9 @@ class Trackio:
         run.finish()
         held = self.newest()
         if held is not None and held < index:  # it warns of what it could not write, and goes on
-            raise BackendError(f"trackio did not keep round {index}", "--log trackio", "Its own words stand above, in this log.")
+            raise BackendError(
+                f"trackio did not keep round {index}", "--log trackio", "Its own words stand above, in this log."
+            )
 
     def close(self) -> None: ...
 
