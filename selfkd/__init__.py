@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfkd.backend.machine import Machine as Machine
-    from selfkd.chain.drive import run as run
-    from selfkd.chain.run import Run as Run
-    from selfkd.chain.run import open_run as open
     from selfkd.recipe.lint import lint as lint
     from selfkd.recipe.load import load as load
     from selfkd.recipe.schema import Recipe as Recipe
+    from selfkd.report.notebook import Run as Run
+    from selfkd.report.notebook import open_run as open
+    from selfkd.report.notebook import run as run
     from selfkd.report.verify import verify as verify
 
 __version__ = "0.1.0"
 HOMES = {
     "Machine": ("backend.machine", "Machine"),
     "Recipe": ("recipe.schema", "Recipe"),
-    "Run": ("chain.run", "Run"),
+    "Run": ("report.notebook", "Run"),
     "lint": ("recipe.lint", "lint"),
     "load": ("recipe.load", "load"),
-    "open": ("chain.run", "open_run"),
-    "run": ("chain.drive", "run"),
+    "open": ("report.notebook", "open_run"),
+    "run": ("report.notebook", "run"),
     "verify": ("report.verify", "verify"),
 }
 __all__ = ["Machine", "Recipe", "Run", "lint", "load", "open", "run", "verify"]

@@ -110,7 +110,7 @@ def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
     scope: dict = {}
     for block in blocks:
         exec(block, scope)
-    assert len(blocks) == 4 and scope["run"].samples(round=1).height == 12 * 4
+    assert len(blocks) == 7 and scope["run"].samples(round=1).height == 12 * 4
 
 
 def test_a_model_that_retention_took_away_is_said_to_be_gone(here):
@@ -127,3 +127,28 @@ def test_names_of_files_serve_where_a_notebook_has_no_object_yet(here):
     assert selfkd.lint("sums.yaml").ok
     run = selfkd.run(selfkd.load("sums.yaml", "rounds=1"), "runs/sums", "fake.yaml")
     assert run.machine.backend == "fake" and run.rounds == 1
+
+
+def test_a_notebook_forks_goes_on_scores_otherwise_and_shows_a_run(here):
+    run = selfkd.run("sums.yaml", "runs/sums", selfkd.Machine(backend="fake"))
+    scores = run.scores(round=1, where="value = 1")
+    assert set(scores["name"]) == {"last_number"} and set(scores["step"]) == {"score"} and set(scores["value"]) == {1.0}
+    assert run.verify(data=True).again == 4
+
+    other = run.fork("runs/other", after=1, overrides="select.per_prompt=1")
+    seen = []
+    ended = other.go_on(watch=lambda event: seen.append(event["event"]))
+    assert isinstance(ended, selfkd.Run) and ended.rounds == 2 and seen[-1] == "done"
+    assert other.go_on().sealed()[-1].digest == ended.sealed()[-1].digest != run.sealed()[-1].digest
+
+    (here / "mine.py").write_text("def none(completion):\n    return 0.0\n")
+    assert run.rescore("mine.py:none", "last_number", round=1).rows["kept_now"].sum() == 0
+
+
+def test_a_run_shows_itself_as_a_table_in_which_what_it_is_called_is_text(here):
+    run = selfkd.run(selfkd.load("sums.yaml", "name=<b>bold</b>"), "runs/sums", selfkd.Machine(backend="fake"))
+    shown = run._repr_html_()
+    assert shown.count("<tr>") == 1 + 3 and "round 2" in shown
+    empty = selfkd.Run.at(run.folder)
+    (run.folder / "run.json").unlink()
+    assert "no run here" in empty._repr_html_()

@@ -78,6 +78,17 @@ def samples(paths: Paths, index: int | None = None, step: str | None = None, whe
     return Rows(number, view.height, rows.sort("prompt", "number", "id"), pool)
 
 
+def scores(paths: Paths, index: int | None = None, step: str | None = None) -> pl.DataFrame:
+    """Return every score of a round (default: the newest that has some), a row per draw: sample, name, value, and why it has none.
+
+    `versus` is the other answer of a verdict; `step` says which step gave it.
+    """
+    number, commits = _round_with(paths, index, "scores", step)
+    made = [one for one in commits if _holds(one, "scores", step)]
+    parts = [_light(paths, "scores", [one]).with_columns(step=pl.lit(one.step), round=pl.lit(number)) for one in made]
+    return pl.concat(parts).sort("step", "sample", "name", "draw")
+
+
 def training_rows(paths: Paths, index: int | None = None, step: str | None = None, where: str | None = None) -> Rows:
     """Return the rows a model was trained on; `where` sees the columns of the row table (kind, stream, role, weight, chosen, …)."""
     number, commits = _round_with(paths, index, "rows", step)

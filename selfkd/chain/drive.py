@@ -40,9 +40,15 @@ def run(
     if not isinstance(machine, Machine):
         machine = read_machine(Path(machine) if machine else None)
     opened = Run.open(recipe if isinstance(recipe, Recipe) else load(str(recipe)), Path(folder), machine, amended)
+    go_on(opened, watch)
+    return opened
+
+
+def go_on(opened: Run, watch: Watch = nobody) -> None:
+    """Walk an opened run to its end; of a finished one only what a kill after its last seal left undone is done."""
     if is_finished(opened):
         catch_up(opened)
-        return opened
+        return
     refuse_second_driver(opened)
     attempt = opened.begin(watch)
     try:
@@ -50,7 +56,6 @@ def run(
     except BaseException as error:
         attempt.failed(error)
         raise
-    return opened
 
 
 def is_finished(run: Run) -> bool:

@@ -11,7 +11,7 @@ from selfkd.backend.machine import Machine
 from selfkd.chain import commit, records
 from selfkd.chain.paths import runs_under
 from selfkd.chain.records import Commit, Computer
-from selfkd.chain.run import Run, open_run
+from selfkd.chain.run import Run
 from selfkd.core.accelerator import accelerator
 from selfkd.core.facts import of_process
 from selfkd.errors import SelfkdError
@@ -36,7 +36,7 @@ def newest(runs: Path, machine: Machine) -> Pace | None:
 
 def _pace_of(folder: Path, machine: Machine, words: Mapping[str, Any]) -> Pace | None:
     try:
-        run = open_run(folder)
+        run = Run.at(folder)
         return _measured(run) if _was_here(run, machine, words) else None
     except SelfkdError:
         return None

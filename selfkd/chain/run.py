@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 
@@ -68,7 +68,7 @@ class Run:
     # ---- opening ----
 
     @classmethod
-    def open(cls, recipe: Recipe, folder: Path, machine: Machine, amended: bool = False) -> Run:
+    def open(cls, recipe: Recipe, folder: Path, machine: Machine, amended: bool = False) -> Self:
         """Create the run, or go on with it if its recipe is the same; `amended` accepts changes to steps not made yet.
 
         A run in which nothing was committed is no chain yet: another recipe begins it anew. Nothing is created that could not begin.
@@ -86,7 +86,7 @@ class Run:
         return run
 
     @classmethod
-    def at(cls, folder: Path, machine: Machine | None = None) -> Run:
+    def at(cls, folder: Path, machine: Machine | None = None) -> Self:
         """Open an existing run with its own recipe; works on a folder that was moved. UsageError where there is none."""
         paths = Paths(folder)
         if not paths.info.is_file():
@@ -297,8 +297,3 @@ def head_of(sealed: Iterable[Seal]) -> dict[str, Model]:
     """Return the models that the newest accepted round left, by role."""
     accepted = [seal for seal in sealed if seal.accepted]
     return accepted[-1].head() if accepted else {}
-
-
-def open_run(folder: str | Path, machine: Machine | None = None) -> Run:
-    """Open the run in `folder` as it was frozen; UsageError where there is none."""
-    return Run.at(Path(folder), machine)
