@@ -14,12 +14,13 @@ import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import collecting, commands, exporting, forking, rescoring, starting, sweeping
+from selfkd.cli import answers, collecting, commands, exporting, forking, reading, rescoring, starting, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -148,6 +149,7 @@ NOTIFY = Argument(
     metavar="URL|COMMAND",
     help="send each round, alarm and stop as JSON to an address, or to a command's stdin; default: SELFKD_NOTIFY",
 )
+JSON = Argument(answers.FLAG, dest="as_json", action="store_true", help="write one JSON document a line (docs/reading.md)")
 
 COMMANDS = {
     "init": Command(
@@ -183,6 +185,7 @@ COMMANDS = {
         LOG,
         NOTIFY,
         RUNS,
+        JSON,
     ),
     "sweep": Command(
         "run methods and their controls, each as often",
@@ -206,6 +209,7 @@ COMMANDS = {
         ON,
         _flag("--plan", "list the trials; start nothing"),
         RUNS,
+        JSON,
     ),
     "resume": Command("go on with a run as it was frozen", commands.resume, RUN, ON, LOG, NOTIFY),
     "status": Command(
@@ -220,10 +224,11 @@ COMMANDS = {
         ),
         _flag("--follow", "keep showing the run until its driver ends"),
         RUNS,
+        JSON,
     ),
     "show": Command(
         "read samples or training rows of a round",
-        commands.show,
+        reading.show,
         RUN,
         Argument("--round", dest="index", type=int, metavar="K", help="which round; default: the newest that holds such rows"),
         Argument("--step", metavar="NAME", help="only what this step made; `measure` shows the held-out answers"),
@@ -232,6 +237,22 @@ COMMANDS = {
         _flag("--training-rows", "show what the model was trained on instead of samples"),
         _flag("--as-prompted", "show exactly what the model saw: its chat template applied, control tokens written out"),
         _flag("--ids", "with --as-prompted: the token ids too"),
+        JSON,
+    ),
+    "trace": Command(
+        "go back from a row or checkpoint, and forward",
+        reading.trace,
+        RUN,
+        Argument(
+            "id",
+            metavar="ID",
+            help="a training row, sample, judgment or prompt by its id or how that begins; or a checkpoint: policy@2, best, base, or how its digest begins",
+        ),
+        Argument(
+            "--round", dest="index", type=int, metavar="K", help="of a training row that several rounds hold, that of this one"
+        ),
+        Argument("-n", type=_at_least_one, default=5, metavar="N", help="things of one kind to list at one place; default: 5"),
+        JSON,
     ),
     "compare": Command(
         "set runs side by side on one metric",
@@ -279,6 +300,7 @@ COMMANDS = {
         RUN,
         _flag("--quick", "check records, links and sizes only; read no data"),
         _flag("--data", "also make every selection and training row again from the stored tables"),
+        JSON,
     ),
     "export": Command(
         "write a model or the rows of a run for others",
@@ -343,6 +365,7 @@ COMMANDS = {
         ON,
         CONTROL,
         STEPS_OF,
+        JSON,
     ),
     "try": Command(
         "run a reward on a few rows",
@@ -354,15 +377,16 @@ COMMANDS = {
         Argument("-n", type=_at_least_one, default=5, metavar="N", help="rows to score and show; default: 5"),
         Argument("--out", type=Path, metavar="FILE", help="score every row on all cores; write line, value, why as JSONL"),
         ON,
+        JSON,
     ),
-    "recipes": Command("list recipes", commands.recipes),
+    "recipes": Command("list recipes", commands.recipes, JSON),
     "cp": Command(
         "copy a recipe with its files",
         commands.cp,
         Argument("name", metavar="NAME", help="a recipe (selfkd recipes)"),
         Argument("folder", type=Path, metavar="DIR", help="where to"),
     ),
-    "doctor": Command("check this machine", commands.doctor, RUNS),
+    "doctor": Command("check this machine", commands.doctor, RUNS, JSON),
     "help": Command(
         "explain a command or a verb",
         explain,
@@ -393,8 +417,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _code_of(words: Sequence[str]) -> int:
+    quietly = answers.alone() if answers.FLAG in words else nullcontext()
     try:
-        return _act(words)
+        with quietly:
+            return _act(words)
     except BrokenPipeError:
         return 0
     except Stopped as error:
@@ -405,7 +431,7 @@ def _code_of(words: Sequence[str]) -> int:
         commands.say("Stopped.")
         return 0 if "--follow" in words else Stopped.code
     except Exception as error:
-        return _failed(error)
+        return _failed(error, next(iter(words)) if answers.FLAG in words else "")
 
 
 def _ready_streams() -> None:
@@ -450,10 +476,13 @@ def _parser(name: str) -> ArgumentParser:
     return parser
 
 
-def _failed(error: Exception) -> int:
+def _failed(error: Exception, as_json_of: str = "") -> int:
+    """Say what went wrong, and return the exit code; where a command was to answer in JSON, in a document."""
     if os.environ.get("SELFKD_DEBUG") == "1":
         raise error
     notes = getattr(error, "__notes__", [])  # where the log is, if the error came out of a run
+    if as_json_of:
+        return answers.failed(as_json_of, error, notes, getattr(error, "code", 1) if isinstance(error, SelfkdError) else 1)
     if isinstance(error, SelfkdError):
         lines, code = [str(error), *notes], error.code
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.filters import Filtering
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
+from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Best, Stop
 from selfkd.report import adapters
 from selfkd.steps import STAGES
@@ -134,6 +135,18 @@ def info_of(paths: Paths) -> Info:
 def in_force(info: Info, amendments: Sequence[Amendment]) -> Mapping[str, Any]:
     """Return the recipe as it was amended last."""
     return amendments[-1].recipe if amendments else info.recipe
+
+
+def step_counts(folder: Path) -> Callable[[int], int]:
+    """Return a function that tells how many steps a round of the run has; 0 where this version cannot read its recipe."""
+    paths = Paths(folder)
+    info = info_of(paths)
+    amendments = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()]
+    try:
+        recipe = frozen(dict(in_force(info, amendments)), folder)
+    except SelfkdError:
+        return lambda index: 0
+    return lambda index: len(recipe.steps_of(index))
 
 
 def _ended_early(recipe: Mapping[str, Any], sealed: Sequence[Seal], amendments: Sequence[Amendment]) -> str:

@@ -1,0 +1,74 @@
+"""Commands that read what a run holds, row by row. A docstring here is the text of `selfkd help COMMAND`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfkd.chain.paths import find_run
+from selfkd.cli import answers, commands
+from selfkd.errors import UsageError
+
+if TYPE_CHECKING:
+    from selfkd.report.rows import Found
+
+
+def show(
+    run: Path,
+    index: int | None,
+    step: str | None,
+    where: str | None,
+    n: int,
+    training_rows: bool,
+    as_prompted: bool,
+    ids: bool,
+    as_json: bool = False,
+) -> int:
+    """Show rows: what was asked, answered, scored, kept; with --as-prompted what the model saw of it."""
+    from selfkd.report import rows
+    from selfkd.report.tables import console
+
+    find = rows.training_rows if training_rows else rows.samples
+    if ids and not as_prompted:
+        raise UsageError("is for --as-prompted", "--ids", "Write both, or leave it out.")
+    folder = find_run(run, commands.RUNS)
+    found = find(folder, index, step, where, n, as_prompted)
+    if as_json:
+        return answers.told("show", found_data(found))
+    if as_prompted:
+        from selfkd.report.as_prompted import print_prompted, tokenizer_of
+
+        print_prompted(found, tokenizer_of(folder), ids, console())
+        return 0
+    from selfkd.report.panels import print_rows
+
+    print_rows(found, console())
+    return 0
+
+
+def trace(run: Path, id: str, index: int | None, n: int, as_json: bool = False) -> int:
+    """Trace a training row or a checkpoint back to samples, judgments, prompts, scores and code, and forward to what came of it."""
+    from selfkd.report.tables import console
+    from selfkd.report.trace import trace as traced
+    from selfkd.report.tree import print_trace
+
+    found = traced(find_run(run, commands.RUNS), id, index)
+    if as_json:
+        return answers.told("trace", {**answers.plain(found), "unproved": found.doubts()})
+    print_trace(found, console(), n)
+    return 0
+
+
+def found_data(found: Found) -> dict[str, Any]:
+    """Return the rows that were found for a program: each with all columns, a sample with its scores and why it has none."""
+    rows = found.first.to_dicts()
+    for row in rows if found.table == "samples" else ():
+        row["unscored"] = {name: why for (sample, name), why in found.reasons.items() if sample == row["id"]}
+    return {
+        "table": found.table,
+        "title": found.title,
+        "total": found.total,
+        "matched": found.matched,
+        "scores": list(found.scores),
+        "rows": rows,
+    }
