@@ -236,7 +236,8 @@ COMMANDS = {
         Argument("-n", type=_at_least_one, default=5, metavar="N", help="rows to show; default: 5"),
         _flag("--training-rows", "show what the model was trained on instead of samples"),
         _flag("--as-prompted", "show exactly what the model saw: its chat template applied, control tokens written out"),
-        _flag("--ids", "with --as-prompted: the token ids too"),
+        _flag("--tokens", "with --training-rows: which tokens are learned, and which are masked"),
+        _flag("--ids", "with --as-prompted or --tokens: the token ids too"),
         JSON,
     ),
     "trace": Command(

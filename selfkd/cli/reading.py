@@ -21,24 +21,32 @@ def show(
     n: int,
     training_rows: bool,
     as_prompted: bool,
+    tokens: bool,
     ids: bool,
     as_json: bool = False,
 ) -> int:
-    """Show rows: what was asked, answered, scored, kept; with --as-prompted what the model saw of it."""
+    """Show rows: what was asked, answered, scored, kept; with --as-prompted what the model saw of it, with --tokens what it learned."""
     from selfkd.report import rows
     from selfkd.report.tables import console
 
-    find = rows.training_rows if training_rows else rows.samples
-    if ids and not as_prompted:
-        raise UsageError("is for --as-prompted", "--ids", "Write both, or leave it out.")
-    folder = find_run(run, commands.RUNS)
-    found = find(folder, index, step, where, n, as_prompted)
+    if ids and not (as_prompted or tokens):
+        raise UsageError("is for --as-prompted and --tokens", "--ids", "Write one of them too, or leave it out.")
+    if tokens and not training_rows:
+        raise UsageError("is for --training-rows", "--tokens", "Write both; of samples, what the model saw: --as-prompted")
+    find, folder = rows.training_rows if training_rows else rows.samples, find_run(run, commands.RUNS)
+    found = find(folder, index, step, where, n, as_prompted or tokens)
     if as_json:
-        return answers.told("show", found_data(found))
+        return answers.told("show", _data(found, folder, as_prompted, tokens))
     if as_prompted:
         from selfkd.report.as_prompted import print_prompted, tokenizer_of
 
         print_prompted(found, tokenizer_of(folder), ids, console())
+    if tokens:
+        from selfkd.report.as_prompted import tokenizer_of
+        from selfkd.report.learned_text import print_learned
+
+        print_learned(found, tokenizer_of(folder), folder, ids, console())
+    if as_prompted or tokens:
         return 0
     from selfkd.report.panels import print_rows
 
@@ -59,16 +67,19 @@ def trace(run: Path, id: str, index: int | None, n: int, as_json: bool = False) 
     return 0
 
 
-def found_data(found: Found) -> dict[str, Any]:
-    """Return the rows that were found for a program: each with all columns, a sample with its scores and why it has none."""
+def _data(found: Found, folder: Path, as_prompted: bool, tokens: bool) -> dict[str, Any]:
+    """Return the rows that were found for a program: each with all columns, a sample with why it has no score, and its tokens on request."""
     rows = found.first.to_dicts()
     for row in rows if found.table == "samples" else ():
         row["unscored"] = {name: why for (sample, name), why in found.reasons.items() if sample == row["id"]}
-    return {
-        "table": found.table,
-        "title": found.title,
-        "total": found.total,
-        "matched": found.matched,
-        "scores": list(found.scores),
-        "rows": rows,
-    }
+    if as_prompted:
+        from selfkd.report.as_prompted import shown, tokenizer_of
+
+        rows = [{**row, "prompted": one} for row, one in zip(rows, shown(found, tokenizer_of(folder)), strict=True)]
+    if tokens:
+        from selfkd.report.as_prompted import tokenizer_of
+        from selfkd.report.learned_text import as_data
+
+        rows = [{**row, "tokens": one} for row, one in zip(rows, as_data(found, tokenizer_of(folder), folder), strict=True)]
+    about = {name: getattr(found, name) for name in ("table", "title", "index", "total", "matched", "scores")}
+    return {**about, "rows": rows}
