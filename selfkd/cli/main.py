@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ast
 import gc
-import io
-import os
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError
@@ -20,9 +18,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import answers, collecting, commands, exporting, forking, reading, rescoring, starting, sweeping
+from selfkd.cli import answers, collecting, commands, exporting, forking, reading, rescoring, starting, sweeping, talking
+from selfkd.cli.ending import failed, ready_streams
 from selfkd.core.wording import did_you_mean
-from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
+from selfkd.errors import STOPPED, Stopped, UsageError
 
 COLLECT_AFTER = 50_000  # objects; what a command imports lives on, and Python's 700 looks through it again and again
 
@@ -255,6 +254,36 @@ COMMANDS = {
         Argument("-n", type=_at_least_one, default=5, metavar="N", help="things of one kind to list at one place; default: 5"),
         JSON,
     ),
+    "logs": Command(
+        "show what happened, and what engines and ranks said",
+        reading.logs,
+        RUN,
+        Argument("--attempt", type=_at_least_one, metavar="N", help="which attempt; default: the newest"),
+        Argument(
+            "--of", dest="name", metavar="NAME", help="only this log, such as engine-0 or trainer-0; default: events and driver"
+        ),
+        Argument("-n", type=_at_least_one, metavar="N", help="only the last lines of each log"),
+        _flag("--follow", "keep showing new lines until the driver ends"),
+        JSON,
+    ),
+    "chat": Command(
+        "ask checkpoints the same thing, side by side",
+        talking.chat,
+        RUN,
+        Argument(
+            "--rounds",
+            default="base,now",
+            metavar="NAMES",
+            help="which checkpoints: base, now, best, a number for a round, or role@when; default: base,now",
+        ),
+        Argument("--prompt", metavar="TEXT", help="ask this and end; default: ask what is typed, or each line of a pipe"),
+        Argument("--system", metavar="TEXT", help="a system message before the first question"),
+        Argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy"),
+        Argument("--max-tokens", type=_at_least_one, default=256, metavar="N", help="longest answer; default: 256"),
+        Argument("--seed", type=int, default=0, metavar="N", help="the seed of every answer; default: 0"),
+        ON,
+        JSON,
+    ),
     "compare": Command(
         "set runs side by side on one metric",
         sweeping.compare,
@@ -404,7 +433,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     An error of ours is printed as it is, any other as one line; with SELFKD_DEBUG=1 it is raised, for its trace.
     """
-    _ready_streams()
+    ready_streams()
     gc.set_threshold(COLLECT_AFTER)
     code = _code_of(sys.argv[1:] if words is None else words)
     try:
@@ -413,7 +442,7 @@ def main(words: Sequence[str] | None = None) -> int:
         commands.drop_output()  # the reader left; the flush at exit must not complain
     except OSError as error:  # what was to be read is lost, which is no success
         commands.drop_output()
-        return code or _failed(error)
+        return code or failed(error)
     return code
 
 
@@ -432,15 +461,7 @@ def _code_of(words: Sequence[str]) -> int:
         commands.say("Stopped.")
         return 0 if "--follow" in words else Stopped.code
     except Exception as error:
-        return _failed(error, next(iter(words)) if answers.FLAG in words else "")
-
-
-def _ready_streams() -> None:
-    """Make stdout and stderr safe to write to: there, though closed by a shell (`>&-`), and for text their encoding does not have."""
-    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="replace")
+        return failed(error, next(iter(words)) if answers.FLAG in words else "")
 
 
 def _act(words: Sequence[str]) -> int:
@@ -475,28 +496,6 @@ def _parser(name: str) -> ArgumentParser:
     for argument in COMMANDS[name].arguments:
         parser.add_argument(*argument.names, **argument.how)
     return parser
-
-
-def _failed(error: Exception, as_json_of: str = "") -> int:
-    """Say what went wrong, and return the exit code; where a command was to answer in JSON, in a document."""
-    if os.environ.get("SELFKD_DEBUG") == "1":
-        raise error
-    notes = getattr(error, "__notes__", [])  # where the log is, if the error came out of a run
-    if as_json_of:
-        return answers.failed(as_json_of, error, notes, getattr(error, "code", 1) if isinstance(error, SelfkdError) else 1)
-    if isinstance(error, SelfkdError):
-        lines, code = [str(error), *notes], error.code
-    else:
-        lines, code = [_first_line(error), *(notes or ["SELFKD_DEBUG=1 shows where this comes from."])], 1
-    commands.say("\n".join(lines))
-    return code
-
-
-def _first_line(error: Exception) -> str:
-    """Return an error of somebody else in one line: of a file, the place and then what is wrong there."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{os.fsdecode(error.filename)}  {error.strerror} ({type(error).__name__})"
-    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 __all__ = ["COMMANDS", "main", "overview"]

@@ -10,6 +10,9 @@ from selfkd.cli import answers, commands
 from selfkd.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from selfkd.report.logs import Line
     from selfkd.report.rows import Found
 
 
@@ -83,3 +86,30 @@ def _data(found: Found, folder: Path, as_prompted: bool, tokens: bool) -> dict[s
         rows = [{**row, "tokens": one} for row, one in zip(rows, as_data(found, tokenizer_of(folder), folder), strict=True)]
     about = {name: getattr(found, name) for name in ("table", "title", "index", "total", "matched", "scores")}
     return {**about, "rows": rows}
+
+
+def logs(run: Path, attempt: int | None, name: str | None, n: int | None, follow: bool, as_json: bool = False) -> int:
+    """Show what happened in the newest attempt at a run, and what its driver, engines and ranks said."""
+    from selfkd.report import logs as kept
+    from selfkd.report.tables import console
+
+    folder, to = find_run(run, commands.RUNS), console()
+    if follow and (attempt is not None or n is not None):
+        raise UsageError("follows the newest attempt from its beginning", "--follow", "Leave out --attempt and -n.")
+    if follow:
+        for line in kept.follow(folder, name):
+            answers.told("logs", line) if as_json else _print_line(line, to)
+        return 0
+    found = kept.of(folder, attempt)
+    lines = kept.read(found, name, n)
+    if as_json:
+        return answers.told("logs", {"attempt": found.attempt, "attempts": found.attempts, "logs": found.files, "lines": lines})
+    for line in lines:
+        _print_line(line, to)
+    if others := found.others(found.chosen(name)):
+        to.print(f"Other logs of attempt {found.attempt} (--of NAME): {others}", style="dim", markup=False, soft_wrap=True)
+    return 0
+
+
+def _print_line(line: Line, to: Console) -> None:
+    to.print(line.text, style="yellow" if line.failed else "", markup=False, soft_wrap=True)

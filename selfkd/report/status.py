@@ -234,10 +234,11 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = handle.read().split(b"\n")
-    return [event for line in lines if (event := _event(line))]
+    return [event for line in lines if (event := event_of(line))]
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """Return the event that a line of events.jsonl holds; None where it is torn, or no event."""
     try:
         parsed = json.loads(line)
     except ValueError:

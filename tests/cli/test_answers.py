@@ -59,6 +59,8 @@ READERS = {
     "try": (["loud.py:loud", "rows.jsonl"], "rows"),
     "recipes": ([], "recipes"),
     "doctor": ([], "checks"),
+    "logs": (["sums"], "lines"),
+    "chat": (["sums", "--rounds", "now", "--prompt", "1 + 1"], "answers"),
 }
 
 
