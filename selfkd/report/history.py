@@ -93,7 +93,8 @@ class History:
         """Return the rows of a table for which `keep` holds, in the order of the commits, with these of the columns that stay on disk."""
         frame = self.table(table).filter(keep)
         if commits is not None:
-            frame = frame.filter(pl.col(AT).is_in([self.commits.index(one) for one in commits]))
+            wanted = {id(one) for one in commits}
+            frame = frame.filter(pl.col(AT).is_in([at for at, one in enumerate(self.commits) if id(one) in wanted]))
         rows = frame.to_dicts()
         for at in sorted({row[AT] for row in rows}):
             self.relied |= {
