@@ -25,7 +25,9 @@ from selfkd.core.wording import counted
 from selfkd.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
+    from selfkd.backend.machine import Machine
     from selfkd.chain.run import Run
+    from selfkd.recipe.schema import Recipe
     from selfkd.report.status import Status
 
 RUNS = Path("runs")
@@ -61,16 +63,7 @@ def run(
     if which and not as_json:
         print(which, flush=True)
     if plan:
-        from selfkd.chain.past_pace import newest
-        from selfkd.recipe.plan import plan as planned
-
-        found = planned(loaded, machine, runs / (name or loaded.name), newest(runs, machine))
-        if as_json:
-            lines = [{"name": what, "text": text} for what, text in found.lines]
-            return answers.told("run", {"note": which, "lines": lines, "problems": found.problems}, 2 if found.problems else 0)
-        print(found, flush=True)
-        found.refuse()
-        return 0
+        return _plan(loaded, machine, name, runs, which, as_json)
     from selfkd.chain.run import Run
     from selfkd.report.bar import waiting
     from selfkd.report.tracking import targets_of
@@ -97,6 +90,20 @@ def run(
         return {"go on": command_line(*words)}
 
     return _drive(opened, go_on, targets)
+
+
+def _plan(loaded: Recipe, machine: Machine, name: str | None, runs: Path, which: str, as_json: bool) -> int:
+    """Print what a run will cost; UsageError where it cannot be."""
+    from selfkd.chain.past_pace import newest
+    from selfkd.recipe.plan import plan
+
+    found = plan(loaded, machine, runs / (name or loaded.name), newest(runs, machine))
+    if as_json:
+        lines = [{"name": what, "text": text} for what, text in found.lines]
+        return answers.told("run", {"note": which, "lines": lines, "problems": found.problems}, 2 if found.problems else 0)
+    print(found, flush=True)
+    found.refuse()
+    return 0
 
 
 def _steps_taken(run: Path | None, control: str | None) -> Sequence[int]:

@@ -8,17 +8,34 @@ from __future__ import annotations
 
 import ast
 import gc
-import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser
+from collections.abc import Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import selfkd
 from selfkd.cli import answers, collecting, commands, exporting, forking, reading, rescoring, starting, sweeping, talking
+from selfkd.cli.arguments import (
+    CHANGE,
+    CONTROL,
+    JSON,
+    LOG,
+    NOTIFY,
+    ON,
+    OVERRIDES,
+    RECIPE,
+    RUN,
+    RUNS,
+    SMALL,
+    STEPS_OF,
+    Argument,
+    Command,
+)
+from selfkd.cli.arguments import at_least_one as _at_least_one
+from selfkd.cli.arguments import flag as _flag
 from selfkd.cli.ending import failed, ready_streams
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, Stopped, UsageError

@@ -92,9 +92,10 @@ def _sides(row: Mapping[str, Any]) -> list[str | None]:
 def _unlike(history: History, found: Found, text: str | None, samples: Sequence[Found]) -> str:
     """Return why the text of a row is not that of its sample, where nothing rewrote it."""
     step = history.step(found[0])
-    if not samples or samples[0][1]["text"] == text or (isinstance(step, BuildStep) and step.completion is not None):
+    written = samples[0][1]["text"] if samples else text
+    if isinstance(step, BuildStep) and (step.completion is not None or (step.step and (written or "").startswith(text or ""))):
         return ""
-    return "its text is not the one that the row teaches"
+    return "" if written == text else "its text is not the one that the row teaches"
 
 
 def doubted(node: Node, doubt: str) -> Node:

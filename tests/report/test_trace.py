@@ -38,7 +38,7 @@ steps:
   - build: {{name: pairs, kind: pair, chosen: mark = 5, rejected: mark < 5, as: pairs}}
   - build: {{name: labels, kind: label, of: sample, label: shortness, as: labels}}
   - build: {{name: ranks, kind: rank, of: sample, by: mark, as: ranks}}
-  - build: {{name: told, kind: kd, of: sample, teacher: "{{{{ prompt.answer }}}}?", as: told}}
+  - build: {{name: told, kind: kd, of: sample, teacher: "{{{{ prompt.answer }}}}?", told: own, as: told}}
   - train: {{loss: sft, mix: {{plain: 0.5, joined: 0.5}}}}
   - train: {{name: prefer, loss: dpo, of: pairs, reference: base}}
   - train: {{name: label, loss: kto, of: labels}}
