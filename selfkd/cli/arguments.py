@@ -36,6 +36,10 @@ def at_least_one(text: str) -> int:
     return number
 
 
+def from_zero(text: str) -> int:
+    return 0 if text == "0" else at_least_one(text)
+
+
 CHANGE = re.compile(r"[A-Za-z_][\w.-]*=")  # how an override begins
 RECIPE = Argument("recipe", help="a recipe file, or the name of a shipped one (selfkd recipes)")
 OVERRIDES = Argument(
