@@ -237,6 +237,7 @@ TABLE = {
         collecting.collect,
         RUN,
         flag("--delete", "take it away; without it, it is listed"),
+        JSON,
     ),
     "score": Command(
         "score stored samples by another function",
@@ -246,6 +247,7 @@ TABLE = {
         Argument("--as", dest="name", metavar="NAME", help="the score that it stands for; default: the function's name"),
         Argument("--round", dest="index", type=int, metavar="K", help="which round; default: the newest sealed one"),
         Argument("-n", type=at_least_one, default=3, metavar="N", help="samples of another verdict to show; default: 3"),
+        JSON,
     ),
     "track": Command(
         "tell the rounds of a run to a tracker",

@@ -59,6 +59,8 @@ READERS = {
     "try": (["loud.py:loud", "rows.jsonl"], "rows"),
     "recipes": ([], "recipes"),
     "doctor": ([], "checks"),
+    "score": (["sums", "--with", "loud.py:loud", "--as", "last_number"], "rows"),
+    "gc": (["sums"], "leftovers"),
     "logs": (["sums"], "lines"),
     "chat": (["sums", "--rounds", "now", "--prompt", "1 + 1"], "answers"),
 }
@@ -78,7 +80,7 @@ def test_a_reading_command_answers_in_the_one_shape(told, name, monkeypatch):
 
 
 def test_every_command_either_answers_in_json_or_reads_nothing():
-    silent = {"init", "resume", "export", "track", "fork", "score", "gc", "cp", "help"}
+    silent = {"init", "resume", "export", "track", "fork", "cp", "help"}
     assert {name for name in COMMANDS if answers.FLAG in _parser(name)._option_string_actions} == set(COMMANDS) - silent
     assert set(READERS) == set(COMMANDS) - silent
 
