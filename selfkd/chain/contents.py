@@ -85,7 +85,9 @@ def scores(paths: Paths, index: int | None = None, step: str | None = None) -> p
     """
     number, commits = _round_with(paths, index, "scores", step)
     held = [one for one in commits if _holds(one, "scores", step)]
-    made = [one for one in held if not one.outside] or held  # those of held-out answers where there are no others, or by their step
+    made = [
+        one for one in held if not one.outside
+    ] or held  # those of held-out answers where there are no others, or by their step
     parts = [_light(paths, "scores", [one]).with_columns(step=pl.lit(one.step), round=pl.lit(number)) for one in made]
     return pl.concat(parts).sort("step", "sample", "name", "draw")
 

@@ -14,16 +14,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from selfkd.chain.paths import find_run, runs_under
+from selfkd.cli import answers
 from selfkd.core.files import NAME, as_typed
 from selfkd.core.wording import counted
 from selfkd.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
+    from selfkd.backend.machine import Machine
     from selfkd.chain.run import Run
+    from selfkd.recipe.schema import Recipe
     from selfkd.report.status import Status
 
 RUNS = Path("runs")
@@ -45,22 +49,21 @@ def run(
     log: Sequence[str],
     notify: Sequence[str],
     runs: Path,
+    as_json: bool = False,
 ) -> int:
     """Start a run, or go on where it stopped: safe to repeat, safe to requeue."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.load import load
 
+    if as_json and not plan:
+        raise UsageError("is for --plan", answers.FLAG, "Write both, or leave it out: of a run, selfkd status RUN --json")
     refuse_place(name, runs)
     loaded, machine = load(recipe, overrides, small, control, _steps_taken(steps_of, control)), read_machine(on)
-    _tell_which(recipe)
+    which = _which(recipe)
+    if which and not as_json:
+        print(which, flush=True)
     if plan:
-        from selfkd.chain.past_pace import newest
-        from selfkd.recipe.plan import plan as planned
-
-        found = planned(loaded, machine, runs / (name or loaded.name), newest(runs, machine))
-        print(found, flush=True)
-        found.refuse()
-        return 0
+        return _plan(loaded, machine, name, runs, which, as_json)
     from selfkd.chain.run import Run
     from selfkd.report.bar import waiting
     from selfkd.report.tracking import targets_of
@@ -89,6 +92,20 @@ def run(
     return _drive(opened, go_on, targets)
 
 
+def _plan(loaded: Recipe, machine: Machine, name: str | None, runs: Path, which: str, as_json: bool) -> int:
+    """Print what a run will cost; UsageError where it cannot be."""
+    from selfkd.chain.past_pace import newest
+    from selfkd.recipe.plan import plan
+
+    found = plan(loaded, machine, runs / (name or loaded.name), newest(runs, machine))
+    if as_json:
+        lines = [{"name": what, "text": text} for what, text in found.lines]
+        return answers.told("run", {"note": which, "lines": lines, "problems": found.problems}, 2 if found.problems else 0)
+    print(found, flush=True)
+    found.refuse()
+    return 0
+
+
 def _steps_taken(run: Path | None, control: str | None) -> Sequence[int]:
     """Return the steps that the updates of a method's run took, for a control that is to take as many."""
     from selfkd.chain.trained import steps_taken
@@ -100,12 +117,11 @@ def _steps_taken(run: Path | None, control: str | None) -> Sequence[int]:
     return steps_taken(find_run(run, RUNS))
 
 
-def _tell_which(recipe: str) -> None:
-    """Print which file a recipe's name means where a shipped one is called so too."""
+def _which(recipe: str) -> str:
+    """Return which file a recipe's name means where a shipped one is called so too, else ''."""
     from selfkd.recipe.load import hidden
 
-    if said := hidden(recipe):
-        print(said, flush=True)
+    return hidden(recipe) or ""
 
 
 def refuse_place(name: str | None, runs: Path) -> None:
@@ -193,13 +209,17 @@ def drop_output() -> None:
 # --------------------------------------------------------------------------------------------------------------- readers
 
 
-def status(run: Path | None, follow: bool, runs: Path) -> int:
+def status(run: Path | None, follow: bool, runs: Path, as_json: bool = False) -> int:
     """Read run folders, also while a driver writes to them."""
     from selfkd.report import bar, status, tables
 
     to = tables.console()
     if run is not None:
         run = find_run(run, runs)
+        if as_json:
+            for state in bar.states(run) if follow else [status.read(run)]:
+                answers.told("status", state)
+            return 0
         tables.print_status(bar.follow(run, to) if follow else status.read(run), to)
         return 0
     folders = runs_under(runs)
@@ -208,36 +228,18 @@ def status(run: Path | None, follow: bool, runs: Path) -> int:
     if follow:
         raise UsageError("name the run to follow", "--follow", "Runs: " + ", ".join(map(str, folders)))
     states = [status.read_or_reason(folder) for folder in folders]
+    if as_json:
+        unreadable = [str(state) for state in states if not isinstance(state, status.Status)]
+        return answers.told(
+            "status", {"runs": [one for one in states if isinstance(one, status.Status)], "unreadable": unreadable}
+        )
     to.print(tables.runs_table([state for state in states if isinstance(state, status.Status)]))
     for reason in (str(state) for state in states if not isinstance(state, status.Status)):
         to.print(reason, style="yellow", soft_wrap=True, markup=False)
     return 0
 
 
-def show(
-    run: Path, index: int | None, step: str | None, where: str | None, n: int, training_rows: bool, as_prompted: bool, ids: bool
-) -> int:
-    """Show rows: what was asked, answered, scored, kept; with --as-prompted what the model saw of it."""
-    from selfkd.report import rows
-    from selfkd.report.tables import console
-
-    find = rows.training_rows if training_rows else rows.samples
-    if ids and not as_prompted:
-        raise UsageError("is for --as-prompted", "--ids", "Write both, or leave it out.")
-    folder = find_run(run, RUNS)
-    found = find(folder, index, step, where, n, as_prompted)
-    if as_prompted:
-        from selfkd.report.as_prompted import print_prompted, tokenizer_of
-
-        print_prompted(found, tokenizer_of(folder), ids, console())
-        return 0
-    from selfkd.report.panels import print_rows
-
-    print_rows(found, console())
-    return 0
-
-
-def verify(run: Path, quick: bool, data: bool) -> int:
+def verify(run: Path, quick: bool, data: bool, as_json: bool = False) -> int:
     """Check the chain and re-hash every file that counts."""
     from selfkd.report.tables import span
     from selfkd.report.verify import verify as check_run
@@ -248,6 +250,11 @@ def verify(run: Path, quick: bool, data: bool) -> int:
         raise UsageError("no run here (run.json is missing)", str(run), fix)
     began = time.monotonic()
     found = check_run(run, quick, data)
+    if as_json:
+        seconds = round(time.monotonic() - began, 3)
+        return answers.told(
+            "verify", {"run": run, **answers.plain(found), "quick": quick, "seconds": seconds}, 1 if found.problems else 0
+        )
     for path in found.pruned:
         print(f"pruned   {path}")
     for path in found.rounded:
@@ -267,10 +274,13 @@ def verify(run: Path, quick: bool, data: bool) -> int:
     return 0
 
 
-def doctor(runs: Path) -> int:
+def doctor(runs: Path, as_json: bool = False) -> int:
     """Check versions, cores, memory, disk, run folder, sandbox, GPU and imports."""
     from selfkd.cli.doctor import checks
 
+    if as_json:
+        every = list(checks(runs))
+        return answers.told("doctor", {"checks": every}, 1 if any(check.level == "fail" for check in every) else 0)
     failed = False
     for check in checks(runs):
         fix = f"\n      {'':<14} {check.fix}" if check.fix else ""
@@ -290,27 +300,31 @@ def lint(
     on: Path | None,
     control: str | None = None,
     steps_of: Path | None = None,
+    as_json: bool = False,
 ) -> int:
     """Check a recipe, its rewards and its prompts."""
     from selfkd.backend.machine import read_machine
     from selfkd.recipe.lint import Doctests, look, try_rewards
     from selfkd.recipe.load import read
 
-    _tell_which(recipe)
+    which = _which(recipe)
+    tell_person: Callable[..., None] = (lambda *lines: None) if as_json else partial(print, sep="\n", flush=True)
+    tell_person(*filter(None, [which]))
     words, machine = read(recipe, overrides, small, control, _steps_taken(steps_of, control)), read_machine(on)
     allowed = machine.environment
     doctests = Doctests(words, allowed)
     report, frames = look(words, machine=machine if on else None)
-    print(report.text(), flush=True)
+    tell_person(report.text())
     with _telling() as tell:
         rewards = try_rewards(words, frames, doctests, tell)
-    print(*(["", rewards.text()] if rewards.text() else []), sep="\n")
+    tell_person(*(["", rewards.text()] if rewards.text() else []))
     if dry_run and report.ok and rewards.ok:
         from selfkd.chain.dry_run import try_walk  # loads the chain and a backend, which lint alone does not need
 
         rewards += try_walk(words, allowed)
-        print(*rewards.notes[-1:], *rewards.problems, sep="\n")
-    return 0 if report.ok and rewards.ok else 2
+        tell_person(*rewards.notes[-1:], *rewards.problems)
+    code = 0 if report.ok and rewards.ok else 2
+    return answers.told("lint", {"note": which, **answers.plain(report + rewards)}, code) if as_json else code
 
 
 @contextmanager
@@ -325,7 +339,7 @@ def _telling() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | None) -> int:
+def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | None, as_json: bool = False) -> int:
     """Score the first rows of a file with a reward function, as a run would."""
     from selfkd.backend.machine import read_machine
     from selfkd.cli import try_reward as trial
@@ -338,22 +352,29 @@ def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | N
         trial.check_place(out)
     rows = trial.read_rows(data, None if out else n)
     results = trial.score(found, rows, prints=not out)
+    said = trial.failure(found, results)
+    if as_json:
+        if out:
+            trial.write_scores(rows, results, out)
+        return answers.told("try", trial.as_data(rows, results, found.name, said), 1 if said else 0)
     if out:
         trial.write_scores(rows, results, out)
         trial.print_summary(results, tables.console(), f"   {out}")
     else:
         trial.print_scored(rows, results, found.name, tables.console())
-    if said := trial.failure(found, results):
+    if said:
         print(said, file=sys.stderr)
     return 1 if said else 0
 
 
-def recipes() -> int:
+def recipes(as_json: bool = False) -> int:
     """List the shipped recipes and those under recipes/: what each is, needs and trains, how close it is to its paper, and whether it was compared in a sweep."""
     from selfkd.recipe.cards import card
     from selfkd.recipe.library import recipes
 
     found = [card(name, path) for name, path in recipes()]
+    if as_json:
+        return answers.told("recipes", {"recipes": found})
     width = max((len(one.name) for one in found), default=0)
     for one in found:
         print(f"{one.name:<{width}}  {one.title}")

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import polars as pl
-
 from selfkd.chain.paths import find_run
+from selfkd.cli import answers
 from selfkd.cli.commands import RUNS
 
 if TYPE_CHECKING:
     from selfkd.report.rescore import Rescored
 
 
-def score(run: Path, function: str, name: str | None, index: int | None, n: int) -> int:
+def score(run: Path, function: str, name: str | None, index: int | None, n: int, as_json: bool = False) -> int:
     """Score the stored samples of a round by another function, and show what would have been kept. Nothing is written.
 
     The steps behind the score are walked again over the round's own tables; no model is asked.
@@ -26,6 +25,10 @@ def score(run: Path, function: str, name: str | None, index: int | None, n: int)
 
     opened, found = Run.at(find_run(run, RUNS)), find_function(function, [Path.cwd()])
     result = rescore(opened, found, name or found.name, index)
+    if as_json:
+        about = {part: getattr(result, part) for part in ("name", "function", "index")}
+        means = {column: result.mean(column) for column in ("was", "now")}
+        return answers.told("score", {**about, "mean": means, "rows": result.rows.to_dicts()})
     print("\n".join(_told(result)))
     _show(opened, result, n)
     return 0
@@ -33,6 +36,8 @@ def score(run: Path, function: str, name: str | None, index: int | None, n: int)
 
 def _told(found: Rescored) -> Iterator[str]:
     """Yield the lines of the comparison: means, what is kept, how many samples changed, and how many could not be scored."""
+    import polars as pl
+
     was, now = (_number(found.mean(column)) for column in ("was", "now"))
     kept = [int(found.rows[column].sum()) for column in ("kept_was", "kept_now")]
     yield f"round {found.index}, '{found.name}' by {found.function} instead: {found.rows.height} samples"
@@ -46,6 +51,8 @@ def _told(found: Rescored) -> Iterator[str]:
 
 def _show(opened: object, found: Rescored, n: int) -> None:
     """Print the first samples whose verdict would be another."""
+    import polars as pl
+
     from selfkd.chain.run import Run
     from selfkd.report import rows
     from selfkd.report.panels import print_rows

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfkd.chain.paths import find_run
-from selfkd.cli import commands
+from selfkd.cli import answers, commands
 from selfkd.core.wording import counted
 from selfkd.errors import UsageError
 
@@ -21,6 +21,7 @@ def sweep(
     on: Path | None,
     plan: bool,
     runs: Path,
+    as_json: bool = False,
 ) -> int:
     """Make every trial of a sweep, each method and control with as many, then compare them; safe to repeat, safe to requeue."""
     from selfkd.backend.machine import read_machine
@@ -29,6 +30,8 @@ def sweep(
     from selfkd.cli.drive import drive
     from selfkd.recipe.sweep import is_sweep, read_sweep, sweep_of
 
+    if as_json and not plan:
+        raise UsageError("is for --plan", answers.FLAG, "Write both, or leave it out: of results, selfkd compare SWEEP --json")
     commands.refuse_place(name, runs)
     if len(words) == 1 and is_sweep(Path(words[0])):
         asked = read_sweep(Path(words[0]))
@@ -36,6 +39,10 @@ def sweep(
         listed = [one for one in controls.split(",") if one]
         asked = sweep_of(words, seeds, listed, budget, metric, name or "sweep")
     folder = runs / (name or asked.name)
+    if plan and as_json:
+        return answers.told(
+            "sweep", {"folder": folder, "metric": asked.metric, "trials": asked.trials, "arms": len(asked.arms)}
+        )
     if plan:
         for trial in asked.trials:
             print(
@@ -68,10 +75,11 @@ def compare(runs: Sequence[Path], metric: str | None, which: str, form: str) -> 
     if form == "text":
         comparison.print_comparison(found, console())
         return 0
+    if form == "json":
+        return answers.told("compare", found.to_json())
     write = {
         "csv": comparison.as_csv,
         "latex": comparison.as_latex,
-        "json": comparison.as_json,
         "markdown": comparison.as_markdown,
     }
     print(write[form](found))
@@ -89,6 +97,8 @@ def _compare_sweep(place: Path, form: str) -> int:
 
     if form == "jsonl":
         print(sweeps.lines(place, commands.RUNS))
+    elif form == "json":
+        return answers.told("compare", sweeps.report(place, commands.RUNS).to_json())
     elif form == "text":
         sweep_table.print_report(sweeps.report(place, commands.RUNS), console())
     else:

@@ -137,6 +137,15 @@ def print_summary(results: Sequence[Result], to: Console, more: str = "") -> Non
     to.print(f"{len(scored)} of {len(results)} scored{mean}{more}")
 
 
+def as_data(rows: Sequence[dict[str, Any]], results: Sequence[Result], name: str, failed: str) -> dict[str, Any]:
+    """Return what was scored for a program: each row's line, completion, value and reason, and why the function failed, if it did."""
+    scored = [
+        {"line": row["line"], "completion": row["completion"], "value": value, "why": why or ""}
+        for row, (value, why) in zip(rows, results, strict=True)
+    ]
+    return {"function": name, "rows": scored, "failed": failed}
+
+
 def check_place(out: Path) -> None:
     """Raise UsageError where the scores could not be written, before anything is scored."""
     if out.is_dir() or not out.parent.is_dir():

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -242,18 +243,26 @@ def _error_of(action: Callable[[], None]) -> Exception | None:
     return None
 
 
+def states(folder: Path, pause: float = 1.0) -> Iterator[Status]:
+    """Yield the state of a run now and whenever it changed, until nobody drives it any more; the last one says how it ended."""
+    told = None
+    while True:
+        state = status.read(folder)
+        if told != (told := replace(state, note="")):  # the note of a running one tells how old its heartbeat is
+            yield state
+        if state.state != "running":
+            return
+        time.sleep(pause)
+
+
 def follow(folder: Path, to: Console, pause: float = 1.0) -> Status:
     """Show a run until nobody drives it any more; a terminal is redrawn, a pipe gets a line at most every 10 seconds."""
-    state = status.read(folder)
-    with RunDisplay(folder, lambda index: 0, to) as display:
-        printed = 0
-        while True:
+    printed, state = 0, status.read(folder)
+    with RunDisplay(folder, status.step_counts(folder), to) as display:
+        for state in states(folder, pause):
             for summary in state.rounds[printed:]:
                 to.print(round_line(summary, state.split))
             printed = len(state.rounds)
-            if state.state != "running":
-                return state
-            if state.progress:
+            if state.state == "running" and state.progress:
                 display.show(state.progress)
-            time.sleep(pause)
-            state = status.read(folder)
+    return state

@@ -30,6 +30,7 @@ class Found:
     first: pl.DataFrame
     scores: Sequence[str] = ()  # those of its columns that are scores
     reasons: Mapping[tuple[str, str], str] = field(default_factory=dict)  # why a sample has no value, by sample and score
+    index: int = 0  # of the round
 
 
 def samples(
@@ -50,6 +51,7 @@ def samples(
         title=_title(found.index, step, where, "samples"),
         total=found.total,
         matched=found.rows.height,
+        index=found.index,
         first=contents.with_prompts(paths, info, first, found.pool),
         scores=views.score_names(found.pool),
         reasons=_reasons(first, found.pool),
@@ -70,12 +72,14 @@ def training_rows(
     paths = Paths(folder)
     status.info_of(paths)
     found = contents.training_rows(paths, index, step, where)
-    heavy = ["messages", "chosen", "rejected", "ranked", "teacher_messages", *(["chosen_ids", "rejected_ids"] if ids else [])]
+    with_ids = ["chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask"] if ids else []
+    heavy = ["messages", "chosen", "rejected", "ranked", "teacher_messages", *with_ids]
     return Found(
         table="rows",
         title=_title(found.index, step, where, "training rows"),
         total=found.total,
         matched=found.rows.height,
+        index=found.index,
         first=views.with_heavy(found.rows.head(n), found.pool, heavy, "rows"),
     )
 

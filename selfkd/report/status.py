@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.filters import Filtering
 from selfkd.core.lease import holder
 from selfkd.errors import SelfkdError, UsageError
+from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Best, Stop
 from selfkd.report import adapters
 from selfkd.steps import STAGES
@@ -136,6 +137,18 @@ def in_force(info: Info, amendments: Sequence[Amendment]) -> Mapping[str, Any]:
     return amendments[-1].recipe if amendments else info.recipe
 
 
+def step_counts(folder: Path) -> Callable[[int], int]:
+    """Return a function that tells how many steps a round of the run has; 0 where this version cannot read its recipe."""
+    paths = Paths(folder)
+    info = info_of(paths)
+    amendments = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()]
+    try:
+        recipe = frozen(dict(in_force(info, amendments)), folder)
+    except SelfkdError:
+        return lambda index: 0
+    return lambda index: len(recipe.steps_of(index))
+
+
 def _ended_early(recipe: Mapping[str, Any], sealed: Sequence[Seal], amendments: Sequence[Amendment]) -> str:
     """Return why the run ended before its last round, or '': a stop that the recipe in force would not make is none any more."""
     words = recipe.get("stop")
@@ -221,10 +234,11 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     with path.open("rb") as handle:
         handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
         lines = handle.read().split(b"\n")
-    return [event for line in lines if (event := _event(line))]
+    return [event for line in lines if (event := event_of(line))]
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def event_of(line: bytes) -> dict[str, Any] | None:
+    """Return the event that a line of events.jsonl holds; None where it is torn, or no event."""
     try:
         parsed = json.loads(line)
     except ValueError:

@@ -160,7 +160,7 @@ def test_the_command_writes_a_table_csv_latex_and_json(
     assert [row["run"] for row in rows] == ["short", "long"]
     assert [float(row["value"]) for row in rows] == [arm.measured.value for arm in found.arms]
     assert rows[0]["vs_first"] == "" and float(rows[1]["vs_first"]) == found.arms[1].against.value  # type: ignore[union-attr]
-    assert json.loads(said("--json")) == json.loads(json.dumps(found.to_json()))
+    assert json.loads(said("--json"))["data"] == json.loads(json.dumps(found.to_json()))
     latex = said("--latex")
     assert r"dev/last\_number" in latex and r"\bottomrule" in latex and "% at equal tokens:" in latex
     monkeypatch.setenv("COLUMNS", "200")

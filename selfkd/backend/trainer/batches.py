@@ -22,6 +22,7 @@ from selfkd.core import digest
 from selfkd.core.pool import shape
 from selfkd.errors import GuardError, UsageError
 
+MASKED = -100  # the label of a token that is not learned, as torch's losses have it
 Ids = np.ndarray  # int32: a million rows of Python integers would not fit
 
 
@@ -76,18 +77,25 @@ def read_rows(tok: Any, paths: Sequence[Path], pairs: bool, max_length: int) -> 
     known: dict[str, Ids] = {}
     for path in paths:
         for record in shape("rows", pl.read_parquet(path)).iter_rows(named=True):
-            try:
-                row = encode(tok, record, pairs, known)
-            except UsageError as error:  # it names a special token that cannot be written as text
-                drops[record["id"]] = error.what
-                continue
-            if reason := _refused(row, max_length):
-                drops[row.id] = reason
+            row, reason = read_row(tok, record, pairs, max_length, known)
+            if row is None or reason:
+                drops[record["id"]] = reason
             else:
                 rows.append(row)
     if not rows:
         raise GuardError(_none_left(drops, max_length), "train", "Look at the rows: selfkd show RUN --training-rows")
     return rows, drops
+
+
+def read_row(
+    tok: Any, record: dict[str, Any], pair: bool, max_length: int, known: dict[str, Ids] | None = None
+) -> tuple[Row | None, str]:
+    """Return a record of the `rows` table in token ids (None where it cannot be written in them), and why it is not trained on, or ''."""
+    try:
+        row = encode(tok, record, pair, known)
+    except UsageError as error:  # it names a special token that cannot be written as text
+        return None, error.what
+    return row, _refused(row, max_length)
 
 
 def encode(tok: Any, record: dict[str, Any], pair: bool, known: dict[str, Ids] | None = None) -> Row:
@@ -163,6 +171,23 @@ def _none_left(drops: dict[str, str], max_length: int) -> str:
     counts[f"longer than {max_length} tokens"] = len(reasons) - sum(counts.values())
     listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     return f"all {len(drops)} rows were refused: {listed}"
+
+
+def counted(row: Row, skip: int, first: int) -> tuple[Row, str]:
+    """Return a row of which the completion's tokens from `skip` on are learned, and those behind `first` are not read (0: all are).
+
+    Beside it why it is not trained on, or ''. What all tokens had under who sampled them is known of no part of them.
+    """
+    short = f"{len(row.chosen)} tokens, and the first {skip} do not count" if len(row.chosen) <= skip else ""
+    whole = not skip and len(row.chosen) <= (first or np.inf)
+    return replace(row, skip=skip, first=first, logprob=row.logprob if whole else None), short
+
+
+def labelled(row: Row) -> list[tuple[list[int], list[int]]]:
+    """Return each sequence that goes through the model, a prompt and an answer, with its labels: MASKED where nothing is learned."""
+    prompt = row.prompt.tolist()
+    masked = [MASKED] * (len(prompt) + row.skip)
+    return [(prompt + answer.tolist(), masked + answer.tolist()[row.skip :]) for answer in row.answers]
 
 
 @dataclass(frozen=True)
@@ -348,12 +373,12 @@ def begun(row: Row) -> Row:
 
 def collator_record(row: Row, scale: float, scaled: bool) -> dict[str, Any]:
     """Make of a row what TRL's collators take. An SFT row of scale 0 has no token to learn."""
-    prompt, chosen = row.prompt.tolist(), row.chosen.tolist()
     if row.rejected is None:
-        learned = chosen if scale else [-100] * len(chosen)
-        fields: dict[str, Any] = {"input_ids": prompt + chosen, "labels": [-100] * len(prompt) + learned}
+        ids, labels = labelled(row)[0]
+        fields: dict[str, Any] = {"input_ids": ids, "labels": labels if scale else [MASKED] * len(ids)}
     else:
-        fields = {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": row.rejected.tolist()}
+        sides = {"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected}
+        fields = {f"{name}_ids": side.tolist() for name, side in sides.items()}
     return {**fields, "id": row.id, **({"scale": scale} if scaled else {})}
 
 

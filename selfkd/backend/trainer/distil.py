@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from trl.trainer.utils import disable_dropout_in_model
 
 from selfkd.backend.base import DivergenceSpec, TrainSpec
 from selfkd.backend.trainer import adapter, flat, losses, row_loss, rowwise, sharded
-from selfkd.backend.trainer.batches import Ids, Row
+from selfkd.backend.trainer.batches import Ids, Row, counted
 from selfkd.backend.trainer.cpu_head import Heard, instead
 from selfkd.backend.trainer.divergence import MOST_ELEMENTS, Compared, compared
 from selfkd.errors import GuardError, UsageError
@@ -82,12 +82,9 @@ def taught(rows: Sequence[Row], drops: Mapping[str, str], spec: TrainSpec) -> tu
     """Return rows of which a part of the completion is read, and {row id: reason} of all that are refused. None left is a GuardError."""
     assert spec.divergence is not None
     skip, first = spec.divergence.skip, spec.divergence.first
-    short = {row.id: f"{len(row.chosen)} tokens, and the first {skip} do not count" for row in rows if len(row.chosen) <= skip}
-    kept = [
-        replace(row, skip=skip, first=first, logprob=row.logprob if not skip and len(row.chosen) <= (first or np.inf) else None)
-        for row in rows
-        if row.id not in short
-    ]
+    each = [counted(row, skip, first) for row in rows]
+    short = {row.id: reason for row, reason in each if reason}
+    kept = [row for row, reason in each if not reason]
     if not kept:
         what = f"none of {len(rows)} completions is longer than the {skip} tokens that do not count"
         raise GuardError(what, "train", "Lower divergence.skip.")
