@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import selfkd
-from selfkd.cli import collecting, commands, exporting, forking, rescoring, starting, sweeping
+from selfkd.cli import collecting, commands, exporting, forking, reporting, rescoring, starting, sweeping
 from selfkd.core.wording import did_you_mean
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
@@ -272,6 +272,19 @@ COMMANDS = {
                 "jsonl": "the results of a sweep, one a line",
             }.items()
         ),
+    ),
+    "report": Command(
+        "write a page of a run, of several, or of a sweep",
+        reporting.report,
+        Argument(
+            "places",
+            type=Path,
+            nargs="+",
+            metavar="RUN",
+            help="runs, folders or names under runs/: one, or several side by side; or one sweep: its folder, or a file of its results",
+        ),
+        Argument("--out", type=Path, metavar="FILE", help="where to; default: RUN.html here, and with --md the terminal"),
+        _flag("--md", "write Markdown instead of HTML: the figures without charts, samples and recipe"),
     ),
     "verify": Command(
         "prove that a run is as it was committed",
