@@ -277,11 +277,7 @@ COMMANDS = {
         "write a page of a run, of several, or of a sweep",
         reporting.report,
         Argument(
-            "places",
-            type=Path,
-            nargs="+",
-            metavar="RUN",
-            help="runs, folders or names under runs/: one, or several side by side; or one sweep: its folder, or a file of its results",
+            "places", type=Path, nargs="+", metavar="RUN", help="a run, or several side by side; or one sweep, or its results"
         ),
         Argument("--out", type=Path, metavar="FILE", help="where to; default: RUN.html here, and with --md the terminal"),
         _flag("--md", "write Markdown instead of HTML: the figures without charts, samples and recipe"),

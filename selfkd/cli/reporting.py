@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,12 +60,15 @@ def run_commands(folder: Path) -> dict[str, str]:
     """Return what may be typed to go on from a run."""
     shown, line, paths = str(folder), commands.command_line, Paths(folder)
     again = "make it again" + (", as it began" if paths.amendments() else "")
+    model = f"{folder.resolve().name}-model"
     return {
         again: line("run", str(paths.resolved), "--name", f"{folder.resolve().name}-again"),
         "go on with it": line("resume", shown),
         "read samples": line("show", shown, "--round", "K"),
         "prove that nothing changed": line("verify", shown),
-        "take its best model, a folder that transformers and vLLM read (Python)": f"selfkd.open({shown!r}).model('policy@best').path",
+        "export its best model, with a card": line("export", shown, model),
+        "chat with what was exported": f"vllm serve {shlex.quote(model)}, and beside it: vllm chat",
+        "its best model, from Python": f"selfkd.open({shown!r}).model('policy@best').path",
     }
 
 

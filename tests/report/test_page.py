@@ -17,7 +17,7 @@ from selfkd.backend.machine import Machine
 from selfkd.chain.run import Run
 from selfkd.errors import SelfkdError, UsageError
 from selfkd.report import status, sweeps
-from selfkd.report.page import diagnostics, examples, opened, story, write
+from selfkd.report.page import diagnostics, examples, noted, opened, story, write
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,22 @@ def test_kl_to_the_base_is_the_mean_of_both_log_probabilities_over_tokens(tmp_pa
     found = {one.name: one for group in diagnostics.groups(opened.open_run(run.folder)) for one in group.diagnostics}
     wanted = (rows["logprob"] - rows["logprob_of"]).sum() / rows["tokens"].sum()
     assert found["KL to the base"].values[1] == pytest.approx(wanted)
+
+
+def test_figures_of_a_round_that_are_no_metrics_are_listed_by_kind_with_their_bounds():
+    columns = {"right_precision": [None, 0.5], "right_precision_low": [None, 0.25], "right_precision_high": [None, 0.75]}
+    columns |= {"right_gap": [None, 0.125], "right_relative_gap": [None, 0.25], "right_auroc_votes": [None, 0.875]}
+    frame = pl.DataFrame({"round": [0, 1], **columns})
+    found = list(noted.noted(frame, set(columns), noted.FILTER))
+    assert [(one.name, one.known) for one in found] == [
+        ("filter precision: right_precision", {1: 0.5}),
+        ("GV gap: right_gap", {1: 0.125}),
+        ("relative GV gap: right_relative_gap", {1: 0.25}),
+        ("AUROC within prompts: right_auroc_votes", {1: 0.875}),
+    ]
+    assert found[0].bounds == {1: (0.25, 0.75)} and not found[1].bounds
+    missing = list(noted.noted(frame, set(), noted.FILTER))
+    assert all(one.reason and not one.values for one in missing) and len(missing) == 4
 
 
 def test_a_chart_has_its_numbers_in_words_too(done, text):

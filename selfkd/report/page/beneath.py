@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from selfkd.chain import rounded
 from selfkd.chain.records import Commit
 from selfkd.errors import SelfkdError
-from selfkd.report import as_prompted, rows
+from selfkd.report import as_prompted, model_card, rows
 from selfkd.report.page.opened import Opened
 from selfkd.report.page.text import shortened
 
@@ -124,20 +122,8 @@ def recipe_text(run: Opened) -> str:
     """Return the recipe as it was written, as it is in force where it was amended or no text was kept."""
     written = run.paths.recipe
     if run.amendments or not written.is_file():
-        return in_force_text(run)
+        return model_card.recipe_text(run.recipe)
     return written.read_text("utf-8", "replace")
-
-
-def in_force_text(run: Opened) -> str:
-    """Return the recipe in force, every default spelled out."""
-    text: str = yaml.safe_dump(_plain(run.recipe), sort_keys=False, allow_unicode=True, width=110)
-    return text
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 # ---- what was trained on ----

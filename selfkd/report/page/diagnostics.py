@@ -6,7 +6,7 @@ Figures that a record has are taken from there. What is worked out here is a cou
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -16,38 +16,12 @@ from selfkd.chain.measured import Measured
 from selfkd.chain.records import Commit
 from selfkd.core import views
 from selfkd.errors import SelfkdError
+from selfkd.report.page.noted import ENGINE, FILTER, Diagnostic, Group, Values, not_metrics, noted
 from selfkd.report.page.opened import Opened
 from selfkd.report.tables import percent_of
+from selfkd.steps.measure import CHANGES, COUNTS
 
-Values = Mapping[int, float | None]
 AT_BASE = "policy@base"
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """One figure by round: its name, what it means, its values; where it has none, `reason` says why, and what would give it.
-
-    `bounds` are those of values that have an interval. `percent`: it is a share.
-    """
-
-    name: str
-    means: str
-    values: Values
-    reason: str = ""
-    percent: bool = False
-    bounds: Mapping[int, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def known(self) -> dict[int, float]:
-        return {index: value for index, value in self.values.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Diagnostics that answer one question."""
-
-    title: str
-    diagnostics: Sequence[Diagnostic]
 
 
 @dataclass(frozen=True)
@@ -65,12 +39,12 @@ def groups(run: Opened) -> list[Group]:
     """Return all diagnostics, those that are missing too."""
     drawn = {index: one for index in run.commits if (one := _drawn(run, index))}
     found = [
-        Group("Is it better?", [*_measured(run)]),
-        Group("What does it learn from?", [*_kept(run, drawn)]),
+        Group("Is it better?", [*_measured(run), *_further(run)]),
+        Group("What does it learn from?", [*_kept(run, drawn), *noted(*not_metrics(run.seals), FILTER)]),
         Group("Is it still as varied?", [*_varied(run, drawn)]),
         Group("Has it moved away?", [*_moved(run, drawn)]),
         Group("Can the score be believed?", [*_believed(run, drawn)]),
-        Group("How was it trained?", [*_trained(run)]),
+        Group("How was it trained?", [*_trained(run), *noted(*not_metrics(run.seals), ENGINE)]),
     ]
     return [one for one in found if one.diagnostics]
 
@@ -172,6 +146,30 @@ def _score_means(one: Measured) -> str:
     if "_maj_" in one.score:
         return f"{what} maj@n is the score of the answer that most of n answers state; answers that tie share the prompt."
     return what
+
+
+def _further(run: Opened) -> Iterator[Diagnostic]:
+    """Yield the metrics of measure steps that are neither scores nor counted elsewhere on the page."""
+    shown = {measured.name for one in run.rounds for measured in one.measured.values()} | {
+        name for one in run.rounds for name in one.told
+    }
+    names = dict.fromkeys(name for seal in run.seals for name in seal.metrics)
+    for name in (one for one in names if one not in shown and not one.endswith(ELSEWHERE)):
+        values = {seal.round: seal.metrics[name] for seal in run.seals if name in seal.metrics}
+        means = (
+            PARSED
+            if name.endswith("/parsed")
+            else f"What a step measured under this name in the split {name.partition('/')[0]}."
+        )
+        yield Diagnostic(name, means, values, percent=_share(values))
+
+
+ELSEWHERE = (
+    *(f"/{name}" for name in COUNTS),
+    "_scored",
+    *(f"_{name}" for name in CHANGES),
+)  # how metrics end that stand elsewhere
+PARSED = "The share of answers from which their statement could be read. A gain here alone is one of form."
 
 
 def _kept(run: Opened, drawn: Mapping[int, Drawn]) -> Iterator[Diagnostic]:

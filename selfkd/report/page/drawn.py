@@ -9,7 +9,7 @@ from markupsafe import Markup
 from selfkd.report.compare import Comparison
 from selfkd.report.page import charts
 from selfkd.report.page.charts import Curve
-from selfkd.report.page.diagnostics import Diagnostic
+from selfkd.report.page.noted import Diagnostic
 from selfkd.report.page.opened import Opened
 from selfkd.report.page.story import Control, Funnel, few_parts
 from selfkd.report.sweeps import SweepReport

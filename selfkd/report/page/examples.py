@@ -24,6 +24,7 @@ SHOWN = 3  # of each kind on the first screen, and of each verdict in the galler
 MOST_ROUNDS = 12  # whose answers are in the gallery
 EACH_WAY = 6  # rows that are looked at for each one that is shown, so that no two of one prompt stand there
 HELD_OUT = "held out"
+GONE = "(its prompt is not on disk)"
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,7 @@ def _answer(row: Mapping[str, Any], names: Sequence[str]) -> Answer:
     ]
     return Answer(
         id=row["id"],
-        prompt=last_user(row["messages"]),
+        prompt=last_user(row["messages"]) if row["messages"] else GONE,
         wanted=row["answer"],
         text=row["text"] or "",
         scores={name: row[name] for name in names},

@@ -17,10 +17,10 @@ import jinja2
 import selfkd
 from selfkd.core.wording import counted
 from selfkd.errors import UsageError
-from selfkd.report import adapters, comparison, sweep_table, sweeps, tables
+from selfkd.report import adapters, comparison, model_card, sweep_table, sweeps, tables
 from selfkd.report.compare import compare
 from selfkd.report.page import beneath, diagnostics, drawn, examples, story
-from selfkd.report.page.diagnostics import Diagnostic
+from selfkd.report.page.noted import Diagnostic
 from selfkd.report.page.opened import Opened, open_run
 from selfkd.report.page.text import beginning, clean, shortened
 
@@ -86,7 +86,7 @@ def run_part(run: Opened, commands: Commands, html: bool, prefix: str) -> dict[s
         "galleries": examples.galleries(run) if html else [],
         "training": beneath.training(run) if html else None,
         "recipe": beneath.recipe_text(run),
-        "in_force": beneath.in_force_text(run),
+        "in_force": model_card.recipe_text(run.recipe),
         "changes": beneath.changes(run),
         "lineage": beneath.lineage(run),
     }
