@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -131,20 +133,46 @@ def test_kl_to_the_base_is_the_mean_of_both_log_probabilities_over_tokens(tmp_pa
     assert found["KL to the base"].values[1] == pytest.approx(wanted)
 
 
-def test_figures_of_a_round_that_are_no_metrics_are_listed_by_kind_with_their_bounds():
-    columns = {"right_precision": [None, 0.5], "right_precision_low": [None, 0.25], "right_precision_high": [None, 0.75]}
-    columns |= {"right_gap": [None, 0.125], "right_relative_gap": [None, 0.25], "right_auroc_votes": [None, 0.875]}
-    frame = pl.DataFrame({"round": [0, 1], **columns})
-    found = list(noted.noted(frame, set(columns), noted.FILTER))
-    assert [(one.name, one.known) for one in found] == [
-        ("filter precision: right_precision", {1: 0.5}),
-        ("GV gap: right_gap", {1: 0.125}),
-        ("relative GV gap: right_relative_gap", {1: 0.25}),
-        ("AUROC within prompts: right_auroc_votes", {1: 0.875}),
+def figures(run: Run) -> dict[str, Any]:
+    return {one.name: one for group in diagnostics.groups(opened.open_run(run.folder)) for one in group.diagnostics}
+
+
+def test_what_a_filter_is_worth_is_what_its_round_recorded(tmp_path):
+    """Votes choose, and gold that nothing names watches them."""
+    text = RECIPE.replace(
+        "  - score: reward/number.py:last_number",
+        "  - score: {reward: reward/number.py:last_number, as: gold}\n  - score: {reward: reward/vote.py:share, as: votes}",
+    )
+    run = go(recipe_in(tmp_path, text.replace('"last_number = 1"', '"votes > 0.4"')), tmp_path / "run")
+    found, recorded = figures(run), run.metrics()
+    for name, column in (
+        ("filter precision, by gold", "gold_precision"),
+        ("GV gap, by gold", "gold_gap"),
+        ("relative GV gap, by gold", "gold_relative_gap"),
+        ("AUROC within prompts of votes, by gold", "gold_auroc_votes"),
+    ):
+        assert found[name].values == {index: recorded[column][index] for index in (1, 2)} and found[name].known
+    low, high = recorded["gold_precision_low"][1], recorded["gold_precision_high"][1]
+    assert found["filter precision, by gold"].bounds[1] == (low, high)
+
+
+def test_a_filter_that_no_gold_watches_has_its_four_figures_missing_with_the_reason(done):
+    found = figures(Run.at(done))
+    for kind in noted.MEANS:
+        assert not found[kind].known and found[kind].reason == noted.UNWATCHED
+
+
+def test_how_far_engine_and_trainer_lie_apart_is_listed_by_update_or_why_it_is_not_known(done):
+    seal = opened.open_run(done).seals[1]
+    apart = {"train": {"mean": 0.01, "p99": 0.05, "floor": 0.02, "tokens": 9}}
+    found = list(noted.of_engine([seal, replace(seal, round=2, notes={"engine_apart": apart})]))
+    assert [(one.name.split(", ")[1], one.known) for one in found] == [
+        ("mean", {2: 0.01}),
+        ("p99", {2: 0.05}),
+        ("floor", {2: 0.02}),
     ]
-    assert found[0].bounds == {1: (0.25, 0.75)} and not found[1].bounds
-    missing = list(noted.noted(frame, set(), noted.FILTER))
-    assert all(one.reason and not one.values for one in missing) and len(missing) == 4
+    [missing] = noted.of_engine([replace(seal, notes={"engine_apart": {"train": {"why": "dropout"}}})])
+    assert not missing.known and missing.reason == "dropout"
 
 
 def test_a_chart_has_its_numbers_in_words_too(done, text):

@@ -16,7 +16,7 @@ from selfkd.chain.measured import Measured
 from selfkd.chain.records import Commit
 from selfkd.core import views
 from selfkd.errors import SelfkdError
-from selfkd.report.page.noted import ENGINE, FILTER, Diagnostic, Group, Values, not_metrics, noted
+from selfkd.report.page.noted import Diagnostic, Group, Values, of_engine, of_filter
 from selfkd.report.page.opened import Opened
 from selfkd.report.tables import percent_of
 from selfkd.steps.measure import CHANGES, COUNTS
@@ -40,11 +40,11 @@ def groups(run: Opened) -> list[Group]:
     drawn = {index: one for index in run.commits if (one := _drawn(run, index))}
     found = [
         Group("Is it better?", [*_measured(run), *_further(run)]),
-        Group("What does it learn from?", [*_kept(run, drawn), *noted(*not_metrics(run.seals), FILTER)]),
+        Group("What does it learn from?", [*_kept(run, drawn), *of_filter(run.rounds)]),
         Group("Is it still as varied?", [*_varied(run, drawn)]),
         Group("Has it moved away?", [*_moved(run, drawn)]),
         Group("Can the score be believed?", [*_believed(run, drawn)]),
-        Group("How was it trained?", [*_trained(run), *noted(*not_metrics(run.seals), ENGINE)]),
+        Group("How was it trained?", [*_trained(run), *of_engine(run.seals)]),
     ]
     return [one for one in found if one.diagnostics]
 
@@ -133,7 +133,7 @@ def _measured(run: Opened) -> Iterator[Diagnostic]:
             "vote share against accuracy",
             "How right the commonest of several answers is. Where the vote grows surer and the accuracy does not, the model agrees with itself on mistakes.",
             {},
-            "no measurement votes: measure: {n: 8, vote: reward/vote.py:share, temperature: 0.8}",
+            "no measurement votes: measure: {n: 8, key: reward/agree.py:answer, temperature: 0.8}",
         )
 
 
@@ -144,7 +144,7 @@ def _score_means(one: Measured) -> str:
             f"{what} pass@k is the chance that at least one of k answers is right, without bias: 1 - C(n - right, k) / C(n, k)."
         )
     if "_maj_" in one.score:
-        return f"{what} maj@n is the score of the answer that most of n answers state; answers that tie share the prompt."
+        return f"{what} maj@k is the score of what most of k answers say; answers that tie share the draw. Where the vote grows surer and this does not, the model agrees with itself on mistakes."
     return what
 
 

@@ -1,20 +1,17 @@
-"""Figures of a round that are no metrics: what a filter is worth, how far engine and trainer lie apart. Found in the table of rounds by their kind.
-
-Each kind says what it means, and why a run may not have it.
-"""
+"""What rounds say of themselves beside their metrics: what a filter is worth by gold, how far engine and trainer lie apart; or why they do not."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import polars as pl
-
-from selfkd.chain import contents
 from selfkd.chain.records import Seal
+from selfkd.core.filters import Filtering
+from selfkd.core.stats import Interval
+from selfkd.report.status import RoundSummary
 
 Values = Mapping[int, float | None]
+Known = tuple[float | None, Interval | None]
 
 
 @dataclass(frozen=True)
@@ -44,52 +41,67 @@ class Group:
     diagnostics: Sequence[Diagnostic]
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of figure that a round may have beside its metrics: how its name ends or what stands in it, what it means, why it may be missing."""
-
-    name: str
-    pattern: str
-    means: str
-    reason: str
-    percent: bool = False
-
-
-WATCHED = "nothing but the filter reads gold, so nothing watches it: score: {reward: FILE.py:FN, as: right}, and choose by another score"
-FILTER = (
-    Kind("filter precision", r"_precision$", "What was kept, by a gold score that did not choose: for right and wrong, the share that is right.", WATCHED, percent=True),
-    Kind("GV gap", r"(?<!_relative)_gap$", "How much better what was kept is than what was sampled, by gold that did not choose: the mean over prompts. At 0 the filter adds nothing that the model does not have already (Song et al. 2024, arXiv 2412.02674).", WATCHED),
-    Kind("relative GV gap", r"_relative_gap$", "The GV gap as a share of what was missing: 1 where all that was kept is right.", WATCHED),
-    Kind("AUROC within prompts", r"_auroc_", "Of two answers to one prompt that gold tells apart, how often the score puts the better first, ties half; the mean over prompts. 0.5 is a coin.", WATCHED),
-)  # fmt: skip
-ENGINE = (
-    Kind("engine against trainer", r"_engine_apart_(mean|p99)$", "How far the log-probabilities of the engine and of the trainer lie apart on tokens that are learned, in nats: their mean, and the 99th of 100.", "no log-probabilities were kept, or other weights or words sampled than those that learn: sample: {vllm: {logprobs: 0}}"),
-    Kind("its floor", r"_engine_apart_floor$", "How much of that is rounding, measured with these weights on this machine. Far above it the two do not compute the same model.", ""),
-)  # fmt: skip
+PRECISION, GAP, RELATIVE, AUROC = "filter precision", "GV gap", "relative GV gap", "AUROC within prompts"
+MEANS = {
+    PRECISION: "What was kept, by a gold score that did not choose it: of right and wrong, the share that is right.",
+    GAP: "How much better what was kept is than what was sampled, by gold that did not choose it: the mean over prompts. At 0 the filter adds nothing that the model does not do by itself (Song et al. 2024, arXiv 2412.02674).",
+    RELATIVE: "The GV gap as a share of what was missing: 1 where all that was kept is right.",
+    AUROC: "Of two answers to one prompt that gold tells apart, how often the score puts the better one first, ties half; the mean over prompts. 0.5 is a coin.",
+}
+UNWATCHED = "no gold score watches the filter: score: {reward: reward/math.py:correct, as: right}, and choose by another score"
 
 
-def not_metrics(seals: Sequence[Seal]) -> tuple[pl.DataFrame, set[str]]:
-    """Return the table of rounds as `Run.metrics` has it, and which of its columns are no metrics, nor their bounds."""
-    frame = contents.metrics(seals)
-    metrics = {name for seal in seals for name in seal.metrics}
-    bounds = {f"{name}_{side}" for name in metrics for side in ("low", "high")}
-    return frame, set(frame.columns) - metrics - bounds - {"round", "accepted"}
+def of_filter(rounds: Sequence[RoundSummary]) -> Iterator[Diagnostic]:
+    """Yield what the filter is worth by each gold score that did not choose, and by each score that did."""
+    found = {(one.gold, at.index): one for at in rounds for one in at.filters}
+    golds = dict.fromkeys(gold for gold, _ in found)
+    for gold in golds:
+        own = {index: one for (name, index), one in found.items() if name == gold}
+        for name, values in _figures(own).items():
+            kind = next(one for one in (RELATIVE, PRECISION, GAP, AUROC) if name.startswith(one))
+            bounds = {index: (between.low, between.high) for index, (_, between) in values.items() if between}
+            shown = {index: value for index, (value, _) in values.items()}
+            none = "nothing that has gold was kept"
+            yield Diagnostic(f"{name}, by {gold}", MEANS[kind], shown, none, kind == PRECISION and _share(shown), bounds)
+    if not golds:
+        yield from (Diagnostic(kind, means, {}, UNWATCHED) for kind, means in MEANS.items())
 
 
-def noted(frame: pl.DataFrame, columns: Collection[str], kinds: Sequence[Kind]) -> Iterator[Diagnostic]:
-    """Yield the figures of these kinds among columns of a table of rounds; of a kind that has none, why."""
-    for kind in kinds:
-        found = [name for name in sorted(columns) if re.search(kind.pattern, name) and not re.search(r"_(low|high)$", name)]
-        for name in found:
-            values = dict(frame.select("round", name).iter_rows())
-            yield Diagnostic(f"{kind.name}: {name}", kind.means, values, kind.reason, kind.percent, _between(frame, name))
-        if not found and kind.reason:
-            yield Diagnostic(kind.name, kind.means, {}, kind.reason)
+def _figures(own: Mapping[int, Filtering]) -> dict[str, dict[int, Known]]:
+    scores = dict.fromkeys(name for one in own.values() for name in one.auroc)
+    return {
+        PRECISION: {index: (one.precision, one.interval) for index, one in own.items()},
+        GAP: {index: (one.gap.value, one.gap.interval) if one.gap else (None, None) for index, one in own.items()},
+        RELATIVE: {index: (one.relative_gap, None) for index, one in own.items()},
+        **{
+            f"{AUROC} of {name}": {
+                index: (one.auroc[name].value, one.auroc[name].interval) for index, one in own.items() if name in one.auroc
+            }
+            for name in scores
+        },
+    }
 
 
-def _between(frame: pl.DataFrame, name: str) -> dict[int, tuple[float, float]]:
-    sides = [f"{name}_low", f"{name}_high"]
-    if not set(sides) <= set(frame.columns):
-        return {}
-    rows = frame.select("round", *sides).drop_nulls().iter_rows()
-    return {index: (low, high) for index, low, high in rows}
+def _share(values: Values) -> bool:
+    return all(0 <= value <= 1 for value in values.values() if value is not None)
+
+
+APART = {
+    "mean": "How far the log-probabilities of the engine and of the trainer lie apart on tokens that are learned, in nats: the mean of |log p(engine) - log p(trainer)|. Far above what rounding explains, the two do not compute the same model.",
+    "p99": "The same, of the token that 99 in 100 stay below.",
+    "floor": "How much of it is rounding, measured with these weights on this machine.",
+}
+UNKEPT = "no log-probabilities were kept: sample: {vllm: {logprobs: 0}}"
+
+
+def of_engine(seals: Sequence[Seal]) -> Iterator[Diagnostic]:
+    """Yield how far engine and trainer lie apart in each update; where no round could say so, why."""
+    found = {seal.round: seal.notes.get("engine_apart", {}) for seal in seals}
+    steps = dict.fromkeys(step for of_round in found.values() for step in of_round)
+    whys = dict.fromkeys(one["why"] for of_round in found.values() for one in of_round.values() if one.get("why"))
+    known = [(step, name) for step in steps for name in APART if any(name in one.get(step, {}) for one in found.values())]
+    for step, name in known:
+        values = {index: of_round[step][name] for index, of_round in found.items() if name in of_round.get(step, {})}
+        yield Diagnostic(f"engine against trainer, {name}, {step}", APART[name], values)
+    if not known:
+        yield Diagnostic("engine against trainer", APART["mean"], {}, "; ".join(whys) or UNKEPT)

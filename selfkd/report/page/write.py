@@ -94,7 +94,7 @@ def run_part(run: Opened, commands: Commands, html: bool, prefix: str) -> dict[s
 
 def _notes(run: Opened) -> list[str]:
     """Return what updates said of themselves."""
-    checked = [f"{run.name_of(one.index)}, {said}" for one in run.rounds for said in one.checked]
+    checked = [f"{run.name_of(one.index)}: {said}" for one in run.rounds for said in (*one.checked, *one.apart)]
     return [*checked, *adapters.lines([(one.index, one.adapters) for one in run.rounds])]
 
 
