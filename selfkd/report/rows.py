@@ -70,7 +70,8 @@ def training_rows(
     paths = Paths(folder)
     status.info_of(paths)
     found = contents.training_rows(paths, index, step, where)
-    heavy = ["messages", "chosen", "rejected", "ranked", "teacher_messages", *(["chosen_ids", "rejected_ids"] if ids else [])]
+    with_ids = ["chosen_ids", "chosen_mask", "rejected_ids", "rejected_mask"] if ids else []
+    heavy = ["messages", "chosen", "rejected", "ranked", "teacher_messages", *with_ids]
     return Found(
         table="rows",
         title=_title(found.index, step, where, "training rows"),

@@ -14,7 +14,7 @@ import pytest
 from chains import RECIPE, go, recipe_in, write_prompts
 from pages import nothing, page, seen, sweep_in
 
-from selfkd.backend.fake import Fake
+from selfkd.backend.fake import Fake, adder
 from selfkd.backend.machine import Machine
 from selfkd.chain.run import Run
 from selfkd.errors import SelfkdError, UsageError
@@ -306,6 +306,16 @@ def test_a_run_of_many_rounds_shows_some_of_them_and_says_so(tmp_path):
 def test_a_hundred_rounds_make_a_page_that_can_be_read(tmp_path):
     text = page(many_rounds(tmp_path, 100))
     assert "All 101 rounds in numbers" in seen(text).words and len(text) < 2_000_000
+
+
+@pytest.mark.nightly
+def test_ten_thousand_samples_make_a_page_of_well_under_five_megabytes(tmp_path):
+    recipe = recipe_in(tmp_path, RECIPE, "rounds=5", "sample.n=4", "sample.max_tokens=900", "chunk=256")
+    write_prompts(tmp_path, train=500, dev=200)
+    run = Run.open(recipe, tmp_path / "run", Machine(backend="fake"))
+    go(recipe, run.folder, Fake(run.numerics, lambda *asked: "Let us think step by step. " * 30 + adder(*asked)))
+    assert sum(one.samples or 0 for one in status.rounds(run.paths)) == 10_000
+    assert len(page(run.folder).encode()) < 1_000_000
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from selfkd.chain import rounded
@@ -155,14 +156,21 @@ def training(run: Opened) -> Training | None:
 def _sides(found: rows.Found, tok: Any) -> list[dict[str, list[Span]]]:
     if tok is None:
         return [_by_message(row) for row in found.first.iter_rows(named=True)]
-    return [
-        {name: [*_spans(tok, (), one.prompt, False), *_spans(tok, one.prompt, ids, True)] for name, ids in one.answers.items()}
-        for one in as_prompted.shown(found, tok)
-    ]
+    both = zip(found.first.iter_rows(named=True), as_prompted.shown(found, tok), strict=True)
+    return [{name: in_tokens(tok, row, one.prompt, name, ids) for name, ids in one.answers.items()} for row, one in both]
 
 
-def _spans(tok: Any, before: Sequence[int], ids: Sequence[int], trained: bool) -> list[Span]:
-    return [Span(shortened(one.text), trained, one.control) for one in as_prompted.pieces(tok, before, ids)]
+def in_tokens(tok: Any, row: Mapping[str, Any], prompt: Sequence[int], name: str, ids: Sequence[int]) -> list[Span]:
+    """Return a side of a row in runs of tokens: the prompt is read, and of an answer all is learned that its mask does not leave out."""
+    mask = list(row.get(f"{name}_mask") or ())[: len(ids)]
+    learned = [*[False] * len(prompt), *mask, *[True] * (len(ids) - len(mask))]
+    whole, found, begin = [*prompt, *ids], list[Span](), 0
+    for trained, run in groupby(learned):
+        end = begin + len(list(run))
+        pieces = as_prompted.pieces(tok, whole[:begin], whole[begin:end])
+        found += [Span(shortened(one.text), trained, one.control) for one in pieces]
+        begin = end
+    return found
 
 
 def _by_message(row: Mapping[str, Any]) -> dict[str, list[Span]]:

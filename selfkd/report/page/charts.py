@@ -170,7 +170,7 @@ def dots(rows: Sequence[tuple[str, float, tuple[float, float] | None]], title: s
     """Return a dot for each row with its interval, the first row at the top and its value as a line through all of them."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with _drawn(WIDE, 0.9 + 0.27 * len(rows)) as (_, axes, drawn):
+    with _drawn(WIDE, max(1.6, 0.9 + 0.27 * len(rows))) as (_, axes, drawn):
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
         places = list(range(len(rows), 0, -1))
