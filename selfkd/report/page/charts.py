@@ -32,6 +32,7 @@ STYLE: Any = {  # matplotlib names the type of each of its words
     "svg.fonttype": "none",
     "svg.hashsalt": "selfkd",
     "text.parse_math": False,
+    "axes.formatter.useoffset": False,
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -162,6 +163,8 @@ def stacked(parts: Mapping[str, Sequence[float]], rounds: Sequence[int], title: 
             )
             floor = [below + value for below, value in zip(floor, values, strict=True)]
         _scales(axes, [], "round", y, False)
+        if len(rounds) <= 8:
+            axes.set_xticks(rounds)
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), ncols=1, borderaxespad=0.0)
     return placed(drawn[0], title, says)
 

@@ -62,9 +62,16 @@ class Opened:
         words = self.recipe.get("best")
         return steering.best_round(self.seals, Best.model_validate(words) if words else None)
 
+    @cached_property
+    def shown(self) -> int:
+        """Return the round that is held against the base: the best one; where that is the base, the newest one that was kept, else the newest."""
+        measured = [one for one in self.rounds if one.index and one.index in self.main]
+        kept = [one.index for one in measured if one.accepted]
+        return self.best or max(kept or [one.index for one in measured], default=0)
+
     @property
-    def at_best(self) -> Measured | None:
-        return self.main.get(self.best)
+    def at_shown(self) -> Measured | None:
+        return self.main.get(self.shown)
 
     def name_of(self, index: int) -> str:
         return "base" if index == 0 else f"round {index}"

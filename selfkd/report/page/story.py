@@ -85,7 +85,7 @@ class Control:
 
 
 def headline(run: Opened) -> Headline:
-    at = run.at_best
+    at = run.at_shown
     if not run.rounds:
         return Headline("–", "", "", "No round is sealed yet.", [])
     if at is None or at.value is None:
@@ -113,9 +113,7 @@ def headline(run: Opened) -> Headline:
 def _no_change(run: Opened, at: Measured) -> str:
     if at.differently:
         return f"{at.name} was measured differently at the base, so the two are not compared."
-    if run.best == 0 and len(run.rounds) > 1:
-        return f"No round is better than the base by {at.name}."
-    return f"{at.name} of {'the untouched model' if run.best == 0 else run.name_of(run.best)}; there is no round to compare it with yet."
+    return f"{at.name} of {run.name_of(run.shown) if run.shown else 'the untouched model'}; there is no round to compare it with yet."
 
 
 def _sure(run: Opened, at: Measured) -> str:
@@ -133,7 +131,8 @@ def _sentence(run: Opened, at: Measured) -> str:
     before = tables.number_text(base.value, run.percent) if base and base.value is not None else "unknown"
     prompts = at.change.prompts if at.change else 0
     assert at.value is not None
-    return f"{at.name}: base {before}, {run.name_of(run.best)} {tables.number_text(at.value, run.percent)}, on the same {counted(prompts, 'prompt')}."
+    said = "" if run.best else "No round is better than the base. "
+    return f"{said}{at.name}: base {before}, {run.name_of(run.shown)} {tables.number_text(at.value, run.percent)}, on the same {counted(prompts, 'prompt')}."
 
 
 def _cautions(run: Opened, at: Measured) -> list[str]:
@@ -189,7 +188,7 @@ def alarms(run: Opened) -> list[Alarm]:
 
 
 def suites(run: Opened) -> list[Suite]:
-    """Return what became of every measured score between the base and the best round, or the newest that measured it."""
+    """Return what became of every measured score between the base and the round that is held against it, or the newest that measured it."""
     names = dict.fromkeys(name for one in run.rounds for name in one.measured)
     return [found for name in names if (found := _suite(run, name))]
 
@@ -197,7 +196,7 @@ def suites(run: Opened) -> list[Suite]:
 def _suite(run: Opened, name: str) -> Suite | None:
     found = {one.index: one.measured[name] for one in run.rounds if name in one.measured}
     base = found.get(0)
-    now = found.get(run.best) or found[max(found)]
+    now = found.get(run.shown) or found[max(found)]
     if base is None or now is base or now.value is None or base.value is None:
         return None
     percent = tables.percent_of(list(found.values()))

@@ -56,9 +56,9 @@ def of_sweep(place: Path, commands: Commands, html: bool = True) -> str:
 
 def run_part(run: Opened, commands: Commands, html: bool, prefix: str) -> dict[str, Any]:
     """Return all that the templates say of one run."""
-    at_best = examples.ledger(run, run.best)
+    ledger = examples.ledger(run, run.shown)
     controls, funnel = story.controls(run), story.funnel(run)
-    dropped_in, dropped = examples.dropped(run, max(run.best, 1))
+    dropped_in, dropped = examples.dropped(run, max(run.shown, 1))
     return {
         "id": prefix,
         "run": run,
@@ -66,18 +66,19 @@ def run_part(run: Opened, commands: Commands, html: bool, prefix: str) -> dict[s
         "headline": story.headline(run),
         "ended": story.ended(run),
         "best": run.name_of(run.best),
+        "shown": run.name_of(run.shown),
         "rounds": [_round_row(run, index) for index in range(len(run.rounds))],
         "accuracy": drawn.accuracy(run, controls) if html else None,
         "controls": controls,
         "alarms": story.alarms(run),
         "notes": _notes(run),
         "suites": story.suites(run),
-        "still_right": story.still_right(at_best),
+        "still_right": story.still_right(ledger),
         "funnel": funnel,
         "funnel_chart": drawn.samples(run, funnel) if html and funnel else None,
-        "ledger": at_best,
-        "rose": examples.moved(run, run.best, at_best.rose) if at_best else [],
-        "fell": examples.moved(run, run.best, at_best.fell) if at_best else [],
+        "ledger": ledger,
+        "rose": examples.moved(run, run.shown, ledger.rose) if ledger else [],
+        "fell": examples.moved(run, run.shown, ledger.fell) if ledger else [],
         "dropped_in": dropped_in,
         "dropped": dropped,
         "cost": story.cost(run),
