@@ -64,6 +64,7 @@ def run_commands(folder: Path) -> dict[str, str]:
     return {
         again: line("run", str(paths.resolved), "--name", f"{folder.resolve().name}-again"),
         "go on with it": line("resume", shown),
+        "try it otherwise after a round": line("fork", shown, "--after", "K", "key=value"),
         "read samples": line("show", shown, "--round", "K"),
         "prove that nothing changed": line("verify", shown),
         "export its best model, with a card": line("export", shown, model),

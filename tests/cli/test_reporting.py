@@ -56,7 +56,7 @@ def test_the_commands_of_a_page_are_commands_and_the_first_makes_the_same_run_ag
     offered = reporting.run_commands(done)
     for words in (shlex.split(line) for line in list(offered.values())[:-2]):
         name = next(word for word in words if word in main.COMMANDS)
-        main._parser(name).parse_args([word.replace("K", "1") for word in words[words.index(name) + 1 :]])
+        main._parser(name).parse_intermixed_args([word.replace("K", "1") for word in words[words.index(name) + 1 :]])
     again = shlex.split(offered["make it again"])
     recipe = load(again[again.index("run") + 1])
     run = Run.open(recipe, Path("runs") / again[-1], Machine(backend="fake"))

@@ -1,17 +1,15 @@
 """The page in Debian's Chromium, driven by Playwright: light and dark, a phone's width, no JavaScript, keyboard only, and axe-core's rules.
 
-Where there is no browser these are skipped; `.ci/run` installs one and sets SELFKD_CI, and then a skip is a failure.
+Where there is no browser these are skipped, and fail under `.ci/run` (tests/browsers.py).
 """
 
 from __future__ import annotations
 
-import importlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import browsers
 import pytest
 from chains import RECIPE, go, recipe_in
 from pages import nothing, page, sweep_in
@@ -19,21 +17,12 @@ from pages import nothing, page, sweep_in
 from selfkd.report.page import write
 
 PHONE, DESK = {"width": 360, "height": 740}, {"width": 1280, "height": 900}
-WHERE = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    demanded = bool(os.environ.get("SELFKD_CI"))
-    assert WHERE or not demanded, "there has to be a browser here: apt-get install chromium"
-    if not WHERE:
-        pytest.skip("no chromium here: apt-get install chromium")
-    sync = importlib.import_module("playwright.sync_api") if demanded else pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        # A root user, as in a container, has no sandbox of its own; the page is ours.
-        browser = playwright.chromium.launch(executable_path=WHERE, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+    with browsers.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,12 @@ class Opened:
         return status.in_force(self.info, self.amendments)
 
     @property
+    def forked(self) -> str:
+        """Return of which run it was forked, or ''."""
+        found = self.info.more.get("forked")
+        return f"It was forked of {found['run']} after round {found['after']}." if isinstance(found, Mapping) else ""
+
+    @property
     def rounds(self) -> Sequence[RoundSummary]:
         return self.state.rounds
 
