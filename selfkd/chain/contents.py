@@ -105,11 +105,16 @@ def training_rows(paths: Paths, index: int | None = None, step: str | None = Non
 
 def _round_with(paths: Paths, index: int | None, table: str, step: str | None) -> tuple[int, list[Commit]]:
     """Return the round asked for, or the newest one that holds such a table, with its commits; UsageError says what there is."""
-    known = {names.index: [records.read(path, Commit) for path in names.commits()] for names in paths.rounds()}
+    rounds = paths.rounds()
+    known = {
+        names.index: [records.read(path, Commit) for path in names.commits()]
+        for names in rounds
+        if index in (None, names.index)
+    }
     if index is not None and index not in known:
-        listed = "Rounds: " + ", ".join(map(str, known)) if known else "No round has begun."
+        listed = "Rounds: " + ", ".join(str(names.index) for names in rounds) if rounds else "No round has begun."
         raise UsageError(f"there is no round {index}", str(paths.folder), listed)
-    candidates = [index] if index is not None else sorted(known, reverse=True)
+    candidates = sorted(known, reverse=True)
 
     def with_table(wanted: Callable[[Commit], bool]) -> list[int]:
         return [number for number in candidates if any(_holds(one, table, step) and wanted(one) for one in known[number])]

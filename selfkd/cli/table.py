@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selfkd.cli import collecting, commands, exporting, forking, reading, rescoring, starting, sweeping, talking
+from selfkd.cli import collecting, commands, exporting, forking, reading, reporting, rescoring, starting, sweeping, talking
 from selfkd.cli.arguments import (
     CONTROL,
     JSON,
@@ -197,6 +197,15 @@ TABLE = {
                 "jsonl": "the results of a sweep, one a line",
             }.items()
         ),
+    ),
+    "report": Command(
+        "write a page of a run, of several, or of a sweep",
+        reporting.report,
+        Argument(
+            "places", type=Path, nargs="+", metavar="RUN", help="a run, or several side by side; or one sweep, or its results"
+        ),
+        Argument("--out", type=Path, metavar="FILE", help="where to; default: RUN.html here, and with --md the terminal"),
+        flag("--md", "write Markdown instead of HTML: the figures without charts, samples and recipe"),
     ),
     "verify": Command(
         "prove that a run is as it was committed",

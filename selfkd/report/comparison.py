@@ -43,7 +43,7 @@ def print_comparison(found: Comparison, to: Console) -> None:
 
 
 def _table(found: Comparison, wide: bool = True) -> Table:
-    return table_of(_cells(found, wide), [arm.verdict == SAME for arm in found.arms], wraps=not wide)
+    return table_of(cells(found, wide), [arm.verdict == SAME for arm in found.arms], wraps=not wide)
 
 
 def table_of(cells: Sequence[Sequence[str]], dim: Sequence[bool], wraps: bool = False) -> Table:
@@ -90,12 +90,17 @@ def markdown_of(cells: Sequence[Sequence[str]]) -> str:
 
 def as_latex(found: Comparison) -> str:
     """Return a tabular with booktabs' rules; its notes are comments before it."""
-    return latex_of(_cells(found), (f"{LEGEND}; {SPENT}", _equal_tokens(found), *found.notes))
+    return latex_of(cells(found), (*legend(found), *found.notes))
+
+
+def legend(found: Comparison) -> list[str]:
+    """Return what the columns of the whole table mean."""
+    return [f"{LEGEND}; {SPENT}", _equal_tokens(found)]
 
 
 def as_markdown(found: Comparison) -> str:
     """Return a table as Markdown, with a line for each note."""
-    return "\n\n".join([markdown_of(_cells(found)), f"{LEGEND}; {SPENT}.", f"{_equal_tokens(found)}.", *found.notes])
+    return "\n\n".join([markdown_of(cells(found)), f"{LEGEND}; {SPENT}.", f"{_equal_tokens(found)}.", *found.notes])
 
 
 def latex_of(cells: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
@@ -122,7 +127,7 @@ def _equal_tokens(found: Comparison) -> str:
     return f"at equal tokens: the last accepted round within {found.budget:,} tokens made and learned, which is what the cheapest run took"
 
 
-def _cells(found: Comparison, wide: bool = True) -> list[list[str]]:
+def cells(found: Comparison, wide: bool = True) -> list[list[str]]:
     """Return the titles, and a row of texts for each run."""
     percent = percent_of([arm.measured for arm in found.arms])
     rows = [_row(arm, found, percent) for arm in found.arms]

@@ -52,13 +52,18 @@ def text(run: Run, reference: str, model: Model, dtype: str, beneath: str) -> st
             lineage=[("round", "began with", "trained from", "weights", "sealed as"), *_lineage(run, model.role)],
             code=sorted((name, entry.digest[:16]) for name, entry in run.code.items() if "/" in name or "." in name),
             amended=len(run.paths.amendments()),
-            recipe=yamlfile.dump(_without_folders(_ordered(recipe))).strip(),
+            recipe=recipe_text(recipe),
             packages=", ".join(f"{name} {version}" for name, version in sorted(run.numerics.get("packages", {}).items())),
             seed=run.info.seed,
             version=selfkd.__version__,
         ).strip()
         + "\n"
     )
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """Return a recipe as YAML with every word that its record has, but for the folders of the machine that made it."""
+    return yamlfile.dump(_without_folders(_ordered(recipe))).strip()
 
 
 def _ordered(recipe: Mapping[str, Any]) -> dict[str, Any]:

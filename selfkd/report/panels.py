@@ -25,7 +25,7 @@ def print_rows(found: Found, to: Console) -> None:
 
 
 def _sample(row: Mapping[str, Any], scores: Sequence[str], reasons: Mapping[tuple[str, str], str]) -> Panel:
-    parts: list[RenderableType] = [_field("prompt", _last_user(row["messages"]))]
+    parts: list[RenderableType] = [_field("prompt", last_user(row["messages"]))]
     if row["teacher_messages"] and row["messages"] and row["teacher_messages"] != row["messages"]:
         parts.append(_field("teacher saw", _teacher_text(row["teacher_messages"])))
     if row["answer"] is not None:
@@ -74,14 +74,14 @@ def _field(name: str, text: str) -> Text:
     return Text(f"{name}: ", "dim").append(Text(_cut(text), ""))
 
 
-def _last_user(messages: Sequence[Mapping[str, str]] | None) -> str:
+def last_user(messages: Sequence[Mapping[str, str]] | None) -> str:
     contents = [message["content"] for message in messages or () if message["role"] == "user"]
     return contents[-1] if contents else json.dumps(messages, ensure_ascii=False)
 
 
 def _teacher_text(asked: Sequence[Mapping[str, str]]) -> str:
     """Return all that a teacher saw: its one message, or every turn with its role."""
-    return _last_user(asked) if len(asked) == 1 else "\n".join(f"[{turn['role']}] {turn['content']}" for turn in asked)
+    return last_user(asked) if len(asked) == 1 else "\n".join(f"[{turn['role']}] {turn['content']}" for turn in asked)
 
 
 def _cut(text: str | None) -> str:

@@ -95,7 +95,7 @@ def read(folder: Path) -> Status:
     """Return the state of the run in `folder`; raise UsageError where there is none."""
     paths = Paths(folder)
     info = info_of(paths)
-    amendments, sealed = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()], _sealed(paths)
+    amendments, sealed = [records.read(path, Amendment, unchanged=False) for path in paths.amendments()], seals_of(paths)
     recipe = in_force(info, amendments)
     finished, wanted = rounds(paths), int(recipe["rounds"])
     attempts = paths.attempts()
@@ -165,7 +165,7 @@ def _best(recipe: Mapping[str, Any], sealed: Sequence[Seal]) -> str:
     return f"{f'round {index}' if index else 'the base'}, by {best.metric}"
 
 
-def _sealed(paths: Paths) -> list[Seal]:
+def seals_of(paths: Paths) -> list[Seal]:
     return [records.read(names.seal, Seal, unchanged=False) for names in paths.rounds() if names.seal.is_file()]
 
 

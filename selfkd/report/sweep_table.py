@@ -19,10 +19,10 @@ NARROW = ("seeds", "base", "made", "learned", "time")
 
 def print_report(found: SweepReport, to: Console) -> None:
     dim = [row.verdict == SAME for row in found.rows]
-    whole = table_of(_cells(found), dim)
+    whole = table_of(cells(found), dim)
     fits = Console(width=ANY_WIDTH).measure(whole).maximum <= to.width
-    to.print(whole if fits else table_of(_cells(found, NARROW), dim))
-    for line in _legend(found):
+    to.print(whole if fits else table_of(cells(found, NARROW), dim))
+    for line in legend(found):
         to.print(Text(line, "dim"))
     for line in found.sentences:
         to.print(Text(line, "bold"))
@@ -36,20 +36,20 @@ def written(found: SweepReport, form: str) -> str:
         return json.dumps(found.to_json(), indent=1, ensure_ascii=False)
     if form == "csv":
         return csv_of([_numbers(row) for row in found.rows])
-    said = [*_legend(found), *found.sentences, *found.notes]
+    said = [*legend(found), *found.sentences, *found.notes]
     if form == "latex":
-        return latex_of(_cells(found), said)
-    return "\n\n".join([markdown_of(_cells(found)), *said])
+        return latex_of(cells(found), said)
+    return "\n\n".join([markdown_of(cells(found)), *said])
 
 
-def _legend(found: SweepReport) -> list[str]:
+def legend(found: SweepReport) -> list[str]:
     if not any(row.seeds for row in found.rows):
         return []
     equal = f"at equal tokens: the last accepted round within {found.budget:,} tokens made and learned, what the cheapest method took"
     return [f"[ ]: 95 % {OVER_SEEDS}", f"{equal}; test: of the combination that dev chose; made, learned, time: of one trial"]
 
 
-def _cells(found: SweepReport, left_out: Sequence[str] = ()) -> list[list[str]]:
+def cells(found: SweepReport, left_out: Sequence[str] = ()) -> list[list[str]]:
     values = [row.value for row in found.rows if row.value is not None]
     percent = all(0 <= value <= 1 for value in values)
     rows = [_row(row, found, percent) for row in found.rows]

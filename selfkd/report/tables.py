@@ -177,7 +177,7 @@ def lines_of(state: Status) -> list[Text]:
     for summary in state.rounds:
         said = [*summary.apart, *filters.lines(summary.filters)]
         lines += [Text(f"{_round_name(summary.index)}: {one}") for one in said]
-    return lines + [line for summary in state.rounds for line in _warnings(summary, summary is state.rounds[-1])]
+    return lines + [line for summary in state.rounds for line in warnings(summary, summary is state.rounds[-1])]
 
 
 def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
@@ -200,7 +200,7 @@ def _titled(name: str, measured: Measured) -> str:
     return name if name.endswith(f"/{measured.score}") else f"{name}/{measured.score}"
 
 
-def _warnings(summary: RoundSummary, newest: bool) -> Iterator[Text]:
+def warnings(summary: RoundSummary, newest: bool) -> Iterator[Text]:
     """Yield what a reader of the table must know of a round.
 
     Why it was rolled back, that prompts have no score, that its update hardly survived or its swap was not proved, what

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import browsers
 import pytest
 from chains import RECIPE, write_prompts
 
@@ -173,6 +174,22 @@ def test_stored_answers_are_marked_otherwise_without_a_run(home: Path) -> None:
     (home / "strict.py").write_text("def strict(completion, answer):\n    return float(completion == answer)\n")
     said = typed("score", "own", "--with", "strict.py:strict", "--as", "right")
     assert re.search(r"kept +\d+ +→ +\d+", said)
+
+
+def test_the_page_of_a_run_is_read_with_network_and_javascript_off(home: Path) -> None:
+    typed("run", "own.yaml", *FAKE)
+    typed("fork", "own", "--after", "1", "select.per_prompt=1", "--name", "fewer")
+    for name in ("own", "fewer"):
+        assert typed("report", name).startswith(f"{name}.html  ")
+    with browsers.chromium() as browser:
+        tab = browser.new_context(offline=True, java_script_enabled=False).new_page()
+        tab.goto((home / "fewer.html").as_uri())
+        assert "It was forked of own after round 1." in tab.inner_text("#r1-recipe")
+        tab.goto((home / "own.html").as_uri())
+        said, shut = tab.inner_text("main"), tab.locator("#r1-gallery details").first
+        assert "Gain over the base" in said and "All 2 rounds that the recipe asks for were made." in said
+        shut.locator("summary").first.click()
+        assert "held out: dev" in tab.inner_text("#r1-gallery")
 
 
 def test_questions_of_my_own_become_a_recipe_a_run_and_a_model_in_a_minute(home: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_run_that_goes_on_with_other_ranks_says_so_in_its_rounds_its_table_and
     assert levels == ["exact", "exact", "data: trainers 4 → 2", "data: trainers 4 → 2", "exact"]
     rounds = status.rounds(run.paths)
     assert [one.moved for one in rounds] == ["", "", "trainers 4 → 2", "trainers 4 → 2", ""]
-    said = [line.plain for line in tables._warnings(rounds[2], False)]
+    said = [line.plain for line in tables.warnings(rounds[2], False)]
     assert "round 2 was not made with what the run began with: trainers 4 → 2" in said
     found = verify(run.folder)
     assert found.problems == [] and len(found.moved) == 2
