@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import browsers
+import polars as pl
 import pytest
 from chains import RECIPE, write_prompts
+from tiny import tiny_tokenizer
 
 from selfkd.chain.run import Run
+from selfkd.report.learned import Update, spans, split
 from selfkd.report.verify import verify
 
 FAKE = ("--on", "fake.yaml")
@@ -202,3 +205,39 @@ def test_questions_of_my_own_become_a_recipe_a_run_and_a_model_in_a_minute(home:
     assert "dev/right" in typed("status", "runs/ours")
     typed("export", "runs/ours", "model")
     assert "# ours, " in (home / "model/README.md").read_text() and time.monotonic() - began < 240
+
+
+HINT = "Between us: the result is"
+
+
+def test_the_hint_of_a_rationalised_row_is_in_no_token_that_is_learned(home: Path) -> None:
+    """The teacher is told the answer where it failed; what is learned of its answer is bare question and answer, token by token."""
+    text = RECIPE.replace("  - select:", HINTED + "  - select:").replace("name: sums", "name: hinted")
+    (home / "hinted.yaml").write_text(text)
+    typed("run", "hinted.yaml", *FAKE, "rounds=1")
+    run = Run.at(home / "runs/hinted")
+    told = run.samples(1, "stream = 'rationalised' AND kept")
+    assert told.height and all(HINT in asked[-1]["content"] for asked in told["teacher_messages"])
+    rows = run.rows(1).filter(pl.col("samples").list.first().is_in(told["id"].implode()))
+    tok = tiny_tokenizer()
+    for record in rows.iter_rows(named=True):
+        [side] = split({**record, "chosen_ids": None}, tok, Update("train", "sft", 400)).sides
+        learned = "".join(span.text for span in spans(tok, side) if span.learned and not span.control)
+        assert learned == record["chosen"] and HINT not in tok.decode(side.ids)
+    assert rows.height == told.height > 0
+
+
+HINTED = f"""  - sample: {{name: rationalise, where: "last_number_max < 1", n: 4, told: own, template: "{{{{ prompt.text }}}} ({HINT} {{{{ prompt.answer }}}}.)", as: rationalised}}
+  - score: reward/number.py:last_number
+"""
+
+
+@pytest.mark.skipif(not may("unshare", "-rn", "true"), reason="no network namespaces here")
+def test_the_page_of_a_run_is_made_offline_asks_for_nothing_and_needs_no_script(home: Path) -> None:
+    typed("run", "own.yaml", *FAKE)
+    typed("report", "own", under=("unshare", "-rn"))
+    page = (home / "own.html").read_text()
+    assert "<script" not in page and not re.search(r"""(src|href)=["']?(https?:)?//|@import|url\((?!["']?(data:|#))""", page)
+    best = Run.at(home / "runs/own").sealed()[-1].metrics["dev/right"]
+    assert f"{100 * best:.1f} %" in page
+    assert len(page.encode()) < 5_000_000
