@@ -110,7 +110,7 @@ def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
     scope: dict = {}
     for block in blocks:
         exec(block, scope)
-    assert len(blocks) == 7 and scope["run"].samples(round=1).height == 12 * 4
+    assert len(blocks) == 8 and scope["run"].samples(round=1).height == 12 * 4
 
 
 def test_a_model_that_retention_took_away_is_said_to_be_gone(here):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,7 +67,7 @@ def run_commands(folder: Path) -> dict[str, str]:
         "read samples": line("show", shown, "--round", "K"),
         "prove that nothing changed": line("verify", shown),
         "export its best model, with a card": line("export", shown, model),
-        "chat with what was exported": f"vllm serve {shlex.quote(model)}, and beside it: vllm chat",
+        "chat with its base and its best model": line("chat", shown, "--rounds", "base,best"),
         "its best model, from Python": f"selfkd.open({shown!r}).model('policy@best').path",
     }
 

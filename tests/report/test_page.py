@@ -14,6 +14,7 @@ import pytest
 from chains import RECIPE, go, recipe_in, write_prompts
 from pages import nothing, page, seen, sweep_in
 
+import selfkd
 from selfkd.backend.fake import Fake, adder
 from selfkd.backend.machine import Machine
 from selfkd.chain.run import Run
@@ -215,6 +216,12 @@ def test_every_colour_can_be_read_on_what_is_behind_it(text, place):
         (one, behind): contrast(one, behind) for one in written for behind in ("paper", "card") if contrast(one, behind) < 4.5
     } == {}
     assert min(contrast("ink", "learned"), contrast("ink", "against")) >= 4.5 and contrast("soft", "masked") >= 4.5
+
+
+def test_from_python_a_run_has_the_same_page_with_commands_of_python(done, text):
+    shown = selfkd.open(done).report()
+    assert seen(shown).words.count("selfkd.open(") == 2 and len(shown) > len(text)
+    assert shown._repr_html_().startswith("<iframe") and "<script" not in shown._repr_html_()
 
 
 # ---- runs in every state ----

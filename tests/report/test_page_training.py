@@ -5,13 +5,9 @@ from __future__ import annotations
 from chains import RECIPE, go, recipe_in
 from pages import page, seen
 from speaking import Speaking
-from template_kinds import kind_named, tokenizer_of
+from template_kinds import kind_named
 
-from selfkd.backend import tokens
 from selfkd.report.page import beneath, opened
-from selfkd.report.page.beneath import Span
-
-NOW = "2026-11-28T10:00:00Z"
 
 
 def test_a_prompt_is_read_and_an_answer_with_its_end_is_learned(tmp_path):
@@ -21,19 +17,12 @@ def test_a_prompt_is_read_and_an_answer_with_its_end_is_learned(tmp_path):
     found = beneath.training(opened.open_run(run.folder))
     assert found and found.tokens and found.index == 1
     [(name, spans)] = found.shown[0].sides.items()
-    assert name == "chosen" and spans[0].control and spans[0].text == "<s>" and not spans[0].trained
+    assert name == "completion" and spans[0].control and spans[0].text == "<s>" and not spans[0].trained
     learned = [one.trained for one in spans]
     assert learned == sorted(learned) and {*learned} == {True, False}  # first what is read, then what is learned
     assert (spans[-1].text, spans[-1].control) == ("<end_of_turn>", True)
     marked = [attributes["class"] for attributes in seen(page(run.folder)).named("span") if "class" in attributes]
     assert "masked control" in marked and "learned control" in marked
-
-
-def test_what_a_mask_leaves_out_of_an_answer_is_not_shown_as_learned():
-    tok = tokens.with_chat(tokenizer_of(kind_named("ChatML")), tokens.settled(tokenizer_of(kind_named("ChatML")), {}, NOW))
-    ids = [*tokens.encode_completion(tok, "Fine", ended=False), *tokens.encode_completion(tok, "Say", ended=True)]
-    spans = beneath.in_tokens(tok, {"chosen_mask": [False, True]}, [], "chosen", ids)
-    assert spans == [Span("Fine", False), Span("Say", True), Span("<|im_end|>", True, True)]
 
 
 def test_without_a_tokenizer_rows_are_shown_by_their_messages(done):

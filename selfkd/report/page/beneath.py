@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from importlib import import_module
 from typing import Any
 
 from selfkd.chain import rounded
@@ -136,51 +136,51 @@ def training(run: Opened) -> Training | None:
     if not trained:
         return None
     index = run.best if run.best in trained else max(trained)
-    try:
-        tok = as_prompted.tokenizer_of(run.paths.folder)
-    except (
-        SelfkdError,
-        OSError,
-        ValueError,
-    ):  # no checkpoint, no transformers, or one that cannot be read: messages say it too
-        tok = None
+    tok = _tokenizer(run)
     try:
         found = rows.training_rows(run.paths.folder, index, n=ROWS, ids=tok is not None)
     except SelfkdError:  # `verify` names a table that is gone
         return None
     undated = as_prompted.UNDATED if tok and as_prompted.undated(tok) else ""
-    shown = [_learned(row, side) for row, side in zip(found.first.iter_rows(named=True), _sides(found, tok), strict=True)]
+    both = zip(found.first.iter_rows(named=True), _sides(run, found, tok), strict=True)
+    shown = [_learned(row, sides, refused) for row, (sides, refused) in both]
     return Training(index, found.matched, shown, tok is not None, undated)
 
 
-def _sides(found: rows.Found, tok: Any) -> list[dict[str, list[Span]]]:
+def _tokenizer(run: Opened) -> Any:
+    """Return the tokenizer of a run; None where there is none here, or nothing that reads it: messages say it too."""
+    try:
+        import_module("selfkd.report.learned")  # labels rows by the trainer's own code, which needs torch
+        return as_prompted.tokenizer_of(run.paths.folder)
+    except (ImportError, SelfkdError, OSError, ValueError):
+        return None
+
+
+def _sides(run: Opened, found: rows.Found, tok: Any) -> list[tuple[dict[str, list[Span]], str]]:
+    """Return of each row its sides as the trainer learned them, and why it was left out, '' where it was not; without `tok` its messages."""
+    records = found.first.to_dicts()
     if tok is None:
-        return [_by_message(row) for row in found.first.iter_rows(named=True)]
-    both = zip(found.first.iter_rows(named=True), as_prompted.shown(found, tok), strict=True)
-    return [{name: in_tokens(tok, row, one.prompt, name, ids) for name, ids in one.answers.items()} for row, one in both]
+        return [(_by_message(row), "") for row in records]
+    from selfkd.report.learned import spans
+    from selfkd.report.learned_text import rows_in_tokens
+
+    shown = []
+    for record, (row, _) in zip(records, rows_in_tokens(found, tok, run.paths.folder), strict=True):
+        sides = {
+            side.name: [Span(shortened(one.text), one.learned, one.control) for one in spans(tok, side)] for side in row.sides
+        }
+        shown.append((sides or _by_message(record, trained=False), row.refused))
+    return shown
 
 
-def in_tokens(tok: Any, row: Mapping[str, Any], prompt: Sequence[int], name: str, ids: Sequence[int]) -> list[Span]:
-    """Return a side of a row in runs of tokens: the prompt is read, and of an answer all is learned that its mask does not leave out."""
-    mask = list(row.get(f"{name}_mask") or ())[: len(ids)]
-    learned = [*[False] * len(prompt), *mask, *[True] * (len(ids) - len(mask))]
-    whole, found, begin = [*prompt, *ids], list[Span](), 0
-    for trained, run in groupby(learned):
-        end = begin + len(list(run))
-        pieces = as_prompted.pieces(tok, whole[:begin], whole[begin:end])
-        found += [Span(shortened(one.text), trained, one.control) for one in pieces]
-        begin = end
-    return found
-
-
-def _by_message(row: Mapping[str, Any]) -> dict[str, list[Span]]:
+def _by_message(row: Mapping[str, Any], trained: bool = True) -> dict[str, list[Span]]:
     asked = [Span(f"[{one['role']}] {shortened(one['content'])}\n", False) for one in row["messages"] or ()]
     if row["ranked"] is not None:
-        return {f"ranked {at}": [*asked, Span(shortened(one["text"]), True)] for at, one in enumerate(row["ranked"], 1)}
+        return {f"ranked {at}": [*asked, Span(shortened(one["text"]), trained)] for at, one in enumerate(row["ranked"], 1)}
     sides = {"completion" if row["rejected"] is None else "chosen": row["chosen"], "rejected": row["rejected"]}
-    return {name: [*asked, Span(shortened(text), True)] for name, text in sides.items() if text is not None}
+    return {name: [*asked, Span(shortened(text), trained)] for name, text in sides.items() if text is not None}
 
 
-def _learned(row: Mapping[str, Any], sides: Mapping[str, Sequence[Span]]) -> Learned:
+def _learned(row: Mapping[str, Any], sides: Mapping[str, Sequence[Span]], refused: str) -> Learned:
     note = f"{row['role']}, weight {row['weight']:g}, from {', '.join(row['samples'] or ()) or 'no sample'}"
-    return Learned(f"{row['kind']} {row['id']}", note, sides)
+    return Learned(f"{row['kind']} {row['id']}", f"{note}; left out: {refused}" if refused else note, sides)
