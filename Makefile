@@ -6,6 +6,7 @@
 # make reproduce   small reproductions of methods beside their controls, within benchmarks/reproduce/budget.yaml; goes on where it stopped
 #   make reproduce SWEEPS=grid/correct   one file of the full grid, which wants a card
 #   make reproduced   docs/reproduce.md, and what `selfkd recipes` says of it, from the results that are there
+# make docs   the reference of recipes, and the site of docs/ in site/; fails on a broken link
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 LOCK ?= locks/cpu.txt
 BIN := .venv/bin
@@ -59,6 +60,7 @@ reproduced:
 
 docs: .venv/.dev
 	$(BIN)/python -m selfkd.recipe.reference > docs/recipes.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 .venv/.engine: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "selfkd needs Python 3.11 or newer: make demo PYTHON=/path/to/python3.11")'
@@ -70,4 +72,4 @@ docs: .venv/.dev
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

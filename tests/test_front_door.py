@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import consoles
 import pytest
 from chains import RECIPE, write_prompts
 
@@ -98,7 +98,6 @@ def test_what_is_not_there_is_said(here):
 
 
 def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs/notebook.md").read_text()
     (here / "mine.py").write_text(
         "def right(completion: str, answer: str) -> float:\n    return float(completion.endswith(answer))\n"
     )
@@ -106,7 +105,7 @@ def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
         RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
     )
     monkeypatch.setattr("selfkd.chain.drive.read_machine", lambda path: selfkd.Machine(backend="fake"))
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    blocks = consoles.blocks(consoles.DOCS / "notebook.md", "python")
     scope: dict = {}
     for block in blocks:
         exec(block, scope)

@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 
+import consoles
+
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.chain.loop import walk
@@ -21,7 +23,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    return consoles.blocks(ROOT / "README.md", language)
 
 
 def test_the_recipe_and_the_reward_of_the_readme_make_a_chain(tmp_path, monkeypatch):

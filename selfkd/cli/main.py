@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import selfkd
-from selfkd.cli import answers, commands
+from selfkd.cli import answers, commands, completion
 from selfkd.cli.arguments import CHANGE, Argument, Command
 from selfkd.cli.ending import failed, ready_streams
 from selfkd.cli.table import TABLE
@@ -80,8 +80,13 @@ def _topic(topic: str) -> str:
 # ------------------------------------------------------------------------------------------------------------ the commands
 
 
-COMMANDS = {
+COMMANDS: dict[str, Command] = {
     **TABLE,
+    "completion": Command(
+        "print a script that completes words in a shell",
+        completion.of(lambda: COMMANDS),
+        Argument("shell", choices=completion.SHELLS, help="eval the output, or keep it where the shell looks for it"),
+    ),
     "help": Command(
         "explain a command or a verb",
         explain,

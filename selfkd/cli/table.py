@@ -1,4 +1,4 @@
-"""Every command but `help`: its line in the list, the function that it calls, and its arguments."""
+"""Every command but `help` and `completion`, which need the whole table: its line in the list, the function that it calls, and its arguments."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 
+import consoles
 import polars as pl
 import pytest
 from chains import RECIPE, end, go, recipe_in
@@ -20,7 +21,6 @@ from selfkd.recipe import library
 from selfkd.recipe.lint import lint, look
 from selfkd.report.verify import verify
 
-DOCS = Path(__file__).parents[2] / "docs/losses.md"
 TRAIN = "  - train: {loss: sft}\n"
 SFT = "def mine(logps, mask):\n    return -(logps * mask).sum(1)\n"
 
@@ -154,9 +154,7 @@ def mine(logps, mask, gain):
 
 
 def test_the_loss_of_the_documents_works_as_printed(tmp_path):
-    [code], [steps, distilled, labels] = (
-        re.findall(rf"```{kind}\n(.*?)```", DOCS.read_text(), re.DOTALL) for kind in ("python", "yaml")
-    )
+    [code], [steps, distilled, labels] = (consoles.blocks(consoles.DOCS / "losses.md", kind) for kind in ("python", "yaml"))
     (tmp_path / "mine.py").write_text(code)
     written = recipe_in(tmp_path, RECIPE[: RECIPE.index("steps:")] + steps, "rounds=1")
     report = lint(written)
