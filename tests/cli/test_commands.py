@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -338,12 +339,22 @@ def test_a_run_is_found_by_its_bare_name_under_runs_and_both_places_are_named_wh
     assert "nothing and runs/nothing  no run here" in said(command, "nothing", *more, code=2)
 
 
-def test_a_folder_here_is_meant_before_a_run_of_its_name(said):
-    Path("sums").mkdir()
+def test_a_damaged_run_here_is_meant_before_a_run_of_its_name_under_runs(said):
+    Path("sums/round-001").mkdir(parents=True)
     try:
         assert "sums  no run here (run.json is missing)" in said("verify", "sums", code=2)
     finally:
-        Path("sums").rmdir()
+        shutil.rmtree("sums")
+
+
+def test_the_folder_of_a_recipe_hides_no_run_of_its_name(said):
+    Path("sums").mkdir()
+    Path("sums/sums.yaml").write_text("name: sums\n")
+    try:
+        assert said("status", "sums") == said("status", "runs/sums")
+        assert "is as it was committed" in said("verify", "sums")
+    finally:
+        shutil.rmtree("sums")
 
 
 def test_a_reader_that_goes_away_is_no_failure():
