@@ -309,7 +309,9 @@ def lint(
 
         rewards += try_walk(words, allowed)
         print(*rewards.notes[-1:], *rewards.problems, sep="\n")
-    return 0 if report.ok and rewards.ok else 2
+    wrong = len(report.problems) + len(rewards.problems)
+    print(f"{recipe}  {counted(wrong, 'problem') if wrong else 'no problems'}")
+    return 2 if wrong else 0
 
 
 @contextmanager

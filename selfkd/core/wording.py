@@ -8,8 +8,12 @@ from collections.abc import Iterable, Sequence
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return " Did you mean '...'?" where one of `known` is close to `word`, else an empty text."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    return f" Did you mean '{close}'?" if (close := closest(word, known)) else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """Return the one of `known` that is close to `word`, or an empty text."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), "")
 
 
 def first_line(error: BaseException) -> str:

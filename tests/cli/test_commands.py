@@ -388,7 +388,8 @@ def test_readers_work_while_torch_ray_and_vllm_are_not_there(tmp_path):
 
 def test_lint_says_the_columns_and_accepts_a_good_recipe(said):
     text = said("lint", "sums.yaml")
-    assert "last_number" in text
+    assert text.startswith("What expressions (where, by, chosen, …) may name:\nalways\n") and "last_number" in text
+    assert text.endswith("sums.yaml  no problems\n")
 
 
 def test_lint_refuses_a_bad_recipe_with_file_and_line(said):
@@ -404,7 +405,11 @@ def test_lint_prints_what_it_finds_before_it_tries_rewards(home, monkeypatch):
     Path("wrong.yaml").write_text(RECIPE.replace("last_number = 1", "last_number"))
     assert main(["lint", "wrong.yaml"]) == 2
     at = printed.index("rewards")
-    assert "'last_number' gives a number" in "".join(printed[:at]) and printed[at + 1 :] == ["", "note: tried"]
+    assert "'last_number' gives a number" in "".join(printed[:at]) and printed[at + 1 :] == [
+        "",
+        "note: tried",
+        "wrong.yaml  1 problem",
+    ]
 
 
 def test_lint_dry_run_walks_without_leaving_anything(said):
