@@ -27,6 +27,7 @@ from selfkd.steps.check import told
 
 COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
 State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
+CUT = "/cut"  # how a measure step calls the share of answers that ended at the limit
 TAIL_BYTES = 1 << 16  # of events.jsonl: some hundreds of its last lines
 
 
@@ -39,7 +40,8 @@ class RoundSummary:
     `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else;
     `checked` what its updates were measured to be on their way; `adapters` what they learned in place of all weights. `told` are numbers that steps said of themselves, as a judge does, by
     step/number; `warnings` what they warned of. `filters` say what was kept is worth by gold that did not choose it;
-    `apart` how far engine and trainer were from each other where an update began.
+    `apart` how far engine and trainer were from each other where an update began. `cut` is the share of measured answers that ended at
+    the limit, by split.
     """
 
     index: int
@@ -61,6 +63,7 @@ class RoundSummary:
     warnings: Sequence[str] = ()
     filters: Sequence[Filtering] = ()
     apart: Sequence[str] = ()
+    cut: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
         + [found["alarm"] for found in apart.values() if "alarm" in found],
         apart=[f"{step}: {agreement.told(found)}" for step, found in apart.items()],
         filters=filtering.recorded(seal.notes),
+        cut={name.removesuffix(CUT): share for name, share in seal.metrics.items() if name.endswith(CUT) and share is not None},
     )
 
 
