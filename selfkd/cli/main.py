@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import selfkd
 from selfkd.cli import commands, exporting, starting, sweeping
-from selfkd.core.wording import did_you_mean
+from selfkd.core.wording import did_you_mean, way_out_of
 from selfkd.errors import STOPPED, SelfkdError, Stopped, UsageError
 
 COLLECT_AFTER = 50_000  # objects; what a command imports lives on, and Python's 700 looks through it again and again
@@ -426,7 +426,7 @@ def _failed(error: Exception) -> int:
     if isinstance(error, SelfkdError):
         lines, code = [str(error), *notes], error.code
     else:
-        lines, code = [_first_line(error), *(notes or ["SELFKD_DEBUG=1 shows where this comes from."])], 1
+        lines, code = [_first_line(error), *(notes or [way_out_of(error)])], 1
     commands.say("\n".join(lines))
     return code
 

@@ -1,8 +1,9 @@
-"""Words that several messages share: a likely spelling, the first line of an error. The only user of difflib."""
+"""Words that several messages share: a likely spelling, the first line of an error, what to do about it. The only user of difflib."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -19,6 +20,16 @@ def closest(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of the error's text, or its type where it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def way_out_of(error: Exception) -> str:
+    """Return what a person can do about an error of somebody else."""
+    number = getattr(error, "errno", None)
+    if isinstance(error, PermissionError) or number == errno.EROFS:
+        return "    This account may not read or write there. Runs can lie elsewhere: --runs DIR"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "    Free some disk and repeat the command; runs can lie elsewhere: --runs DIR"
+    return "SELFKD_DEBUG=1 shows where this comes from."
 
 
 def counted(number: int, thing: str) -> str:
