@@ -238,7 +238,15 @@ def find_run(given: Path, runs: Path) -> Path:
         return given
     if Paths(runs / given).info.is_file():
         return runs / given
-    raise UsageError("no run here (run.json is missing)", f"{given} and {runs / given}", "List the runs: selfkd status")
+    raise no_run(runs / given, f"{given} and {runs / given}")
+
+
+def no_run(folder: Path, where: str = "") -> UsageError:
+    """Return the error that a folder holds no run; that of a sweep holds several."""
+    if runs_under(folder):
+        fix = f"Its runs: selfkd status --runs {folder}. All together: selfkd compare {folder}"
+        return UsageError("holds runs, and is none", str(folder), fix)
+    return UsageError("no run here (run.json is missing)", where or str(folder), "List the runs: selfkd status")
 
 
 def runs_under(folder: Path) -> list[Path]:

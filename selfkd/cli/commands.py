@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfkd.chain.paths import find_run, runs_under
+from selfkd.chain.paths import find_run, no_run, runs_under
 from selfkd.core.files import NAME, as_typed
 from selfkd.core.wording import counted
 from selfkd.errors import Stopped, UsageError
@@ -244,8 +244,7 @@ def verify(run: Path, quick: bool) -> int:
 
     run = find_run(run, RUNS)
     if not (run / "run.json").is_file():
-        fix = f"List the runs: {command_line('status')}"
-        raise UsageError("no run here (run.json is missing)", str(run), fix)
+        raise no_run(run)
     began = time.monotonic()
     found = check_run(run, quick)
     for path in found.pruned:

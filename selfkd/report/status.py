@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from selfkd.chain import agreement, filtering, measured, records, steering
 from selfkd.chain.measured import Measured
-from selfkd.chain.paths import Paths
+from selfkd.chain.paths import Paths, no_run
 from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.filters import Filtering
 from selfkd.core.lease import holder
-from selfkd.errors import SelfkdError, UsageError
+from selfkd.errors import SelfkdError
 from selfkd.recipe.schema import Best, Stop
 from selfkd.report import adapters
 from selfkd.steps import STAGES
@@ -129,8 +129,7 @@ def read_or_reason(folder: Path) -> Status | SelfkdError:
 def info_of(paths: Paths) -> Info:
     """Return what was fixed when the run was created; raise UsageError where there is no run."""
     if not paths.info.is_file():
-        fix = "List the runs of a folder: selfkd status --runs runs"
-        raise UsageError("no run here (run.json is missing)", str(paths.folder), fix)
+        raise no_run(paths.folder)
     return records.read(paths.info, Info, unchanged=False)
 
 

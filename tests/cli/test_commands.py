@@ -347,6 +347,18 @@ def test_a_damaged_run_here_is_meant_before_a_run_of_its_name_under_runs(said):
         shutil.rmtree("sums")
 
 
+@pytest.mark.parametrize("command", ["status", "verify", "show", "resume"])
+@pytest.mark.parametrize("name", ["both", "runs/both"])
+def test_the_folder_of_a_sweep_says_that_it_holds_runs(said, name, command):
+    Path("runs/both/one").mkdir(parents=True, exist_ok=True)
+    Path("runs/both/one/run.json").write_text("{}")
+    try:
+        text = said(command, name, code=2)
+        assert text.startswith("runs/both  holds runs, and is none\n") and "selfkd compare runs/both" in text
+    finally:
+        shutil.rmtree("runs/both")
+
+
 def test_the_folder_of_a_recipe_hides_no_run_of_its_name(said):
     Path("sums").mkdir()
     Path("sums/sums.yaml").write_text("name: sums\n")
