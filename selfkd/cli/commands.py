@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from selfkd.report.status import Status
 
 RUNS = Path("runs")
+RECIPES_LEGEND = (
+    "compared: with others in a sweep (docs/reproduce.md); only walked: its steps, with a scripted model; not tried: neither.\n"
+    "What [C] and other marks mean says the head of the file: selfkd cp NAME DIR"
+)
 
 
 # -------------------------------------------------------------------------------------------------------- run and resume
@@ -359,6 +363,7 @@ def recipes() -> int:
         print(f"{one.name:<{width}}  {one.title}")
         if said := one.sentence():
             print(f"{'':<{width}}  {said}")
+    print(f"\n{RECIPES_LEGEND}")
     return 0
 
 
