@@ -154,6 +154,11 @@ class Paths:
         """Whether anything was committed, or computed that a commit may rest on."""
         return bool(self.numerics.exists() or self.amendments() or any(names.holds_records for names in self.rounds()))
 
+    @property
+    def was_a_run(self) -> bool:
+        """Whether anything here is of a run, be its `run.json` lost."""
+        return self.info.exists() or self.resolved.exists() or self.leases.exists() or bool(self.rounds())
+
     def round(self, index: int) -> RoundPaths:
         return RoundPaths(self.folder / f"round-{index:03d}", index)
 
@@ -226,14 +231,22 @@ def _by_number(folder: Path, pattern: str) -> list[Path]:
 def find_run(given: Path, runs: Path) -> Path:
     """Return the folder of a run that a person named, by its path or by its bare name under `runs`.
 
-    A folder of that name here is what is meant, also where it holds no run: another one must not be read in its place.
-    UsageError names both places where the run is in neither.
+    A folder of that name here that is a run, or was one, is what is meant: another one must not be read in its place. One that
+    never was, such as the folder of the recipe, is not. UsageError names both places where the run is in neither.
     """
-    if given.exists() or given.is_absolute() or len(given.parts) != 1:
+    if given.is_absolute() or len(given.parts) != 1 or Paths(given).was_a_run:
         return given
     if Paths(runs / given).info.is_file():
         return runs / given
-    raise UsageError("no run here (run.json is missing)", f"{given} and {runs / given}", "List the runs: selfkd status")
+    raise no_run(runs / given, f"{given} and {runs / given}")
+
+
+def no_run(folder: Path, where: str = "") -> UsageError:
+    """Return the error that a folder holds no run; that of a sweep holds several."""
+    if runs_under(folder):
+        fix = f"Its runs: selfkd status --runs {folder}. All together: selfkd compare {folder}"
+        return UsageError("holds runs, and is none", str(folder), fix)
+    return UsageError("no run here (run.json is missing)", where or str(folder), "List the runs: selfkd status")
 
 
 def runs_under(folder: Path) -> list[Path]:

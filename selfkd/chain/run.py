@@ -21,7 +21,7 @@ from selfkd.chain.commit import generated_in
 from selfkd.chain.computers import Computers
 from selfkd.chain.freeze import begin_anew, create, edited_prompts
 from selfkd.chain.models import known_models
-from selfkd.chain.paths import Paths
+from selfkd.chain.paths import Paths, no_run
 from selfkd.chain.records import CodeEntry, Commit, Info, Seal
 from selfkd.chain.trust import Trust
 from selfkd.core import storage
@@ -90,7 +90,7 @@ class Run:
         """Open an existing run with its own recipe; works on a folder that was moved. UsageError where there is none."""
         paths = Paths(folder)
         if not paths.info.is_file():
-            raise UsageError("no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
+            raise no_run(folder)
         info = records.read(paths.info, Info)
         recipe = frozen(dict(standing.in_force(paths, info).recipe), folder)
         recipe = recipe.model_copy(update={"model": Origin(**info.model)})  # found where the recipe lay, not where we are now

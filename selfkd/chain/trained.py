@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selfkd.chain import records
-from selfkd.chain.paths import Paths
+from selfkd.chain.paths import Paths, no_run
 from selfkd.chain.records import Commit, Seal
 from selfkd.errors import UsageError
 
@@ -19,7 +19,7 @@ def steps_taken(folder: Path) -> list[int]:
     """
     paths = Paths(folder)
     if not paths.info.is_file():
-        raise UsageError("no run here (run.json is missing)", str(folder), "List the runs: selfkd status")
+        raise no_run(folder)
     found = []
     for names in paths.rounds():
         if names.index and names.seal.is_file():

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from selfkd.chain.paths import find_run, runs_under
+from selfkd.chain.paths import find_run, no_run, runs_under
 from selfkd.cli import answers
 from selfkd.core.files import NAME, as_typed
 from selfkd.core.wording import counted
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from selfkd.report.status import Status
 
 RUNS = Path("runs")
+RECIPES_LEGEND = (
+    "compared: with others in a sweep (docs/reproduce.md); only walked: its steps, with a scripted model; not tried: neither.\n"
+    "What [C] and other marks mean says the head of the file: selfkd cp NAME DIR"
+)
 
 
 # -------------------------------------------------------------------------------------------------------- run and resume
@@ -246,8 +250,7 @@ def verify(run: Path, quick: bool, data: bool, as_json: bool = False) -> int:
 
     run = find_run(run, RUNS)
     if not (run / "run.json").is_file():
-        fix = f"List the runs: {command_line('status')}"
-        raise UsageError("no run here (run.json is missing)", str(run), fix)
+        raise no_run(run)
     began = time.monotonic()
     found = check_run(run, quick, data)
     if as_json:
@@ -323,8 +326,12 @@ def lint(
 
         rewards += try_walk(words, allowed)
         tell_person(*rewards.notes[-1:], *rewards.problems)
-    code = 0 if report.ok and rewards.ok else 2
-    return answers.told("lint", {"note": which, **answers.plain(report + rewards)}, code) if as_json else code
+    wrong = len(report.problems) + len(rewards.problems)
+    code = 2 if wrong else 0
+    if as_json:
+        return answers.told("lint", {"note": which, **answers.plain(report + rewards)}, code)
+    print(f"{recipe}  {counted(wrong, 'problem') if wrong else 'no problems'}")
+    return code
 
 
 @contextmanager
@@ -380,6 +387,7 @@ def recipes(as_json: bool = False) -> int:
         print(f"{one.name:<{width}}  {one.title}")
         if said := one.sentence():
             print(f"{'':<{width}}  {said}")
+    print(f"\n{RECIPES_LEGEND}")
     return 0
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from selfkd.cli import answers, commands
+from selfkd.core.wording import way_out_of
 from selfkd.errors import SelfkdError
 
 
@@ -32,7 +33,7 @@ def failed(error: Exception, as_json_of: str = "") -> int:
     if isinstance(error, SelfkdError):
         lines, code = [str(error), *notes], error.code
     else:
-        lines, code = [_first_line(error), *(notes or ["SELFKD_DEBUG=1 shows where this comes from."])], 1
+        lines, code = [_first_line(error), *(notes or [way_out_of(error)])], 1
     commands.say("\n".join(lines))
     return code
 

@@ -77,7 +77,8 @@ class Report:
             f"{name}\n    " + "\n    ".join(f"{table}: {', '.join(names)}" for table, names in seen.items() if names)
             for name, seen in self.columns
         ]
-        return "\n".join([*shown, *(f"note: {note}" for note in self.notes), *self.problems])
+        head = ["What expressions (where, by, chosen, …) may name:"] if shown else []
+        return "\n".join([*head, *shown, *(f"note: {note}" for note in self.notes), *self.problems])
 
 
 def lint(recipe: Recipe | str | Path, hub: bool = False, environment: Sequence[str] = ()) -> Report:

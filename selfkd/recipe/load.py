@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from selfkd.core import yamlfile
 from selfkd.core.files import as_typed, builtin_folder
-from selfkd.core.wording import did_you_mean
+from selfkd.core.wording import closest
 from selfkd.core.yamlfile import Node, Problems
 from selfkd.errors import RecipeError, UsageError
 from selfkd.prompts.read import source_kind
@@ -117,12 +117,19 @@ def locate(name: str) -> Path:
     for home in homes:
         if (home / file).is_file():
             return home / file
-    known = sorted({path.stem for home in homes[1::2] for path in home.glob("*.yaml")})
-    raise UsageError(
-        f"no recipe '{name}'.{did_you_mean(file.stem, known)}",
-        "",
-        f"Shipped: {', '.join(known)}; or give a path to a .yaml file.",
-    )
+    fix = "selfkd recipes lists the shipped ones; or give a path to a .yaml file."
+    raise UsageError(f"no recipe '{name}'.{_meant(Path(name), file, homes)}", "", fix)
+
+
+def _meant(given: Path, file: Path, homes: Sequence[Path]) -> str:
+    """Return which recipe is likely meant: that of the folder that was named, else one of a like name, beside that path or known."""
+    inside = sorted(given.glob("*.y*ml")) if given.is_dir() else []
+    own = [path for path in inside if path.stem == given.name] or inside
+    if len(own) == 1:
+        return f" Did you mean '{own[0]}'?"
+    known = {path.stem: path.stem for home in homes[1::2] for path in home.glob("*.yaml")}
+    known |= {path.stem: str(path) for path in file.parent.glob("*.y*ml")}
+    return f" Did you mean '{known[stem]}'?" if (stem := closest(file.stem, known)) else ""
 
 
 def hidden(name: str) -> str:

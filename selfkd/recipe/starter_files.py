@@ -14,6 +14,9 @@ from selfkd.recipe.starter import NUMBER, Found, Kind, Row
 REWARD, TEMPLATE = "reward.py", "examples.j2"
 TOKEN_CHARS = 3.0  # of a token, at the least that is usual: room is planned by it
 LEAST_TOKENS, MOST_TOKENS = 32, 512  # of an answer
+MEASURED_TOKENS = (
+    256  # at the least: the untouched model talks at length, and cut before its answer it would look worse than it is
+)
 LEAST_CONTEXT = 512
 TAKEN = 128  # prompts of a round
 SCORES: Mapping[Kind, str] = {"number": "right", "choice": "right", "short": "right", "text": "overlap", "code": "code_tests"}
@@ -185,7 +188,9 @@ def recipe_text(found: Found, name: str, model: str) -> str:
     tokens = MOST_TOKENS if found.kind in ("text", "code") else tokens
     shown = sum(len(row.question) + len(row.answer or "") for row in found.examples)
     asked = max(len(row.question) for row in found.rows)
-    context = max(LEAST_CONTEXT, _round_up((asked + shown) / TOKEN_CHARS + 64 + tokens, 256))
+    measured = max(MEASURED_TOKENS, tokens)
+    room = max(shown / TOKEN_CHARS + tokens, measured)
+    context = max(LEAST_CONTEXT, _round_up(asked / TOKEN_CHARS + 64 + room, 256))
     reward, score = function_of(found.kind), SCORES[found.kind]
     graded = found.kind in ("text", "code")
     where = f"{score} = max({score}) AND {score} > mean({score})" if graded else f"{score} = 1 AND finish_reason = 'stop'"
@@ -223,7 +228,7 @@ steps:
   - score: {reward}
   - select: {{where: "{where}", per_prompt: {per_prompt}}}
   - train: {{loss: sft, trl: {{learning_rate: [5e-5, 1e-5], num_train_epochs: [2, 1]}}}}  # smaller steps once the form is learned
-  - measure: {{reward: {reward}, max_tokens: {tokens}}}
+  - measure: {{reward: {reward}, max_tokens: {measured}}}{"  # room for the untouched model, which was shown no short answers" if measured > tokens else ""}
 """
 
 

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from selfkd.chain import agreement, filtering, measured, records, steering
 from selfkd.chain.measured import Measured
-from selfkd.chain.paths import Paths
+from selfkd.chain.paths import Paths, no_run
 from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.core.filters import Filtering
 from selfkd.core.lease import holder
-from selfkd.errors import SelfkdError, UsageError
+from selfkd.errors import SelfkdError
 from selfkd.recipe.load import frozen
 from selfkd.recipe.schema import Best, Stop
 from selfkd.report import adapters
@@ -28,6 +28,7 @@ from selfkd.steps.check import told
 
 COLUMNS = (*STAGES, "other")  # of the seconds, in the order of the table
 State = Literal["new", "running", "done", "stopped", "failed", "interrupted"]
+CUT = "/cut"  # how a measure step calls the share of answers that ended at the limit
 TAIL_BYTES = 1 << 16  # of events.jsonl: some hundreds of its last lines
 
 
@@ -40,7 +41,8 @@ class RoundSummary:
     `unproved` says why a swap of weights could not be proved; `moved` what it was made with, where the run began with something else;
     `checked` what its updates were measured to be on their way; `adapters` what they learned in place of all weights. `told` are numbers that steps said of themselves, as a judge does, by
     step/number; `warnings` what they warned of. `filters` say what was kept is worth by gold that did not choose it;
-    `apart` how far engine and trainer were from each other where an update began.
+    `apart` how far engine and trainer were from each other where an update began. `cut` is the share of measured answers that ended at
+    the limit, by split.
     """
 
     index: int
@@ -62,6 +64,7 @@ class RoundSummary:
     warnings: Sequence[str] = ()
     filters: Sequence[Filtering] = ()
     apart: Sequence[str] = ()
+    cut: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,7 @@ def read_or_reason(folder: Path) -> Status | SelfkdError:
 def info_of(paths: Paths) -> Info:
     """Return what was fixed when the run was created; raise UsageError where there is no run."""
     if not paths.info.is_file():
-        fix = "List the runs of a folder: selfkd status --runs runs"
-        raise UsageError("no run here (run.json is missing)", str(paths.folder), fix)
+        raise no_run(paths.folder)
     return records.read(paths.info, Info, unchanged=False)
 
 
@@ -209,6 +211,7 @@ def _summary(paths: Paths, seal: Seal, commits: Sequence[Commit]) -> RoundSummar
         + [found["alarm"] for found in apart.values() if "alarm" in found],
         apart=[f"{step}: {agreement.told(found)}" for step, found in apart.items()],
         filters=filtering.recorded(seal.notes),
+        cut={name.removesuffix(CUT): share for name, share in seal.metrics.items() if name.endswith(CUT) and share is not None},
     )
 
 

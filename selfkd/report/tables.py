@@ -26,6 +26,7 @@ LEGEND = "[ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no s
 BAR_WIDTH = 20  # characters
 UPDATE = "steps"  # the unit of a training's progress
 LOW_SURVIVAL = 0.5  # below this share of an update in the engine, most of what was learned is not served
+MUCH_CUT = 0.1  # above this share of answers cut at the limit, a change may be one of length
 SHOWN_SECONDS = 0.5  # a stage that took less is left out of a round's line
 
 
@@ -173,6 +174,7 @@ def lines_of(state: Status) -> list[Text]:
     lines += [Text(f"{_round_name(summary.index)}, {said}") for summary in state.rounds for said in summary.checked]
     lines += [Text(said) for said in adapters.lines([(summary.index, summary.adapters) for summary in state.rounds])]
     lines += [_split_line(state.rounds, split) for split in sorted(splits - {state.split})]
+    lines += [line for split in sorted(splits) for line in _cut_line(state.rounds, split)]
     lines += [line for summary in state.rounds for line in _told_lines(summary)]
     for summary in state.rounds:
         said = [*summary.apart, *filters.lines(summary.filters)]
@@ -185,6 +187,16 @@ def _split_line(rounds: Sequence[RoundSummary], split: str) -> Text:
     values = [(_round_name(summary.index), summary.measured[split]) for summary in rounds if split in summary.measured]
     shown = [f"{name} {mean_text(value)} {against_base(value, percent_of([value]))}".rstrip() for name, value in values]
     return Text(f"{_titled(split, values[0][1])}: " + "  →  ".join(shown))
+
+
+def _cut_line(rounds: Sequence[RoundSummary], split: str) -> Iterator[Text]:
+    """Yield 'dev: 80 % of answers were cut … at the base, 0 % at round 2' where that is so much at one end that figures rest on it."""
+    known = [summary for summary in rounds if split in summary.cut]
+    ends = [known[0], known[-1]] if len(known) > 1 else known
+    if any(summary.cut[split] > MUCH_CUT for summary in ends):
+        shares = ", ".join(f"{_round_name(summary.index)} {100 * summary.cut[split]:.0f} %" for summary in ends)
+        said = f"{split}: answers cut at max_tokens of the measure step: {shares}; they are scored as they stand, so figures may tell of length"
+        yield Text(said, "yellow")
 
 
 def _told_lines(summary: RoundSummary) -> Iterator[Text]:

@@ -173,16 +173,21 @@ def _forms_taken(function: Function, rows: Sequence[Row], timeout: float) -> tup
     """Return the forms in which half of the answers or more pass, and an answer that does not though it does in another form."""
     stated = [(row, form) for row in rows for form in restate.forms(str(row["answer"]))]
     results = _scored(function, [(row, form.format(row["answer"])) for row, form in stated], timeout)
-    passed = [(row["id"], form) for (row, form), result in zip(stated, results, strict=True) if _passes(result)]
+    tried = [(row, form, result) for (row, form), result in zip(stated, results, strict=True)]
+    passed = [(row["id"], form) for row, form, result in tried if _passes(result)]
     taken = Counter(form for _, form in passed)
     forms = tuple(form for form in restate.ALL if taken[form] * 2 >= sum(form == one for _, one in stated) > 0)
     some = {name for name, _ in passed}
     left_out = (
-        f"{form.format(row['answer'])!r} where the answer is {row['answer']!r}"
-        for row, form in stated
+        f"{form.format(row['answer'])!r} where the answer is {row['answer']!r}{_by_failing(function, result)}"
+        for row, form, result in tried
         if form in forms and row["id"] in some and (row["id"], form) not in passed
     )
     return forms, next(left_out, "")
+
+
+def _by_failing(function: Function, result: Result) -> str:
+    return f", on which it failed: {told(function.name, result[1])}" if unscored(*result) else ""
 
 
 def _failures(function: Function, rows: Sequence[Row], forms: Sequence[str], timeout: float) -> list[tuple[Row, Result, bool]]:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -338,12 +339,34 @@ def test_a_run_is_found_by_its_bare_name_under_runs_and_both_places_are_named_wh
     assert "nothing and runs/nothing  no run here" in said(command, "nothing", *more, code=2)
 
 
-def test_a_folder_here_is_meant_before_a_run_of_its_name(said):
-    Path("sums").mkdir()
+def test_a_damaged_run_here_is_meant_before_a_run_of_its_name_under_runs(said):
+    Path("sums/round-001").mkdir(parents=True)
     try:
         assert "sums  no run here (run.json is missing)" in said("verify", "sums", code=2)
     finally:
-        Path("sums").rmdir()
+        shutil.rmtree("sums")
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "show", "resume"])
+@pytest.mark.parametrize("name", ["both", "runs/both"])
+def test_the_folder_of_a_sweep_says_that_it_holds_runs(said, name, command):
+    Path("runs/both/one").mkdir(parents=True, exist_ok=True)
+    Path("runs/both/one/run.json").write_text("{}")
+    try:
+        text = said(command, name, code=2)
+        assert text.startswith("runs/both  holds runs, and is none\n") and "selfkd compare runs/both" in text
+    finally:
+        shutil.rmtree("runs/both")
+
+
+def test_the_folder_of_a_recipe_hides_no_run_of_its_name(said):
+    Path("sums").mkdir()
+    Path("sums/sums.yaml").write_text("name: sums\n")
+    try:
+        assert said("status", "sums") == said("status", "runs/sums")
+        assert "is as it was committed" in said("verify", "sums")
+    finally:
+        shutil.rmtree("sums")
 
 
 def test_a_reader_that_goes_away_is_no_failure():
@@ -377,7 +400,8 @@ def test_readers_work_while_torch_ray_and_vllm_are_not_there(tmp_path):
 
 def test_lint_says_the_columns_and_accepts_a_good_recipe(said):
     text = said("lint", "sums.yaml")
-    assert "last_number" in text
+    assert text.startswith("What expressions (where, by, chosen, …) may name:\nalways\n") and "last_number" in text
+    assert text.endswith("sums.yaml  no problems\n")
 
 
 def test_lint_refuses_a_bad_recipe_with_file_and_line(said):
@@ -393,7 +417,11 @@ def test_lint_prints_what_it_finds_before_it_tries_rewards(home, monkeypatch):
     Path("wrong.yaml").write_text(RECIPE.replace("last_number = 1", "last_number"))
     assert main(["lint", "wrong.yaml"]) == 2
     at = printed.index("rewards")
-    assert "'last_number' gives a number" in "".join(printed[:at]) and printed[at + 1 :] == ["", "note: tried"]
+    assert "'last_number' gives a number" in "".join(printed[:at]) and printed[at + 1 :] == [
+        "",
+        "note: tried",
+        "wrong.yaml  1 problem",
+    ]
 
 
 def test_lint_dry_run_walks_without_leaving_anything(said):
@@ -404,7 +432,9 @@ def test_lint_dry_run_walks_without_leaving_anything(said):
 
 def test_recipes_lists_each_shipped_recipe_with_its_first_line_and_what_it_needs(said):
     shipped = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
-    lines = said("recipes").splitlines()
+    text, _, legend = said("recipes").rpartition("\n\n")
+    lines = text.splitlines()
+    assert "only walked: " in legend
     assert [line.split()[0] for line in lines[::2]] == [path.stem for path in shipped]
     assert all(len(line.split()) > 3 for line in lines) and all(" needs " in line for line in lines[1::2])
 

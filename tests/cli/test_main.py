@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,20 @@ def test_a_recipe_that_hides_a_shipped_one_is_named(said, command):
     Path("quickstart.yaml").rename("star.yaml")
     assert said(name, "star", *flags).startswith(line)
     assert line not in said(name, "star.yaml", *flags)
+
+
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [("EACCES", "may not read or write there"), ("EROFS", "Runs can lie elsewhere: --runs DIR"), ("ENOSPC", "Free some disk")],
+)
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(monkeypatch, capsys, number, way_out):
+    def refused(*_):
+        raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)), "there")
+
+    monkeypatch.setattr("selfkd.recipe.library.copy", refused)
+    assert main(["cp", "quickstart", "there"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("there  ") and way_out in said and "SELFKD_DEBUG" not in said
 
 
 def test_resume_says_which_command_takes_a_change(said):

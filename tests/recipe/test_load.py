@@ -246,6 +246,14 @@ def test_a_name_that_is_no_recipe_suggests_one():
         load("quikstart")
 
 
+@pytest.mark.parametrize("name", ["own", "own/owm.yaml", "own/own.yml"])
+def test_a_folder_or_a_path_that_is_no_recipe_suggests_the_one_that_lies_there(name):
+    Path("own").mkdir()
+    Path("own/own.yaml").write_text(HEAD)
+    with pytest.raises(UsageError, match=f"no recipe '{name}'. Did you mean 'own/own.yaml'"):
+        load(name)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

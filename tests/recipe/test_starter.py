@@ -61,6 +61,13 @@ def test_what_is_made_of_a_file_lints_and_walks_as_written(tmp_path: Path, rows:
     assert not walked.problems, walked.problems
 
 
+def test_the_untouched_model_is_measured_with_room_to_talk_where_the_taught_one_answers_in_a_word(tmp_path: Path) -> None:
+    assert main(["init", str(written(tmp_path, SUMS)), str(tmp_path / "mine"), "--model", "fake"]) == 0
+    recipe = load(str(tmp_path / "mine" / "mine.yaml"))
+    sample, measure = recipe.steps[0].at(1), recipe.steps[-1].at(1)
+    assert (sample.max_tokens, measure.max_tokens) == (32, 256)  # type: ignore[attr-defined]
+
+
 def test_equal_questions_stand_in_one_split_once_and_examples_in_none(tmp_path: Path) -> None:
     found = look(written(tmp_path, [*SUMS, *SUMS[:9]]))
     questions = [row.question for row in found.rows]

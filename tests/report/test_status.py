@@ -267,6 +267,17 @@ def test_an_update_that_mostly_vanished_is_shown_and_warned_about(tmp_path):
     assert "round 1: only 30% of the update reaches the engine" in printed(status.read(run.folder))
 
 
+def test_answers_that_were_cut_are_told_where_they_are_many_at_one_end(done):
+    state = status.read(done)
+    assert set(state.rounds[0].cut) == {"dev"} and "cut at max_tokens" not in printed(state)
+    rounds = [replace(row, cut={"dev": 0.8 if row.index == 0 else 0.0}) for row in state.rounds]
+    assert "dev: answers cut at max_tokens of the measure step: base 80 %, round 2 0 %;" in printed(
+        replace(state, rounds=rounds)
+    )
+    few = [replace(row, cut={"dev": 0.1}) for row in state.rounds]
+    assert "cut at max_tokens" not in printed(replace(state, rounds=few))
+
+
 def test_a_round_that_was_rolled_back_says_why(tmp_path):
     run = go(recipe_in(tmp_path, RECIPE + "keep_if: dev_last_number > 2\n"), tmp_path / "run")
     state = status.read(run.folder)

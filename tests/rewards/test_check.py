@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from scoring import Write, results, row, write
@@ -62,6 +63,12 @@ def test_a_gold_answer_that_fails_in_a_form_which_the_others_pass_is_named(write
     source = "def f(completion, answer): return answer in completion and (answer != '7' or 'boxed' not in completion)"
     found = check_gold(write(source), gold_rows("1", "7", "9"))
     assert found.passed == 3 and found.uneven == r"'so \\boxed{7}.' where the answer is '7'"
+
+
+def test_a_form_in_which_the_reward_raised_says_so_with_its_line(write: Write) -> None:
+    source = "def f(completion, answer):\n    assert answer != '7' or 'boxed' not in completion, 'a box'\n    return answer in completion"
+    found = check_gold(write(source), gold_rows("1", "7", "9"))
+    assert re.search(r"the answer is '7', on which it failed: f \(\w+\.py:2\): AssertionError: a box$", found.uneven)
 
 
 def test_a_near_miss_that_a_reward_accepts_is_named_with_the_answer(write: Write) -> None:
