@@ -80,7 +80,7 @@ def test_a_reading_command_answers_in_the_one_shape(told, name, monkeypatch):
 
 
 def test_every_command_either_answers_in_json_or_reads_nothing():
-    silent = {"init", "resume", "export", "track", "fork", "cp", "help"}
+    silent = {"init", "resume", "export", "report", "track", "fork", "completion", "cp", "help"}
     assert {name for name in COMMANDS if answers.FLAG in _parser(name)._option_string_actions} == set(COMMANDS) - silent
     assert set(READERS) == set(COMMANDS) - silent
 

@@ -108,10 +108,10 @@ def test_a_shipped_template_renders_from_a_prompt_alone_a_sample_or_two(path: Pa
     names = ("prompt", "of", "other") if "other." in path.read_text() else ("prompt", "of")  # of a comparison
     assert templates.problems(str(path), [], names) == []
     asked = [{"role": "user", "content": "What is 6 x 7? Marks?"}]
-    sample = {"text": "It is 42.", "answer": "42", "last_number": 1.0, "teacher_messages": asked}
+    sample = {"text": "It is 42.", "answer": "42", "last_number": 1.0, "error": 2.0, "teacher_messages": asked}
     shown = {name: sample for name in names[1:]}
     text = templates.load(str(path), []).render(prompt=prompt(passage="A passage.", solution="6 x 7 = 42."), **shown)
-    assert "6 x 7?" in text and "{" not in text
+    assert ("6 x 7?" in text or sample["text"] in text) and "{" not in text
 
 
 # ---- turns ----

@@ -73,5 +73,5 @@ def test_a_template_of_the_source_is_not_shown_what_is_left_out():
     with_template = STEPS.replace(
         "prompt: question}\n  dev", "prompt: question, template: '{{ prompt.text }} {{ answer }}'}\n  dev"
     )
-    [problem] = lint(load(written("transductive: true\n" + with_template))).problems
-    assert "answer" in problem and "prompts.train" in problem
+    problems = lint(load(written("transductive: true\n" + with_template))).problems
+    assert problems and all("answer" in one and "prompts.train" in one for one in problems)
