@@ -21,10 +21,11 @@ from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.chain.run import Run
 from selfkd.chain.standing import Standing
 from selfkd.core import storage
-from selfkd.errors import UsageError
+from selfkd.errors import ChainError, UsageError
 from selfkd.recipe.load import changed
 from selfkd.recipe.schema import Recipe
 
+REFUSED = "Nothing was made. Fork after an earlier round, give the new run more rounds (rounds=N), or leave that change out."
 OWN = ("logs", "leases", "tmp", "updates")  # of one run: who drove it, and what is in progress
 
 
@@ -46,9 +47,13 @@ def fork(source: Path, into: Path, after: int, overrides: Sequence[str] = ()) ->
     Code stays as it was frozen; what an override names anew is looked for in the working directory. UsageError where `into` is there, the
     round is not sealed, or its weights are gone; ChainError for a change on which the earlier rounds rest.
     """
-    if into.exists():
+    if os.path.lexists(into):  # a link to nothing, too
         raise UsageError("is there already", str(into), "Give the new run another name: --name X")
     old = Run.at(source)
+    if old.folder.resolve() in into.absolute().resolve().parents:
+        raise UsageError(
+            "lies inside the run that it would be made of", str(into), "A run holds no other: name a folder beside it."
+        )
     seal = _seal(old, after)
     into.absolute().parent.mkdir(parents=True, exist_ok=True)
     draft = Paths(storage.temporary(into.absolute().parent, f"-{into.name}"))
@@ -58,6 +63,9 @@ def fork(source: Path, into: Path, after: int, overrides: Sequence[str] = ()) ->
         alike = _kept_steps(draft, recipe, after + 1)
         said = _amended(draft, recipe, old)
         storage.adopt(draft.folder, into.absolute())
+    except ChainError as error:  # speaks of the draft, as if a run lay there
+        where = error.where.replace(str(draft.folder), str(into)).replace(draft.folder.name, into.name)
+        raise ChainError(error.what, where, REFUSED) from None
     finally:
         shutil.rmtree(draft.folder, ignore_errors=True)
     return Forked(into, after, [one.step for one in alike], made, said)

@@ -119,6 +119,26 @@ def test_a_round_whose_weights_were_taken_away_is_refused_with_those_that_are_th
     assert "Rounds whose weights are there: 0, 3" in str(refused.value)
 
 
+@pytest.mark.parametrize(("after", "words"), [(2, ["rounds=1"]), (3, ["select.per_prompt=1"]), (1, ["seed=4"])])
+def test_what_cannot_be_changed_is_said_of_the_new_run_and_not_of_its_draft(
+    old: Run, tmp_path: Path, after: int, words: list[str]
+) -> None:
+    into = tmp_path / "runs" / "new"
+    with pytest.raises(ChainError) as refused:
+        fork(old.folder, into, after, words)
+    said = str(refused.value)
+    assert str(into) in said and "-new" not in said and "selfkd resume" not in said and "Nothing was made" in said
+
+
+def test_a_run_is_not_forked_into_itself_nor_over_a_link_to_nothing(old: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lies inside the run"):
+        fork(old.folder, old.folder / "more" / "new", 1)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="is there already"):
+        fork(old.folder, tmp_path / "runs" / "link", 1)
+    assert not (old.folder / "more").exists()
+
+
 def test_a_name_that_is_taken_is_refused(old: Run, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is there already"):
         fork(old.folder, old.folder, 1)
