@@ -159,7 +159,7 @@ class Walk:
 def _from_tables(step: Step) -> bool:
     """Whether a step reads tables and nothing else. Of a training step that builds plain rows, these are."""
     if isinstance(step, ScoreStep):
-        return step.value is not None or step.elo is not None
+        return bool(step.value or step.elo or step.shuffled)
     return step.verb in FROM_TABLES or isinstance(step, TrainStep)
 
 

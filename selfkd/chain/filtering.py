@@ -6,6 +6,7 @@ It is worked out when a round is sealed, stands in the notes of its seal, outsid
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,9 @@ from selfkd.chain.ways import rewards_of
 from selfkd.core import views
 from selfkd.core.filters import Filtering, filtering
 from selfkd.core.pool import Pool
+from selfkd.errors import SelfkdError
 from selfkd.recipe.anchors import Find, reads_gold
+from selfkd.rewards.find import definition, parameters
 from selfkd.steps.step import several
 
 CHOOSING = (
@@ -41,9 +44,10 @@ def recorded(notes: Mapping[str, Any]) -> list[Filtering]:
 def filters(paths: Paths, made: Sequence[Commit], find: Find, gold: str | None = None) -> list[Filtering]:
     """Return what a round's filter is worth by each score that reads gold and that it does not choose by; `gold` names one instead."""
     inside = [one for one in made if not one.outside]
-    pool = sum((commits.own_pool_of(paths, one) for one in inside), Pool())
+    pools = [commits.own_pool_of(paths, one) for one in inside]
+    pool = sum(pools, Pool())
     known = views.score_names(pool)
-    used = chosen_by(inside, known)
+    used = chosen_by(inside, known, _given(inside, pools, find))
     golds = [gold] if gold else [name for name in golden(inside, find) if name not in used]
     if not pool.samples.height or not set(golds) & set(known):
         return []
@@ -66,10 +70,10 @@ def golden(made: Sequence[Commit], find: Find) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def chosen_by(made: Sequence[Commit], scores: Collection[str]) -> set[str]:
-    """Return the scores by which steps choose or weigh, also those that a worked-out score rests on."""
+def chosen_by(made: Sequence[Commit], scores: Collection[str], given: Collection[str] = ()) -> set[str]:
+    """Return the scores by which steps choose or weigh, those `given` to functions among them, also those that a worked-out score rests on."""
     texts = [text for one in made for field in CHOOSING for text in _texts(one.identity.get(field)) if one.verb != "score"]
-    used = {score for name in views.named_in(*texts) if (score := _score_of(name, scores))}
+    used = {score for name in views.named_in(*texts) if (score := _score_of(name, scores))} | set(given)
     values = {name: text for one in made if one.verb == "score" for name, text in _worked_out(one.identity).items()}
     while more := {
         score
@@ -79,6 +83,24 @@ def chosen_by(made: Sequence[Commit], scores: Collection[str]) -> set[str]:
     }:
         used |= more
     return used
+
+
+def _given(made: Sequence[Commit], pools: Sequence[Pool], find: Find) -> set[str]:
+    """Return the scores that functions over tables were given: those of the steps before them. Each may be what they chose by."""
+    before: set[str] = set()
+    found: set[str] = set()
+    for one, own in zip(made, pools, strict=True):
+        found |= before if one.verb == "apply" and _reads_scores(one, find) else set()
+        before |= set(views.score_names(own))
+    return found
+
+
+def _reads_scores(made: Commit, find: Find) -> bool:
+    """Whether a function over tables is given scores; of one that cannot be read any more, nobody can say that it is not."""
+    with suppress(SelfkdError):
+        node = definition(find(str(made.identity["function"])))
+        return node is None or node.args.kwarg is not None or "scores" in parameters(node)
+    return True
 
 
 def _worked_out(identity: Mapping[str, Any]) -> dict[str, str]:

@@ -21,10 +21,11 @@ from selfkd.chain.records import Amendment, Commit, Info, Seal
 from selfkd.chain.run import Run
 from selfkd.chain.standing import Standing
 from selfkd.core import storage
-from selfkd.errors import UsageError
+from selfkd.errors import ChainError, UsageError
 from selfkd.recipe.load import changed
 from selfkd.recipe.schema import Recipe
 
+REFUSED = "Nothing was made. Fork after an earlier round, give the new run more rounds (rounds=N), or leave that change out."
 OWN = ("logs", "leases", "tmp", "updates")  # of one run: who drove it, and what is in progress
 
 
@@ -40,16 +41,22 @@ class Forked:
 
 
 def fork(source: Path, into: Path, after: int, overrides: Sequence[str] = ()) -> Forked:
-    """Make the run `into` of the run `source` as it was when round `after` was sealed, with the recipe that was in force then
-    and these overrides.
+    """Make the run `into` of the run `source` as it was when round `after` was sealed, with the recipe that made the next round and
+    these overrides.
 
     Code stays as it was frozen; what an override names anew is looked for in the working directory. UsageError where `into` is there, the
     round is not sealed, or its weights are gone; ChainError for a change on which the earlier rounds rest.
     """
-    if into.exists():
+    if os.path.lexists(into):  # a link to nothing, too
         raise UsageError("is there already", str(into), "Give the new run another name: --name X")
     old = Run.at(source)
+    if old.folder.resolve() in into.absolute().resolve().parents:
+        raise UsageError(
+            "lies inside the run that it would be made of", str(into), "A run holds no other: name a folder beside it."
+        )
     seal = _seal(old, after)
+    for model in seal.head().values():
+        old.trust.weights(model)  # damaged ones are no beginning
     into.absolute().parent.mkdir(parents=True, exist_ok=True)
     draft = Paths(storage.temporary(into.absolute().parent, f"-{into.name}"))
     try:
@@ -58,6 +65,9 @@ def fork(source: Path, into: Path, after: int, overrides: Sequence[str] = ()) ->
         alike = _kept_steps(draft, recipe, after + 1)
         said = _amended(draft, recipe, old)
         storage.adopt(draft.folder, into.absolute())
+    except ChainError as error:  # speaks of the draft, as if a run lay there
+        where = error.where.replace(str(draft.folder), str(into)).replace(draft.folder.name, into.name)
+        raise ChainError(error.what, where, REFUSED) from None
     finally:
         shutil.rmtree(draft.folder, ignore_errors=True)
     return Forked(into, after, [one.step for one in alike], made, said)
@@ -115,8 +125,8 @@ def _shared(paths: Paths, after: int, following: RoundPaths) -> Iterator[Path]:
 
 
 def _amendments_until(paths: Paths, after: int) -> list[Path]:
-    """Return the amendments under which rounds up to this one were made: those written before it was sealed."""
-    return [path for path in paths.amendments() if records.read(path, Amendment).sealed <= after]
+    """Return the amendments under which these rounds and the next one were made: what was asked for since is no part of a fork."""
+    return [path for path in paths.amendments() if records.read(path, Amendment).sealed <= after + 1]
 
 
 def _link(path: Path, target: Path) -> None:

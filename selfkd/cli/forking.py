@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def fork(run: Path, overrides: Sequence[str], after: int, name: str | None, runs: Path) -> int:
     """Begin a new run as another one was after a round, with changes to its recipe.
 
-    The earlier rounds are shared, and so is each step of the next one that would be made alike. The recipe is the one that was in force
-    when that round was sealed; rewards stay as they were frozen, and files that a change names are looked for in the working directory.
+    The earlier rounds are shared, and so is each step of the next one that would be made alike. The recipe is the one that made
+    the next round; rewards stay as they were frozen, and files that a change names are looked for in the working directory.
     """
     from selfkd.chain.fork import fork as make
 

@@ -44,6 +44,8 @@ def _told(found: Rescored) -> Iterator[str]:
     yield f"  mean     {was:>8}  →  {now}"
     yield f"  kept     {kept[0]:>8}  →  {kept[1]}"
     yield f"  changed  {found.changed.height:>8} values, {found.moved.height} verdicts"
+    if found.as_it_was:
+        yield f"  not run again: {', '.join(found.as_it_was)}; what was made there of the scores is as it was"
     failed = found.rows.filter(pl.col("now").is_null())
     if failed.height:
         yield f"  unscored {failed.height:>8}   first: {failed['why'][0]}"

@@ -40,7 +40,7 @@ def _wins(size: int, sizes: tuple[int, ...], silent: int, k: int) -> float:
     others = list(sizes)
     others.remove(size)
     won = Fraction(0)
-    for votes in range(1, min(size, k) + 1):
+    for votes in range(max(1, k - sum(others) - silent), min(size, k) + 1):  # as many as are left over at the least
         ways = _ways_below(others, votes, silent, k - votes)
         won += math.comb(size, votes) * sum((Fraction(count, ties + 1) for ties, count in ways), Fraction(0))
     return float(won / math.comb(sum(sizes) + silent, k))
@@ -48,11 +48,12 @@ def _wins(size: int, sizes: tuple[int, ...], silent: int, k: int) -> float:
 
 def _ways_below(sizes: Sequence[int], votes: int, silent: int, left: int) -> Iterable[tuple[int, int]]:
     """Return (ties, ways) to draw the `left` answers that others give so that none has more than `votes`, and so many have as many."""
+    free = silent + sum(size for size in sizes if size < votes)  # which cannot reach it, however many of them are drawn
     ways: dict[tuple[int, int], int] = {(0, 0): 1}  # {(drawn, ties): ways}
-    for size in sizes:
+    for size in (size for size in sizes if size >= votes):
         more: dict[tuple[int, int], int] = defaultdict(int)
         for (drawn, ties), count in ways.items():
             for own in range(min(size, votes, left - drawn) + 1):
                 more[drawn + own, ties + (own == votes)] += count * math.comb(size, own)
         ways = more
-    return [(ties, count * math.comb(silent, left - drawn)) for (drawn, ties), count in ways.items()]
+    return [(ties, count * math.comb(free, left - drawn)) for (drawn, ties), count in ways.items()]

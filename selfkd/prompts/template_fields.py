@@ -111,7 +111,7 @@ def _rendered(template: Template, prompt: Mapping[str, Any]) -> str:
 
 
 def columns_with_answer(template: Template, prompts: Collection[Mapping[str, Any]]) -> list[str]:
-    """Return the columns that a template names and that hold the gold answer of every one of these prompts, two at least.
+    """Return the columns that a template shows, by name or otherwise, and that hold the gold answer of every one of these prompts, two at least.
 
     A prompt that states its answer itself, as one of several choices, says nothing of a column.
     """
@@ -121,7 +121,15 @@ def columns_with_answer(template: Template, prompts: Collection[Mapping[str, Any
         {name for name, value in json.loads(one["meta"] or "{}").items() if _states(str(value), one["answer"])}
         for one in telling
     ]
-    return sorted(named.intersection(*held)) if len(held) > 1 else []
+    holding = set.intersection(*held) if len(held) > 1 else set()
+    return sorted(name for name in holding if name in named or any(_shows_column(template, one, name) for one in telling))
+
+
+def _shows_column(template: Template, prompt: Mapping[str, Any], column: str) -> bool:
+    """Whether what a template makes of a prompt changes with a column: `prompt.meta` shows all of them."""
+    values = json.loads(prompt["meta"])
+    others = ({**prompt, "meta": json.dumps({**values, column: _sign(name)})} for name in SAMPLES)
+    return len({_rendered(template, one) for one in others}) > 1
 
 
 def _states(text: str, answer: str) -> bool:

@@ -20,7 +20,7 @@ from selfkd.steps.step import several
 
 # Templates that a model reads. Those of texts that are scored (target, text, second) and the text of a gold answer show it to nobody.
 READ_BY = {
-    "sample": {"template": "whoever answers"},
+    "sample": {"template": "whoever answers", "begin": "whoever answers, as the beginning of the answer"},
     "judge": {"template": "the judge"},
     "score": {"template": "the model that scores", "given": "the model that scores"},
     "measure": {"template": "the model that is measured"},

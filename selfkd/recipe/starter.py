@@ -172,7 +172,7 @@ def _options(answers: Sequence[str]) -> tuple[str, ...]:
     """Return what all answers are one of, if there are so few of them; the same word in other case is one."""
     counts = Counter(answers)
     few = 2 <= len(counts) <= MOST_OPTIONS and len(answers) >= ROWS_PER_OPTION * len(counts)
-    short = all(len(text) <= OPTION_CHARS and "\n" not in text for text in counts)
+    short = all(len(text) <= OPTION_CHARS and "\n" not in text and '"""' not in text for text in counts)  # a reward quotes them
     distinct = len({text.casefold() for text in counts}) == len(counts)
     return tuple(sorted(counts)) if few and short and distinct else ()
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from selfkd.core import yamlfile
 from selfkd.recipe.starter import NUMBER, Found, Kind, Row
 
 REWARD, TEMPLATE = "reward.py", "examples.j2"
@@ -38,12 +40,19 @@ def function_of(kind: Kind) -> str:
 def _line(row: Row) -> str:
     asked = {"prompt": row.messages[0]["content"]} if row.is_one_question else {"messages": list(row.messages)}
     answer = {} if row.answer is None else {"answer": row.answer}
-    return (
-        json.dumps(
-            {**asked, **answer, **{name: value for name, value in row.meta.items() if name not in asked}}, ensure_ascii=False
-        )
-        + "\n"
-    )
+    taken = (
+        "prompt",
+        "messages",
+        "answer",
+    )  # names that the recipe gives to what is asked and to gold: another column of that name moves
+    more = {_free(name, row.meta) if name in taken else name: value for name, value in row.meta.items()}
+    return json.dumps({**asked, **answer, **more}, ensure_ascii=False) + "\n"
+
+
+def _free(name: str, meta: Mapping[str, Any]) -> str:
+    """Return a name for a column of the data that would pass for the question or its gold answer."""
+    name = f"{name}_column"
+    return name if name not in meta else _free(name, meta)
 
 
 def template_text(examples: Sequence[Row]) -> str:
@@ -216,8 +225,8 @@ def recipe_text(found: Found, name: str, model: str) -> str:
 # run      selfkd run {name}.yaml                   first: selfkd run {name}.yaml --plan
 # expect   nobody knows: compare the dev column with row 0, and run a control: selfkd run {name}.yaml --control random-reward --name control
 # fidelity: made by selfkd init; each round goes on from the last one, where ReST-EM trains from the base.
-name: {name}
-model: {model}
+name: {_yaml(name)}
+model: {_yaml(model)}
 rounds: 3
 context: {context}
 prompts:
@@ -230,6 +239,11 @@ steps:
   - train: {{loss: sft, trl: {{learning_rate: [5e-5, 1e-5], num_train_epochs: [2, 1]}}}}  # smaller steps once the form is learned
   - measure: {{reward: {reward}, max_tokens: {measured}}}{"  # room for the untouched model, which was shown no short answers" if measured > tokens else ""}
 """
+
+
+def _yaml(text: str) -> str:
+    """Return a text as YAML reads it back: `null` and `1e5` are no texts there, and a `#` begins a comment."""
+    return yamlfile.dump([text]).strip().removeprefix("- ")
 
 
 def _round_up(number: float, step: int) -> int:

@@ -5,6 +5,7 @@ Its figures are those of `selfkd status`. Folders of the machine that made it do
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -50,9 +51,12 @@ def text(run: Run, reference: str, model: Model, dtype: str, beneath: str) -> st
             notes=[line for line in map(str, lines_of(state)) if line != LEGEND],
             data=[("data", "rows", "from", "licence", "digest"), *_data(run, recipe)],
             lineage=[("round", "began with", "trained from", "weights", "sealed as"), *_lineage(run, model.role)],
-            code=sorted((name, entry.digest[:16]) for name, entry in run.code.items() if "/" in name or "." in name),
+            code=sorted(
+                (_without_folders(name), entry.digest[:16]) for name, entry in run.code.items() if "/" in name or "." in name
+            ),
             amended=len(run.paths.amendments()),
-            recipe=recipe_text(recipe),
+            recipe=(words := recipe_text(recipe)),
+            fence=_fence(words),
             packages=", ".join(f"{name} {version}" for name, version in sorted(run.numerics.get("packages", {}).items())),
             seed=run.info.seed,
             version=selfkd.__version__,
@@ -64,6 +68,11 @@ def text(run: Run, reference: str, model: Model, dtype: str, beneath: str) -> st
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """Return a recipe as YAML with every word that its record has, but for the folders of the machine that made it."""
     return yamlfile.dump(_without_folders(_ordered(recipe))).strip()
+
+
+def _fence(text: str) -> str:
+    """Return the marks around a text in Markdown: more of them than stand anywhere in it."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _ordered(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from selfkd.chain import contents
+from selfkd.chain import contents, filtering
 from selfkd.chain.again import Walk
 from selfkd.chain.run import Run
 from selfkd.core import views
@@ -19,6 +19,7 @@ from selfkd.core.wording import did_you_mean
 from selfkd.errors import UsageError
 from selfkd.rewards.find import wants
 from selfkd.rewards.pool import cut, spread
+from selfkd.steps.apply import ApplyStep
 from selfkd.steps.model_texts import score_rows
 from selfkd.steps.score import rows_for_reward
 
@@ -27,12 +28,16 @@ BATCH, TIMEOUT = 32, 60.0  # rows of one call; seconds of one
 
 @dataclass(frozen=True)
 class Rescored:
-    """A round as it was scored, and as it would have been. `rows` has id, prompt, was, now, why, kept_was, kept_now, one row each sample."""
+    """A round as it was scored, and as it would have been. `rows` has id, prompt, was, now, why, kept_was, kept_now, one row each sample.
+
+    `as_it_was` are steps that may have chosen by the score and were not run again: functions over tables, and those that could not be.
+    """
 
     name: str
     function: str
     index: int
     rows: pl.DataFrame
+    as_it_was: tuple[str, ...] = ()
 
     def mean(self, column: str) -> float | None:
         found = self.rows[column].mean()
@@ -65,9 +70,8 @@ def rescore(run: Run, function: Function, name: str, index: int | None = None) -
     samples = was.pool.samples.filter(pl.col("id").is_in(scored["sample"].implode())).sort("prompt", "id")
     results = _results(function, samples, was.pool)
     would = Walk(run, index, {name: score_rows(samples["id"].to_list(), name, results)})
-    for _ in would:
-        pass
-    return Rescored(name, function.name, index, _rows(samples, name, results, was.pool, would.pool))
+    blind = tuple(one.made.step for one in would if one.why or one.made.verb == ApplyStep.verb)
+    return Rescored(name, function.name, index, _rows(samples, name, results, was.pool, would.pool), blind)
 
 
 def _round(run: Run, index: int | None) -> int:
@@ -89,9 +93,15 @@ def _results(function: Function, samples: pl.DataFrame, pool: Pool) -> list[tupl
 def _rows(samples: pl.DataFrame, name: str, results: list[tuple[float | None, str]], was: Pool, would: Pool) -> pl.DataFrame:
     before = views.with_scores(samples, was).select("id", was=name)
     now = pl.DataFrame({"id": samples["id"], "now": [value for value, _ in results], "why": [why for _, why in results]})
+    learned = bool(was.rows.height or would.rows.height)
     kept = [
-        pl.col("id").is_in(views.live(pool)["id"].implode()).alias(f"kept_{when}")
+        pl.col("id").is_in(_kept(pool, learned).implode()).alias(f"kept_{when}")
         for when, pool in (("was", was), ("now", would))
     ]
     joined = samples.select("id", "prompt", "stream").join(before, on="id").join(now.cast({"now": pl.Float64}), on="id")
     return joined.with_columns(kept).sort("prompt", "id")
+
+
+def _kept(pool: Pool, learned: bool) -> pl.Series:
+    """Return the samples that are learned as good ones; where nothing is ever learned, those that no step dropped."""
+    return filtering.kept(pool) if pool.rows.height or not learned else pool.samples["id"].clear()

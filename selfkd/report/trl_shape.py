@@ -6,7 +6,7 @@ completion, label. Of ranks, TRL has no format: completions and their scores, th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import polars as pl
@@ -21,6 +21,8 @@ WRITERS: dict[str, Callable[[pl.DataFrame, Path], object]] = {
     ".parquet": pl.DataFrame.write_parquet,
     ".jsonl": pl.DataFrame.write_ndjson,
 }
+MARKED = ("kept", "why")  # what became of a sample
+BEFORE, BEHIND = ("id", "stream", "answer"), (*MARKED, "finish_reason", "tokens", "model")  # of a sample's scores
 ABOUT = ("round", "id", "stream", "role", "weight", "samples")  # columns of a row that stand beside those that TRL reads
 
 
@@ -34,17 +36,31 @@ def samples(run: Run, index: int | None = None, where: str | None = None) -> pl.
 
 def _samples(run: Run, index: int, where: str | None) -> pl.DataFrame:
     found = contents.samples(run.paths, index, None, where)
-    frame = contents.with_prompts(run.paths, run.info, views.with_heavy(found.rows, found.pool, ["text"]), found.pool)
-    scores = views.score_names(found.pool)
-    known = ["id", "stream", "answer", *scores, "kept", "why", "finish_reason", "tokens", "model"]
-    return frame.select(
-        pl.lit(index).alias("round"), pl.col("messages").alias("prompt"), _turn("text").alias("completion"), *known
+    names = views.score_names(found.pool)
+    scores = views.with_scores(found.rows.select("id"), found.pool)
+    bare = found.rows.drop(name for name in names if name not in MARKED)
+    frame = contents.with_prompts(run.paths, run.info, views.with_heavy(bare, found.pool, ["text"]), found.pool)
+    frame = frame.select(
+        pl.lit(index).alias("round"), pl.col("messages").alias("prompt"), _turn("text").alias("completion"), *BEFORE, *BEHIND
     )
+    scores = scores.rename({name: _apart("score", name, frame.columns) for name in names})
+    joined = frame.join(scores, on="id", how="left", maintain_order="left")
+    return joined.select(*frame.columns[: -len(BEHIND)], *scores.columns[1:], *BEHIND)
+
+
+def _apart(kind: str, name: str, taken: Collection[str]) -> str:
+    """Return the name of a column, with its kind in front where the table has another one of that name."""
+    return _apart(kind, f"{kind}_{name}", taken) if name in taken else name
 
 
 def rows(run: Run, index: int | None = None, where: str | None = None) -> pl.DataFrame:
     """Return the training rows of all rounds, or of one, all of one kind; UsageError where they are of several, or there are none."""
-    return _of_rounds(run, "rows", lambda number: _rows(run, number, where), index)
+    found = _of_rounds(run, "rows", lambda number: _rows(run, number, where), index)
+    kinds = sorted(found["kind"].unique())
+    if len(kinds) > 1:
+        fix = f"Choose: --where \"kind = '{kinds[0]}'\", or --round"
+        raise UsageError(f"rows are of several kinds ({', '.join(kinds)}), and a trainer reads one", "--rows", fix)
+    return found.drop("kind")
 
 
 def _rows(run: Run, index: int, where: str | None) -> pl.DataFrame:
@@ -52,18 +68,15 @@ def _rows(run: Run, index: int, where: str | None) -> pl.DataFrame:
     frame = found.with_texts("rows").with_columns(pl.lit(index).alias("round"))
     kinds = sorted(frame["kind"].unique())
     if len(kinds) > 1:
-        fix = f"Choose: --where \"kind = '{kinds[0]}'\""
-        raise UsageError(
-            f"round {index} has rows of several kinds ({', '.join(kinds)}), and a trainer reads one", "--rows", fix
-        )
+        return frame.select("kind")  # which is refused
     learned = {
         "pair": [_turn("chosen").alias("chosen"), _turn("rejected").alias("rejected")],
         "label": [_turn("chosen").alias("completion"), _label(frame)],
         "rank": [pl.col("ranked").alias("completions")],
         "kd": [_turn("chosen").alias("completion"), pl.col("teacher_messages").alias("teacher_prompt")],
     }.get(kinds[0] if kinds else "sft", [_turn("chosen").alias("completion")])
-    numbers = _numbers(frame)
-    return frame.select(*ABOUT, pl.col("messages").alias("prompt"), *learned, *numbers)
+    shown = frame.select("kind", *ABOUT, pl.col("messages").alias("prompt"), *learned)
+    return shown.hstack(frame.select(_numbers(frame, shown.columns)))
 
 
 def _turn(column: str) -> pl.Expr:
@@ -77,14 +90,14 @@ def _label(frame: pl.DataFrame) -> pl.Expr:
     return pl.col("label").cast(pl.Boolean) if either else pl.col("label")
 
 
-def _numbers(frame: pl.DataFrame) -> list[pl.Expr]:
+def _numbers(frame: pl.DataFrame, taken: Collection[str]) -> list[pl.Expr]:
     """The numbers of a row's own, a column each."""
     owned: list[str] = frame["columns"].explode().drop_nulls().struct.field("name").unique(maintain_order=True).to_list()
     return [
         pl.col("columns")
         .list.eval(pl.element().filter(pl.element().struct.field("name") == name).struct.field("value"))
         .list.first()
-        .alias(name)
+        .alias(_apart("column", name, taken))
         for name in owned
     ]
 
@@ -95,7 +108,7 @@ def _of_rounds(run: Run, table: str, read: Callable[[int], pl.DataFrame], index:
     if not frames:
         place = "any round" if index is None else f"round {index}"
         raise UsageError(f"no {table} in {place}", str(run.folder), "See the rounds: selfkd status")
-    return pl.concat(frames, how="diagonal_relaxed")
+    return pl.concat([one for one in frames if one.height] or frames[:1], how="diagonal_relaxed")
 
 
 def _in_pool(made: Commit, table: str) -> bool:

@@ -11,6 +11,7 @@ from chains import RECIPE, go, recipe_in
 
 from selfkd.chain.again import Walk
 from selfkd.chain.run import Run
+from selfkd.cli import rescoring
 from selfkd.core.pool import Addition, Pool, shape
 from selfkd.errors import UsageError
 from selfkd.report.rescore import rescore
@@ -137,3 +138,28 @@ def test_a_whole_run_whose_pairs_were_chosen_by_hand_is_found_out(tmp_path: Path
     assert verify(run.folder).problems == []
     problems = verify(run.folder, data=True).problems
     assert len(problems) == 2 and all("build: rows: " in one for one in problems)
+
+
+def test_pairs_that_would_not_be_made_and_scores_that_would_be_dealt_out_otherwise_are_counted(tmp_path: Path) -> None:
+    dealt = RECIPE.replace("  - select:", "  - score: {shuffled: last_number, as: mark}\n  - select:").replace(
+        "last_number = 1", "mark = 1"
+    )
+    none = find_function("mine.py:nothing", [written(tmp_path, "def nothing(completion):\n    return None\n")])
+    for name, text in (("pairs", BUILT), ("dealt", dealt)):
+        run = go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / name)
+        found = rescore(run, none, "last_number", 1)
+        assert found.rows["kept_was"].sum() > 0 == found.rows["kept_now"].sum(), name
+        assert found.as_it_was == ()
+
+
+def test_a_function_over_tables_is_not_run_again_and_that_is_said(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    drops = "pl.DataFrame({'id': scores.filter(pl.col('value') < 1)['sample'], 'reason': 'wrong'})"
+    body = f"import polars as pl\n\n\ndef right(scores):\n    return {{'drops': {drops}}}\n"
+    (tmp_path / "tables.py").write_text(body)
+    text = RECIPE.replace('select: {where: "last_number = 1", per_prompt: 2}', "apply: tables.py:right")
+    run = go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run")
+    none = find_function("mine.py:nothing", [written(tmp_path, "def nothing(completion):\n    return 0.0\n")])
+    assert rescore(run, none, "last_number", 1).as_it_was == ("apply",)
+    assert rescoring.score(run.folder, "mine.py:nothing", "last_number", None, 1) == 0
+    assert "not run again: apply;" in capsys.readouterr().out

@@ -82,3 +82,22 @@ def test_a_caller_may_name_the_gold_that_chose(tmp_path):
     made = run.commits(run.sealed()[1])
     (found,) = filters(run.paths, made, lambda reference: run.function(reference, {}), "right")
     assert found.precision == 1.0 and found.gap.value > 0 and found.relative_gap <= 1
+
+
+def test_a_function_over_tables_that_is_given_gold_may_have_chosen_by_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import polars as pl\n\n\ndef right_ones(samples, scores):\n"
+        "    bad = scores.filter((pl.col('name') == 'right') & (pl.col('value') < 1))\n"
+        "    return {'drops': bad.select(id='sample', reason=pl.lit('wrong'))}\n\n\n"
+        "def short_ones(samples):\n    long = samples.filter(pl.col('chars') % 2 == 0)\n"
+        "    return {'drops': long.select('id', reason=pl.lit('long'))}\n"
+    )
+    apply, rest = "  - apply: {function: mine.py:FN}\n", "  - train: sft\n" + MEASURE
+    for name, text, known in (
+        ("given", HEAD + GOLD + apply.replace("FN", "right_ones") + rest, []),
+        ("before", HEAD + VOTES + apply.replace("FN", "short_ones") + GOLD + rest, ["right"]),
+        ("blind", HEAD + GOLD + apply.replace("FN", "short_ones") + rest, ["right"]),
+    ):
+        run = go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / name)
+        assert [one.gold for one in recorded(run.sealed()[1].notes)] == known, name

@@ -112,11 +112,45 @@ def test_what_cannot_be_forked_leaves_nothing_behind(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["old"]
 
 
+def test_a_fork_of_a_fork_at_the_same_round_keeps_what_the_first_one_changed(old: Run, tmp_path: Path) -> None:
+    first = finished(fork(old.folder, tmp_path / "runs" / "first", 1, ["select.per_prompt=1"]).folder)
+    second = fork(first.folder, tmp_path / "runs" / "second", 1)
+    assert len(second.steps) == 5 and second.changed == []
+    assert end(finished(second.folder)) == end(first)
+
+
+def test_damaged_weights_are_no_beginning(old: Run, tmp_path: Path) -> None:
+    (Path(old.model("policy@round-1").path) / "weights.json").write_text('{"skill": 1.0}')
+    with pytest.raises(ChainError, match="changed after they were committed"):
+        fork(old.folder, tmp_path / "runs" / "new", 1)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["old"]
+
+
 def test_a_round_whose_weights_were_taken_away_is_refused_with_those_that_are_there(tmp_path: Path) -> None:
     old = go(recipe_in(tmp_path, RECIPE, "rounds=3", "keep={last: 1, base: true}"), tmp_path / "runs" / "old")
     with pytest.raises(UsageError, match="not on disk any more") as refused:
         fork(old.folder, tmp_path / "runs" / "new", 1)
     assert "Rounds whose weights are there: 0, 3" in str(refused.value)
+
+
+@pytest.mark.parametrize(("after", "words"), [(2, ["rounds=1"]), (3, ["select.per_prompt=1"]), (1, ["seed=4"])])
+def test_what_cannot_be_changed_is_said_of_the_new_run_and_not_of_its_draft(
+    old: Run, tmp_path: Path, after: int, words: list[str]
+) -> None:
+    into = tmp_path / "runs" / "new"
+    with pytest.raises(ChainError) as refused:
+        fork(old.folder, into, after, words)
+    said = str(refused.value)
+    assert str(into) in said and "-new" not in said and "selfkd resume" not in said and "Nothing was made" in said
+
+
+def test_a_run_is_not_forked_into_itself_nor_over_a_link_to_nothing(old: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="lies inside the run"):
+        fork(old.folder, old.folder / "more" / "new", 1)
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match="is there already"):
+        fork(old.folder, tmp_path / "runs" / "link", 1)
+    assert not (old.folder / "more").exists()
 
 
 def test_a_name_that_is_taken_is_refused(old: Run, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ GOLD, TRAIN = "{{ of.text }} {{ prompt.answer }}", "\n  - train: sft"
 SAMPLED = "sample: {max_tokens: 64}\n  - "
 FORMS = {
     "template of sample": "sample: {template: '{{ prompt.answer }}' TOLD}",
+    "begin of sample": "sample: {begin: 'It is {{ prompt.answer }}' TOLD}",
     "template of judge": SAMPLED + f"judge: {{template: '{GOLD}', highest: 5 TOLD}}",
     "template of score": SAMPLED + f"score: {{logprob: policy@base, template: '{GOLD}' TOLD}}",
     "given of score": SAMPLED
@@ -72,6 +73,22 @@ def test_a_column_that_holds_the_answer_of_each_prompt_is_gold_too_and_one_that_
     assert found("sample: {template: '{{ prompt.rubric }} {{ prompt.level }} {{ prompt }}'}") == []
     stated = RECIPE.replace("1 + 1?", "1 + 1: 2 or 3?").replace("2 + 2?", "2 + 2: 4 or 5?")
     assert found("sample: {template: '{{ prompt.solution }}'}", stated) == []  # a prompt with choices states its answer itself
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ prompt.meta }}",
+        "{% for name, value in prompt.meta.items() %}{{ value }}{% endfor %}",
+        "{{ prompt.meta.get('solution') }}",
+        "{% set one = prompt %}{{ one.solution }}",
+        "{{ [prompt] | map(attribute='solution') | join }}",
+    ],
+)
+def test_a_column_that_holds_the_answer_is_found_by_what_a_template_makes_of_it_too(template):
+    [problem] = found(f'sample: {{template: "{template} {{{{ prompt }}}}"}}')
+    assert "'template' shows 'solution', which holds the gold answer, to whoever answers" in problem
+    assert found("sample: {template: '{{ prompt.meta.rubric }} {{ prompt.meta.get(1) }} {{ prompt }}'}") == []
 
 
 def test_a_student_that_sees_what_its_sampler_was_asked_sees_the_gold_answer_that_this_one_was_told():

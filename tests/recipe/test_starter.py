@@ -108,6 +108,31 @@ def test_whatever_an_example_says_the_teacher_sees_it_as_it_is(tmp_path: Path, q
     assert asked[0]["content"].strip() == question.strip() and asked[1]["content"].strip() == answer.strip()
 
 
+def test_a_column_that_is_called_as_gold_is_and_is_not_gold_stays_beside_it(tmp_path: Path, capsys) -> None:
+    rows = [{"q": f"{a}+1?", "solution": f"{a + 1}", "answer": "hm", "answer_column": "x", "prompt": "y"} for a in range(40)]
+    words = ("--prompt", "q", "--answer", "solution", "--model", "fake")
+    assert main(["init", str(written(tmp_path, rows)), str(tmp_path / "mine"), *words]) == 0
+    first = json.loads((tmp_path / "mine" / "train.jsonl").read_text().splitlines()[0])
+    assert first["answer"] == str(int(first["prompt"].partition("+")[0]) + 1)
+    rest = {name: value for name, value in first.items() if name not in ("prompt", "answer")}
+    assert rest == {"answer_column_column": "hm", "answer_column": "x", "prompt_column": "y"}
+    recipe = load(str(tmp_path / "mine" / "mine.yaml"))
+    assert lint(recipe).ok
+
+
+@pytest.mark.parametrize(("name", "model"), [("null", "fake"), ("1e5", "fake"), ("yes", "a model #1: mine")])
+def test_names_that_yaml_reads_otherwise_are_quoted(tmp_path: Path, name: str, model: str, capsys) -> None:
+    assert main(["init", str(written(tmp_path, SUMS)), str(tmp_path / name), "--model", model]) == 0
+    recipe = load(str(tmp_path / name / f"{name}.yaml"))
+    assert (recipe.name, recipe.model) == (name, model)
+
+
+def test_options_that_no_docstring_holds_are_marked_as_short_answers(tmp_path: Path, capsys) -> None:
+    rows = [{"question": f"Pick {a}", "answer": ('yes"""', "no")[a % 2]} for a in range(60)]
+    assert main(["init", str(written(tmp_path, rows)), str(tmp_path / "mine"), "--model", "fake"]) == 0
+    assert "  short: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [

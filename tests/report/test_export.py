@@ -140,6 +140,19 @@ def test_the_card_has_the_hubs_fields_and_the_figures_of_status(tmp_path: Path) 
     assert str(tmp_path) not in card
 
 
+def test_the_card_names_no_folder_of_code_and_no_mark_in_a_template_ends_its_recipe(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
+    (tmp_path / "told.j2").write_text("Say: {{ prompt }}")
+    text = RECIPE.replace("reward/number.py:last_number", f"{tmp_path}/mine.py:right").replace("last_number", "right")
+    text = text.replace("max_tokens: 64", f"max_tokens: 64, template: {tmp_path}/told.j2")
+    text = text.replace("  - train:", '  - build: {view: "Solve\\n```\\n# Mine\\n{{ prompt }}"}\n  - train:')
+    run = go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run")
+    card = exporting.model_card.text(run, "policy", run.named("policy"), "fp32", "")
+    assert str(tmp_path) not in card and "`mine.py:right`" in card and "`told.j2`" in card
+    recipe = yaml.safe_load(card.partition("````yaml\n")[2].partition("\n````\n")[0])
+    assert recipe["steps"][3]["build"]["view"] == "Solve\n```\n# Mine\n{{ prompt }}" and "steps" in recipe and "keep" in recipe
+
+
 def test_a_model_and_data_of_the_hub_are_named_to_it(tmp_path: Path) -> None:
     run = go(recipe_in(tmp_path), tmp_path / "run")
     recipe = {**run.info.recipe, "prompts": {"train": {"hub": "openai/gsm8k"}, "dev": {"file": "/home/me/dev.jsonl"}}}
@@ -212,7 +225,37 @@ def test_the_numbers_of_a_row_stand_in_columns_of_their_own(tmp_path: Path) -> N
     frame = pl.DataFrame(
         {"columns": [numbers, None]}, schema={"columns": pl.List(pl.Struct({"name": pl.String, "value": pl.Float64}))}
     )
-    assert json.loads(frame.select(trl_shape._numbers(frame)).write_json()) == [
+    assert json.loads(frame.select(trl_shape._numbers(frame, ())).write_json()) == [
         {"edge": 0.5, "bias": None},
         {"edge": None, "bias": None},
     ]
+
+
+def test_scores_and_numbers_that_are_called_as_a_column_of_the_table_stand_beside_it(tmp_path: Path) -> None:
+    names = ("round", "completion", "answer", "kept", "why")
+    more = "".join(f"  - score: {{value: last_number + 1, as: {name}}}\n" for name in names)
+    own = ", ".join(f"{name}: last_number" for name in ("id", "round", "prompt", "completion", "samples", "role"))
+    text = RECIPE.replace("  - select:", more + "  - select:", 1)
+    text = text.replace("  - train:", f"  - build: {{columns: {{{own}}}}}\n  - train:")
+    run = go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run")
+    table = trl_shape.samples(run, 1)
+    assert table.columns[:6] == ["round", "prompt", "completion", "id", "stream", "answer"]
+    assert all((table[f"score_{name}"] == table["last_number"] + 1).all() for name in names)
+    assert table["kept"].dtype == pl.Boolean and table["answer"].dtype == pl.String and set(table["round"]) == {1}
+    rows = trl_shape.rows(run, 1)
+    assert rows["column_prompt"].to_list() == rows["column_id"].to_list() == [1.0] * rows.height
+    assert rows["prompt"].dtype == pl.List and rows["id"].dtype == pl.String
+
+
+def test_rounds_that_learned_from_rows_of_other_kinds_are_not_mixed(tmp_path: Path) -> None:
+    go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    pairs = RECIPE.replace(
+        "  - select:", "  - build: {kind: pair, chosen: last_number = 1, rejected: last_number < 1}\n  - select:"
+    )
+    amended = recipe_in(tmp_path, pairs.replace("loss: sft", "loss: dpo"), "rounds=2")
+    run = go(amended, tmp_path / "run", amend=True)
+    with pytest.raises(UsageError, match=r"several kinds \(pair, sft\)"):
+        trl_shape.rows(run)
+    assert "chosen" in trl_shape.rows(run, 2).columns and "chosen" not in trl_shape.rows(run, 1).columns
+    assert "chosen" not in trl_shape.rows(run, None, "kind = 'sft'").columns
+    assert "completion" not in trl_shape.rows(run, None, "kind = 'pair'").columns
