@@ -104,7 +104,7 @@ def test_the_code_of_the_notebook_page_runs_as_printed(here, monkeypatch):
     (here / "mine.yaml").write_text(
         RECIPE.replace("reward/number.py:last_number", "mine.py:right").replace("last_number", "right")
     )
-    monkeypatch.setattr("selfkd.chain.drive.read_machine", lambda path: selfkd.Machine(backend="fake"))
+    monkeypatch.setattr("selfkd.report.notebook.read_machine", lambda path: selfkd.Machine(backend="fake"))
     blocks = consoles.blocks(consoles.DOCS / "notebook.md", "python")
     scope: dict = {}
     for block in blocks:

@@ -41,7 +41,7 @@ def test_the_recipe_and_the_reward_of_the_readme_make_a_chain(tmp_path, monkeypa
     exec(reward, scope)
     [examples] = doctest.DocTestFinder(exclude_empty=False).find(scope["right"], "right", module=False, globs=scope)
     assert doctest.DocTestRunner(verbose=False).run(examples) == doctest.TestResults(failed=0, attempted=1)
-    monkeypatch.setattr("selfkd.chain.drive.read_machine", lambda path: Machine(backend="fake"))
+    monkeypatch.setattr("selfkd.report.notebook.read_machine", lambda path: Machine(backend="fake"))
     exec(notebook, {})
     assert len(Run.at(tmp_path / "runs/mine").sealed()) == 1 + load("mine.yaml").rounds
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from contextlib import closing, suppress
-from pathlib import Path
 
 from selfkd.backend.bf16 import flags_here
 from selfkd.backend.choose import on_cards, open_backend
-from selfkd.backend.machine import Machine, read_machine
 from selfkd.backend.model_sizes import Sizes, sizes_of
 from selfkd.backend.ray.cluster import is_private
 from selfkd.chain import numerics
@@ -19,29 +17,6 @@ from selfkd.core.lease import holder
 from selfkd.core.yamlfile import Problems
 from selfkd.errors import BusyError
 from selfkd.recipe import fit, targets
-from selfkd.recipe.load import load
-from selfkd.recipe.schema import Recipe
-
-
-def run(
-    recipe: Recipe | str | Path,
-    folder: str | Path,
-    machine: Machine | str | Path | None = None,
-    watch: Watch = nobody,
-    amended: bool = False,
-) -> Run:
-    """Start the run in `folder`, or go on with it, to its end. Safe to repeat: whatever is committed is read back.
-
-    `recipe` may be the name or path of a recipe file, and `machine` the path of a machine file.
-    `watch` is called with each event, a dict with the keys `event` and `t`. To end the run it raises `selfkd.errors.Stopped`;
-    any other Exception of it is noted once, and the run goes on.
-    Raises the errors of `selfkd.errors`; whatever happens, what was committed stays.
-    """
-    if not isinstance(machine, Machine):
-        machine = read_machine(Path(machine) if machine else None)
-    opened = Run.open(recipe if isinstance(recipe, Recipe) else load(str(recipe)), Path(folder), machine, amended)
-    go_on(opened, watch)
-    return opened
 
 
 def go_on(opened: Run, watch: Watch = nobody) -> None:

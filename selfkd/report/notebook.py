@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
-from selfkd.backend.machine import Machine
+from selfkd.backend.machine import Machine, read_machine
 from selfkd.chain import contents, drive
 from selfkd.chain import run as chain
 from selfkd.chain.attempt import Watch, nobody
 from selfkd.chain.fork import Forked, fork
 from selfkd.core.files import builtin_folder
 from selfkd.errors import SelfkdError
+from selfkd.recipe.load import load
 from selfkd.recipe.schema import Recipe
 from selfkd.report import status
 from selfkd.report.rescore import Rescored, rescore
@@ -116,5 +116,8 @@ def run(
     any other Exception of it is noted once, and the run goes on.
     Raises the errors of `selfkd.errors`; whatever happens, what was committed stays.
     """
-    made: Any = drive.run(recipe, folder, machine, watch, amended)
-    return Run(made.paths, made.recipe, made.machine, made.info)
+    if not isinstance(machine, Machine):
+        machine = read_machine(Path(machine) if machine else None)
+    opened = Run.open(recipe if isinstance(recipe, Recipe) else load(str(recipe)), Path(folder), machine, amended)
+    drive.go_on(opened, watch)
+    return opened

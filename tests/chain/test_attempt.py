@@ -16,10 +16,10 @@ from chains import end, go, recipe_in
 from selfkd.backend.fake import Fake
 from selfkd.backend.machine import Machine
 from selfkd.chain.attempt import Attempt, Watch
-from selfkd.chain.drive import run as run_to_the_end
 from selfkd.chain.loop import walk
 from selfkd.chain.run import Run
 from selfkd.errors import Stopped
+from selfkd.report.notebook import run as run_to_the_end
 
 
 @pytest.fixture(scope="module")

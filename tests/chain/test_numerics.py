@@ -19,7 +19,7 @@ from selfkd.chain.records import Numerics
 from selfkd.chain.run import Run
 from selfkd.core import digest, facts
 from selfkd.errors import BackendError, ChainError, UsageError
-from selfkd.report import status
+from selfkd.report import notebook, status
 from selfkd.report.tables import print_rounds
 from selfkd.report.verify import verify
 
@@ -199,7 +199,7 @@ def machine(folder: Path, text: str) -> Machine:
 def driven(folder: Path, text: str, monkeypatch, events: list[dict[str, Any]] | None = None, rounds: int = 1) -> Run:
     monkeypatch.setattr(drive, "open_backend", lambda machine, numerics, log, say: Picky(numerics))
     watch = events.append if events is not None else lambda event: None
-    return drive.run(recipe_in(folder, RECIPE, f"rounds={rounds}"), folder / "run", machine(folder, text), watch)
+    return notebook.run(recipe_in(folder, RECIPE, f"rounds={rounds}"), folder / "run", machine(folder, text), watch)
 
 
 def test_numerics_that_no_engine_came_up_with_may_be_corrected_and_the_same_command_goes_on(tmp_path, monkeypatch):

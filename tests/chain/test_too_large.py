@@ -15,6 +15,7 @@ from selfkd.core.accelerator import Accelerator, Card
 from selfkd.errors import UsageError
 from selfkd.recipe import fit
 from selfkd.recipe.load import load
+from selfkd.report import notebook
 
 SIZES = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 128,
@@ -44,7 +45,7 @@ def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_model_that_is_too_large_is_refused_before_anything_starts(opened) -> None:
     with pytest.raises(UsageError, match=r"card 1, training: 6\.3 billion parameters need at least") as caught:
-        drive.run(opened().recipe, opened().folder, Machine(dtype="float32", threads=1))
+        notebook.run(opened().recipe, opened().folder, Machine(dtype="float32", threads=1))
     assert "and there are 24.0. What would fit: " in caught.value.what
 
 
