@@ -25,6 +25,7 @@ ANY_WIDTH = 10_000  # characters: no table is wider
 LEGEND = "[ ]: 95 % intervals; vs. base: on the same prompts; kept: samples no step dropped; stages in seconds"
 BAR_WIDTH = 20  # characters
 UPDATE = "steps"  # the unit of a training's progress
+FEW_KEPT = 0.02  # below this share of the samples, what a round learns rests on few lucky answers
 LOW_SURVIVAL = 0.5  # below this share of an update in the engine, most of what was learned is not served
 MUCH_CUT = 0.1  # above this share of answers cut at the limit, a change may be one of length
 SHOWN_SECONDS = 0.5  # a stage that took less is left out of a round's line
@@ -227,6 +228,9 @@ def warnings(summary: RoundSummary, newest: bool) -> Iterator[Text]:
             yield Text(f"{name}: {_titled(title, measured)} {said}", "yellow")
         if _scored(measured):
             yield Text(f"{name}: {_titled(title, measured)} {_scored(measured)}", "yellow")
+    if summary.samples and summary.kept is not None and 0 < summary.kept < FEW_KEPT * summary.samples:
+        fact = f"{name} kept {summary.kept} of {summary.samples} samples, and all that it learned is in those."
+        yield Text(f"{fact} Look at what drops the others: selfkd show --where 'NOT kept'", "yellow")
     if not summary.accepted:
         yield Text(f"{name} was rolled back: {summary.why}", "yellow")
     if _little_survived(summary):

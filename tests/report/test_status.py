@@ -319,3 +319,12 @@ def measured_as(rounds: list[status.RoundSummary], score: str) -> list[status.Ro
     return [
         replace(row, measured={split: replace(found, score=score) for split, found in row.measured.items()}) for row in rounds
     ]
+
+
+def test_a_round_that_kept_next_to_nothing_says_so(done: Path) -> None:
+    state = status.read(done)
+    few = replace(state.rounds[1], kept=2, samples=160)
+    said = printed(replace(state, rounds=[state.rounds[0], few]))
+    assert "round 1 kept 2 of 160 samples" in said
+    assert "all that it learned" not in printed(state)
+    assert "all that it learned" not in printed(replace(state, rounds=[state.rounds[0], replace(few, kept=4)]))
