@@ -369,6 +369,8 @@ def try_reward(function: str, data: Path, n: int, out: Path | None, on: Path | N
         trial.print_summary(results, tables.console(), f"   {out}")
     else:
         trial.print_scored(rows, results, found.name, tables.console())
+    if line := trial.stand_ins(rows):
+        print(line)
     if said:
         print(said, file=sys.stderr)
     return 1 if said else 0

@@ -100,6 +100,7 @@ def _marks(into: Path, name: str, pairs: list[tuple[Any, str | None]]) -> float:
             "answer": row.answer,
             "meta": dict(row.meta),
             "sample": {},
+            "gold": False,
             "token_ids": None,
         }
         for number, (row, said) in enumerate(pairs)

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from selfkd.core.hardware import usable_cores
 from selfkd.core.pool import Function
+from selfkd.core.wording import counted
 from selfkd.errors import UsageError
 from selfkd.prompts.read import check_text, make_prompt
 from selfkd.prompts.rows import rows_of_file
@@ -54,16 +55,19 @@ def read_rows(path: Path, n: int | None = None) -> list[dict[str, Any]]:
 
 
 def _row(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or "completion" not in value:
+    if not isinstance(value, Mapping):
         raise UsageError("a row needs a column 'completion'", place, ROW_FORM)
     prompt = _prompt({name: cell for name, cell in value.items() if name not in ("completion", "completion_ids")}, place)
     number = re.search(r"[0-9]+$", place)
+    if "completion" not in value and prompt["answer"] is None:
+        raise UsageError("a row needs a column 'completion', or a gold answer to try in its place", place, ROW_FORM)
     return {
         "line": int(number[0]) if number else 0,
         "group": json.dumps([prompt["messages"], prompt["answer"]]),
         "prompt": text_of(prompt["messages"]),
         "messages": prompt["messages"],
-        "completion": _completion(value["completion"], place),
+        "completion": _completion(value.get("completion", prompt["answer"]), place),
+        "gold": "completion" not in value,
         "answer": prompt["answer"],
         "meta": prompt["meta"],
         "sample": {},
@@ -89,6 +93,12 @@ def _completion(value: Any, place: str) -> str:
         raise UsageError("the completion must be text, or a list of one message of the assistant", place, ROW_FORM)
     check_text(value, place)
     return value
+
+
+def stand_ins(rows: Sequence[dict[str, Any]]) -> str:
+    """Return that gold answers were tried, where rows have no completion; '' where all have one."""
+    count = sum(row["gold"] for row in rows)
+    return f"{counted(count, 'row')} without a completion: the gold answer is tried, which should score well." if count else ""
 
 
 def score(function: Function, rows: Sequence[dict[str, Any]], prints: bool = False) -> list[Result]:
@@ -140,7 +150,7 @@ def print_summary(results: Sequence[Result], to: Console, more: str = "") -> Non
 def as_data(rows: Sequence[dict[str, Any]], results: Sequence[Result], name: str, failed: str) -> dict[str, Any]:
     """Return what was scored for a program: each row's line, completion, value and reason, and why the function failed, if it did."""
     scored = [
-        {"line": row["line"], "completion": row["completion"], "value": value, "why": why or ""}
+        {"line": row["line"], "completion": row["completion"], "gold": row["gold"], "value": value, "why": why or ""}
         for row, (value, why) in zip(rows, results, strict=True)
     ]
     return {"function": name, "rows": scored, "failed": failed}

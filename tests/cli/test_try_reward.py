@@ -93,6 +93,14 @@ def test_what_a_run_would_refuse_is_refused_with_its_line(content, said):
     assert str(caught.value).startswith(said)
 
 
+def test_rows_that_nobody_has_answered_yet_are_tried_with_their_gold_answers(said):
+    Path("mine.py").write_text("def right(completion, answer):\n    return float(answer in completion)\n")
+    Path("rows.jsonl").write_text('{"question": "a", "answer": "4"}\n{"question": "b", "answer": "5", "completion": "6"}\n')
+    text = said("try", "mine.py:right", "rows.jsonl")
+    assert "2 of 2 scored, mean 0.5" in text
+    assert "1 row without a completion: the gold answer is tried" in text
+
+
 def test_other_kinds_of_files_are_read_too_and_rows_keep_their_order():
     Path("rows.csv").write_text("prompt,completion,answer\nz,4,4\nb,5,5\nz,6,4\n")
     rows = read_rows(Path("rows.csv"))
