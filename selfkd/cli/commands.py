@@ -312,7 +312,8 @@ def lint(
 
     which = _which(recipe)
     tell_person: Callable[..., None] = (lambda *lines: None) if as_json else partial(print, sep="\n", flush=True)
-    tell_person(*filter(None, [which]))
+    if which:
+        tell_person(which)
     words, machine = read(recipe, overrides, small, control, _steps_taken(steps_of, control)), read_machine(on)
     allowed = machine.environment
     doctests = Doctests(words, allowed)
