@@ -57,6 +57,7 @@ def _print(command: str, code: int, data: Any = None, error: Any = None) -> None
 def plain(value: Any) -> Any:
     """Return a value as JSON has it: dataclasses as objects, paths as texts, a number that is none as null.
 
+    >>> from pathlib import Path
     >>> plain({"at": Path("runs/star"), "loss": float("nan"), "rounds": (1, 2)})
     {'at': 'runs/star', 'loss': None, 'rounds': [1, 2]}
     """
