@@ -214,7 +214,12 @@ def generated_tokens(paths: Paths, commit: Commit) -> int:
     if not asks or "samples" not in commit.tables:
         return 0
     files = [paths.folder / path for path in commit.tables["samples"].files]
-    return int(scan("samples", files).select(pl.col("tokens").sum()).collect().item())
+    try:
+        return int(scan("samples", files).select(pl.col("tokens").sum()).collect().item())
+    except pl.exceptions.PolarsError as error:  # it is read here before an attempt hashes what it trusts
+        wrong = storage.damaged(commit.files, paths.folder, rehash=True) or [f"a table cannot be read: {error}"]
+        fix = f"Restore it from a copy. All damage: selfkd verify {paths.folder}"
+        raise ChainError("; ".join(wrong), str(paths.folder), fix) from error
 
 
 def generated_in(paths: Paths, seal: Seal) -> int:

@@ -152,6 +152,17 @@ def test_a_changed_file_that_a_later_round_reads_is_found_before_it_is_used(tmp_
         go(recipe, tmp_path / "run")
 
 
+def test_a_table_whose_very_form_is_damaged_is_named_like_any_other(tmp_path):
+    """The end of a Parquet file says what is in it: no reader gets past that, and some look before anything is hashed."""
+    run = go(recipe_in(tmp_path, RECIPE, "rounds=1"), tmp_path / "run")
+    path = next((run.folder / "round-001").glob("01-sample/*.parquet"))
+    content = bytearray(path.read_bytes())
+    content[-40:-8] = bytes(32)
+    path.write_bytes(content)
+    with pytest.raises(ChainError, match=rf"{path.name} was changed after it was committed"):
+        go(recipe_in(tmp_path, RECIPE, "rounds=2"), tmp_path / "run")
+
+
 def test_a_folder_of_weights_is_hashed_once_in_an_attempt(tmp_path, monkeypatch):
     text = RECIPE.replace("{loss: sft}", "{loss: sft, from: base}")
     go(recipe_in(tmp_path, text, "rounds=1"), tmp_path / "run")
