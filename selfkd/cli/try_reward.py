@@ -61,17 +61,23 @@ def _row(value: Any, place: str) -> dict[str, Any]:
     number = re.search(r"[0-9]+$", place)
     if "completion" not in value and prompt["answer"] is None:
         raise UsageError("a row needs a column 'completion', or a gold answer to try in its place", place, ROW_FORM)
+    completion, gold = _completion(value.get("completion", prompt["answer"]), place), "completion" not in value
+    return reward_row(prompt, completion, int(number[0]) if number else 0, gold, value.get("completion_ids"))
+
+
+def reward_row(prompt: Mapping[str, Any], completion: str, line: int, gold: bool = False, ids: Any = None) -> dict[str, Any]:
+    """Return a row in the form rewards take, of a prompt's messages, answer and meta. `gold`: its answer stands for a completion."""
     return {
-        "line": int(number[0]) if number else 0,
+        "line": line,
         "group": json.dumps([prompt["messages"], prompt["answer"]]),
         "prompt": text_of(prompt["messages"]),
         "messages": prompt["messages"],
-        "completion": _completion(value.get("completion", prompt["answer"]), place),
-        "gold": "completion" not in value,
+        "completion": completion,
+        "gold": gold,
         "answer": prompt["answer"],
         "meta": prompt["meta"],
         "sample": {},
-        "token_ids": value.get("completion_ids"),
+        "token_ids": ids,
     }
 
 
